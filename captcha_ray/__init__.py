@@ -1,0 +1,17 @@
+"""Reads text in small images, in bulk: shards, training, search and nightly inference on Ray; arithmetic in PyTorch."""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from captcha_ray.recognizer import Reading, Recognizer
+
+__all__ = ["Reading", "Recognizer"]
+
+
+def __getattr__(name: str) -> Any:
+    """Imports the recognizer, and with it torch, when it is first asked for."""
+    if name in __all__:
+        from captcha_ray import recognizer  # noqa: PLC0415 -- importing torch takes seconds
+
+        return getattr(recognizer, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,54 @@
+"""The ordered alphabet of a model, as a value. Order is part of a model's identity: class k is character k."""
+
+import dataclasses
+from collections.abc import Iterable
+
+import numpy as np
+import numpy.typing as npt
+
+from captcha_ray.config import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class Charset:
+    """An ordered set of single characters.
+
+    Raises InputError if it is empty or holds a character twice.
+    """
+
+    characters: str
+
+    def __post_init__(self) -> None:
+        if not self.characters:
+            raise InputError("the charset is empty")
+        if len(set(self.characters)) != len(self.characters):
+            raise InputError(f"the charset {self.characters!r} holds a character twice")
+
+    @classmethod
+    def found_in(cls, texts: Iterable[str]) -> "Charset":
+        """The characters of all texts, sorted by code point. Raises InputError if there are none."""
+        return cls("".join(sorted(set().union(*texts))))
+
+    def __len__(self) -> int:
+        return len(self.characters)
+
+    def unknown_in(self, text: str) -> str:
+        """The characters of `text` that are not in the alphabet, each once, in order of appearance."""
+        return "".join(dict.fromkeys(c for c in text if c not in self.characters))
+
+    def encode(self, texts: list[str], slots: int) -> npt.NDArray[np.int64]:
+        """Texts of exactly `slots` characters -> class indices, int64 (len(texts), slots).
+
+        Raises InputError for an unknown character or another length.
+        """
+        index = {c: i for i, c in enumerate(self.characters)}
+        for text in texts:
+            if len(text) != slots:
+                raise InputError(f"label {text!r} has {len(text)} characters where the network reads {slots}")
+            if unknown := self.unknown_in(text):
+                raise InputError(f"label {text!r} holds {unknown!r}, which the charset {self.characters!r} lacks")
+        return np.array([[index[c] for c in text] for text in texts], np.int64).reshape(len(texts), slots)
+
+    def decode(self, classes: npt.NDArray[np.integer]) -> list[str]:
+        """Class indices, integer (N, slots) -> N texts."""
+        return ["".join(self.characters[k] for k in row) for row in classes]

@@ -1,0 +1,108 @@
+"""Connects to Ray and says at once, in one sentence, when a request cannot fit. Starts no work of its own."""
+
+import contextlib
+import dataclasses
+import importlib
+import logging
+import os
+import socket
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import ray
+import ray.data
+
+from captcha_ray.config import InputError
+
+QUIET = {
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # Ray Train sees the end of training this late at most
+}
+"""Settings of Ray that only a person at one machine notices; what the environment says goes first."""
+
+
+CONNECT_TIMEOUT_S = 10
+"""How long the address of a cluster may take to accept a connection."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Cluster:
+    """What work may ask for. embedded: whether Ray was started by this process, on this machine alone."""
+
+    num_cpus: int
+    num_gpus: int
+    embedded: bool
+
+
+@contextlib.contextmanager
+def connect(meanwhile: str = "") -> Iterator[Cluster]:
+    """The cluster that `RAY_ADDRESS` names, or a Ray started here that ends with the block.
+
+    meanwhile: name of a module to import while Ray starts; torch and Ray take four seconds each, on two cores both at
+    once. An already connected process (a test, a notebook) keeps its connection. Raises InputError where the address
+    does not answer.
+    """
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    address = os.environ.get("RAY_ADDRESS")
+    ours = not ray.is_initialized()
+    importing = threading.Thread(target=importlib.import_module, args=(meanwhile,)) if meanwhile else None
+    if importing:
+        importing.start()
+    if ours:
+        try:
+            if address:
+                _check_answers(address)
+                ray.init(address=address, logging_level=logging.WARNING)
+            else:
+                # Token authentication is Ray's default here and stays on; this spares its announcement at every start.
+                logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
+                # "local", because without an address Ray joins whatever cluster was last started on this machine, or
+                # waits for it in vain where it is gone.
+                ray.init("local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+        except (ConnectionError, RuntimeError) as error:
+            where = f"no Ray cluster answers at {address}" if address else "Ray does not start on this machine"
+            raise InputError(f"{where}: {str(error).splitlines()[0]}") from error
+    if importing:
+        importing.join()
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.execution_options.preserve_order = True
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    try:
+        resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+        yield Cluster(int(resources.get("CPU", 0)), int(resources.get("GPU", 0)), embedded=not address)
+    finally:
+        if ours:
+            ray.shutdown()
+
+
+def _check_answers(address: str) -> None:
+    """Raises InputError unless something listens at `[ray://]host:port`; Ray itself would go on trying for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit():
+        return  # "auto", "local" and the like are Ray's to resolve
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), CONNECT_TIMEOUT_S).close()
+    except OSError as error:
+        raise InputError(f"no Ray cluster answers at {address}: {error.strerror or error}") from error
+
+
+def _nodes() -> list[dict[str, Any]]:
+    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+    return nodes
+
+
+def check_fits(num_workers: int, cpus_per_worker: int, use_gpu: bool) -> None:
+    """Raises InputError where no placement of the workers on the nodes there are can ever hold them."""
+    nodes = [node["Resources"] for node in _nodes() if node["Alive"]]
+    fitting = sum(
+        min(int(n.get("CPU", 0)) // cpus_per_worker, int(n.get("GPU", 0)) if use_gpu else num_workers) for n in nodes
+    )
+    if fitting < num_workers:
+        have = f"{sum(n.get('CPU', 0) for n in nodes):.0f} CPUs and {sum(n.get('GPU', 0) for n in nodes):.0f} GPUs"
+        want = f"{cpus_per_worker} CPU{'s' * (cpus_per_worker > 1)}{' and 1 GPU' if use_gpu else ''}"
+        raise InputError(
+            f"{num_workers} workers of {want} each do not fit: the cluster has {have} on {len(nodes)} node(s), "
+            f"room for {fitting}"
+        )

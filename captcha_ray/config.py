@@ -1,0 +1,332 @@
+"""What each job may be told: one frozen dataclass a job, the docstring under a field is its `--help`.
+
+Checks what can be checked without looking at any data. Does not read files, does not know Ray or torch.
+"""
+
+import dataclasses
+import difflib
+import json
+import math
+import re
+from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
+
+Labels = Literal["folder", "filename", "table"]
+Network = Literal["glyph_vgg", "multi_head_cnn"]
+Optimizer = Literal["sgd", "rmsprop", "adam", "adamw"]
+Precision = Literal["auto", "fp32", "bf16"]
+Schedule = Literal["constant", "one_cycle"]
+
+DEMO = "demo"
+"""Folder, relative to where a job is started, in which jobs without arguments keep what they make."""
+
+
+MAX_MAX_PIXELS = 178_956_970
+"""Pixels above which Pillow refuses an image whatever it is told: twice its `MAX_IMAGE_PIXELS`."""
+
+
+class InputError(Exception):
+    """Something only the user can mend, said in one sentence. Jobs print it and exit with status 2."""
+
+
+def check(ok: bool, sentence: str) -> None:
+    """Raises InputError(sentence) unless `ok`."""
+    if not ok:
+        raise InputError(sentence)
+
+
+def check_keys(given: list[str], known: list[str], what: str) -> None:
+    """Raises InputError for the first unknown key, naming the nearest known one."""
+    for key in given:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1, cutoff=0.4)
+            hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}."
+            raise InputError(f"unknown {what} {key!r}; {hint}")
+
+
+def check_label_rule(labels: Labels, pattern: str, table: str) -> None:
+    """Raises InputError where the three do not fit together or the pattern is no regular expression."""
+    check((labels == "table") == bool(table), f"labels is {labels!r} and table is {table!r}; --table goes with 'table'")
+    check(
+        not pattern or labels == "filename",
+        f"labels is {labels!r} and label_pattern is {pattern!r}; --label-pattern goes with 'filename'",
+    )
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise InputError(f"label_pattern is {pattern!r}; it is not a regular expression: {error}") from None
+
+
+class Config:
+    """JSON both ways for the dataclasses below, and a check of the fields that take one of a few words."""
+
+    def __post_init__(self) -> None:
+        for name, kind in get_type_hints(type(self)).items():
+            if get_origin(kind) is Literal:
+                value, words = getattr(self, name), get_args(kind)
+                check(value in words, f"{name} is {value!r}; it must be one of {', '.join(words)}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields as JSON types; tuples become lists."""
+        return json.loads(json.dumps(dataclasses.asdict(self)))  # type: ignore[call-overload, no-any-return]
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """The inverse of `to_dict`. Raises InputError for a field that is unknown, naming the nearest, or missing."""
+        known = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
+        check_keys(list(values), known, f"field of {cls.__name__}")
+        for field in dataclasses.fields(cls):  # type: ignore[arg-type]
+            lacks = field.default is dataclasses.MISSING and field.name not in values
+            check(not lacks, f"the field {field.name!r} of {cls.__name__} is missing")
+        return cls(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ImageSpec(Config):
+    """The pixels a network reads. Part of a model's identity: training and reading must agree on it."""
+
+    height: int
+    """Height every image is resized to, pixels."""
+    width: int
+    """Width every image is resized to, pixels."""
+    channels: int = 1
+    """1 for gray, 3 for RGB."""
+    denoise: int = 0
+    """Side of the median filter, pixels, odd; 0 for none. Applied before resizing."""
+    binarize: bool = False
+    """Whether pixels become 0 or 255 by Otsu's threshold. Applied after resizing."""
+
+    def __post_init__(self) -> None:
+        for name in ("height", "width"):
+            value = getattr(self, name)
+            check(4 <= value <= 4096, f"{name} is {value}; it must be 4 to 4096 pixels")
+        check(self.channels in (1, 3), f"channels is {self.channels}; it must be 1 (gray) or 3 (RGB)")
+        check(
+            self.denoise == 0 or (self.denoise % 2 == 1 and 3 <= self.denoise <= 15),
+            f"denoise is {self.denoise}; it must be 0 (off) or an odd side of 3 to 15 pixels",
+        )
+        check(not (self.binarize and self.channels == 3), "binarize needs gray images; use channels 1")
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(height, width, channels) of one uint8 image."""
+        return self.height, self.width, self.channels
+
+    def __str__(self) -> str:
+        denoised = f", denoised by {self.denoise}" if self.denoise else ""
+        return f"{self.width}x{self.height}x{self.channels}{denoised}{', binarized' if self.binarize else ''}"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SynthesizeConfig(Config):
+    """Draws a seeded synthetic corpus, so that everything can be tried without a download."""
+
+    scheme: Literal["digits", "text5"] = "digits"
+    """digits: folders 0 to 9 of 18x60 (width x height) PNG; text5: <text>.png of 200x50, five characters."""
+    num_images: int = 4000
+    """How many images to draw."""
+    seed: int = 0
+    """The same seed draws the same files, whatever the number of workers."""
+    out: str = ""
+    """Folder or s3:// URI to write to; must be empty or absent. Default: demo/corpus/<scheme>."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(self.num_images >= 1, f"num_images is {self.num_images}; it must be at least 1")
+        check(self.seed >= 0, f"seed is {self.seed}; it must be at least 0")
+        if not self.out:
+            object.__setattr__(self, "out", f"{DEMO}/corpus/{self.scheme}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PreprocessConfig(Config):
+    """Turns a corpus of labelled images into shards, a quarantine and a manifest."""
+
+    corpus: str = f"{DEMO}/corpus/digits"
+    """Folder or s3:// URI of labelled images. The default one is drawn on first use."""
+    labels: Labels = "folder"
+    """Where a label stands: the parent folder's name, the file's name, or a table."""
+    label_pattern: str = ""
+    """Regular expression searched in the file's stem; its first group, or all it matches, is the label."""
+    table: str = ""
+    """CSV or Parquet with columns path,text (paths relative to the table), for --labels table."""
+    height: int = 60
+    """Height every image is resized to, pixels."""
+    width: int = 18
+    """Width every image is resized to, pixels."""
+    channels: int = 1
+    """1 for gray, 3 for RGB."""
+    denoise: int = 0
+    """Side of a median filter, pixels, odd; 0 for none."""
+    binarize: bool = False
+    """Make pixels 0 or 255 by Otsu's threshold."""
+    splits: tuple[float, float, float] = (0.8, 0.1, 0.1)
+    """Fractions of the images for training, validation and test; they add up to 1."""
+    split_seed: int = 0
+    """Moves images between splits; the same seed and pixels always give the same split."""
+    charset: str = ""
+    """All characters that labels may hold, in order. Default: those found, sorted."""
+    length: int = 0
+    """Characters every label must have; 0 for any number."""
+    bad_labels: Literal["quarantine", "refuse"] = "quarantine"
+    """What to do with labels of unknown characters or of a wrong length."""
+    max_pixels: int = 16_000_000
+    """Images of more pixels than this are quarantined undecoded."""
+    out: str = f"{DEMO}/shards/digits"
+    """Folder or s3:// URI for the shards."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _ = self.image
+        check(
+            all(f >= 0 for f in self.splits) and abs(sum(self.splits) - 1) < 1e-6,
+            f"splits is {self.splits}; the fractions must not be negative and must add up to 1",
+        )
+        check(self.splits[0] > 0, f"splits is {self.splits}; the training fraction must be above 0")
+        check(0 <= self.split_seed < 2**64, f"split_seed is {self.split_seed}; it must be 0 to below 2^64")
+        check_label_rule(self.labels, self.label_pattern, self.table)
+        check(
+            len(set(self.charset)) == len(self.charset), f"charset is {self.charset!r}; a character stands in it twice"
+        )
+        check(self.length >= 0, f"length is {self.length}; it must be at least 0 characters")
+        check(
+            1 <= self.max_pixels <= MAX_MAX_PIXELS,
+            f"max_pixels is {self.max_pixels}; it must be 1 to {MAX_MAX_PIXELS}, Pillow's own limit",
+        )
+        check(bool(self.corpus) and bool(self.out), "corpus and out must each name a folder or a URI")
+
+    @property
+    def image(self) -> ImageSpec:
+        """The pixels to produce."""
+        return ImageSpec(
+            height=self.height, width=self.width, channels=self.channels, denoise=self.denoise, binarize=self.binarize
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainConfig(Config):
+    """Trains one network on shards, data-parallel, evaluates it on the test split and writes a report."""
+
+    recipe: str = "demo-digits"
+    """Named set of defaults for the fields below."""
+    shards: str = f"{DEMO}/shards/digits"
+    """Folder or s3:// URI that jobs/preprocess.py wrote. The default one is made on first use."""
+    run: str = f"{DEMO}/runs/digits"
+    """Folder or s3:// URI for checkpoints, metrics and report; must not hold another run."""
+    network: Network = "glyph_vgg"
+    """Architecture."""
+    height: int = 0
+    """Image height the shards must have, pixels; 0 takes what they have."""
+    width: int = 0
+    """Image width the shards must have, pixels; 0 takes what they have."""
+    slots: int = 0
+    """Characters per image the network reads; 0 takes the length of the shards' labels."""
+    charset: str = ""
+    """Alphabet the shards must have; default: take theirs."""
+    epochs: int = 10
+    """Passes over the training split."""
+    batch_size: int = 32
+    """Images per worker and optimizer step, at most; a split is cut into batches of nearly equal size."""
+    optimizer: Optimizer = "adam"
+    """Update rule; sgd and rmsprop use --momentum."""
+    learning_rate: float = 1e-3
+    """Step size; the peak of it where the schedule is one_cycle."""
+    schedule: Schedule = "constant"
+    """constant, or one_cycle: linear warm-up over 30 % of the steps, then cosine to zero."""
+    momentum: float = 0.0
+    """Momentum of sgd and rmsprop."""
+    weight_decay: float = 0.0
+    """L2 penalty (decoupled for adamw)."""
+    dropout: float = 0.5
+    """Dropout before the last layer; glyph_vgg uses half of it after each convolution block."""
+    rotation_degrees: float = 0.0
+    """Augmentation: largest rotation either way, degrees."""
+    shift_fraction: float = 0.0
+    """Augmentation: largest shift either way, fraction of width and of height."""
+    shear_degrees: float = 0.0
+    """Augmentation: largest shear either way, degrees."""
+    zoom_fraction: float = 0.0
+    """Augmentation: largest zoom in or out per axis, fraction."""
+    patience: int = 0
+    """Stop after this many epochs without a better validation accuracy; 0 never stops early."""
+    seed: int = 0
+    """Seeds weights, order, dropout and augmentation."""
+    num_workers: int = 1
+    """Data-parallel workers."""
+    cpus_per_worker: int = 1
+    """CPU cores each worker reserves on a cluster; a single worker on this machine uses all of them."""
+    use_gpu: bool = False
+    """Reserve one GPU per worker and train on it."""
+    precision: Precision = "auto"
+    """auto: bf16 autocast where the processor has fast bf16 arithmetic, else fp32."""
+    max_failures: int = 3
+    """How often lost workers are replaced, continuing from the last epoch, before the job fails."""
+    resume: bool = False
+    """Continue the run in --run after an interruption."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        positive = ("epochs", "num_workers", "cpus_per_worker")
+        for name in positive:
+            check(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; it must be at least 1")
+        check(self.batch_size >= 2, f"batch_size is {self.batch_size}; batch normalization needs at least 2 images")
+        not_negative = (
+            "height",
+            "width",
+            "slots",
+            "momentum",
+            "weight_decay",
+            "rotation_degrees",
+            "shift_fraction",
+            "shear_degrees",
+            "patience",
+            "seed",
+            "max_failures",
+        )
+        for name in not_negative:
+            value = getattr(self, name)
+            check(0 <= value < math.inf, f"{name} is {value}; it must be finite and not negative")
+        check(
+            0 < self.learning_rate < math.inf, f"learning_rate is {self.learning_rate}; it must be finite and above 0"
+        )
+        for name in ("dropout", "zoom_fraction"):
+            check(0 <= getattr(self, name) < 1, f"{name} is {getattr(self, name)}; it must be 0 to below 1")
+        check(self.shear_degrees < 90, f"shear_degrees is {self.shear_degrees}; it must be below 90 degrees")
+        check(bool(self.shards) and bool(self.run), "shards and run must each name a folder or a URI")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvaluateConfig(Config):
+    """Reads a split or a labelled corpus with a trained network and measures how well."""
+
+    run: str = f"{DEMO}/runs/digits"
+    """Run or checkpoint folder or s3:// URI. The default one is trained on first use."""
+    shards: str = ""
+    """Shards to read. Default: those the run was trained on."""
+    split: Literal["train", "val", "test"] = "test"
+    """Which split of the shards."""
+    corpus: str = ""
+    """Folder or s3:// URI of labelled images to read instead of shards."""
+    labels: Labels = "folder"
+    """Label rule of the corpus: parent folder's name, file's name, or a table."""
+    label_pattern: str = ""
+    """Regular expression for labels from file names, as in jobs/preprocess.py."""
+    table: str = ""
+    """CSV or Parquet with columns path,text, for --labels table."""
+    num_workers: int = 0
+    """Reader actors on the cluster; 0 reads in this process."""
+    use_gpu: bool = False
+    """Reserve one GPU per reader."""
+    out: str = ""
+    """JSON file to write the figures to. Default: the run's results.json and report.html."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(bool(self.run), "run is empty; name a folder or an s3:// URI")
+        check(
+            not (self.shards and self.corpus),
+            f"shards is {self.shards!r} and corpus is {self.corpus!r}; --shards and --corpus exclude each other",
+        )
+        check_label_rule(self.labels, self.label_pattern, self.table)
+        check(not self.label_pattern or bool(self.corpus), "--label-pattern goes with --corpus")
+        check(self.num_workers >= 0, f"num_workers is {self.num_workers}; it must not be negative")
+        check(not self.use_gpu or self.num_workers > 0, "--use-gpu needs --num-workers of at least 1")

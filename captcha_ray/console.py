@@ -1,0 +1,161 @@
+"""What a person at the terminal sees: arguments in, progress and one-sentence errors out. Decides nothing."""
+
+import contextlib
+import gc
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+import rich.console
+import rich.progress
+import tyro
+
+from captcha_ray.config import InputError
+
+T = TypeVar("T")
+OUT = rich.console.Console(highlight=False, soft_wrap=True)
+
+
+def parse(config_type: type[T], default: T | None = None) -> T:
+    """The job's config from the command line. Bad arguments end the process with status 2, `--help` with 0."""
+    parsed: Any = tyro.cli(config_type, default=default, config=(tyro.conf.FlagCreatePairsOff,))
+    return parsed  # type: ignore[no-any-return]
+
+
+def option(name: str, default: str) -> str:
+    """The value of `--name` on the command line, before it is parsed in full: it decides the other flags' defaults."""
+    found = default
+    for argument, following in zip(sys.argv, [*sys.argv[1:], default], strict=True):
+        flag, equals, value = argument.partition("=")
+        if flag == f"--{name}":
+            found = value if equals else following  # the last one wins, as it does in `parse`
+    return found
+
+
+def run(job: Callable[[], None]) -> None:
+    """Runs a job and ends the process: 0 done, 2 bad input in one sentence, 1 failure, 130 interrupted."""
+    try:
+        job()
+    except InputError as error:
+        _fail(2, str(error))
+    except KeyboardInterrupt:
+        _fail(130, "interrupted; finished epochs and files are kept, --resume continues a training")
+    except Exception as error:
+        traceback.print_exc()
+        _fail(1, f"{type(error).__name__}: {error}")
+    finally:
+        gc.freeze()  # the interpreter's last collection over torch's objects would take two seconds for nothing
+
+
+def _fail(status: int, sentence: str) -> None:
+    print(f"error: {sentence}", file=sys.stderr, flush=True)
+    raise SystemExit(status)
+
+
+def say(line: str) -> None:
+    """One line for the person, as it is."""
+    OUT.print(line, markup=False)
+
+
+@contextlib.contextmanager
+def progress(what: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
+    """A bar with rate and time left; gives a function that takes how many more are done.
+
+    Where output is not a terminal (a log, `ray job logs`), a line at most every ten seconds instead.
+    """
+    started = last = time.monotonic()
+    done = 0
+    with _bar() as bar:
+        task = bar.add_task(what, total=total, unit=unit, note="")
+
+        def advance(count: int) -> None:
+            nonlocal done, last
+            done += count
+            now = time.monotonic()
+            rate = done / max(now - started, 1e-9)
+            bar.update(task, completed=done, note=f"{rate:,.0f} {unit}/s")
+            if not OUT.is_terminal and now - last >= 10:
+                last = now
+                say(f"{what}: {done:,} of {total:,} {unit}, {rate:,.0f} {unit}/s, {_left(total - done, rate)} left")
+
+        yield advance
+    seconds = time.monotonic() - started
+    say(f"{what}: {done:,} {unit} in {seconds:.1f} s ({done / max(seconds, 1e-9):,.0f} {unit}/s)")
+
+
+class TrainingProgress:
+    """One bar for a whole training run and one line per finished epoch."""
+
+    def __init__(self, num_epochs: int) -> None:
+        self._num_epochs = num_epochs
+        self._bar = _bar()
+        self._task = self._bar.add_task("train", total=None, note="starting")
+        self._started: tuple[float, float] | None = None
+
+    def __enter__(self) -> "TrainingProgress":
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def step(self, epoch: int, fraction: float, images_per_second: float) -> None:
+        """epoch: from 1. fraction: of the epoch that is done, 0 to 1."""
+        done = epoch - 1 + fraction
+        if self._started is None:
+            self._started = (time.monotonic(), done)
+            self._bar.reset(self._task, total=self._num_epochs)
+        self._bar.update(
+            self._task, completed=done, note=f"epoch {epoch}/{self._num_epochs}  {images_per_second:,.0f} images/s"
+        )
+
+    def epoch(self, record: dict[str, Any], best: bool) -> None:
+        """record: a line of `metrics.jsonl`."""
+        self.step(record["epoch"], 1.0, record["images_per_second"])
+        left = ""
+        if self._started is not None and not OUT.is_terminal:
+            at, done = self._started
+            rate = (record["epoch"] - done) / max(time.monotonic() - at, 1e-9)
+            left = f"  {_left(self._num_epochs - record['epoch'], rate)} left"
+        self._bar.console.print(
+            f"epoch {record['epoch']:>3}/{self._num_epochs}"
+            f"  loss {record['train_loss']:.3f} val {record['val_loss']:.3f}"
+            f"  characters {record['train_char_accuracy']:.2%} val {record['val_char_accuracy']:.2%}"
+            f"  strings val {record['val_exact_match']:.2%}"
+            f"  {record['images_per_second']:,.0f} images/s{left}{'  best' if best else ''}",
+            markup=False,
+        )
+
+
+def _bar() -> rich.progress.Progress:
+    return rich.progress.Progress(
+        rich.progress.TextColumn("{task.description}"),
+        rich.progress.BarColumn(),
+        rich.progress.TaskProgressColumn(),
+        rich.progress.TextColumn("{task.fields[note]}"),
+        rich.progress.TimeRemainingColumn(),
+        console=OUT,
+        transient=True,
+        disable=not OUT.is_terminal,
+    )
+
+
+def _left(amount: float, rate: float) -> str:
+    if rate <= 0:
+        return "unknown time"
+    seconds = round(amount / rate)
+    return f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
+
+
+def warn(sentence: str) -> None:
+    """A sentence on standard error; the job goes on."""
+    print(f"warning: {sentence}", file=sys.stderr, flush=True)
+
+
+def warn_without_gpu(use_gpu: bool) -> None:
+    """Says once that arithmetic runs on the CPU, where nothing else was asked for."""
+    if not use_gpu and not os.path.exists("/dev/nvidiactl"):
+        warn("no GPU here; the CPU does the arithmetic")

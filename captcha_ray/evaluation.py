@@ -1,0 +1,83 @@
+"""Measures a trained network on labeled Datasets and publishes the figures in its run. Does not read images itself."""
+
+import dataclasses
+import heapq
+import itertools
+from collections.abc import Mapping
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from captcha_ray import checkpoint, console, inference, report, schema, storage
+from captcha_ray.config import InputError
+from captcha_ray.corpus import Labeled
+from captcha_ray.metrics import Mistake, ReadingCounts
+from captcha_ray.runs import RunDirectory
+
+NUM_MISTAKES = 30
+"""Mistakes whose pictures are kept."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """source: URI of what was read. mistakes: wrong readings, the surest first, at most `NUM_MISTAKES`."""
+
+    source: str
+    counts: ReadingCounts
+    mistakes: list[Mistake]
+
+    def summary(self) -> dict[str, Any]:
+        """As it stands in `results.json`."""
+        return {"source": self.source, **self.counts.summary()}
+
+
+def evaluate(source: Labeled, model: str, num_workers: int = 0, use_gpu: bool = False) -> Evaluation:
+    """Reads labeled images and counts what is right. model: URI of a run or checkpoint.
+
+    num_workers: actors to read on; 0 reads in this process. Raises InputError where nothing can be read.
+    """
+    spec = checkpoint.load_spec(model)
+    counts = ReadingCounts.of(spec.charset, [], [], [])
+    worst: list[tuple[float, str, int, Mistake]] = []  # the number spares comparing mistakes that are alike
+    numbers = itertools.count()
+    with console.progress(f"evaluate {source.name}", source.num_files, "images") as advance:
+        for table in inference.read_rows(source.dataset, model, num_workers, use_gpu):
+            texts, readings, losses = (table[column].to_pylist() for column in ("text", "reading", "loss"))
+            counts += ReadingCounts.of(spec.charset, texts, readings, losses)
+            for row in table.filter(pc.is_valid(table["wrong_image"])).to_pylist():
+                column = pa.array([row["wrong_image"]], pa.binary(len(row["wrong_image"])))
+                image = schema.unpack_images(column, spec.image)[0]
+                mistake = Mistake(row["uri"], row["text"], row["reading"], row["confidence"], image)
+                heapq.heappush(worst, (row["confidence"], row["uri"], next(numbers), mistake))
+                if len(worst) > NUM_MISTAKES:
+                    heapq.heappop(worst)
+            advance(len(table))
+    if not counts.num_images:
+        raise InputError(f"no image of {source.source} can be read")
+    return Evaluation(source.source, counts, [mistake for *_, mistake in sorted(worst, key=lambda w: (-w[0], w[1]))])
+
+
+def publish(run: RunDirectory, evaluations: Mapping[str, Evaluation], **facts: Any) -> dict[str, Any]:
+    """Adds evaluations to the run's `results.json` under their names, and renews `report.html`. Returns all results.
+
+    A name that is there already is replaced; `source` says what was read.
+    """
+    results = run.read_json("results.json") if storage.exists(run.path("results.json")) else {}
+    results |= {name: evaluation.summary() for name, evaluation in evaluations.items()} | facts
+    run.write_json("results.json", results)
+    report.write(run, results, {name: evaluation.mistakes for name, evaluation in evaluations.items()})
+    return results
+
+
+def describe(results: dict[str, Any]) -> list[str]:
+    """A line for a person per split of `results.json`."""
+    lines = []
+    for name, summary in results.items():
+        if isinstance(summary, dict) and summary.get("num_images"):
+            low, high = summary["exact_match_ci95"]
+            lines.append(
+                f"{name}: {summary['exact_match']:.2%} of {summary['num_images']:,} strings "
+                f"(95 % interval {low:.2%} to {high:.2%}), {summary['char_accuracy']:.2%} of characters"
+            )
+    return lines

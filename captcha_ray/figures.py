@@ -1,0 +1,249 @@
+"""Pictures of a training run and of what was misread, as PNG bytes.
+
+Draws with matplotlib's objects on the Agg canvas: no pyplot, no display, no state shared between calls. Computes no
+accuracy and reads or writes no file. Texts are drawn as they are, never as formulas; a character the font lacks
+becomes a box.
+"""
+
+import io
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import PowerNorm
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from captcha_ray.metrics import OTHER, Mistake
+
+DPI = 110
+"""Pixels per inch of every picture."""
+
+MAX_MISTAKES = 30
+"""Pictures on a contact sheet, at most."""
+
+MAX_COUNTED_LABELS = 40
+"""A confusion matrix of more labels than this has colors only, no counts in its cells."""
+
+_COLUMNS = 5
+_CELL = 2.1
+"""Width of a picture's place on a contact sheet, inches."""
+
+_TEXT = 16
+"""Characters of a text that fit above a picture on a contact sheet."""
+
+Epochs = Sequence[Mapping[str, Any]]
+"""Lines of `metrics.jsonl`, in order."""
+
+
+def visible(text: str) -> str:
+    """The text with a sign for what the eye would miss: a space is ␣, a control character its escape."""
+    return "".join("␣" if c == " " else c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def loss_curves(epochs: Epochs) -> bytes:
+    """PNG of `train_loss` and `val_loss` against the epoch. Values that are unknown or not finite leave gaps."""
+    figure, axes = _curves("loss, nats per image")
+    _line(axes, epochs, "train_loss", "training", color="tab:blue", linestyle="--")
+    _line(axes, epochs, "val_loss", "validation", color="tab:orange")
+    axes.set_ylim(0, 1.05 * max(_heights(axes), default=1.0) or 1.0)
+    _legend(axes)
+    return _png(figure)
+
+
+def accuracy_curves(epochs: Epochs) -> bytes:
+    """PNG of characters read in training and validation and of whole strings read in validation, against the epoch."""
+    figure, axes = _curves("accuracy")
+    _line(axes, epochs, "train_char_accuracy", "characters, training", color="tab:blue", linestyle="--")
+    _line(axes, epochs, "val_char_accuracy", "characters, validation", color="tab:orange")
+    _line(axes, epochs, "val_exact_match", "whole strings, validation", color="tab:green")
+    _percent(axes)
+    _legend(axes)
+    return _png(figure)
+
+
+def slot_curves(epochs: Epochs) -> bytes:
+    """PNG of the accuracy per position against the epoch: solid for validation, dashed for training.
+
+    Reads the lists `val_slot_accuracy` and `train_slot_accuracy`, a value per position; lists may be absent.
+    """
+    figure, axes = _curves("accuracy per position")
+    handles: list[Line2D] = []
+    slots = num_slots(epochs)
+    for slot in range(slots):
+        color = f"C{slot}" if slots <= 10 else colormaps["viridis"](slot / (slots - 1))
+        handles.append(Line2D([], [], color=color, label=f"position {slot + 1}"))
+        for field, style in (("val_slot_accuracy", "-"), ("train_slot_accuracy", "--")):
+            rows = [{"epoch": e["epoch"], "value": _at(e.get(field), slot)} for e in epochs]
+            _line(axes, rows, "value", f"position {slot + 1}", color=color, linestyle=style)
+    handles.append(Line2D([], [], color="gray", linestyle="-", label="validation"))
+    handles.append(Line2D([], [], color="gray", linestyle="--", label="training"))
+    _percent(axes)
+    axes.legend(
+        handles=handles,
+        loc="center left",
+        bbox_to_anchor=(1.01, 0.5),
+        frameon=False,
+        fontsize=9,
+        ncols=math.ceil(len(handles) / 14),
+    )
+    return _png(figure)
+
+
+def num_slots(epochs: Epochs) -> int:
+    """The most positions that any epoch has an accuracy for; 0 where none has."""
+    fields = ("val_slot_accuracy", "train_slot_accuracy")
+    return max((len(e.get(field) or ()) for e in epochs for field in fields), default=0)
+
+
+def confusion_matrix(labels: Sequence[str], matrix: Sequence[Sequence[int]]) -> bytes:
+    """PNG of truth (rows) by reading (columns): color is the share of the row, the cell holds the count.
+
+    labels: K texts. matrix: K rows of K counts. The label `OTHER` is left out where it was neither there nor read.
+    Zeros are blank, and so are all cells of more than `MAX_COUNTED_LABELS` labels. Color is the square root of the
+    share, so that rare confusions can be seen.
+    """
+    counts = np.asarray(matrix, np.int64)
+    if len(labels) > 1 and labels[-1] == OTHER and not counts[-1].any() and not counts[:, -1].any():
+        labels, counts = labels[:-1], counts[:-1, :-1]
+    num = len(labels)
+    digits = len(str(counts.max(initial=0)))
+    cell = min(0.6 if num <= 10 else max(0.3, 0.07 * digits + 0.06) if num <= MAX_COUNTED_LABELS else 0.22, 22 / num)
+    side = max(cell * num, 2.0)
+    cell = side / num
+    figure = Figure(figsize=(side + 1.7, side + 0.9), dpi=DPI)
+    axes = _box(figure, 0.7, 0.6, side, side)
+    share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    image = axes.imshow(share, cmap="Blues", norm=PowerNorm(0.5, vmin=0, vmax=1), interpolation="nearest")
+    bar = figure.colorbar(image, cax=_box(figure, side + 0.85, 0.6, 0.15, side))
+    bar.ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    bar.ax.tick_params(labelsize=8)
+    axes.set_xlabel("reading")
+    axes.set_ylabel("truth")
+    _name_cells(axes, labels, cell)
+    if num <= MAX_COUNTED_LABELS:
+        _write_counts(axes, counts, share, min(11.0, cell * 72 * 0.85 / (0.64 * digits)))
+    return _png(figure)
+
+
+def mistakes(rows: Sequence[Mistake]) -> bytes:
+    """PNG of the first `MAX_MISTAKES` rows, in order, from left to right and then down.
+
+    Above each picture stand its number, the truth, the reading and the confidence; long texts are cut with an ellipsis.
+    """
+    rows = rows[:MAX_MISTAKES]
+    columns = max(1, min(_COLUMNS, len(rows)))
+    lines = max(1, math.ceil(len(rows) / columns))
+    aspect = float(np.median([row.image.shape[0] / row.image.shape[1] for row in rows])) if rows else 0.25
+    tall = min(max((_CELL - 0.1) * aspect, 0.4), 1.6)
+    step = tall + 0.52
+    figure = Figure(figsize=(columns * _CELL + 0.1, lines * step + 0.1), dpi=DPI)
+    for index, row in enumerate(rows):
+        line, column = divmod(index, columns)
+        axes = _box(figure, column * _CELL + 0.1, (lines - 1 - line) * step + 0.1, _CELL - 0.1, tall)
+        axes.set_axis_off()
+        _show(axes, row.image)
+        title = f"{index + 1:>2} truth {_cut(row.truth)}\n   read  {_cut(row.reading)}  {_confidence(row.confidence)}"
+        axes.set_title(title, loc="left", fontsize=8, family="monospace", parse_math=False, pad=3)
+    return _png(figure)
+
+
+def _curves(what: str) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(7.2, 4.0), dpi=DPI, layout="constrained")
+    axes = figure.add_subplot()
+    axes.set_xlabel("epoch")
+    axes.set_ylabel(what)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _line(axes: Axes, epochs: Epochs, field: str, label: str, **style: Any) -> None:
+    """Adds one field as a line with a marker per epoch; nothing where it is unknown in all epochs."""
+    values = [e[field] if e.get(field) is not None and math.isfinite(e[field]) else math.nan for e in epochs]
+    if all(math.isnan(value) for value in values):
+        return
+    axes.plot(
+        [e["epoch"] for e in epochs],
+        values,
+        label=label,
+        marker="o",
+        linewidth=1.5,
+        markersize=4 if len(epochs) <= 30 else 2,
+        **style,
+    )
+
+
+def _percent(axes: Axes) -> None:
+    """A percent axis from below the lowest value to a little above 100 %."""
+    span = max(1 - min(_heights(axes), default=0.0), 0.02)
+    axes.set_ylim(1 - 1.05 * span, 1 + 0.05 * span)
+    axes.yaxis.set_major_formatter(PercentFormatter(1))
+
+
+def _heights(axes: Axes) -> list[float]:
+    """All known values that are drawn."""
+    return [float(y) for line in axes.get_lines() for y in np.asarray(line.get_ydata()) if not math.isnan(y)]
+
+
+def _legend(axes: Axes) -> None:
+    if axes.get_lines():
+        axes.legend(frameon=False, fontsize=9)
+
+
+def _at(values: Sequence[float | None] | None, index: int) -> float | None:
+    return values[index] if values is not None and index < len(values) else None
+
+
+def _box(figure: Figure, left: float, bottom: float, width: float, height: float) -> Axes:
+    """Axes at a place given in inches from the lower left corner."""
+    across, up = figure.get_size_inches()
+    return figure.add_axes((left / across, bottom / up, width / across, height / up))
+
+
+def _name_cells(axes: Axes, labels: Sequence[str], cell: float) -> None:
+    """Writes the labels on both axes, every n-th where they would touch. cell: side of one cell, inches."""
+    size = min(11.0, max(cell * 72 * 0.72, 6.0))
+    places = range(0, len(labels), math.ceil(size / (cell * 72)))
+    names = [visible(labels[place]) for place in places]
+    turned = 90 if any(len(name) > 1 for name in names) else 0
+    axes.set_xticks(places, names, fontsize=size, rotation=turned, parse_math=False)
+    axes.set_yticks(places, names, fontsize=size, parse_math=False)
+    axes.tick_params(length=0)
+
+
+def _write_counts(axes: Axes, counts: npt.NDArray[np.int64], share: npt.NDArray[np.float64], size: float) -> None:
+    for row, column in zip(*np.nonzero(counts), strict=True):
+        color = "white" if share[row, column] > 0.4 else "black"
+        axes.text(column, row, str(counts[row, column]), ha="center", va="center", fontsize=size, color=color)
+
+
+def _show(axes: Axes, image: npt.NDArray[np.uint8]) -> None:
+    gray = image.shape[2] == 1
+    axes.imshow(image[:, :, 0] if gray else image, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+    axes.set_anchor("SW")
+
+
+def _cut(text: str) -> str:
+    seen = visible(text) or "(empty)"
+    return seen if len(seen) <= _TEXT else f"{seen[: _TEXT - 1]}…"
+
+
+def _confidence(value: float) -> str:
+    return "–" if math.isnan(value) else f"{value:.1%}"
+
+
+def _png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        FigureCanvasAgg(figure).print_figure(buffer, dpi=DPI, format="png", metadata={"Software": None})
+    return buffer.getvalue()

@@ -1,0 +1,157 @@
+"""How well texts were read, as counts that add up. Counts merge by `+`; ratios are taken once, at the end.
+
+A character counts as read when it stands at its own position; a reading that is too long or too short is wrong as a
+string and right in the positions that agree.
+"""
+
+import dataclasses
+import math
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+OTHER = "∅"
+"""Row and column of the confusion matrix for characters outside the alphabet and for missing ones."""
+
+
+def wilson_interval(successes: int, trials: int, z: float = 1.959964) -> tuple[float, float] | None:
+    """Wilson's score interval of a proportion, 95 % by default; None for no trials.
+
+    E. B. Wilson, "Probable inference, the law of succession, and statistical inference", JASA 22 (1927).
+    """
+    if trials == 0:
+        return None
+    p = successes / trials
+    denominator = 1 + z * z / trials
+    center = p + z * z / (2 * trials)
+    margin = z * math.sqrt(p * (1 - p) / trials + z * z / (4 * trials * trials))
+    return max(0.0, (center - margin) / denominator), min(1.0, (center + margin) / denominator)
+
+
+def ratio(numerator: float, denominator: float) -> float | None:
+    """The quotient, or None where there is nothing to divide by: unknown is not zero."""
+    return numerator / denominator if denominator else None
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Mistake:
+    """One image that was misread.
+
+    confidence: probability the network gave its reading, 0 to 1. image: uint8 (H, W, C), C 1 for gray or 3 for RGB.
+    """
+
+    uri: str
+    truth: str
+    reading: str
+    confidence: float
+    image: npt.NDArray[np.uint8]
+
+
+@dataclasses.dataclass(frozen=True)
+class ReadingCounts:
+    """What was read of what stood there. Immutable; `a + b` counts both.
+
+    confusion: int64 (K + 1, K + 1), truth by reading, K characters of the alphabet and `OTHER` last.
+    position_correct, position_total: int64 (longest truth,).
+    """
+
+    charset: str
+    num_images: int
+    loss_sum: float
+    strings_correct: int
+    position_correct: npt.NDArray[np.int64]
+    position_total: npt.NDArray[np.int64]
+    confusion: npt.NDArray[np.int64]
+
+    @classmethod
+    def of(cls, charset: str, truths: list[str], readings: list[str], losses: list[float]) -> "ReadingCounts":
+        """Counts of N images. losses: per image, nats (nan where the truth has no probability under the network)."""
+        assert len(truths) == len(readings) == len(losses)
+        longest = max((len(t) for t in truths), default=0)
+        position_correct, position_total = np.zeros((2, longest), np.int64)
+        size = len(charset) + 1
+        index = {c: i for i, c in enumerate(charset)}
+        confusion = np.zeros((size, size), np.int64)
+        for truth, reading in zip(truths, readings, strict=True):
+            for position, character in enumerate(truth):
+                read = reading[position] if position < len(reading) else None
+                position_total[position] += 1
+                position_correct[position] += read == character
+                confusion[index.get(character, size - 1), index.get(read or "", size - 1)] += 1
+        correct = sum(t == r for t, r in zip(truths, readings, strict=True))
+        return cls(charset, len(truths), float(sum(losses)), correct, position_correct, position_total, confusion)
+
+    @property
+    def num_foreign(self) -> int:
+        """Characters of truths that are not in the alphabet."""
+        return int(self.confusion[-1].sum())
+
+    def __add__(self, other: "ReadingCounts") -> "ReadingCounts":
+        assert self.charset == other.charset, "counts of two alphabets do not add up"
+        return ReadingCounts(
+            self.charset,
+            self.num_images + other.num_images,
+            self.loss_sum + other.loss_sum,
+            self.strings_correct + other.strings_correct,
+            _add_padded(self.position_correct, other.position_correct),
+            _add_padded(self.position_total, other.position_total),
+            self.confusion + other.confusion,
+        )
+
+    def summary(self) -> dict[str, Any]:
+        """Ratios and tables as JSON types; None where nothing was counted.
+
+        loss: nats per image, summed over its characters. classes: precision, recall, F1 and support per character;
+        averages: the same, unweighted (macro) and by support (weighted), over characters that occur.
+        """
+        loss = ratio(self.loss_sum, self.num_images)
+        interval = wilson_interval(self.strings_correct, self.num_images)
+        classes = self._classes()
+        return {
+            "num_images": self.num_images,
+            "loss": loss if loss is not None and math.isfinite(loss) else None,
+            "char_accuracy": ratio(int(self.position_correct.sum()), int(self.position_total.sum())),
+            "exact_match": ratio(self.strings_correct, self.num_images),
+            "exact_match_ci95": None if interval is None else list(interval),
+            "num_exact_match": self.strings_correct,
+            "position_accuracy": [
+                ratio(int(c), int(t)) for c, t in zip(self.position_correct, self.position_total, strict=True)
+            ],
+            "classes": classes,
+            "averages": _averages(list(classes.values())),
+            "confusion": {"labels": [*self.charset, OTHER], "matrix": self.confusion.tolist()},
+        }
+
+    def _classes(self) -> dict[str, dict[str, float | int | None]]:
+        table: dict[str, dict[str, float | int | None]] = {}
+        for k, character in enumerate(self.charset):
+            hits = int(self.confusion[k, k])
+            support = int(self.confusion[k].sum())
+            predicted = int(self.confusion[:, k].sum())
+            table[character] = {
+                "precision": ratio(hits, predicted),
+                "recall": ratio(hits, support),
+                "f1": ratio(2 * hits, support + predicted),
+                "support": support,
+            }
+        return table
+
+
+def _averages(rows: list[dict[str, float | int | None]]) -> dict[str, dict[str, float | None]]:
+    """Macro and weighted averages over the classes that occur; a class never predicted has precision 0 in them."""
+    rows = [row for row in rows if row["support"]]
+    support = [row["support"] or 0 for row in rows]
+    table: dict[str, dict[str, float | None]] = {"macro": {}, "weighted": {}}
+    for name in ("precision", "recall", "f1"):
+        values = [row[name] or 0.0 for row in rows]
+        table["macro"][name] = ratio(sum(values), len(rows))
+        table["weighted"][name] = ratio(sum(v * s for v, s in zip(values, support, strict=True)), sum(support))
+    return table
+
+
+def _add_padded(a: npt.NDArray[np.int64], b: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    total = np.zeros(max(len(a), len(b)), np.int64)
+    total[: len(a)] += a
+    total[: len(b)] += b
+    return total

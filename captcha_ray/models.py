@@ -1,0 +1,126 @@
+"""The networks: float images in [0, 1], (N, C, H, W) -> logits, (N, slots, classes). Softmax belongs to the loss.
+
+Shape letters: N images, C channels, H height, W width, S slots (characters), K classes (alphabet).
+"""
+
+import dataclasses
+import typing
+
+import torch
+from torch import Tensor, nn
+
+from captcha_ray.charset import Charset
+from captcha_ray.config import Config, ImageSpec, InputError, Network, check
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelSpec(Config):
+    """Everything that decides a network's shape and the meaning of its outputs; stands in every checkpoint."""
+
+    network: Network
+    """Architecture."""
+    image: ImageSpec
+    """The pixels it reads."""
+    charset: str
+    """Class k is character k."""
+    slots: int
+    """Characters per image."""
+    dropout: float = 0.5
+    """Rate before the last layer; only training uses it."""
+
+    def __post_init__(self) -> None:
+        known = typing.get_args(Network)
+        check(self.network in known, f"network is {self.network!r}; known are {', '.join(known)}")
+        Charset(self.charset)
+        check(self.slots >= 1, f"slots is {self.slots}; it must be at least 1")
+        check(0 <= self.dropout < 1, f"dropout is {self.dropout}; it must be 0 to below 1")
+
+    @classmethod
+    def from_dict(cls, values: dict[str, object]) -> "ModelSpec":
+        """As `Config.from_dict`, with the image as JSON too."""
+        image = values.get("image")
+        if not isinstance(image, dict):
+            raise InputError("the model's description has no image size")
+        return super().from_dict({**values, "image": ImageSpec.from_dict(image)})
+
+
+class GlyphVGG(nn.Module):
+    """One character. Blocks of 1x32, 2x64 and 3x128 convolutions, then a dense layer of 512.
+
+    After the Wmail project's network for digits of 18x60 (width x height) pixels. Any size from 8x8 works; the
+    dense layer's inputs follow from it. Dropout is `dropout / 2` after each block and `dropout` before the output.
+    """
+
+    def __init__(self, image: ImageSpec, num_classes: int, dropout: float) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        channels = image.channels
+        for depth, width in ((1, 32), (2, 64), (3, 128)):
+            for _ in range(depth):
+                layers += [nn.Conv2d(channels, width, 3, padding=1), nn.ReLU(), nn.BatchNorm2d(width)]
+                channels = width
+            layers += [nn.MaxPool2d(2), nn.Dropout(dropout / 2)]
+        self.features = nn.Sequential(*layers)
+        flat = 128 * (image.height // 8) * (image.width // 8)
+        self.head = nn.Sequential(
+            nn.Flatten(),
+            nn.Linear(flat, 512),
+            nn.ReLU(),
+            nn.BatchNorm1d(512),
+            nn.Dropout(dropout),
+            nn.Linear(512, num_classes),
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        """float32 (N, C, H, W) in [0, 1] -> logits (N, 1, K)."""
+        maps: Tensor = self.features(images)  # (N, 128, H // 8, W // 8)
+        logits: Tensor = self.head(maps)  # (N, K)
+        return logits.unsqueeze(1)
+
+
+class MultiHeadCNN(nn.Module):
+    """A fixed number of characters. Three convolutions, then two dense layers per character.
+
+    After the Isfahan project's network for five characters in 200x50 (width x height) pixels: 16, 32 and 32 filters
+    of 3x3, each followed by max-pooling that keeps odd edges, batch normalization after the third.
+    """
+
+    def __init__(self, image: ImageSpec, num_classes: int, slots: int, dropout: float) -> None:
+        super().__init__()
+        self.features = nn.Sequential(
+            nn.Conv2d(image.channels, 16, 3, padding=1),
+            nn.ReLU(),
+            nn.MaxPool2d(2, ceil_mode=True),
+            nn.Conv2d(16, 32, 3, padding=1),
+            nn.ReLU(),
+            nn.MaxPool2d(2, ceil_mode=True),
+            nn.Conv2d(32, 32, 3, padding=1),
+            nn.ReLU(),
+            nn.BatchNorm2d(32),
+            nn.MaxPool2d(2, ceil_mode=True),
+            nn.Flatten(),
+        )
+        flat = 32 * -(-image.height // 8) * -(-image.width // 8)
+        self.heads = nn.ModuleList(
+            nn.Sequential(nn.Linear(flat, 64), nn.ReLU(), nn.Dropout(dropout), nn.Linear(64, num_classes))
+            for _ in range(slots)
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        """float32 (N, C, H, W) in [0, 1] -> logits (N, S, K)."""
+        flat = self.features(images)  # (N, 32 * ceil(H / 8) * ceil(W / 8))
+        return torch.stack([head(flat) for head in self.heads], dim=1)
+
+
+def build_model(spec: ModelSpec) -> nn.Module:
+    """The network of a spec, freshly initialized from torch's random state.
+
+    Raises InputError where the architecture cannot read such images or so many characters.
+    """
+    if spec.network == "glyph_vgg":
+        if spec.slots != 1:
+            raise InputError(f"glyph_vgg reads one character an image, not {spec.slots}; multi_head_cnn reads several")
+        if min(spec.image.height, spec.image.width) < 8:
+            raise InputError(f"glyph_vgg needs images of at least 8x8 pixels, not {spec.image}")
+        return GlyphVGG(spec.image, len(spec.charset), spec.dropout)
+    return MultiHeadCNN(spec.image, len(spec.charset), spec.slots, spec.dropout)

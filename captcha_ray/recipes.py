@@ -1,0 +1,86 @@
+"""Named training set-ups, as small functions that return a config. A variant is a difference, not a copy."""
+
+import dataclasses
+from collections.abc import Callable
+
+from captcha_ray.config import DEMO, TrainConfig, check_keys
+
+
+def wmail() -> TrainConfig:
+    """Single digits of 18x60 pixels, after the Wmail project: SGD at Keras' default rate, augmented, 75 epochs.
+
+    The project names rotation, shift, shear and zoom; their amounts here are ours.
+    """
+    return TrainConfig(
+        recipe="wmail",
+        network="glyph_vgg",
+        width=18,
+        height=60,
+        slots=1,
+        epochs=75,
+        batch_size=32,
+        optimizer="sgd",
+        learning_rate=0.01,
+        dropout=0.5,
+        rotation_degrees=5.0,
+        shift_fraction=0.1,
+        shear_degrees=5.0,
+        zoom_fraction=0.1,
+    )
+
+
+def isfahan() -> TrainConfig:
+    """Five characters in 200x50 pixels, after the Isfahan project: Adam at 1e-3, dropout .5, 60 epochs, as they are."""
+    return TrainConfig(
+        recipe="isfahan",
+        network="multi_head_cnn",
+        width=200,
+        height=50,
+        slots=5,
+        epochs=60,
+        batch_size=32,
+        optimizer="adam",
+        learning_rate=1e-3,
+        dropout=0.5,
+    )
+
+
+def demo_digits() -> TrainConfig:
+    """`wmail`, short: a one-cycle schedule with momentum gets there in a few epochs."""
+    return dataclasses.replace(
+        wmail(),
+        recipe="demo-digits",
+        epochs=4,
+        momentum=0.9,
+        schedule="one_cycle",
+        shards=f"{DEMO}/shards/digits",
+        run=f"{DEMO}/runs/digits",
+    )
+
+
+def demo_text5() -> TrainConfig:
+    """`isfahan`, short: one-cycle, and less dropout because there is less time to overfit."""
+    return dataclasses.replace(
+        isfahan(),
+        recipe="demo-text5",
+        epochs=10,
+        schedule="one_cycle",
+        learning_rate=2e-3,
+        dropout=0.2,
+        shards=f"{DEMO}/shards/text5",
+        run=f"{DEMO}/runs/text5",
+    )
+
+
+RECIPES: dict[str, Callable[[], TrainConfig]] = {
+    "wmail": wmail,
+    "isfahan": isfahan,
+    "demo-digits": demo_digits,
+    "demo-text5": demo_text5,
+}
+
+
+def get(name: str) -> TrainConfig:
+    """The recipe of that name. Raises InputError for an unknown one, naming the nearest."""
+    check_keys([name], list(RECIPES), "recipe")
+    return RECIPES[name]()

@@ -1,0 +1,122 @@
+"""The trained network as one object: images in, texts and confidences out. Evaluation and inference read through it."""
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from typing import Any, overload
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from captcha_ray import checkpoint, images, learning, storage
+from captcha_ray.charset import Charset
+from captcha_ray.config import InputError, Precision
+from captcha_ray.models import ModelSpec
+
+Source = str | os.PathLike[str] | bytes | npt.NDArray[np.uint8]
+
+
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """What was read in one image.
+
+    confidence: the least certain character's, 0 to 1. char_confidence: each character's probability under the
+    network. error: why there is no text, as `Reason: sentence`; None where there is one.
+    """
+
+    text: str
+    confidence: float
+    char_confidence: tuple[float, ...]
+    error: str | None = None
+
+
+class Recognizer:
+    """Reads images with a trained network.
+
+    recognizer = Recognizer.load("runs/mine")
+    recognizer.predict("a.png").text
+    [reading.text for reading in recognizer.predict(["a.png", open("b.png", "rb").read(), array])]
+    """
+
+    def __init__(self, model: nn.Module, spec: ModelSpec, device: str = "cpu", precision: Precision = "auto") -> None:
+        learning.keep_freed_memory()
+        self.spec = spec
+        self._charset = Charset(spec.charset)
+        self._arithmetic = learning.Arithmetic.choose(torch.device(device), precision)
+        self._model = model.to(self._arithmetic.device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+
+    @classmethod
+    def load(cls, uri: str, device: str | None = None, precision: Precision = "auto") -> "Recognizer":
+        """From a run or a checkpoint folder, local or `s3://`. device: default the GPU where there is one.
+
+        Raises InputError where there is no checkpoint or its parts do not belong together.
+        """
+        model, spec = checkpoint.load_model(uri)
+        return cls(model, spec, device or ("cuda" if torch.cuda.is_available() else "cpu"), precision)
+
+    @overload  # a str is a Sequence[str] too; the first overload takes it
+    def predict(self, sources: Source, batch_size: int = ...) -> Reading: ...  # type: ignore[overload-overlap]
+    @overload
+    def predict(self, sources: Sequence[Source], batch_size: int = ...) -> list[Reading]: ...
+    def predict(self, sources: Source | Sequence[Source], batch_size: int = 256) -> Reading | list[Reading]:
+        """Reads one image or a list of them: paths or URIs, files' bytes, or uint8 arrays (H, W[, C]).
+
+        A single image that cannot be read raises InputError; in a list it becomes a Reading with `error`.
+        """
+        if isinstance(sources, (str, os.PathLike, bytes, np.ndarray)):
+            reading = self.predict([sources])[0]
+            if reading.error:
+                raise InputError(reading.error)
+            return reading
+        decoded = [self._decode(source) for source in sources]
+        good = [pixels for pixels in decoded if not isinstance(pixels, images.Unreadable)]
+        read: list[Reading] = []
+        for start in range(0, len(good), batch_size):
+            read += self.readings(self.log_probabilities(np.stack(good[start : start + batch_size])))
+        rest = iter(read)
+        return [
+            Reading("", 0.0, (), f"{item.reason}: {item.detail}") if isinstance(item, images.Unreadable) else next(rest)
+            for item in decoded
+        ]
+
+    def log_probabilities(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        """uint8 (N, H, W, C), already of the model's size -> log-probabilities, float32 (N, slots, classes)."""
+        assert pixels.shape[1:] == self.spec.image.shape, f"{pixels.shape[1:]} is not {self.spec.image.shape}"
+        with torch.inference_mode(), self._arithmetic.autocast():
+            logits = self._model(self._arithmetic.to_input(torch.from_numpy(np.require(pixels, requirements="W"))))
+            result: npt.NDArray[np.float32] = torch.log_softmax(logits.float(), 2).cpu().numpy()
+        return result
+
+    def readings(self, log_probabilities: npt.NDArray[np.float32]) -> list[Reading]:
+        """float32 (N, slots, classes) -> N readings: each slot's likeliest character."""
+        texts = self._charset.decode(log_probabilities.argmax(2))
+        confidences = np.exp(log_probabilities.max(2)).tolist()
+        return [Reading(text, min(c), tuple(c)) for text, c in zip(texts, confidences, strict=True)]
+
+    def losses(self, log_probabilities: npt.NDArray[np.float32], truths: list[str]) -> list[float]:
+        """Cross-entropy of each truth, nats, summed over slots; nan where the network has no such output."""
+        result = []
+        for row, truth in zip(log_probabilities, truths, strict=True):
+            if len(truth) != self.spec.slots or self._charset.unknown_in(truth):
+                result.append(float("nan"))
+            else:
+                classes = self._charset.encode([truth], self.spec.slots)[0]
+                result.append(float(-row[np.arange(self.spec.slots), classes].sum()))
+        return result
+
+    def _decode(self, source: Any) -> images.Pixels | images.Unreadable:
+        if isinstance(source, np.ndarray):
+            try:
+                return images.from_array(source, self.spec.image)
+            except ValueError as error:
+                return images.Unreadable("not_an_image", str(error))
+        if isinstance(source, bytes):
+            return images.decode(source, self.spec.image)
+        try:
+            return images.decode(storage.read(storage.absolute(str(source))), self.spec.image)
+        except FileNotFoundError:
+            return images.Unreadable("missing", f"{source} does not exist")
+        except (InputError, OSError, ValueError) as error:  # no such scheme, no permission, a zero byte in the path
+            return images.Unreadable("unreadable", f"{source}: {getattr(error, 'strerror', None) or error}")

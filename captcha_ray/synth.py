@@ -1,0 +1,211 @@
+"""Seeded synthetic corpora: what to draw (`plan`, once, by the driver) and how it looks (`render`, by any worker).
+
+A picture depends on scheme, seed, index and text alone, never on which process draws it or in what order. The bytes are
+the same for the same versions of captcha, numpy and Pillow (with its FreeType and zlib), not across versions. Does not
+write files, does not know Ray or torch.
+"""
+
+import contextlib
+import functools
+import io
+import random
+import threading
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Literal, NamedTuple
+
+import captcha.image
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageDraw
+
+Scheme = Literal["digits", "text5"]
+
+CHARSETS: dict[Scheme, str] = {"digits": "0123456789", "text5": "2345678bcdefgmnpwxy"}
+"""Characters that occur, sorted; those of text5 are the ones in the captcha set of Wilhelmy & Rosas (2013)."""
+
+SIZES: dict[Scheme, tuple[int, int]] = {"digits": (18, 60), "text5": (200, 50)}
+"""(width, height) in pixels."""
+
+LABEL_PATTERN = r"^([^-]+)"
+"""Searched in the stem of a text5 file, finds the text in its first group: takes off the suffix of a repeated text."""
+
+DIGIT_SUPPORT = (142, 695, 268, 289, 338, 290, 278, 321, 266, 536)
+"""Images of 0 to 9 in the published project's test set; `digits` keeps these proportions."""
+
+TEXT_LENGTH = 5
+
+
+class Planned(NamedTuple):
+    """One image to draw: path relative to the corpus, and what stands in it."""
+
+    path: str
+    text: str
+
+
+def plan(scheme: Scheme, seed: int, num_images: int) -> list[Planned]:
+    """What to draw for indices 0 to num_images - 1; paths are unique, the list's position is the index.
+
+    digits: `<digit>/<index>.png`, classes by `digit_counts` in seeded order. text5: `<text>.png`, or `<text>-<k>.png`
+    where k earlier indices have the same text; an index has the same text and path whatever num_images.
+    """
+    rng = np.random.default_rng(seed)
+    if scheme == "digits":
+        digits = rng.permutation(np.repeat(np.arange(len(DIGIT_SUPPORT)), digit_counts(num_images)))
+        return [Planned(f"{digit}/{index:06d}.png", str(digit)) for index, digit in enumerate(digits.tolist())]
+    characters = np.array(list(CHARSETS["text5"]))
+    earlier: dict[str, int] = {}
+    planned = []
+    for row in characters[rng.integers(len(characters), size=(num_images, TEXT_LENGTH))].tolist():
+        text = "".join(row)
+        k = earlier.get(text, 0)
+        earlier[text] = k + 1
+        planned.append(Planned(f"{text}-{k}.png" if k else f"{text}.png", text))
+    return planned
+
+
+def digit_counts(num_images: int) -> npt.NDArray[np.int64]:
+    """Images of each digit, int64 (10,), adding up to num_images: `DIGIT_SUPPORT` scaled, by largest remainders.
+
+    Ties go to the smaller digit. From 10 images on no digit is left out: the most frequent one gives one up for it.
+    """
+    support = np.array(DIGIT_SUPPORT, np.int64)
+    counts, remainders = np.divmod(support * num_images, support.sum())
+    counts[np.argsort(-remainders, kind="stable")[: num_images - counts.sum()]] += 1
+    if num_images >= len(counts):
+        for missing in np.flatnonzero(counts == 0):
+            counts[counts.argmax()] -= 1
+            counts[missing] = 1
+    return counts
+
+
+def render(scheme: Scheme, seed: int, index: int, text: str) -> bytes:
+    """The PNG of one planned image: gray ("L") for digits, opaque RGBA, as the real ones are, for text5."""
+    rng = random.Random(f"{scheme} {seed} {index}")
+    drawer = _drawer(scheme)
+    with seeded_captcha(rng):
+        ink = drawer.generate_image(text, bg_color=(0, 0, 0), fg_color=(255, 255, 255)).convert("L")
+    pixels = drawer.paper * (1 - drawer.darkness / 255 * np.asarray(ink, np.float32))
+    pixels += drawer.noise * np.random.default_rng(rng.getrandbits(64)).standard_normal(pixels.shape, np.float32)
+    image = Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).convert(drawer.mode)
+    file = io.BytesIO()
+    image.save(file, format="png", compress_level=1)
+    return file.getvalue()
+
+
+_LOCK = threading.Lock()
+
+
+@contextlib.contextmanager
+def seeded_captcha(rng: random.Random) -> Iterator[None]:
+    """Within it the captcha package draws from `rng`, afterwards (also after an exception) from `secrets` again.
+
+    The package has no seed: it calls randbelow, choice and randbits of the module it imported as `secrets`. Here that
+    name, in captcha.image alone, stands for the same functions of `rng`. Threads of a process take turns.
+    """
+    seeded = SimpleNamespace(randbelow=rng.randrange, choice=rng.choice, randbits=rng.getrandbits)
+    with _LOCK:
+        original = captcha.image.secrets  # type: ignore[attr-defined]
+        captcha.image.secrets = seeded  # type: ignore[assignment, attr-defined]
+        try:
+            yield
+        finally:
+            captcha.image.secrets = original  # type: ignore[attr-defined]
+
+
+class _Captcha(captcha.image.ImageCaptcha):
+    """Ink of one scheme: white on black, since the package takes brightness for opacity and so cannot draw dark text.
+
+    paper: gray float32 (height, width), 0 to 255, that the ink darkens by `darkness` (fraction); noise: standard
+    deviation in gray levels; the text is shifted right by `left` pixels and either way by at most `jitter` (x, y).
+    """
+
+    word_space_probability = 1.0  # of no space: the package's name says the opposite
+    darkness = 0.9
+    paper: npt.NDArray[np.float32]
+    noise: float
+    mode: str
+    left: int
+    jitter: tuple[int, int]
+
+    def create_captcha_image(
+        self, chars: str, color: captcha.image.ColorTuple, background: captcha.image.ColorTuple
+    ) -> Image.Image:
+        image = super().create_captcha_image(chars, color, background)
+        dx, dy = (_between(-most, most) for most in self.jitter)
+        return image.transform(image.size, Image.Transform.AFFINE, (1, 0, -self.left - dx, 0, 1, -dy))
+
+
+class _Text5(_Captcha):
+    """One font at one size, about the same place, one strike-through line, paper that brightens to the right."""
+
+    character_offset_dx = (0, 0)
+    character_offset_dy = (0, 0)
+    character_rotate = (-16, 16)
+    character_warp_dx = (0.05, 0.25)
+    character_warp_dy = (0.05, 0.2)
+    word_offset_dx = 0.2
+    noise = 6.0
+    mode = "RGBA"
+    left = 30
+    jitter = (5, 3)
+
+    def __init__(self) -> None:
+        width, height = SIZES["text5"]
+        super().__init__(width, height, font_sizes=(36,))
+        self.paper = np.tile(np.linspace(195, 250, width, dtype=np.float32), (height, 1))
+
+    @staticmethod
+    def create_noise_dots(
+        image: Image.Image, color: captcha.image.ColorTuple, width: int = 1, number: int = 12
+    ) -> Image.Image:
+        return captcha.image.ImageCaptcha.create_noise_dots(image, color, width, number)
+
+    @staticmethod
+    def create_noise_curve(image: Image.Image, color: captcha.image.ColorTuple) -> Image.Image:
+        """Strikes through from left to right, with two bends."""
+        points = [(x, _between(12, 38)) for x in (20, _between(50, 80), _between(100, 140), 180)]
+        ImageDraw.Draw(image).line(points, fill=color, width=3)
+        return image
+
+
+class _Digits(_Captcha):
+    """One digit as cut out of a captcha, somewhere along the height."""
+
+    character_offset_dx = (0, 0)
+    character_offset_dy = (0, 0)
+    character_rotate = (-12, 12)
+    character_warp_dx = (0.05, 0.15)
+    character_warp_dy = (0.05, 0.15)
+    noise = 12.0
+    mode = "L"
+    left = 0
+    jitter = (1, 10)
+
+    def __init__(self) -> None:
+        width, height = SIZES["digits"]
+        super().__init__(width, height, font_sizes=(24, 26))
+        self.paper = np.full((height, width), 235, np.float32)
+
+    @staticmethod
+    def create_noise_dots(
+        image: Image.Image, color: captcha.image.ColorTuple, width: int = 1, number: int = 8
+    ) -> Image.Image:
+        return captcha.image.ImageCaptcha.create_noise_dots(image, color, width, number)
+
+    @staticmethod
+    def create_noise_curve(image: Image.Image, color: captcha.image.ColorTuple) -> Image.Image:
+        """None: a strike-through would make a 1, 4 or 7 of the narrow picture."""
+        return image
+
+
+def _between(low: int, high: int) -> int:
+    """A number from low to high, both included, drawn as the package draws: only within `seeded_captcha`."""
+    drawn: int = captcha.image.secrets.randbelow(high - low + 1)  # type: ignore[attr-defined]
+    return low + drawn
+
+
+@functools.cache
+def _drawer(scheme: Scheme) -> _Captcha:
+    """One per process: loading its font takes longer than drawing."""
+    return _Digits() if scheme == "digits" else _Text5()

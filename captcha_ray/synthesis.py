@@ -1,0 +1,65 @@
+"""Draws a synthetic corpus on all cores of a cluster. What the pictures look like is `synth`'s business."""
+
+import dataclasses
+import functools
+
+import pyarrow as pa
+import ray.data
+
+from captcha_ray import console, runs, storage, synth
+from captcha_ray.config import InputError, SynthesizeConfig
+
+BLOCK_IMAGES = 256
+"""Images one task draws: about a second's work."""
+
+
+STARTED = ".synthesis.json"
+"""The config a corpus is drawn by; hidden, so that no label rule takes it for an image."""
+
+
+def synthesize(config: SynthesizeConfig) -> str:
+    """Draws the files that are not there yet; returns the corpus' URI. The same config draws the same files anywhere.
+
+    Raises InputError where `config.out` holds anything else. Needs a connected Ray.
+    """
+    out = storage.absolute(config.out)
+    config = dataclasses.replace(config, out=out)
+    present = _claim(config)
+    planned = synth.plan(config.scheme, config.seed, config.num_images)
+    rows = [
+        {"index": index, "path": item.path, "text": item.text}
+        for index, item in enumerate(planned)
+        if storage.join(out, item.path) not in present
+    ]
+    if not rows:
+        console.say(f"{out} is finished already; nothing to do")
+        return out
+    table = pa.Table.from_pylist(rows)
+    blocks = [table.slice(start, BLOCK_IMAGES) for start in range(0, len(table), BLOCK_IMAGES)]
+    dataset = ray.data.from_arrow(blocks).map_batches(
+        functools.partial(_draw, config=config), batch_size=None, batch_format="pyarrow"
+    )
+    with console.progress(f"draw {config.scheme}", len(table), "images") as advance:
+        for drawn in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
+            advance(len(drawn))
+    return out
+
+
+def _claim(config: SynthesizeConfig) -> set[str]:
+    """Marks the folder; returns the URIs that an interrupted job has drawn in it already."""
+    marker = storage.join(config.out, STARTED)
+    if storage.exists(marker):
+        if runs.read_json(marker) != config.to_dict():
+            raise InputError(f"{config.out} holds a corpus drawn with other settings; name another --out")
+        return set(storage.list_files(config.out))
+    if not storage.is_empty(config.out):
+        raise InputError(f"{config.out} is not empty; name another --out")
+    storage.write(marker, runs.to_json(config.to_dict()))
+    return set()
+
+
+def _draw(planned: pa.Table, *, config: SynthesizeConfig) -> pa.Table:
+    for row in planned.to_pylist():
+        png = synth.render(config.scheme, config.seed, row["index"], row["text"])
+        storage.write(storage.join(config.out, row["path"]), png)
+    return planned.select(["index"])

@@ -1,0 +1,386 @@
+"""Data-parallel training: the worker loop and the `TorchTrainer` around it.
+
+The driver reads the shards once into Ray's object store; each worker copies its rows from there and keeps them, so an
+epoch waits for no disk and needs no CPU for reading. A worker's share of the training split must fit its memory.
+Progress is kept in the run directory after every epoch; a restarted worker and `--resume` both continue from there.
+Does not read corpora, does not evaluate the test split.
+"""
+
+import contextlib
+import dataclasses
+import math
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import ray
+import ray.data
+import ray.train
+import ray.train.torch
+import torch
+import torch._dynamo  # the first optimizer would import it, when nothing else goes on meanwhile
+import torch.distributed
+from torch import Tensor, nn
+
+from captcha_ray import checkpoint, learning, schema, storage
+from captcha_ray.augment import Affine
+from captcha_ray.charset import Charset
+from captcha_ray.cluster import Cluster, check_fits
+from captcha_ray.config import InputError, TrainConfig, check
+from captcha_ray.console import TrainingProgress
+from captcha_ray.models import ModelSpec, build_model
+from captcha_ray.runs import EventLog, RunDirectory
+
+STATE = "resume.safetensors"
+EVALUATION_BATCH_SIZE = 256
+ANNOUNCE_INTERVAL_S = 0.25
+RESUME_MAY_DIFFER = ("resume", "run", "num_workers", "cpus_per_worker", "use_gpu", "max_failures")
+"""Fields that may change between the start of a run and its continuation."""
+
+Announcement = tuple[str, tuple[Any, ...]]
+"""Name and arguments of a method of TrainingProgress."""
+
+
+@dataclasses.dataclass(frozen=True)
+class WorkerJob:
+    """What every worker is told. blocks: object references of Arrow tables, train and val."""
+
+    config: TrainConfig
+    spec: ModelSpec
+    blocks: dict[str, list[Any]]
+    announce: Callable[[Announcement], Any]
+
+
+def model_spec(config: TrainConfig, manifest: schema.Manifest) -> ModelSpec:
+    """The network for these shards. Raises InputError where they are not what the config or network reads."""
+    image = manifest.image_spec
+    for name in ("height", "width"):
+        asked, found = getattr(config, name), getattr(image, name)
+        check(
+            asked in (0, found),
+            f"the shards hold images of {image.width}x{image.height} pixels (width x height), but recipe "
+            f"{config.recipe} reads {name} {asked}; preprocess to that size, or pass --{name} 0 to take theirs",
+        )
+    check(
+        config.charset in ("", manifest.charset),
+        f"the shards were made for charset {manifest.charset!r}, not {config.charset!r}",
+    )
+    slots = config.slots or manifest.max_length
+    if not manifest.min_length == manifest.max_length == slots:
+        lengths = f"{manifest.min_length} to {manifest.max_length}"
+        raise InputError(
+            f"labels in the shards have {lengths} characters, but the network reads the same number, {slots}, in every "
+            f"image; keep those by preprocessing with --length {slots}, or pass --slots 0 where all have another length"
+        )
+    spec = ModelSpec(network=config.network, image=image, charset=manifest.charset, slots=slots, dropout=config.dropout)
+    with torch.device("meta"):
+        build_model(spec)
+    return spec
+
+
+def fit(
+    config: TrainConfig, manifest: schema.Manifest, train: ray.data.Dataset, val: ray.data.Dataset, cluster: Cluster
+) -> dict[str, Any]:
+    """Trains until the last epoch, or until patience runs out; afterwards the best network stands in `checkpoint/`.
+    Returns what `results.json` says of the training.
+
+    A single CPU worker of an embedded Ray trains in this process (Ray Train's local mode: no other machine is to be
+    had, and starting a worker takes longer than the small corpora people try first). Raises InputError for shards,
+    workers or run directories that do not fit, and where the loss stops being a number.
+    """
+    started = time.perf_counter()
+    spec = model_spec(config, manifest)
+    check_fits(config.num_workers, config.cpus_per_worker, config.use_gpu)
+    _check_batches(config, manifest)
+    run = RunDirectory(config.run)
+    config = dataclasses.replace(config, run=run.uri, shards=storage.absolute(config.shards))
+    if config.resume:
+        run.reopen(config.to_dict(), manifest.to_dict(), RESUME_MAY_DIFFER)
+    else:
+        run.create(config.to_dict(), manifest.to_dict())
+    blocks = {"train": train.materialize().to_arrow_refs(), "val": val.materialize().to_arrow_refs()}
+    local = cluster.embedded and config.num_workers == 1 and not config.use_gpu
+    with TrainingProgress(config.epochs) as progress:
+        if local:
+            _run_trainer(WorkerJob(config, spec, blocks, lambda message: _show(progress, message)), local=True)
+        else:
+            with _Relay(progress) as relay:
+                _run_trainer(WorkerJob(config, spec, blocks, relay.announcer()), local=False)
+    epochs = run.read_metrics()
+    if not epochs:
+        raise InputError(
+            f"{run.uri} holds no metrics here; on several machines --run must be a bucket or a shared folder"
+        )
+    if has_diverged(epochs[-1]):
+        raise InputError(f"training diverged in epoch {len(epochs)}: the loss is not a number; lower --learning-rate")
+    return {
+        "best_epoch": best_epoch(epochs),
+        "num_epochs": len(epochs),
+        "seconds": time.perf_counter() - started,
+    }
+
+
+def _check_batches(config: TrainConfig, manifest: schema.Manifest) -> None:
+    images, workers = manifest.num_images["train"], config.num_workers
+    num_steps = math.ceil(math.ceil(images / workers) / config.batch_size)
+    smallest = images // workers // max(num_steps, 1)
+    check(
+        smallest >= 2,
+        f"{images} training images cut over {workers} workers in batches of {config.batch_size} leave fewer than the "
+        f"2 images a step that batch normalization needs; use fewer workers or another --batch-size",
+    )
+
+
+def _run_trainer(job: WorkerJob, local: bool) -> None:
+    config = job.config
+    resources: dict[str, float] = {"CPU": config.cpus_per_worker, **({"GPU": 1} if config.use_gpu else {})}
+    scaling = ray.train.ScalingConfig(
+        num_workers=0 if local else config.num_workers,
+        use_gpu=config.use_gpu,
+        resources_per_worker=None if local else resources,
+    )
+    with tempfile.TemporaryDirectory(
+        prefix="captcha_ray-"
+    ) as unused:  # what is to be kept, the workers keep in the run
+        run_config = ray.train.RunConfig(
+            storage_path=unused,
+            failure_config=ray.train.FailureConfig(max_failures=config.max_failures),
+            logging_config=ray.train.LoggingConfig(log_level="WARNING"),  # type: ignore[call-arg]
+        )
+        trainer = ray.train.torch.TorchTrainer(
+            train_worker, train_loop_config={"job": job}, scaling_config=scaling, run_config=run_config
+        )
+        trainer.fit()
+
+
+@ray.remote(num_cpus=0)
+class _Mailbox:
+    """Carries announcements from a worker on another machine to the driver."""
+
+    def __init__(self) -> None:
+        self._messages: list[Announcement] = []
+
+    def put(self, message: Announcement) -> None:
+        self._messages.append(message)
+
+    def take(self) -> list[Announcement]:
+        messages, self._messages = self._messages, []
+        return messages
+
+
+class _Relay:
+    """Shows on the driver's terminal what rank 0 announces."""
+
+    def __init__(self, progress: TrainingProgress) -> None:
+        self._progress = progress
+        self._mailbox: Any = _Mailbox.remote()  # type: ignore[attr-defined]
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def announcer(self) -> Callable[[Announcement], Any]:
+        """A function for rank 0; it travels to any machine."""
+        mailbox = self._mailbox
+
+        def announce(message: Announcement) -> None:
+            mailbox.put.remote(message)
+
+        return announce
+
+    def __enter__(self) -> "_Relay":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self._thread.join()
+        ray.kill(self._mailbox)
+
+    def _watch(self) -> None:
+        while not self._done.wait(ANNOUNCE_INTERVAL_S):
+            self._show_all()
+        self._show_all()
+
+    def _show_all(self) -> None:
+        for message in ray.get(self._mailbox.take.remote()):
+            _show(self._progress, message)
+
+
+def _show(progress: TrainingProgress, message: Announcement) -> None:
+    name, arguments = message
+    getattr(progress, name)(*arguments)
+
+
+def train_worker(arguments: dict[str, Any]) -> None:
+    """The loop of one worker, under Ray Train. arguments: {"job": WorkerJob}."""
+    job: WorkerJob = arguments["job"]
+    learning.keep_freed_memory()
+    context = ray.train.get_context()
+    with contextlib.closing(Worker(job, context.get_world_rank(), context.get_world_size())) as worker:
+        while worker.wants_epoch:
+            record = worker.run_epoch()
+            ray.train.report({k: v for k, v in record.items() if isinstance(v, (int, float))})
+
+
+class Worker:
+    """State of one worker between epochs. Every epoch's random numbers follow from (seed, epoch, rank) alone, so an
+    interrupted run that is continued draws what an undisturbed one would have drawn."""
+
+    def __init__(self, job: WorkerJob, rank: int, world_size: int) -> None:
+        config = job.config
+        self._job, self._rank, self._world_size = job, rank, world_size
+        device = ray.train.torch.get_device() if config.use_gpu else torch.device("cpu")
+        self._arithmetic = learning.Arithmetic.choose(device, config.precision)
+        self._train = self._feed("train", config.batch_size)
+        self._val = self._feed("val", EVALUATION_BATCH_SIZE)
+        torch.manual_seed(learning.derive_seed(config.seed))
+        self._network = build_model(job.spec).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._optimizer = learning.build_optimizer(config, self._network)
+        self._run = RunDirectory(config.run)
+        self._history: list[dict[str, Any]] = []
+        if storage.exists(self._run.path(STATE)):
+            self._history = checkpoint.load_state(self._run.path(STATE), self._network, self._optimizer)["epochs"]
+            if rank == 0:  # the last try may have ended between state and metrics
+                self._run.write_metrics(self._history)
+        self._events = EventLog(self._run) if rank == 0 else None
+        self._model: nn.Module = ray.train.torch.prepare_model(self._network, move_to_device=False)
+        self._affine = Affine(
+            config.rotation_degrees, config.shift_fraction, config.shear_degrees, config.zoom_fraction
+        )
+        self._announced = 0.0
+
+    def _feed(self, split: str, batch_size: int) -> learning.EpochFeed:
+        """This worker's rows: every world_size-th of the split, copied out of the object store."""
+        image, charset = self._job.spec.image, Charset(self._job.spec.charset)
+        images: list[npt.NDArray[np.uint8]] = []
+        texts: list[str] = []
+        offset = 0
+        for block in self._job.blocks[split]:
+            table: pa.Table = ray.get(block)
+            mine = slice((self._rank - offset) % self._world_size, None, self._world_size)
+            images.append(np.array(schema.unpack_images(table["image"], image)[mine]))
+            texts += table["text"].to_pylist()[mine]
+            offset += len(table)
+        counts = [len(range(rank, offset, self._world_size)) for rank in range(self._world_size)]
+        return learning.EpochFeed(
+            np.concatenate(images), charset.encode(texts, self._job.spec.slots), counts, self._rank, batch_size
+        )
+
+    @property
+    def wants_epoch(self) -> bool:
+        """Whether there is an epoch to do: not past the last, not diverged, patience not spent."""
+        done = len(self._history)
+        diverged = done > 0 and has_diverged(self._history[-1])
+        patience = self._job.config.patience
+        spent = patience > 0 and done > 0 and done - best_epoch(self._history) >= patience
+        return done < self._job.config.epochs and not diverged and not spent
+
+    def run_epoch(self) -> dict[str, Any]:
+        """Trains and validates one epoch; rank 0 keeps it on disk. Returns its line of `metrics.jsonl`."""
+        config = self._job.config
+        started = time.perf_counter()
+        number = len(self._history) + 1
+        steps = self._train.num_steps
+
+        def learning_rate(step: int) -> float:
+            return learning.learning_rate_at(config, (number - 1 + step / steps) / config.epochs)
+
+        counts, waited_s = learning.train_epoch(
+            self._model,
+            self._optimizer,
+            self._train.epoch(learning.derive_seed(config.seed, number, self._rank, 0)),
+            self._arithmetic,
+            augment=self._affine,
+            seed=learning.derive_seed(config.seed, number, self._rank, 1),
+            world_size=self._world_size,
+            learning_rate=learning_rate,
+            on_step=self._announcer(number, started),
+        )
+        train = self._sum(counts)
+        train_s = time.perf_counter() - started
+        self._share_buffers()
+        val = self._sum(learning.evaluate(self._network, self._val.epoch(None), self._arithmetic))
+        record = {
+            "epoch": number,
+            **train.ratios("train"),
+            **val.ratios("val"),
+            "images_per_second": train.num_images / train_s,
+            "data_wait_fraction": waited_s / train_s,
+            "learning_rate": learning_rate(steps),
+            "seconds": time.perf_counter() - started,
+        }
+        self._history.append({name: _finite(value) for name, value in record.items()})
+        if self._rank == 0:
+            self._keep()
+        return self._history[-1]
+
+    def _announcer(self, epoch: int, started: float) -> Callable[[int, int], None]:
+        done = 0
+
+        def on_step(step: int, images: int) -> None:
+            nonlocal done
+            done += images
+            now = time.perf_counter()
+            if self._rank == 0 and now - self._announced >= ANNOUNCE_INTERVAL_S:
+                self._announced = now
+                self._job.announce(("step", (epoch, (step + 1) / self._train.num_steps, done / (now - started))))
+
+        return on_step
+
+    def _share_buffers(self) -> None:
+        """Gives all workers rank 0's batch statistics: what is validated must be the network that is kept."""
+        if self._world_size > 1:
+            for buffer in self._network.buffers():
+                torch.distributed.broadcast(buffer, 0)
+
+    def _sum(self, counts: learning.EpochCounts) -> learning.EpochCounts:
+        """The counts of all workers together."""
+        if self._world_size == 1:
+            return counts
+        sums: Tensor = torch.from_numpy(counts.sums).to(self._arithmetic.device)
+        torch.distributed.all_reduce(sums)
+        return learning.EpochCounts(sums.cpu().numpy())
+
+    def _keep(self) -> None:
+        """The state last but for what follows from it: a kill before repeats the epoch, which gives the same again."""
+        record = self._history[-1]
+        best = best_epoch(self._history) == record["epoch"]
+        if best:
+            checkpoint.save_model(self._run.path("checkpoint"), self._network, self._job.spec)
+        if self._events:
+            self._events.add(record)
+        checkpoint.save_state(self._run.path(STATE), self._network, self._optimizer, {"epochs": self._history})
+        self._run.write_metrics(self._history)
+        if not has_diverged(record):
+            self._job.announce(("epoch", (record, best)))
+
+    def close(self) -> None:
+        """Ends the event file."""
+        if self._events:
+            self._events.close()
+
+
+def best_epoch(epochs: list[dict[str, Any]]) -> int:
+    """Number of the epoch with the highest validation whole-string accuracy; of equals the one of lower loss."""
+
+    def rank(epoch: dict[str, Any]) -> tuple[float, float, int]:
+        loss = math.inf if epoch["val_loss"] is None else epoch["val_loss"]
+        return epoch["val_exact_match"] or 0.0, -loss, -epoch["epoch"]
+
+    return int(max(epochs, key=rank)["epoch"])
+
+
+def has_diverged(epoch: dict[str, Any]) -> bool:
+    """Whether a loss of the epoch is not a number."""
+    return epoch["train_loss"] is None or epoch["val_loss"] is None
+
+
+def _finite(value: Any) -> Any:
+    """The value, with None for numbers that JSON has no word for."""
+    if isinstance(value, list):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,36 @@
+"""python jobs/evaluate.py --run URI [--shards URI --split test | --corpus URI --labels folder]: measures a network."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+from captcha_ray import checkpoint, cluster, console, corpus, evaluation, runs, storage
+from captcha_ray.config import EvaluateConfig
+
+
+def main() -> None:
+    config = console.parse(EvaluateConfig)
+    run = runs.RunDirectory(config.run)
+    if config == EvaluateConfig() and storage.is_empty(run.uri):
+        status = subprocess.run([sys.executable, str(Path(__file__).with_name("train.py"))], check=False).returncode
+        if status:
+            raise SystemExit(status)
+    spec = checkpoint.load_spec(run.uri)
+    with cluster.connect():
+        source = corpus.open_labeled(config, run.shards, spec.image, spec.charset, spec.slots)
+        found = evaluation.evaluate(source, run.uri, config.num_workers, config.use_gpu)
+    if config.out:
+        storage.write(storage.absolute(config.out), runs.to_json({source.name: found.summary()}))
+    for line in evaluation.describe({source.name: found.summary()}):
+        console.say(line)
+    if not config.out and run.shards:  # a bare checkpoint is not ours to add to
+        evaluation.publish(run, {source.name: found})
+        console.say(f"report: {run.path('report.html')}")
+    if foreign := found.counts.num_foreign:
+        console.warn(f"{foreign:,} characters of the labels are not in the network's alphabet, and count as wrong")
+    if unread := source.num_files - found.counts.num_images:
+        console.warn(f"{unread:,} files have no label or cannot be read, and do not count")
+
+
+if __name__ == "__main__":
+    console.run(main)

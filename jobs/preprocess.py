@@ -1,0 +1,18 @@
+"""python jobs/preprocess.py --corpus URI --labels folder --height 60 --width 18 --out URI: labeled images to shards."""
+
+from captcha_ray import cluster, console, corpus, demo
+from captcha_ray.config import PreprocessConfig
+
+
+def main() -> None:
+    config = console.parse(PreprocessConfig)
+    with cluster.connect():
+        demo.ensure_corpus(config.corpus)
+        manifest = corpus.preprocess(config)
+    for line in manifest.describe():
+        console.say(line)
+    console.say(f"shards are in {config.out}")
+
+
+if __name__ == "__main__":
+    console.run(main)

@@ -1,0 +1,34 @@
+"""python jobs/train.py --recipe NAME --shards URI --run URI: trains a network, evaluates it and writes a report."""
+
+from captcha_ray import cluster, console, recipes
+from captcha_ray.config import TrainConfig
+from captcha_ray.runs import RunDirectory
+from captcha_ray.schema import Split
+
+
+def main() -> None:
+    config = console.parse(TrainConfig, default=recipes.get(console.option("recipe", TrainConfig().recipe)))
+    run = RunDirectory(config.run)
+    if config.resume and run.finished:
+        console.say(f"{run.uri} is finished already; nothing to do")
+        return
+    console.warn_without_gpu(config.use_gpu)
+    with cluster.connect(meanwhile="captcha_ray.training") as resources:
+        from captcha_ray import corpus, demo, evaluation, training  # noqa: PLC0415 -- imported while Ray starts
+
+        demo.ensure_shards(config.shards)
+        shards = corpus.open_shards(config.shards)
+        facts = training.fit(config, shards.manifest, shards.read("train"), shards.read("val"), resources)
+        split: Split = "test" if shards.manifest.num_images["test"] else "val"
+        num_readers = 0 if resources.embedded else config.num_workers
+        found = evaluation.evaluate(shards.labeled(split), run.uri, num_readers, config.use_gpu)
+        results = evaluation.publish(run, {split: found}, **facts)
+        run.finish()
+    for line in evaluation.describe(results):
+        console.say(line)
+    console.say(f"report: {run.path('report.html')}")
+    console.say(f"network: {run.path('checkpoint')}")
+
+
+if __name__ == "__main__":
+    console.run(main)

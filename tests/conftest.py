@@ -1,0 +1,62 @@
+"""Fixtures that several test modules share: one Ray for the session, and small corpora of real image files."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from captcha_ray import cluster, corpus
+from captcha_ray.config import PreprocessConfig
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[cluster.Cluster]:
+    """An embedded Ray of two CPUs that this session starts and stops."""
+    os.environ.pop("RAY_ADDRESS", None)
+    with cluster.connect() as resources:
+        yield resources
+
+
+def draw_glyphs(folder: Path, texts: list[str], seed: int = 0, size: tuple[int, int] = (24, 16)) -> Path:
+    """Writes `<text>-<k>.png`, gray, width x height: vertical bars whose place tells the characters a to d, and noise.
+
+    Easy enough that a network learns it in a few steps.
+    """
+    rng = np.random.default_rng(seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    width, height = size
+    for k, text in enumerate(texts):
+        pixels = rng.integers(0, 60, (height, width), np.uint8)
+        slot = width // len(text)
+        for position, character in enumerate(text):
+            start = position * slot + "abcd".index(character) * slot // 4
+            pixels[:, start : start + slot // 4] = 230
+        Image.fromarray(pixels).save(folder / f"{text}-{k}.png")
+    return folder
+
+
+def glyph_texts(count: int, length: int, seed: int = 0) -> list[str]:
+    """Random texts of the characters a to d."""
+    rows = np.random.default_rng(seed).integers(0, 4, (count, length))
+    return ["".join("abcd"[k] for k in row) for row in rows]
+
+
+@pytest.fixture(scope="session")
+def glyph_shards(ray_cluster: cluster.Cluster, tmp_path_factory: pytest.TempPathFactory) -> corpus.Shards:
+    """Finished shards of 203 images of 24x16 pixels with two characters each."""
+    folder = tmp_path_factory.mktemp("glyphs")
+    draw_glyphs(folder / "corpus", glyph_texts(203, 2))
+    config = PreprocessConfig(
+        corpus=str(folder / "corpus"),
+        labels="filename",
+        label_pattern="^([^-]+)",
+        height=16,
+        width=24,
+        splits=(0.6, 0.2, 0.2),
+        out=str(folder / "shards"),
+    )
+    corpus.preprocess(config)
+    return corpus.open_shards(config.out)

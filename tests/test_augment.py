@@ -1,0 +1,167 @@
+"""Random distortion against an independent reference: Keras' composition in numpy, pixel by pixel."""
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+
+from captcha_ray.augment import Affine, affine_matrices
+
+HEIGHT, WIDTH = 24, 10
+SHAPE = torch.Size((4000, 1, HEIGHT, WIDTH))
+Array = npt.NDArray[np.float64]
+
+
+def generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def in_pixels(matrices: torch.Tensor) -> Array:
+    """Maps of normalized coordinates -> maps of pixels (x, y) from the center, float (N, 2, 3)."""
+    half = np.array([WIDTH / 2, HEIGHT / 2])
+    return matrices.double().numpy() * half[:, None] / np.append(half, 1.0)
+
+
+def parameters(matrices: torch.Tensor) -> dict[str, Array]:
+    """The one way to write each map as R(rotation) T(shift) S(shear) Z(zoom); angles in degrees, shifts in pixels."""
+    m = in_pixels(matrices)
+    rotation = np.arctan2(m[:, 1, 0], m[:, 0, 0])
+    both = np.arctan2(-m[:, 0, 1], m[:, 1, 1])  # rotation + shear
+    cos, sin = np.cos(rotation), np.sin(rotation)
+    return {
+        "rotation": np.degrees(rotation),
+        "shear": np.degrees(both - rotation),
+        "zoom_x": np.hypot(m[:, 0, 0], m[:, 1, 0]),
+        "zoom_y": np.hypot(m[:, 0, 1], m[:, 1, 1]),
+        "shift_x": cos * m[:, 0, 2] + sin * m[:, 1, 2],
+        "shift_y": -sin * m[:, 0, 2] + cos * m[:, 1, 2],
+    }
+
+
+def keras(image: Array, p: dict[str, float]) -> Array:
+    """What Keras' `apply_affine_transform` makes of an image (H, W), about its center: (x, y), bilinear, nearest."""
+    a, s = math.radians(p["rotation"]), math.radians(p["shear"])
+    rotation = np.array([[math.cos(a), -math.sin(a), 0], [math.sin(a), math.cos(a), 0], [0, 0, 1]])
+    shift = np.array([[1, 0, p["shift_x"]], [0, 1, p["shift_y"]], [0, 0, 1]])
+    shear = np.array([[1, -math.sin(s), 0], [0, math.cos(s), 0], [0, 0, 1]])
+    matrix = rotation @ shift @ shear @ np.diag([p["zoom_x"], p["zoom_y"], 1])
+    height, width = image.shape
+    result = np.zeros_like(image)
+    for row in range(height):
+        for column in range(width):
+            x, y, _ = matrix @ [column - (width - 1) / 2, row - (height - 1) / 2, 1]
+            x = min(max(x + (width - 1) / 2, 0), width - 1)
+            y = min(max(y + (height - 1) / 2, 0), height - 1)
+            left, top = min(int(x), width - 2), min(int(y), height - 2)
+            fx, fy = x - left, y - top
+            upper = image[top, left] * (1 - fx) + image[top, left + 1] * fx
+            lower = image[top + 1, left] * (1 - fx) + image[top + 1, left + 1] * fx
+            result[row, column] = upper * (1 - fy) + lower * fy
+    return result
+
+
+def pictures(n: int) -> torch.Tensor:
+    return torch.rand((n, 1, HEIGHT, WIDTH), generator=generator(99))
+
+
+def test_zero_ranges_leave_images_alone() -> None:
+    images = pictures(3)
+    assert torch.equal(Affine()(images, generator(0)), images)
+
+
+def test_nearly_zero_ranges_nearly_leave_images_alone() -> None:
+    images = pictures(3)
+    torch.testing.assert_close(Affine(zoom_fraction=1e-7)(images, generator(0)), images, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "ranges",
+    [
+        Affine(rotation_degrees=40),
+        Affine(shift_fraction=0.3),
+        Affine(shear_degrees=40),
+        Affine(zoom_fraction=0.5),
+        Affine(rotation_degrees=40, shift_fraction=0.3, shear_degrees=40, zoom_fraction=0.5),
+    ],
+    ids=["rotation", "shift", "shear", "zoom", "all"],
+)
+def test_images_are_what_keras_makes_of_the_same_parameters(ranges: Affine) -> None:
+    images = pictures(6)
+    drawn = parameters(affine_matrices(ranges, images.shape, generator(5)))
+    made = ranges(images, generator(5))
+    for index in range(len(images)):
+        expected = keras(images[index, 0].double().numpy(), {name: float(v[index]) for name, v in drawn.items()})
+        np.testing.assert_allclose(made[index, 0].numpy(), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("ranges", "limits"),
+    [
+        (Affine(rotation_degrees=30), {"rotation": (-30, 30)}),
+        (Affine(shift_fraction=0.25), {"shift_x": (-0.25 * WIDTH, 0.25 * WIDTH), "shift_y": (-6, 6)}),
+        (Affine(shear_degrees=20), {"shear": (-20, 20)}),
+        (Affine(zoom_fraction=0.4), {"zoom_x": (0.6, 1.4), "zoom_y": (0.6, 1.4)}),
+        (
+            Affine(30, 0.25, 20, 0.4),
+            {
+                "rotation": (-30, 30),
+                "shift_x": (-2.5, 2.5),
+                "shift_y": (-6, 6),
+                "shear": (-20, 20),
+                "zoom_x": (0.6, 1.4),
+                "zoom_y": (0.6, 1.4),
+            },
+        ),
+    ],
+    ids=["rotation", "shift", "shear", "zoom", "all"],
+)
+def test_parameters_fill_their_ranges_evenly_and_never_leave_them(
+    ranges: Affine, limits: dict[str, tuple[float, float]]
+) -> None:
+    """A rotation on an image that is not square has neither shear nor zoom; a shift is a fraction of its own side."""
+    neutral = {"zoom_x": (1.0, 1.0), "zoom_y": (1.0, 1.0)}
+    for name, values in parameters(affine_matrices(ranges, SHAPE, generator(1))).items():
+        low, high = limits.get(name, neutral.get(name, (0.0, 0.0)))
+        assert values.min() >= low - 1e-4, name
+        assert values.max() <= high + 1e-4, name
+        counts, _ = np.histogram(values, bins=4, range=(low, high)) if high > low else ([1000] * 4, None)
+        assert np.abs(np.array(counts) - 1000).max() < 150, f"{name} is not uniform: {counts}"
+
+
+def test_parameters_are_drawn_independently() -> None:
+    drawn = np.array(list(parameters(affine_matrices(Affine(30, 0.25, 20, 0.4), SHAPE, generator(2))).values()))
+    correlations = np.corrcoef(drawn) - np.eye(6)
+    assert np.abs(correlations).max() < 5 / math.sqrt(SHAPE[0])
+
+
+def test_pixels_from_outside_repeat_the_nearest_edge() -> None:
+    """Columns that brighten from left to right, shifted by up to 90 %: nothing but their own values, edges widened."""
+    columns = torch.linspace(0.5, 1, WIDTH).expand(200, 1, HEIGHT, WIDTH)
+    made = Affine(shift_fraction=0.9)(columns, generator(3))
+    assert made.min() == pytest.approx(0.5)
+    assert made.max() == pytest.approx(1)
+    assert (made[:, 0, :, :4] < 0.5 + 1e-6).all(2).all(1).any(), "some image repeats its left edge four times"
+    assert (made[:, 0, :, -4:] > 1 - 1e-6).all(2).all(1).any(), "some image repeats its right edge four times"
+
+
+def test_a_seed_draws_the_same_pictures_and_another_seed_others() -> None:
+    ranges, images = Affine(10, 0.1, 10, 0.1), pictures(4)
+    assert torch.equal(ranges(images, generator(7)), ranges(images, generator(7)))
+    assert not torch.equal(ranges(images, generator(7)), ranges(images, generator(8)))
+
+
+def test_a_generator_goes_on_from_batch_to_batch() -> None:
+    ranges, images, one = Affine(10), pictures(4), generator(7)
+    assert not torch.equal(ranges(images, one), ranges(images, one))
+
+
+def test_images_of_one_batch_are_distorted_differently_and_channels_of_one_image_alike() -> None:
+    same = pictures(1).expand(5, 3, HEIGHT, WIDTH)
+    made = Affine(20, 0.1, 10, 0.1)(same, generator(4))
+    assert made.shape == same.shape
+    for index in range(1, 5):
+        assert not torch.allclose(made[index], made[0], atol=1e-3)
+    assert torch.equal(made[:, 0], made[:, 1])
+    assert torch.equal(made[:, 0], made[:, 2])

@@ -1,0 +1,226 @@
+"""What jobs can be told is checked before any work, in sentences that name the field and its value."""
+
+import ast
+import dataclasses
+import inspect
+import itertools
+import json
+import re
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from captcha_ray import config, recipes
+from captcha_ray.config import (
+    Config,
+    EvaluateConfig,
+    ImageSpec,
+    InputError,
+    PreprocessConfig,
+    SynthesizeConfig,
+    TrainConfig,
+)
+from captcha_ray.schema import Manifest
+
+CONFIGS: list[type[Config]] = [ImageSpec, SynthesizeConfig, PreprocessConfig, TrainConfig, EvaluateConfig]
+NAN, INF = float("nan"), float("inf")
+
+BAD: list[tuple[type[Config], dict[str, Any]]] = [
+    *((ImageSpec, {name: value}) for name in ("height", "width") for value in (-1, 0, 3, 4097)),
+    *((ImageSpec, {"channels": value}) for value in (0, 2, 4)),
+    *((ImageSpec, {"denoise": value}) for value in (-1, 1, 2, 4, 17)),
+    (SynthesizeConfig, {"scheme": "letters"}),
+    (SynthesizeConfig, {"num_images": 0}),
+    (SynthesizeConfig, {"seed": -1}),
+    (PreprocessConfig, {"labels": "folders"}),
+    (PreprocessConfig, {"labels": "table"}),
+    (PreprocessConfig, {"table": "x.csv"}),
+    (PreprocessConfig, {"labels": "filename", "label_pattern": "(ab"}),
+    (PreprocessConfig, {"labels": "folder", "label_pattern": "a"}),
+    (PreprocessConfig, {"height": 3}),
+    (PreprocessConfig, {"width": 5000}),
+    (PreprocessConfig, {"channels": 2}),
+    (PreprocessConfig, {"denoise": 2}),
+    *(
+        (PreprocessConfig, {"splits": value})
+        for value in ((0.8, 0.1, 0.2), (1.2, -0.1, -0.1), (0.0, 0.5, 0.5), (NAN, 0.5, 0.5))
+    ),
+    *((PreprocessConfig, {"split_seed": value}) for value in (-1, 2**64)),
+    (PreprocessConfig, {"charset": "01210"}),
+    (PreprocessConfig, {"length": -1}),
+    (PreprocessConfig, {"bad_labels": "ignore"}),
+    (PreprocessConfig, {"max_pixels": 0}),
+    (TrainConfig, {"network": "resnet"}),
+    (TrainConfig, {"optimizer": "Adam"}),
+    (TrainConfig, {"schedule": "cosine"}),
+    (TrainConfig, {"precision": "fp16"}),
+    *((TrainConfig, {name: 0}) for name in ("epochs", "num_workers", "cpus_per_worker")),
+    (TrainConfig, {"batch_size": 1}),
+    *((TrainConfig, {name: -1}) for name in ("height", "width", "slots", "patience", "seed", "max_failures")),
+    *(
+        (TrainConfig, {name: value})
+        for name in ("momentum", "weight_decay", "rotation_degrees", "shift_fraction", "shear_degrees")
+        for value in (-0.1, NAN, INF)
+    ),
+    *((TrainConfig, {"learning_rate": value}) for value in (0.0, -1.0, NAN, INF)),
+    *((TrainConfig, {name: value}) for name in ("dropout", "zoom_fraction") for value in (-0.1, 1.0, NAN)),
+    (TrainConfig, {"shear_degrees": 90.0}),
+    (EvaluateConfig, {"split": "testing"}),
+    (EvaluateConfig, {"labels": "name"}),
+    (EvaluateConfig, {"labels": "table"}),
+    (EvaluateConfig, {"table": "x.csv"}),
+    (EvaluateConfig, {"labels": "filename", "label_pattern": "(ab"}),
+    (EvaluateConfig, {"label_pattern": "a"}),
+    (EvaluateConfig, {"shards": "a", "corpus": "b"}),
+    (EvaluateConfig, {"num_workers": -1}),
+]
+
+
+def made(kind: type[Config], values: dict[str, Any]) -> Config:
+    return kind(**{**({"height": 60, "width": 18} if kind is ImageSpec else {}), **values})
+
+
+@pytest.mark.parametrize(("kind", "values"), BAD, ids=lambda x: x.__name__ if isinstance(x, type) else str(x))
+def test_a_bad_value_is_refused_in_a_sentence_that_names_field_and_value(
+    kind: type[Config], values: dict[str, Any]
+) -> None:
+    with pytest.raises(InputError) as caught:
+        made(kind, values)
+    sentence = str(caught.value)
+    assert "\n" not in sentence
+    name, value = list(values.items())[-1]
+    assert name in sentence
+    assert str(value) in sentence
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "said"),
+    [
+        (ImageSpec, {"channels": 3, "binarize": True}, "binarize"),
+        (PreprocessConfig, {"channels": 3, "binarize": True}, "binarize"),
+        (PreprocessConfig, {"corpus": ""}, "corpus"),
+        (PreprocessConfig, {"out": ""}, "out"),
+        (TrainConfig, {"shards": ""}, "shards"),
+        (TrainConfig, {"run": ""}, "run"),
+        (EvaluateConfig, {"run": ""}, "run"),
+        (EvaluateConfig, {"use_gpu": True}, "--num-workers"),
+    ],
+)
+def test_an_empty_place_or_a_flag_that_lacks_its_partner_is_refused_by_name(
+    kind: type[Config], values: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(InputError, match=said):
+        made(kind, values)
+
+
+@pytest.mark.parametrize(
+    ("kind", "values"),
+    [
+        *((ImageSpec, {name: value}) for name in ("height", "width") for value in (4, 4096)),
+        *((ImageSpec, {"denoise": value}) for value in (0, 3, 15)),
+        (ImageSpec, {"channels": 3}),
+        (ImageSpec, {"binarize": True}),
+        (PreprocessConfig, {"splits": (1.0, 0.0, 0.0), "split_seed": 2**64 - 1}),
+        (PreprocessConfig, {"labels": "filename", "label_pattern": "^([^-]+)"}),
+        (PreprocessConfig, {"labels": "table", "table": "x.csv"}),
+        (TrainConfig, {"dropout": 0.0, "zoom_fraction": 0.99, "shear_degrees": 89.0, "batch_size": 2}),
+        (EvaluateConfig, {"use_gpu": True, "num_workers": 1}),
+    ],
+)
+def test_the_last_allowed_values_are_allowed(kind: type[Config], values: dict[str, Any]) -> None:
+    assert made(kind, values).to_dict().items() >= json.loads(json.dumps(values)).items()
+
+
+def test_an_unknown_field_names_the_nearest() -> None:
+    with pytest.raises(InputError, match="unknown field of TrainConfig 'epoch'; did you mean 'epochs'"):
+        TrainConfig.from_dict({"epoch": 3})
+
+
+def test_an_unknown_field_near_to_none_lists_the_known_ones() -> None:
+    with pytest.raises(InputError, match=r"'zzz'; known are scheme, num_images, seed, out\."):
+        SynthesizeConfig.from_dict({"zzz": 3})
+
+
+CHANGED: list[Config] = [
+    ImageSpec(height=60, width=18, channels=3, denoise=3),
+    SynthesizeConfig(scheme="text5", num_images=7, seed=3, out="s3://b/x"),
+    PreprocessConfig(splits=(0.5, 0.25, 0.25), labels="filename", label_pattern=r"^(\w+)", charset="äé∅"),
+    TrainConfig(learning_rate=1 / 3, resume=True, network="multi_head_cnn"),
+    EvaluateConfig(run="r", corpus="c", labels="table", table="t.csv"),
+]
+
+
+@pytest.mark.parametrize("value", CHANGED, ids=lambda value: type(value).__name__)
+def test_a_config_comes_back_from_json_as_it_was(value: Config) -> None:
+    text = json.dumps(value.to_dict())
+    assert type(value).from_dict(json.loads(text)) == value
+    assert {type(value) for value in CHANGED} == set(CONFIGS)
+
+
+@given(st.floats(1e-9, 1e3), st.integers(0, 2**70), st.sampled_from(["sgd", "rmsprop", "adam", "adamw"]))
+@settings(deadline=None)
+def test_numbers_keep_every_digit_through_json(rate: float, seed: int, optimizer: config.Optimizer) -> None:
+    value = TrainConfig(learning_rate=rate, seed=seed, optimizer=optimizer)
+    assert TrainConfig.from_dict(json.loads(json.dumps(value.to_dict()))) == value
+
+
+@pytest.mark.parametrize("kind", [*CONFIGS, Manifest], ids=lambda kind: kind.__name__)
+def test_every_field_has_a_sentence_under_it(kind: type[Config]) -> None:
+    body = ast.parse(inspect.getsource(kind)).body[0].body  # type: ignore[attr-defined]
+    documented = set()
+    for field, below in itertools.pairwise(body):
+        if (
+            isinstance(field, ast.AnnAssign)
+            and isinstance(below, ast.Expr)
+            and isinstance(below.value, ast.Constant)
+            and re.match(r"(?s)\S.*\.$", str(below.value.value))
+        ):
+            documented.add(field.target.id)  # type: ignore[union-attr]
+    assert {field.name for field in dataclasses.fields(kind)} == documented  # type: ignore[arg-type]
+
+
+def test_a_config_cannot_be_changed_after_it_was_checked() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        TrainConfig().epochs = 0  # type: ignore[misc]
+
+
+def test_an_image_is_named_width_by_height_by_channels() -> None:
+    image = PreprocessConfig(height=50, width=200, channels=3).image
+    assert (image.shape, str(image)) == ((50, 200, 3), "200x50x3")
+
+
+def test_wmail_has_the_numbers_of_its_project() -> None:
+    found = recipes.get("wmail")
+    assert (found.network, found.width, found.height, found.slots) == ("glyph_vgg", 18, 60, 1)
+    assert (found.optimizer, found.learning_rate, found.momentum, found.schedule) == ("sgd", 0.01, 0.0, "constant")
+    assert (found.batch_size, found.epochs, found.patience, found.num_workers) == (32, 75, 0, 1)
+    assert min(found.rotation_degrees, found.shift_fraction, found.shear_degrees, found.zoom_fraction) > 0
+
+
+def test_isfahan_has_the_numbers_of_its_project() -> None:
+    found = recipes.get("isfahan")
+    assert (found.network, found.width, found.height, found.slots) == ("multi_head_cnn", 200, 50, 5)
+    assert (found.optimizer, found.learning_rate, found.schedule) == ("adam", 1e-3, "constant")
+    assert (found.batch_size, found.epochs, found.patience, found.dropout) == (32, 60, 0, 0.5)
+    assert (found.weight_decay, found.num_workers) == (0.0, 1)
+    assert (found.rotation_degrees, found.shift_fraction, found.shear_degrees, found.zoom_fraction) == (0, 0, 0, 0)
+
+
+@pytest.mark.parametrize("name", recipes.RECIPES)
+def test_a_recipe_bears_its_own_name_and_takes_what_the_shards_have(name: str) -> None:
+    assert recipes.get(name).recipe == name
+    assert (recipes.get(name).charset, recipes.get(name).resume) == ("", False)
+
+
+def test_the_default_recipe_exists_and_reads_what_the_default_jobs_write() -> None:
+    found = recipes.get(TrainConfig().recipe)
+    assert found.shards == PreprocessConfig().out
+    assert found.run == EvaluateConfig().run
+    assert PreprocessConfig().corpus == SynthesizeConfig().out
+
+
+def test_an_unknown_recipe_names_the_nearest() -> None:
+    with pytest.raises(InputError, match="unknown recipe 'isfahn'; did you mean 'isfahan'"):
+        recipes.get("isfahn")

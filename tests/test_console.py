@@ -1,0 +1,180 @@
+"""What a person at a terminal or in a log sees: statuses, one-sentence errors, progress without a terminal."""
+
+import io
+import subprocess
+import sys
+from collections.abc import Callable
+
+import pytest
+import rich.console
+
+from captcha_ray import console
+from captcha_ray.config import InputError, TrainConfig
+
+
+def raising(error: BaseException) -> Callable[[], None]:
+    def job() -> None:
+        raise error
+
+    return job
+
+
+@pytest.fixture
+def log(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
+    """What is printed where output is no terminal."""
+    stream = io.StringIO()
+    monkeypatch.setattr(console, "OUT", rich.console.Console(file=stream, highlight=False, soft_wrap=True))
+    return stream
+
+
+def test_a_job_that_is_done_ends_with_status_0_and_no_word(capsys: pytest.CaptureFixture[str]) -> None:
+    console.run(lambda: None)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_bad_input_is_one_sentence_and_status_2(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        console.run(raising(InputError("height is 3; it must be 4 to 4096 pixels")))
+    assert caught.value.code == 2
+    assert capsys.readouterr() == ("", "error: height is 3; it must be 4 to 4096 pixels\n")
+
+
+def test_an_interrupt_is_one_sentence_and_status_130(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        console.run(raising(KeyboardInterrupt()))
+    assert caught.value.code == 130
+    assert (
+        capsys.readouterr().err
+        == "error: interrupted; finished epochs and files are kept, --resume continues a training\n"
+    )
+
+
+def test_a_failure_shows_where_it_came_from_then_a_sentence_and_status_1(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        console.run(raising(OSError("the disk is full")))
+    assert caught.value.code == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "Traceback (most recent call last):"
+    assert lines[-1] == "error: OSError: the disk is full"
+
+
+JOB = """
+from captcha_ray import console
+from captcha_ray.config import PreprocessConfig
+console.run(lambda: console.say(console.parse(PreprocessConfig).out))
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "out", "err"),
+    [
+        (["--out", "/x [bold]y[/bold]"], 0, "/x [bold]y[/bold]\n", ""),
+        (["--height", "3"], 2, "", "height is 3; it must be 4 to 4096 pixels"),
+        (["--colour", "1"], 2, "", "--colour"),
+        (["--labels", "folders"], 2, "", "folders"),
+        (["--help"], 0, "--label-pattern", ""),
+    ],
+    ids=lambda value: str(value[0]) if isinstance(value, list) else "",
+)
+def test_a_process_ends_with_the_status_of_its_arguments(arguments: list[str], status: int, out: str, err: str) -> None:
+    command = [sys.executable, "-c", JOB, *arguments]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert result.returncode == status, result.stderr
+    assert out in result.stdout
+    assert err in result.stderr
+    assert "Traceback" not in result.stderr
+    assert bool(err) == bool(result.stderr)
+
+
+def test_help_says_what_every_field_says(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["train.py", "--help"])
+    with pytest.raises(SystemExit) as caught:
+        console.parse(TrainConfig)
+    assert caught.value.code == 0
+    said = capsys.readouterr().out
+    for name in TrainConfig().to_dict():
+        assert f"--{name.replace('_', '-')}" in said
+
+
+def test_arguments_change_the_default_they_are_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["train.py", "--epochs", "3", "--use-gpu", "--network", "multi_head_cnn"])
+    default = TrainConfig(batch_size=7, epochs=9)
+    assert console.parse(TrainConfig, default) == TrainConfig(
+        batch_size=7, epochs=3, use_gpu=True, network="multi_head_cnn"
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "value"),
+    [
+        ([], "default"),
+        (["--epochs", "3"], "default"),
+        (["--recipe", "wmail", "--epochs", "3"], "wmail"),
+        (["--epochs", "3", "--recipe=isfahan"], "isfahan"),
+        (["--recipe", "wmail", "--recipe=isfahan"], "isfahan"),
+        (["--recipe=", "--epochs", "3"], ""),
+        (["--recipe"], "default"),
+        (["--recipes", "wmail"], "default"),
+    ],
+    ids=" ".join,
+)
+def test_an_option_is_found_before_the_rest_is_parsed(
+    monkeypatch: pytest.MonkeyPatch, arguments: list[str], value: str
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
+    assert console.option("recipe", "default") == value
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--recipe", "a"], ["--recipe=a"], ["--recipe", "a", "--recipe", "b"]], ids=" ".join
+)
+def test_an_option_is_what_parsing_finds(monkeypatch: pytest.MonkeyPatch, arguments: list[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
+    assert console.parse(TrainConfig).recipe == console.option("recipe", "default")
+
+
+def test_progress_in_a_log_ends_in_a_line_with_the_total(log: io.StringIO) -> None:
+    with console.progress("decode", 3000, "images") as advance:
+        advance(1000)
+        advance(234)
+    lines = log.getvalue().splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith("decode: 1,234 images in ")
+    assert lines[0].endswith(" images/s)")
+
+
+def test_progress_of_nothing_is_told_too(log: io.StringIO) -> None:
+    with console.progress("decode", 0, "images"):
+        pass
+    assert log.getvalue().startswith("decode: 0 images in 0.")
+
+
+def test_training_in_a_log_is_one_line_an_epoch(log: io.StringIO) -> None:
+    record = {
+        "train_loss": 0.5,
+        "val_loss": 0.25,
+        "train_char_accuracy": 0.5,
+        "val_char_accuracy": 0.75,
+        "val_exact_match": 1.0,
+        "images_per_second": 1234.0,
+    }
+    with console.TrainingProgress(2) as progress:
+        progress.step(1, 0.5, 1000.0)
+        progress.epoch({"epoch": 1, **record}, best=True)
+        progress.epoch({"epoch": 2, **record}, best=False)
+    lines = log.getvalue().splitlines()
+    assert len(lines) == 2
+    assert lines[0].startswith(
+        "epoch   1/2  loss 0.500 val 0.250  characters 50.00% val 75.00%  strings val 100.00%  1,234 images/s"
+    )
+    assert [line.endswith("best") for line in lines] == [True, False]
+
+
+def test_what_is_said_is_printed_as_it_is(log: io.StringIO) -> None:
+    console.say("[red]s3://b/x[/red] " + "y" * 300)
+    assert log.getvalue() == "[red]s3://b/x[/red] " + "y" * 300 + "\n"
+
+
+def test_a_warning_goes_to_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
+    console.warn("no GPU here")
+    assert capsys.readouterr() == ("", "warning: no GPU here\n")

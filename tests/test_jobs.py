@@ -1,0 +1,289 @@
+"""The jobs as a user starts them: real processes, exit statuses, kills, an S3 server, and a submitted job."""
+
+import dataclasses
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from captcha_ray import Recognizer, config
+from tests.conftest import draw_glyphs, glyph_texts
+from tests.s3_server import serve_s3
+
+JOBS = Path(__file__).parent.parent / "jobs"
+CONFIGS = {
+    "synthesize": config.SynthesizeConfig,
+    "preprocess": config.PreprocessConfig,
+    "train": config.TrainConfig,
+    "evaluate": config.EvaluateConfig,
+}
+PREPROCESS = ("--labels", "filename", "--label-pattern", "^([^-]+)", "--height", "16", "--width", "24")
+TRAIN = ("--recipe", "isfahan", "--height", "0", "--width", "0", "--slots", "0", "--batch-size", "16",
+         "--learning-rate", "3e-3", "--dropout", "0.1")  # fmt: skip
+
+
+def environment(**changes: str) -> dict[str, str]:
+    """This process' environment without what would lead a job to another cluster."""
+    return {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | changes
+
+
+def job(name: str, *arguments: str | Path, cwd: Path, env: dict[str, str] | None = None) -> tuple[int, str, str]:
+    """Runs jobs/<name>.py to its end; (exit status, standard output, standard error)."""
+    command = [sys.executable, str(JOBS / f"{name}.py"), *map(str, arguments)]
+    done = subprocess.run(command, cwd=cwd, env=env or environment(), capture_output=True, text=True, check=False)
+    return done.returncode, done.stdout, done.stderr
+
+
+def wait_until(ready: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 120) -> None:
+    """Polls until `ready`, failing if the process ends or the time is up first."""
+    deadline = time.monotonic() + seconds
+    while not ready():
+        assert process.poll() is None, "the process ended early"
+        assert time.monotonic() < deadline, "nothing happened in time"
+        time.sleep(0.05)
+
+
+@pytest.fixture(scope="module")
+def corpus_and_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `corpus/` and the `shards/` that jobs/preprocess.py made of it."""
+    folder = tmp_path_factory.mktemp("jobs")
+    draw_glyphs(folder / "corpus", glyph_texts(160, 2))
+    (folder / "corpus/ab-broken.png").write_bytes(b"broken")
+    (folder / "corpus/.DS_Store").write_bytes(b"junk")
+    status, out, err = job("preprocess", "--corpus", "corpus", *PREPROCESS, "--out", "shards", cwd=folder)
+    assert (status, err) == (0, "")
+    assert "quarantined: 1 not_an_image" in out
+    assert "passed over: 1 hidden or system files" in out
+    return folder
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_help_states_every_field_with_its_default(name: str, tmp_path: Path) -> None:
+    status, out, _ = job(name, "--help", cwd=tmp_path)
+    assert status == 0
+    for field in dataclasses.fields(CONFIGS[name]):
+        assert f"--{field.name.replace('_', '-')}" in out
+    assert out.count("(default:") == len(dataclasses.fields(CONFIGS[name]))
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "sentence"),
+    [
+        ("preprocess", ("--corpus", "absent"), "absent does not exist"),
+        ("preprocess", ("--splits", "0.8", "0.8", "0.1"), "must add up to 1"),
+        ("preprocess", ("--labels", "table"), "--table goes with 'table'"),
+        ("synthesize", ("--num-images", "0"), "num_images is 0"),
+        ("synthesize", ("--out", "full"), "is not empty"),
+        ("train", ("--epochs", "0"), "epochs is 0; it must be at least 1"),
+        ("train", ("--recipe", "isfahn"), "unknown recipe 'isfahn'; did you mean 'isfahan'?"),
+        ("train", ("--shards", "empty"), "holds no finished shards"),
+        ("evaluate", ("--run", "empty"), "holds no checkpoint"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_status_2(
+    name: str, arguments: tuple[str, ...], sentence: str, tmp_path: Path
+) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full/precious").write_text("mine")
+    status, _, err = job(name, *arguments, cwd=tmp_path)
+    lines = [line for line in err.splitlines() if not line.startswith("warning:")]
+    assert status == 2
+    assert len(lines) == 1
+    assert lines[0].startswith("error: ")
+    assert sentence in lines[0]
+    assert (tmp_path / "full/precious").read_text() == "mine"
+
+
+def test_an_unknown_flag_names_the_nearest(tmp_path: Path) -> None:
+    status, _, err = job("train", "--learning-rat", "1", cwd=tmp_path)
+    assert status == 2
+    assert "--learning-rate" in err
+
+
+def test_an_address_where_no_cluster_is_gives_one_sentence(tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    status, _, err = job("synthesize", cwd=tmp_path, env=environment(RAY_ADDRESS=address))
+    assert status == 2
+    assert err.splitlines()[-1].startswith(f"error: no Ray cluster answers at {address}")
+
+
+def test_a_killed_synthesis_continues_to_the_same_files(tmp_path: Path) -> None:
+    arguments = ("--scheme", "text5", "--num-images", "700", "--seed", "3")
+    command = [sys.executable, str(JOBS / "synthesize.py"), *arguments, "--out", "cut"]
+    process = subprocess.Popen(command, cwd=tmp_path, env=environment(), text=True, start_new_session=True)
+    wait_until(lambda: len(list(tmp_path.glob("cut/*.png"))) > 20, process)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    half = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "cut").glob("*.png")}
+    assert len(half) < 700
+    for out in ("cut", "whole"):
+        assert job("synthesize", *arguments, "--out", out, cwd=tmp_path)[0] == 0
+    files = {name: {p.name: p.read_bytes() for p in (tmp_path / name).glob("*.png")} for name in ("cut", "whole")}
+    assert files["cut"] == files["whole"]
+    assert len(files["whole"]) == 700
+    kept = [name for name, time_ns in half.items() if (tmp_path / "cut" / name).stat().st_mtime_ns == time_ns]
+    assert len(kept) == len(half)
+    status, out, _ = job("synthesize", *arguments, "--out", "cut", cwd=tmp_path)
+    assert (status, "finished already" in out) == (0, True)
+    status, _, err = job("synthesize", *arguments[:-1], "4", "--out", "cut", cwd=tmp_path)
+    assert (status, "drawn with other settings" in err) == (2, True)
+
+
+def test_a_run_killed_and_resumed_ends_as_an_undisturbed_one_and_explains_itself(corpus_and_shards: Path) -> None:
+    folder = corpus_and_shards
+    train = (*TRAIN, "--shards", "shards", "--epochs", "40")
+    status, out, _ = job("train", *train, "--run", "whole", cwd=folder)
+    assert status == 0
+    process = subprocess.Popen(
+        [sys.executable, str(JOBS / "train.py"), *train, "--run", "cut"],
+        cwd=folder, env=environment(), text=True, start_new_session=True, stdout=subprocess.DEVNULL,
+    )  # fmt: skip
+    metrics = folder / "cut/metrics.jsonl"
+    wait_until(lambda: metrics.exists() and len(metrics.read_text().splitlines()) >= 2, process)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert len(metrics.read_text().splitlines()) < 40
+    assert job("train", *train, "--run", "cut", cwd=folder)[0] == 2
+    assert job("train", *train, "--run", "cut", "--resume", cwd=folder)[0] == 0
+
+    def epochs(run: str) -> list[dict[str, float]]:
+        drop = ("seconds", "images_per_second", "data_wait_fraction")
+        lines = map(json.loads, (folder / run / "metrics.jsonl").read_text().splitlines())
+        return [{k: v for k, v in line.items() if k not in drop} for line in lines]
+
+    assert epochs("cut") == epochs("whole")
+    results = json.loads((folder / "cut/results.json").read_text())
+    assert results["test"] == json.loads((folder / "whole/results.json").read_text())["test"]
+    present = {str(p.relative_to(folder / "cut")) for p in (folder / "cut").rglob("*") if p.is_file()}
+    promised = {"config.json", "environment.json", "metrics.jsonl", "results.json", "report.html", "_SUCCESS",
+                "checkpoint/model.safetensors", "checkpoint/model.json", "figures/loss.png", "figures/accuracy.png",
+                "figures/slots.png", "figures/confusion_test.png"}  # fmt: skip
+    assert promised <= present
+    fields = {"epoch", "train_loss", "val_loss", "train_char_accuracy", "val_char_accuracy", "val_exact_match",
+              "images_per_second", "data_wait_fraction", "seconds"}  # fmt: skip
+    assert fields <= json.loads(metrics.read_text().splitlines()[-1]).keys()
+    assert {"num_images", "loss", "char_accuracy", "exact_match", "exact_match_ci95"} <= results["test"].keys()
+    assert results["test"]["char_accuracy"] > 0.9
+    events = EventAccumulator(str(folder / "whole/tensorboard")).Reload()
+    assert [e.step for e in events.Scalars("val_exact_match")] == list(range(1, 41))
+    assert len(re.findall(r"^epoch ", out, re.MULTILINE)) == 40
+    before = {p: p.stat().st_mtime_ns for p in (folder / "whole").rglob("*")}
+    status, out, _ = job("train", *train, "--run", "whole", "--resume", cwd=folder)
+    assert (status, "finished already" in out) == (0, True)
+    assert {p: p.stat().st_mtime_ns for p in (folder / "whole").rglob("*")} == before
+
+
+def test_evaluate_measures_a_split_and_a_labeled_folder(corpus_and_shards: Path) -> None:
+    folder = corpus_and_shards
+    status, *_ = job("train", *TRAIN, "--shards", "shards", "--run", "small", "--epochs", "8", cwd=folder)
+    assert status == 0
+    rule = ("--labels", "filename", "--label-pattern", "^([^-]+)")
+    arguments = ("--run", "small", "--corpus", "corpus", *rule, "--out", "figures.json")
+    status, out, err = job("evaluate", *arguments, cwd=folder)
+    assert status == 0
+    assert err == "warning: 1 files have no label or cannot be read, and do not count\n"
+    summary = json.loads((folder / "figures.json").read_text())["corpus"]
+    assert summary["num_images"] == 160
+    readings = Recognizer.load(str(folder / "small")).predict(sorted(map(str, (folder / "corpus").glob("*.png"))))
+    paths = sorted((folder / "corpus").glob("*.png"))
+    right = sum(r.text == p.name.partition("-")[0] for r, p in zip(readings, paths, strict=True))
+    assert summary["num_exact_match"] == right
+    assert f"of {summary['num_images']} strings" in out
+    assert [r.error is None for r in readings].count(False) == 1
+    status, _, err = job("evaluate", "--run", "small", "--shards", "shards", "--split", "val", cwd=folder)
+    assert (status, err) == (0, "")
+    results = json.loads((folder / "small/results.json").read_text())
+    assert {"val", "test"} <= results.keys()
+    assert results["val"]["source"] == str(folder / "shards")
+    bare = shutil.copytree(folder / "small/checkpoint", folder / "bare")
+    status, out, _ = job("evaluate", "--run", "bare", "--shards", "shards", cwd=folder)
+    assert (status, "shards: " in out) == (0, True)
+    assert sorted(p.name for p in bare.iterdir()) == ["model.json", "model.safetensors"]
+
+
+def test_the_same_commands_work_on_an_object_store(tmp_path: Path) -> None:
+    draw_glyphs(tmp_path / "bucket/images", glyph_texts(90, 2))
+    (tmp_path / "bucket/images/ab-broken.png").write_bytes(b"broken")
+    with serve_s3(tmp_path) as s3:
+        env = environment(**s3)
+        where = ("--corpus", "s3://bucket/images", "--out", "s3://bucket/shards")
+        status, _, err = job("preprocess", *where, *PREPROCESS, cwd=tmp_path, env=env)
+        assert (status, err) == (0, "")
+        train = (*TRAIN, "--shards", "s3://bucket/shards", "--run", "s3://bucket/run", "--epochs", "2")
+        status, _, err = job("train", *train, cwd=tmp_path, env=env)
+        assert (status, [line for line in err.splitlines() if not line.startswith("warning:")]) == (0, [])
+        assert job("train", *train, cwd=tmp_path, env=env)[0] == 2
+    run = tmp_path / "bucket/run"
+    assert (run / "_SUCCESS").exists()
+    assert len((run / "metrics.jsonl").read_text().splitlines()) == 2
+    assert list((run / "tensorboard").iterdir())
+    assert json.loads((run / "environment.json").read_text())["versions"]["ray"]
+    assert s3["AWS_SECRET_ACCESS_KEY"] not in (run / "config.json").read_text() + (run / "environment.json").read_text()
+
+
+@pytest.fixture
+def token_cluster(tmp_path: Path) -> Iterator[dict[str, str]]:
+    """The environment of a client of a Ray head node with token authentication, started and stopped here."""
+    with socket.socket() as a, socket.socket() as b:
+        a.bind(("127.0.0.1", 0))
+        b.bind(("127.0.0.1", 0))
+        gcs, dashboard = a.getsockname()[1], b.getsockname()[1]
+    token = tmp_path / "token"
+    token.write_text("0123456789abcdef0123456789abcdef")
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    env = environment(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=str(token), PATH=path)
+    ray = str(Path(sys.executable).with_name("ray"))
+    command = [ray, "start", "--head", "--block", "--port", str(gcs), "--dashboard-host", "127.0.0.1",
+               "--dashboard-port", str(dashboard), "--num-cpus", "2", "--node-ip-address", "127.0.0.1"]  # fmt: skip
+    head = subprocess.Popen(command, env=env, text=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    def accepts_jobs() -> bool:
+        """The dashboard answers some seconds before there is an agent that runs what is submitted."""
+        headers = {"Authorization": f"Bearer {token.read_text()}", "Content-Type": "application/json"}
+        request = urllib.request.Request(f"http://127.0.0.1:{dashboard}/api/jobs/", b'{"entrypoint": "true"}', headers)
+        try:
+            with urllib.request.urlopen(request, timeout=30) as answer:
+                return bool(answer.status == 200)
+        except OSError:
+            return False
+
+    try:
+        wait_until(accepts_jobs, head)
+        yield {**env, "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard}"}
+    finally:
+        head.terminate()
+        head.wait(60)
+
+
+def test_a_submitted_job_trains_on_a_cluster_with_token_authentication(
+    corpus_and_shards: Path, token_cluster: dict[str, str], tmp_path: Path
+) -> None:
+    ray = str(Path(sys.executable).with_name("ray"))
+    train = [*TRAIN, "--shards", str(corpus_and_shards / "shards"), "--run", str(tmp_path / "run"), "--epochs", "2"]
+    submit = [ray, "job", "submit", "--", "python", str(JOBS / "train.py"), *train, "--num-workers", "2"]
+    stranger = {k: v for k, v in token_cluster.items() if not k.startswith("RAY_AUTH")} | {"HOME": str(tmp_path)}
+    refused = subprocess.run(submit, env=stranger, capture_output=True, text=True, check=False)
+    assert refused.returncode != 0
+    assert not (tmp_path / "run").exists()
+    done = subprocess.run(submit, env=token_cluster, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "epoch   2/2" in done.stdout
+    alone = job("synthesize", "--num-images", "10", "--out", "alone", cwd=tmp_path)
+    assert alone[0] == 0, "without RAY_ADDRESS a job starts a Ray of its own, whatever else runs on the machine"
+    assert (tmp_path / "run/_SUCCESS").exists()
+    results = json.loads((tmp_path / "run/results.json").read_text())
+    assert results["test"]["num_images"] > 0

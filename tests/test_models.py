@@ -1,0 +1,174 @@
+"""The networks: their parameters counted by hand, their layers in order, and the specs that describe them."""
+
+import dataclasses
+import json
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from captcha_ray.config import ImageSpec, InputError
+from captcha_ray.models import ModelSpec, build_model
+
+DIGITS = ModelSpec(network="glyph_vgg", image=ImageSpec(height=60, width=18), charset="0123456789", slots=1)
+TEXT5 = ModelSpec(
+    network="multi_head_cnn",
+    image=ImageSpec(height=50, width=200),
+    charset="0123456789abcdefghijklmnopqrstuvwxyz",
+    slots=5,
+)
+
+
+def num_parameters(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def outline(module: nn.Module) -> list[str]:
+    """One word per layer, in order."""
+    words = []
+    for layer in module.modules():
+        match layer:
+            case nn.Conv2d():
+                assert (layer.kernel_size, layer.stride, layer.padding) == ((3, 3), (1, 1), (1, 1))
+                words.append(f"conv{layer.in_channels}-{layer.out_channels}")
+            case nn.Linear():
+                words.append(f"dense{layer.in_features}-{layer.out_features}")
+            case nn.BatchNorm2d() | nn.BatchNorm1d():
+                words.append(f"norm{layer.num_features}")
+            case nn.MaxPool2d():
+                assert layer.kernel_size == 2
+                words.append("pool-ceil" if layer.ceil_mode else "pool")
+            case nn.Dropout():
+                words.append(f"drop{layer.p:g}")
+            case nn.ReLU():
+                words.append("relu")
+            case nn.Flatten():
+                words.append("flat")
+            case _:
+                assert list(layer.children()), f"unknown layer {layer}"
+    return words
+
+
+def test_glyph_vgg_has_the_parameters_of_its_layers() -> None:
+    convolutions = (
+        (9 * 1 + 1) * 32  # 320
+        + (9 * 32 + 1) * 64  # 18,496
+        + (9 * 64 + 1) * 64  # 36,928
+        + (9 * 64 + 1) * 128  # 73,856
+        + 2 * (9 * 128 + 1) * 128  # 295,168
+    )
+    norms = 2 * (32 + 64 + 64 + 128 + 128 + 128)  # scale and offset per channel
+    flat = 128 * 7 * 2  # 60 -> 30 -> 15 -> 7 rows, 18 -> 9 -> 4 -> 2 columns
+    dense = (flat + 1) * 512 + 2 * 512 + (512 + 1) * 10
+    assert (convolutions, norms, flat, dense) == (424_768, 1088, 1792, 924_170)
+    assert num_parameters(build_model(DIGITS)) == convolutions + norms + dense == 1_350_026
+
+
+def test_multi_head_cnn_has_the_parameters_of_its_layers() -> None:
+    convolutions = (9 * 1 + 1) * 16 + (9 * 16 + 1) * 32 + (9 * 32 + 1) * 32  # 160 + 4,640 + 9,248
+    norm = 2 * 32
+    flat = 32 * 7 * 25  # 50 -> 25 -> 13 -> 7 rows, 200 -> 100 -> 50 -> 25 columns
+    head = (flat + 1) * 64 + (64 + 1) * 36  # 358,464 + 2,340
+    assert num_parameters(build_model(TEXT5)) == convolutions + norm + 5 * head == 1_818_132
+
+
+def test_glyph_vgg_is_blocks_of_one_two_and_three_convolutions_and_a_dense_layer() -> None:
+    assert " ".join(outline(build_model(DIGITS))) == (
+        "conv1-32 relu norm32 pool drop0.25 "
+        "conv32-64 relu norm64 conv64-64 relu norm64 pool drop0.25 "
+        "conv64-128 relu norm128 conv128-128 relu norm128 conv128-128 relu norm128 pool drop0.25 "
+        "flat dense1792-512 relu norm512 drop0.5 dense512-10"
+    )
+
+
+def test_multi_head_cnn_is_three_convolutions_and_a_head_per_character() -> None:
+    assert " ".join(outline(build_model(TEXT5))) == (
+        "conv1-16 relu pool-ceil conv16-32 relu pool-ceil conv32-32 relu norm32 pool-ceil flat"
+        + 5 * " dense5600-64 relu drop0.5 dense64-36"
+    )
+
+
+def test_dropout_of_the_spec_is_that_of_the_layers() -> None:
+    assert "drop0.1" in outline(build_model(dataclasses.replace(DIGITS, dropout=0.2)))
+    assert "drop0.2" in outline(build_model(dataclasses.replace(DIGITS, dropout=0.2)))
+    assert outline(build_model(dataclasses.replace(TEXT5, dropout=0.3))).count("drop0.3") == 5
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(("height", "width"), [(8, 8), (9, 15), (17, 23), (31, 8), (60, 18)])
+def test_glyph_vgg_gives_one_slot_for_any_size_from_eight_pixels(height: int, width: int, channels: int) -> None:
+    image = ImageSpec(height=height, width=width, channels=channels)
+    model = build_model(dataclasses.replace(DIGITS, image=image)).eval()
+    assert model(torch.rand(3, channels, height, width)).shape == (3, 1, 10)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(("height", "width"), [(4, 4), (5, 7), (9, 33), (50, 200)])
+def test_multi_head_cnn_gives_its_slots_for_any_size(height: int, width: int, channels: int) -> None:
+    image = ImageSpec(height=height, width=width, channels=channels)
+    model = build_model(dataclasses.replace(TEXT5, image=image, slots=3)).eval()
+    assert model(torch.rand(2, channels, height, width)).shape == (2, 3, 36)
+
+
+def test_heads_answer_independently_of_one_another() -> None:
+    model = build_model(TEXT5).eval()
+    images = torch.rand(2, 1, 50, 200)
+    before = model(images)
+    with torch.no_grad():
+        dict(model.named_parameters())["heads.3.3.bias"] += 1
+    changed = (model(images) != before).flatten(2).any(2).any(0)
+    assert changed.tolist() == [False, False, False, True, False]
+
+
+def test_a_seed_gives_the_same_weights() -> None:
+    def weights(seed: int) -> torch.Tensor:
+        torch.manual_seed(seed)
+        return torch.cat([p.flatten() for p in build_model(DIGITS).parameters()])
+
+    assert torch.equal(weights(1), weights(1))
+    assert not torch.equal(weights(1), weights(2))
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"slots": 2}, "glyph_vgg reads one character an image, not 2"),
+        ({"image": ImageSpec(height=60, width=7)}, "at least 8x8 pixels, not 7x60x1"),
+        ({"image": ImageSpec(height=7, width=60)}, "at least 8x8 pixels, not 60x7x1"),
+    ],
+)
+def test_glyph_vgg_refuses_images_it_cannot_read(change: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(InputError, match=sentence):
+        build_model(dataclasses.replace(DIGITS, **change))
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"network": "resnet"}, "network is 'resnet'; known are glyph_vgg, multi_head_cnn"),
+        ({"charset": ""}, "the charset is empty"),
+        ({"charset": "aba"}, "holds a character twice"),
+        ({"slots": 0}, "slots is 0"),
+        ({"dropout": 1.0}, "dropout is 1.0"),
+        ({"dropout": -0.1}, "dropout is -0.1"),
+    ],
+)
+def test_a_spec_of_no_network_is_refused(change: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(InputError, match=sentence):
+        dataclasses.replace(TEXT5, **change)
+
+
+@pytest.mark.parametrize("spec", [DIGITS, TEXT5])
+def test_a_spec_comes_back_from_json(spec: ModelSpec) -> None:
+    image = dataclasses.replace(spec.image, denoise=3, binarize=True)
+    spec = dataclasses.replace(spec, image=image, charset="zäß", dropout=0.125)
+    assert ModelSpec.from_dict(json.loads(json.dumps(spec.to_dict()))) == spec
+
+
+def test_a_spec_without_an_image_or_with_an_unknown_field_is_refused() -> None:
+    values = TEXT5.to_dict()
+    with pytest.raises(InputError, match="no image size"):
+        ModelSpec.from_dict({**values, "image": None})
+    with pytest.raises(InputError, match="did you mean 'slots'"):
+        ModelSpec.from_dict({**values, "slot": 5})

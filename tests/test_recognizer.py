@@ -1,0 +1,225 @@
+"""The recognizer: every kind of source, alone and in lists, and what is said of those that cannot be read."""
+
+import io
+import math
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from PIL import Image
+
+from captcha_ray import Reading, Recognizer, checkpoint
+from captcha_ray.config import ImageSpec, InputError
+from captcha_ray.models import ModelSpec, build_model
+
+SPEC = ModelSpec(network="multi_head_cnn", image=ImageSpec(height=12, width=20), charset="abcdé", slots=3)
+Pixels = npt.NDArray[np.uint8]
+
+
+@pytest.fixture(scope="module")
+def recognizer() -> Recognizer:
+    """Untrained, but with large last layers, so that it has opinions that differ from image to image."""
+    torch.manual_seed(0)
+    model = build_model(SPEC)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("3.weight"):
+                parameter.mul_(20)
+    return Recognizer(model, SPEC, precision="fp32")
+
+
+def pictures(n: int, seed: int = 0) -> Pixels:
+    return np.random.default_rng(seed).integers(0, 256, (n, 12, 20), np.uint8)
+
+
+def png(array: Pixels) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(array).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def test_images_of_different_content_are_read_differently(recognizer: Recognizer) -> None:
+    assert len({reading.text for reading in recognizer.predict(list(pictures(30)))}) > 3
+
+
+def test_a_path_a_pathlib_path_bytes_and_an_array_are_read_alike(recognizer: Recognizer, tmp_path: Path) -> None:
+    array = pictures(1)[0]
+    path = tmp_path / "ä b.png"
+    path.write_bytes(png(array))
+    expected = recognizer.predict(array)
+    assert recognizer.predict(str(path)) == expected
+    assert recognizer.predict(path) == expected
+    assert recognizer.predict(f"file://{path}") == expected
+    assert recognizer.predict(png(array)) == expected
+    together = recognizer.predict([str(path), path, png(array), array])
+    assert [reading.text for reading in together] == 4 * [expected.text]
+    assert [reading.confidence for reading in together] == pytest.approx(4 * [expected.confidence], abs=1e-5)
+
+
+def test_gray_rgb_and_opaque_rgba_of_one_picture_are_read_alike(recognizer: Recognizer) -> None:
+    gray = pictures(1)[0]
+    rgb = np.stack(3 * [gray], axis=2)
+    rgba = np.concatenate([rgb, np.full((12, 20, 1), 255, np.uint8)], axis=2)
+    expected = recognizer.predict(gray)
+    assert [recognizer.predict(array) for array in (gray[:, :, None], rgb, rgba, rgb[:, ::-1][:, ::-1])] == 4 * [
+        expected
+    ]
+
+
+def test_transparent_pixels_are_read_as_white(recognizer: Recognizer) -> None:
+    rgba = np.zeros((12, 20, 4), np.uint8)
+    assert recognizer.predict(rgba) == recognizer.predict(np.full((12, 20), 255, np.uint8))
+
+
+def test_other_sizes_are_resized_as_pillow_does(recognizer: Recognizer) -> None:
+    large = np.random.default_rng(1).integers(0, 256, (31, 57), np.uint8)
+    small = np.asarray(Image.fromarray(large).resize((20, 12), Image.Resampling.BILINEAR))
+    assert recognizer.predict(large) == recognizer.predict(small)
+
+
+def test_an_image_is_read_alike_alone_in_a_batch_and_in_many_batches(recognizer: Recognizer) -> None:
+    """Not to the last bit: matrix products of another size are summed in another order."""
+    images = list(pictures(23))
+    alone = [recognizer.predict(image) for image in images]
+    for batch_size in (1, 7, 256):
+        together = recognizer.predict(images, batch_size=batch_size)
+        assert [reading.text for reading in together] == [reading.text for reading in alone]
+        for one, other in zip(together, alone, strict=True):
+            assert one.char_confidence == pytest.approx(other.char_confidence, abs=1e-5)
+
+
+def test_confidence_is_that_of_the_least_certain_character(recognizer: Recognizer) -> None:
+    for reading in recognizer.predict(list(pictures(10))):
+        assert len(reading.text) == len(reading.char_confidence) == SPEC.slots
+        assert reading.confidence == min(reading.char_confidence)
+        assert all(1 / len(SPEC.charset) <= c <= 1 for c in reading.char_confidence)
+        assert reading.error is None
+
+
+def test_probabilities_add_up_to_one_and_the_largest_is_the_confidence(recognizer: Recognizer) -> None:
+    images = pictures(6)
+    probabilities = np.exp(recognizer.log_probabilities(images[:, :, :, None]))
+    assert probabilities.shape == (6, 3, 5)
+    np.testing.assert_allclose(probabilities.sum(2), 1, atol=1e-5)
+    for row, reading in zip(probabilities, recognizer.predict(list(images)), strict=True):
+        assert row.max(1).tolist() == pytest.approx(reading.char_confidence, abs=1e-6)
+        assert reading.text == "".join(SPEC.charset[k] for k in row.argmax(1))
+
+
+def test_readings_are_made_of_log_probabilities(recognizer: Recognizer) -> None:
+    probabilities = np.full((1, 3, 5), 0.05, np.float32)
+    probabilities[0, [0, 1, 2], [4, 0, 2]] = 0.8
+    probabilities[0, 1, 0] = 0.5
+    (reading,) = recognizer.readings(np.log(probabilities))
+    assert reading.text == "éac"
+    assert reading.char_confidence == pytest.approx((0.8, 0.5, 0.8))
+    assert reading.confidence == pytest.approx(0.5)
+
+
+def test_losses_are_minus_the_sum_of_the_truths_log_probabilities(recognizer: Recognizer) -> None:
+    probabilities = np.full((4, 3, 5), 0.1, np.float32)
+    probabilities[:, :, 1] = 0.6
+    losses = recognizer.losses(np.log(probabilities), ["bbb", "abé", "bbx", "bb"])
+    assert losses[:2] == pytest.approx([-3 * math.log(0.6), -2 * math.log(0.1) - math.log(0.6)])
+    assert math.isnan(losses[2]), "a character that the network does not know"
+    assert math.isnan(losses[3]), "another length"
+
+
+BAD: dict[str, tuple[Any, str]] = {
+    "absent file": ("absent.png", "missing: absent.png does not exist"),
+    "folder": (Path(), "unreadable"),
+    "foreign scheme": ("ftp://host/a.png", "unreadable: ftp://host/a.png"),
+    "zero byte in the path": ("a\0.png", "unreadable"),
+    "empty bytes": (b"", "empty_file"),
+    "no image": (b"hello", "not_an_image"),
+    "half an image": (png(pictures(1)[0])[:60], "truncated|damaged"),
+    "float array": (np.zeros((12, 20), np.float32), "not_an_image.*float32"),
+    "two channels": (np.zeros((12, 20, 2), np.uint8), r"not_an_image.*\(12, 20, 2\)"),
+    "four dimensions": (np.zeros((1, 12, 20, 1), np.uint8), "not_an_image"),
+    "no pixels": (np.zeros((0, 20), np.uint8), "not_an_image.*no pixels"),
+}
+
+
+@pytest.mark.parametrize(("source", "sentence"), BAD.values(), ids=BAD)
+def test_a_single_image_that_cannot_be_read_raises_one_sentence(
+    recognizer: Recognizer, source: Any, sentence: str
+) -> None:
+    with pytest.raises(InputError, match=sentence) as caught:
+        recognizer.predict(source)
+    assert "\n" not in str(caught.value)
+
+
+def test_in_a_list_unreadable_images_become_errors_and_the_others_are_read(recognizer: Recognizer) -> None:
+    good = list(pictures(len(BAD)))
+    mixed: list[Any] = [
+        item for pair in zip(good, (source for source, _ in BAD.values()), strict=True) for item in pair
+    ]
+    readings = recognizer.predict(mixed, batch_size=4)
+    assert [reading.text for reading in readings[::2]] == [reading.text for reading in recognizer.predict(good)]
+    assert all(reading.error is None for reading in readings[::2])
+    for reading in readings[1::2]:
+        assert (reading.text, reading.confidence, reading.char_confidence) == ("", 0.0, ())
+        assert reading.error
+
+
+def test_a_list_of_none_or_of_unreadable_images_alone_is_answered(recognizer: Recognizer) -> None:
+    assert recognizer.predict([]) == []
+    assert [bool(reading.error) for reading in recognizer.predict([b"", b"x"])] == [True, True]
+
+
+def test_pixels_of_another_size_are_not_taken_for_the_models(recognizer: Recognizer) -> None:
+    with pytest.raises(AssertionError, match=r"\(20, 12, 1\) is not \(12, 20, 1\)"):
+        recognizer.log_probabilities(np.zeros((1, 20, 12, 1), np.uint8))
+
+
+def test_read_only_pixels_are_read_without_a_warning(recognizer: Recognizer) -> None:
+    pixels = pictures(2)[:, :, :, None]
+    expected = recognizer.log_probabilities(pixels)
+    pixels.flags.writeable = False
+    assert recognizer.log_probabilities(pixels).tolist() == expected.tolist()
+
+
+def test_a_model_for_rgb_sees_colors() -> None:
+    spec = ModelSpec(network="glyph_vgg", image=ImageSpec(height=8, width=8, channels=3), charset="ab", slots=1)
+    torch.manual_seed(0)
+    rgb = Recognizer(build_model(spec), spec, precision="fp32")
+    red, blue = np.zeros((2, 8, 8, 3), np.uint8)
+    red[:, :, 0] = blue[:, :, 2] = 255
+    assert rgb.predict(red).confidence != rgb.predict(blue).confidence
+    assert rgb.predict(np.full((8, 8), 9, np.uint8)) == rgb.predict(np.full((8, 8, 3), 9, np.uint8))
+
+
+def test_a_checkpoint_is_loaded_from_its_run_and_reads_as_the_network_did(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = build_model(SPEC)
+    checkpoint.save_model(str(tmp_path / "checkpoint"), model, SPEC)
+    loaded = Recognizer.load(str(tmp_path), device="cpu", precision="fp32")
+    assert loaded.spec == SPEC
+    images = list(pictures(4))
+    assert loaded.predict(images) == Recognizer(model, SPEC, precision="fp32").predict(images)
+
+
+def test_loading_from_where_there_is_no_checkpoint_says_so(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="holds no checkpoint"):
+        Recognizer.load(str(tmp_path))
+
+
+def test_a_reading_is_a_value() -> None:
+    assert Reading("a", 0.5, (0.5,)) == Reading("a", 0.5, (0.5,), None)
+
+
+def test_the_package_offers_the_recognizer_and_imports_torch_only_for_it() -> None:
+    program = (
+        "import sys, captcha_ray; assert 'torch' not in sys.modules\n"
+        "from captcha_ray import Recognizer, Reading; assert 'torch' in sys.modules\n"
+        "assert 'ray' not in sys.modules\n"
+        "try: captcha_ray.Recogniser\n"
+        "except AttributeError as error: print(error, Recognizer.__module__)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "module 'captcha_ray' has no attribute 'Recogniser' captcha_ray.recognizer\n"

@@ -1,0 +1,273 @@
+"""A local folder and a bucket behave alike; the bucket is a real S3 server's."""
+
+import os
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from s3_server import SECRET_KEY, serve_s3
+
+from captcha_ray import storage
+from captcha_ray.config import InputError
+
+ODD_NAMES = [
+    "two words",
+    "ünï/日本",
+    "a%2Fb",
+    "%41",
+    "100%",
+    "h#sh",
+    "pl+us",
+    "q?x",
+    "a&b=c",
+    "a:b",
+    "'\"",
+    "[x]",
+    "~",
+    "é",
+]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    folder = tmp_path_factory.mktemp("s3")
+    (folder / "bucket").mkdir()
+    with serve_s3(folder) as environment:
+        yield environment
+
+
+@pytest.fixture
+def s3(server: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """URI of the bucket, with clients that know the server."""
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    for name, value in server.items():
+        monkeypatch.setenv(name, value)
+    storage._store.cache_clear()
+    yield "s3://bucket"
+    storage._store.cache_clear()
+
+
+@pytest.fixture(params=["local", "s3"])
+def base(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An empty place of each kind."""
+    if request.param == "local":
+        return str(tmp_path / "new")
+    bucket: str = request.getfixturevalue("s3")
+    return f"{bucket}/{tmp_path.name}"
+
+
+@pytest.mark.parametrize("data", [b"", b"some bytes", bytes(range(256)) * 9000], ids=len)
+def test_what_is_written_is_read_and_written_over(base: str, data: bytes) -> None:
+    uri = storage.join(base, "folder/file")
+    storage.write(uri, b"before, and longer than some")
+    storage.write(uri, memoryview(data))
+    assert storage.read(uri) == data
+
+
+def test_a_missing_file_is_missing_everywhere(base: str) -> None:
+    uri = storage.join(base, "none")
+    with pytest.raises(FileNotFoundError, match="none"):
+        storage.read(uri)
+    assert not storage.exists(uri)
+    storage.delete(uri)
+
+
+def test_a_file_exists_until_it_is_deleted_and_its_folder_is_no_file(base: str) -> None:
+    uri = storage.join(base, "folder/file")
+    storage.write(uri, b"")
+    assert storage.exists(uri)
+    assert not storage.exists(storage.join(base, "folder"))
+    storage.delete(uri)
+    assert not storage.exists(uri)
+    assert storage.is_empty(base)
+
+
+def test_an_exclusive_write_leaves_what_is_there(base: str) -> None:
+    uri = storage.join(base, "file")
+    storage.write(uri, b"first", exclusive=True)
+    with pytest.raises(FileExistsError):
+        storage.write(uri, b"second", exclusive=True)
+    assert storage.read(uri) == b"first"
+
+
+def test_listing_gives_everything_below_in_order_and_nothing_beside(base: str) -> None:
+    names = ["b/2", "b/1", "a", "c/d/e", "b/10"]
+    for name in names:
+        storage.write(storage.join(base, "in", name), b"x")
+    storage.write(storage.join(base, "in-between"), b"x")
+    storage.write(storage.join(base, "inner/x"), b"x")
+    expected = [storage.join(base, "in", name) for name in sorted(names)]
+    assert list(storage.list_files(storage.join(base, "in"))) == expected
+
+
+def test_listing_one_file_gives_that_file(base: str) -> None:
+    uri = storage.join(base, "file.png")
+    storage.write(uri, b"x")
+    assert list(storage.list_files(uri)) == [uri]
+    assert not storage.is_empty(uri)
+
+
+def test_a_place_is_empty_until_something_stands_in_it(base: str) -> None:
+    assert storage.is_empty(base)
+    storage.write(storage.join(base, "deep/er/file"), b"")
+    assert not storage.is_empty(base)
+    assert not storage.is_empty(storage.join(base, "deep"))
+    assert storage.is_empty(storage.join(base, "dee"))
+
+
+def test_odd_names_are_written_listed_and_read_as_they_are(base: str) -> None:
+    for name in ODD_NAMES:
+        storage.write(storage.join(base, f"{name}.png"), name.encode())
+    listed = list(storage.list_files(base))
+    assert sorted(listed) == sorted(storage.join(base, f"{name}.png") for name in ODD_NAMES)
+    assert sorted(storage.read(uri).decode() for uri in listed) == sorted(ODD_NAMES)
+    assert all(storage.exists(uri) for uri in listed)
+
+
+def test_a_listing_of_more_than_a_page_is_complete(s3: str) -> None:
+    uris = [f"{s3}/many/{i:05d}" for i in range(1010)]
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda uri: storage.write(uri, b""), uris))
+    assert list(storage.list_files(f"{s3}/many")) == uris
+
+
+def test_local_readers_see_the_old_bytes_or_the_new(tmp_path: Path) -> None:
+    uri = f"{tmp_path}/file"
+    wholes = [bytes([k]) * 300_000 for k in range(5)]
+    storage.write(uri, wholes[0])
+    stop = threading.Event()
+    seen: list[bytes] = []
+
+    def watch() -> None:
+        while not stop.is_set():
+            seen.append(storage.read(uri))
+
+    with ThreadPoolExecutor(1) as pool:
+        watching = pool.submit(watch)
+        try:
+            for whole in wholes * 4:
+                storage.write(uri, whole)
+        finally:
+            stop.set()
+        watching.result()
+    assert all(data in wholes for data in seen)
+
+
+def test_an_unfinished_local_write_leaves_no_trace(tmp_path: Path) -> None:
+    (tmp_path / "file").mkdir()
+    with pytest.raises(OSError, match="file"):
+        storage.write(f"{tmp_path}/file", b"x")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        storage.read,
+        storage.exists,
+        storage.delete,
+        storage.is_empty,
+        lambda uri: list(storage.list_files(uri)),
+        lambda uri: storage.write(uri, b"x"),
+        lambda uri: storage.write(uri, b"x", exclusive=True),
+    ],
+    ids=["read", "exists", "delete", "is_empty", "list", "write", "claim"],
+)
+def test_wrong_credentials_are_one_sentence_without_the_secret(
+    s3: str, monkeypatch: pytest.MonkeyPatch, call: object
+) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "a-wrong-secret")
+    storage._store.cache_clear()
+    with pytest.raises(OSError, match=f"{s3}/file: .*403 Forbidden") as caught:
+        call(f"{s3}/file")  # type: ignore[operator]
+    sentence = str(caught.value)
+    assert not isinstance(caught.value, FileNotFoundError)
+    assert "\n" not in sentence
+    for unwanted in ("a-wrong-secret", SECRET_KEY, "<", "{", "Debug"):
+        assert unwanted not in sentence
+
+
+def test_an_absent_bucket_is_one_sentence(s3: str) -> None:
+    with pytest.raises(FileNotFoundError, match=r"^s3://nowhere/file or its bucket does not exist$"):
+        storage.write("s3://nowhere/file", b"x")
+    with pytest.raises(OSError, match=r"^s3://nowhere/file: .*NoSuchBucket"):
+        list(storage.list_files("s3://nowhere/file"))
+
+
+@pytest.mark.parametrize("key", ["a//b", "a/../b", "./b", "line\nfeed"])
+def test_a_key_the_client_cannot_ask_for_is_an_os_error_that_names_it(s3: str, key: str) -> None:
+    with pytest.raises(OSError, match="Could not parse path") as caught:
+        storage.read(f"{s3}/{key}")
+    assert str(caught.value).startswith(f"{s3}/{key}: ")
+
+
+def test_a_uri_without_a_bucket_is_refused() -> None:
+    with pytest.raises(InputError, match="s3:///key names no bucket"):
+        storage.read("s3:///key")
+
+
+def test_links_are_followed_to_files_and_not_to_folders(tmp_path: Path) -> None:
+    (tmp_path / "corpus" / "7").mkdir(parents=True)
+    (tmp_path / "image").write_bytes(b"x")
+    (tmp_path / "corpus" / "7" / "a").symlink_to(tmp_path / "image")
+    (tmp_path / "corpus" / "loop").symlink_to(tmp_path / "corpus")
+    assert list(storage.list_files(f"{tmp_path}/corpus")) == [f"{tmp_path}/corpus/7/a"]
+
+
+def test_an_absent_local_folder_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="none does not exist"):
+        list(storage.list_files(f"{tmp_path}/none"))
+
+
+@pytest.mark.parametrize(
+    ("uri", "whole"),
+    [
+        ("/a/b/", "/a/b"),
+        ("/a/../b", "/b"),
+        ("file:///a/b", "/a/b"),
+        ("s3://bucket/a/", "s3://bucket/a"),
+        ("gs://bucket", "gs://bucket"),
+        ("~", os.path.expanduser("~")),
+    ],
+)
+def test_a_uri_is_made_whole_for_other_processes(uri: str, whole: str) -> None:
+    assert storage.absolute(uri) == whole
+
+
+def test_a_relative_path_stands_below_the_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert storage.absolute("a/b") == f"{tmp_path}/a/b"
+
+
+@pytest.mark.parametrize("uri", ["http://host/a", "hdfs://host/a", "az://container/a"])
+def test_other_schemes_are_refused_by_name(uri: str) -> None:
+    with pytest.raises(InputError, match=f"{uri} has a scheme this project does not read"):
+        storage.absolute(uri)
+
+
+@pytest.mark.parametrize(
+    ("base", "parts", "joined"),
+    [
+        ("/a", ("b", "c/d"), "/a/b/c/d"),
+        ("/a/", ("b",), "/a/b"),
+        ("/", ("b",), "/b"),
+        ("s3://b", ("k",), "s3://b/k"),
+        ("/a", (), "/a"),
+    ],
+)
+def test_parts_are_joined_by_single_slashes(base: str, parts: tuple[str, ...], joined: str) -> None:
+    assert storage.join(base, *parts) == joined
+
+
+@given(st.text(st.characters(exclude_characters="/\0", exclude_categories=["Cs"]), min_size=1, max_size=40))
+@settings(deadline=None, max_examples=50)
+def test_any_name_a_local_folder_can_hold_comes_back(tmp_path_factory: pytest.TempPathFactory, name: str) -> None:
+    folder = tmp_path_factory.mktemp("any")
+    uri = storage.join(str(folder), "x" + name)
+    storage.write(uri, b"x")
+    assert list(storage.list_files(str(folder))) == [uri]

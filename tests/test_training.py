@@ -1,0 +1,231 @@
+"""Training on a real Ray: reproducible, resumable, the same for one worker and two, and clear about bad input."""
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from captcha_ray import checkpoint, cluster, corpus, evaluation, training
+from captcha_ray.config import InputError, TrainConfig
+from captcha_ray.runs import RunDirectory
+from captcha_ray.schema import Manifest
+
+TIMINGS = ("seconds", "images_per_second", "data_wait_fraction")
+
+
+def config_for(shards: corpus.Shards, run: Path, **changes: Any) -> TrainConfig:
+    base = TrainConfig(
+        recipe="test",
+        shards=shards.uri,
+        run=str(run),
+        network="multi_head_cnn",
+        epochs=3,
+        batch_size=16,
+        learning_rate=3e-3,
+        dropout=0.1,
+        rotation_degrees=2.0,
+    )
+    return dataclasses.replace(base, **changes)
+
+
+def fit(config: TrainConfig, shards: corpus.Shards, resources: cluster.Cluster) -> list[dict[str, Any]]:
+    """Trains; returns the lines of metrics.jsonl without what time decides."""
+    training.fit(config, shards.manifest, shards.read("train"), shards.read("val"), resources)
+    epochs = RunDirectory(config.run).read_metrics()
+    return [{name: value for name, value in epoch.items() if name not in TIMINGS} for epoch in epochs]
+
+
+def test_the_same_seed_gives_the_same_losses_and_another_does_not(
+    glyph_shards: corpus.Shards, ray_cluster: cluster.Cluster, tmp_path: Path
+) -> None:
+    first, again, other = (
+        fit(config_for(glyph_shards, tmp_path / name, seed=seed), glyph_shards, ray_cluster)
+        for name, seed in (("first", 0), ("again", 0), ("other", 1))
+    )
+    assert first == again
+    assert [e["train_loss"] for e in first] != [e["train_loss"] for e in other]
+    weights = [(tmp_path / name / "checkpoint/model.safetensors").read_bytes() for name in ("first", "again", "other")]
+    assert weights[0] == weights[1] != weights[2]
+
+
+def test_a_run_cut_off_after_any_file_continues_to_the_same_result(
+    glyph_shards: corpus.Shards, ray_cluster: cluster.Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    undisturbed = fit(config_for(glyph_shards, tmp_path / "undisturbed"), glyph_shards, ray_cluster)
+
+    class CutError(Exception):
+        """Stands for a kill between two writes."""
+
+    for step, last in (
+        ("save_model", 2),
+        ("save_state", 2),
+        ("write_metrics", 2),
+        ("save_state", 3),
+        ("write_metrics", 3),
+    ):
+        name = f"{step}-{last}"
+        config = config_for(glyph_shards, tmp_path / name)
+        calls = 0
+
+        def cut(*arguments: Any, original: Any) -> None:
+            nonlocal calls
+            calls += 1
+            if calls == last:  # noqa: B023
+                raise CutError
+            original(*arguments)
+
+        owner = RunDirectory if step == "write_metrics" else checkpoint
+        original = getattr(owner, step)
+        monkeypatch.setattr(owner, step, lambda *a, original=original: cut(*a, original=original))
+        with pytest.raises(CutError):
+            fit(config, glyph_shards, ray_cluster)
+        monkeypatch.undo()
+        resumed = fit(dataclasses.replace(config, resume=True), glyph_shards, ray_cluster)
+        assert resumed == undisturbed
+        weights = [(tmp_path / run / "checkpoint/model.safetensors").read_bytes() for run in (name, "undisturbed")]
+        assert weights[0] == weights[1]
+
+
+def test_two_workers_see_every_image_once_and_their_sums_are_those_of_one(
+    glyph_shards: corpus.Shards, ray_cluster: cluster.Cluster, tmp_path: Path
+) -> None:
+    assert glyph_shards.manifest.num_images["train"] % 2 or glyph_shards.manifest.num_images["val"] % 2
+    config = config_for(glyph_shards, tmp_path / "two", num_workers=2, epochs=8, max_failures=0)
+    epochs = fit(config, glyph_shards, ray_cluster)
+    assert [e["epoch"] for e in epochs] == list(range(1, 9))
+    assert epochs[-1]["train_loss"] < epochs[0]["train_loss"] / 2
+    best = epochs[training.best_epoch(epochs) - 1]
+    alone = evaluation.evaluate(glyph_shards.labeled("val"), config.run).counts.summary()
+    assert best["val_exact_match"] == pytest.approx(alone["exact_match"], abs=1e-12)
+    assert best["val_loss"] == pytest.approx(alone["loss"], rel=1e-4)
+    actors = evaluation.evaluate(glyph_shards.labeled("val"), config.run, num_workers=1)
+    summary = actors.counts.summary()
+    assert summary["confusion"] == alone["confusion"]
+    assert summary["loss"] == pytest.approx(alone["loss"], rel=1e-5)
+
+
+def test_patience_stops_a_run_that_no_longer_gets_better(
+    glyph_shards: corpus.Shards, ray_cluster: cluster.Cluster, tmp_path: Path
+) -> None:
+    config = config_for(glyph_shards, tmp_path / "run", epochs=50, patience=2, learning_rate=1e-12)
+    epochs = fit(config, glyph_shards, ray_cluster)
+    assert len(epochs) - training.best_epoch(epochs) == 2
+
+
+def test_a_loss_that_is_no_number_ends_the_run_in_one_sentence(
+    glyph_shards: corpus.Shards, ray_cluster: cluster.Cluster, tmp_path: Path
+) -> None:
+    config = config_for(glyph_shards, tmp_path / "run", learning_rate=1e30, optimizer="sgd")
+    with pytest.raises(InputError, match=r"diverged in epoch \d: the loss is not a number; lower --learning-rate"):
+        fit(config, glyph_shards, ray_cluster)
+    for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines():
+        json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+
+
+def test_a_directory_that_holds_a_run_is_refused_and_left_alone(
+    glyph_shards: corpus.Shards, ray_cluster: cluster.Cluster, tmp_path: Path
+) -> None:
+    config = config_for(glyph_shards, tmp_path / "run", epochs=1)
+    fit(config, glyph_shards, ray_cluster)
+    before = {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()}
+    with pytest.raises(InputError, match="already holds a run; continue it with --resume"):
+        fit(config, glyph_shards, ray_cluster)
+    with pytest.raises(InputError, match=r"was started with batch_size 16, not 8"):
+        fit(dataclasses.replace(config, batch_size=8, resume=True), glyph_shards, ray_cluster)
+    assert {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()} == before
+    with pytest.raises(InputError, match="holds no run to resume"):
+        fit(config_for(glyph_shards, tmp_path / "absent", resume=True), glyph_shards, ray_cluster)
+
+
+def test_mistakes_that_are_alike_do_not_stop_an_evaluation(
+    glyph_shards: corpus.Shards, ray_cluster: cluster.Cluster, tmp_path: Path
+) -> None:
+    config = config_for(glyph_shards, tmp_path / "run", epochs=1)
+    fit(config, glyph_shards, ray_cluster)
+    val = glyph_shards.labeled("val")
+    twice = dataclasses.replace(val, dataset=val.dataset.union(val.dataset), num_files=2 * val.num_files)
+    found = evaluation.evaluate(twice, config.run)
+    assert found.counts.num_images == 2 * val.num_files
+    assert len(found.mistakes) > 1
+
+
+def test_the_best_epoch_has_most_strings_right_then_least_loss_then_comes_first() -> None:
+    def epoch(number: int, exact: float, loss: float | None) -> dict[str, Any]:
+        return {"epoch": number, "val_exact_match": exact, "val_loss": loss}
+
+    assert training.best_epoch([epoch(1, 0.5, 1.0), epoch(2, 0.6, 9.0), epoch(3, 0.6, 8.0)]) == 3
+    assert training.best_epoch([epoch(1, 0.5, 1.0), epoch(2, 0.5, 1.0), epoch(3, 0.4, 0.1)]) == 1
+    assert training.best_epoch([epoch(1, 0.0, None), epoch(2, 0.0, 3.0)]) == 2
+    assert training.best_epoch([epoch(1, 1.0, 0.5), epoch(2, 1.0, 0.0)]) == 2
+
+
+def test_more_workers_than_the_cluster_holds_is_one_sentence_before_any_work(
+    glyph_shards: corpus.Shards, ray_cluster: cluster.Cluster, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=r"64 workers of 1 CPU each do not fit: the cluster has \d+ CPUs"):
+        fit(config_for(glyph_shards, tmp_path / "run", num_workers=64), glyph_shards, ray_cluster)
+    with pytest.raises(InputError, match=r"1 workers? of 1 CPU and 1 GPU each do not fit"):
+        fit(config_for(glyph_shards, tmp_path / "run", use_gpu=True), glyph_shards, ray_cluster)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"height": 60}, "hold images of 24x16 pixels .* reads height 60"),
+        ({"width": 200}, "reads width 200; preprocess to that size, or pass --width 0"),
+        ({"charset": "xyz"}, "made for charset 'abcd', not 'xyz'"),
+        ({"slots": 5}, "have 2 to 2 characters, but the network reads the same number, 5, in every"),
+        ({"network": "glyph_vgg"}, "glyph_vgg reads one character an image, not 2"),
+    ],
+)
+def test_shards_made_for_something_else_are_one_sentence(
+    glyph_shards: corpus.Shards, changes: dict[str, Any], sentence: str
+) -> None:
+    with pytest.raises(InputError, match=sentence):
+        training.model_spec(config_for(glyph_shards, Path("unused"), **changes), glyph_shards.manifest)
+
+
+def test_labels_of_several_lengths_are_one_sentence(glyph_shards: corpus.Shards) -> None:
+    manifest = Manifest.from_dict({**glyph_shards.manifest.to_dict(), "max_length": 7})
+    with pytest.raises(InputError, match=r"have 2 to 7 characters, but .* the same number, 5, in every"):
+        training.model_spec(config_for(glyph_shards, Path("unused"), slots=5), manifest)
+
+
+def test_batches_of_a_single_image_are_refused_before_any_work(
+    glyph_shards: corpus.Shards, ray_cluster: cluster.Cluster, tmp_path: Path
+) -> None:
+    few = dataclasses.replace(glyph_shards.manifest, num_images={"train": 3, "val": 1, "test": 1})
+    config = config_for(glyph_shards, tmp_path / "run", batch_size=2)
+    with pytest.raises(InputError, match="3 training images cut over 1 workers in batches of 2 leave fewer than"):
+        training.fit(config, few, glyph_shards.read("train"), glyph_shards.read("val"), ray_cluster)
+
+
+def test_an_evaluation_is_published_beside_what_the_run_holds_already(
+    glyph_shards: corpus.Shards, ray_cluster: cluster.Cluster, tmp_path: Path
+) -> None:
+    config = config_for(glyph_shards, tmp_path / "run", epochs=1)
+    fit(config, glyph_shards, ray_cluster)
+    run = RunDirectory(config.run)
+    num = glyph_shards.manifest.num_images
+    test = evaluation.evaluate(glyph_shards.labeled("test"), config.run)
+    evaluation.publish(run, {"test": test}, best_epoch=1)
+    val = evaluation.evaluate(glyph_shards.labeled("val"), config.run)
+    results = evaluation.publish(run, {"val": val})
+    assert (results["test"]["num_images"], results["val"]["num_images"], results["best_epoch"]) == (
+        num["test"],
+        num["val"],
+        1,
+    )
+    assert json.loads((tmp_path / "run/results.json").read_text()) == results
+    assert results["test"]["num_exact_match"] < num["test"], "one epoch is too short to read all of them"
+    assert 0 < len(test.mistakes) <= evaluation.NUM_MISTAKES
+    confidences = [mistake.confidence for mistake in test.mistakes]
+    assert confidences == sorted(confidences, reverse=True)
+    assert (tmp_path / "run/figures/mistakes_test.png").exists()
+    moved = shutil.copytree(tmp_path / "run/checkpoint", tmp_path / "elsewhere")
+    again = evaluation.evaluate(glyph_shards.labeled("test"), str(moved))
+    assert again.counts.summary() == test.counts.summary()
