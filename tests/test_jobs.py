@@ -9,9 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,7 +17,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from captcha_ray import Recognizer, config
 from tests.conftest import draw_glyphs, glyph_texts
+from tests.ray_nodes import start_head
 from tests.s3_server import serve_s3
+from tests.waiting import wait_until
 
 JOBS = Path(__file__).parent.parent / "jobs"
 CONFIGS = {
@@ -43,15 +43,6 @@ def job(name: str, *arguments: str | Path, cwd: Path, env: dict[str, str] | None
     command = [sys.executable, str(JOBS / f"{name}.py"), *map(str, arguments)]
     done = subprocess.run(command, cwd=cwd, env=env or environment(), capture_output=True, text=True, check=False)
     return done.returncode, done.stdout, done.stderr
-
-
-def wait_until(ready: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 120) -> None:
-    """Polls until `ready`, failing if the process ends or the time is up first."""
-    deadline = time.monotonic() + seconds
-    while not ready():
-        assert process.poll() is None, "the process ended early"
-        assert time.monotonic() < deadline, "nothing happened in time"
-        time.sleep(0.05)
 
 
 @pytest.fixture(scope="module")
@@ -238,35 +229,8 @@ def test_the_same_commands_work_on_an_object_store(tmp_path: Path) -> None:
 @pytest.fixture
 def token_cluster(tmp_path: Path) -> Iterator[dict[str, str]]:
     """The environment of a client of a Ray head node with token authentication, started and stopped here."""
-    with socket.socket() as a, socket.socket() as b:
-        a.bind(("127.0.0.1", 0))
-        b.bind(("127.0.0.1", 0))
-        gcs, dashboard = a.getsockname()[1], b.getsockname()[1]
-    token = tmp_path / "token"
-    token.write_text("0123456789abcdef0123456789abcdef")
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    env = environment(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=str(token), PATH=path)
-    ray = str(Path(sys.executable).with_name("ray"))
-    command = [ray, "start", "--head", "--block", "--port", str(gcs), "--dashboard-host", "127.0.0.1",
-               "--dashboard-port", str(dashboard), "--num-cpus", "2", "--node-ip-address", "127.0.0.1"]  # fmt: skip
-    head = subprocess.Popen(command, env=env, text=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-
-    def accepts_jobs() -> bool:
-        """The dashboard answers some seconds before there is an agent that runs what is submitted."""
-        headers = {"Authorization": f"Bearer {token.read_text()}", "Content-Type": "application/json"}
-        request = urllib.request.Request(f"http://127.0.0.1:{dashboard}/api/jobs/", b'{"entrypoint": "true"}', headers)
-        try:
-            with urllib.request.urlopen(request, timeout=30) as answer:
-                return bool(answer.status == 200)
-        except OSError:
-            return False
-
-    try:
-        wait_until(accepts_jobs, head)
-        yield {**env, "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard}"}
-    finally:
-        head.terminate()
-        head.wait(60)
+    with start_head(tmp_path) as env:
+        yield env
 
 
 def test_a_submitted_job_trains_on_a_cluster_with_token_authentication(

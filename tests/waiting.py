@@ -1,0 +1,19 @@
+"""Waiting for what another process does, without hoping."""
+
+import subprocess
+import time
+from collections.abc import Callable
+
+
+def wait_until(
+    ready: Callable[[], bool],
+    process: subprocess.Popen[str],
+    seconds: float = 120,
+    explain: Callable[[], str] = lambda: "nothing happened in time",
+) -> None:
+    """Polls until `ready`, failing with what `explain` gives if the process ends or the time is up first."""
+    deadline = time.monotonic() + seconds
+    while not ready():
+        assert process.poll() is None, f"the process ended early: {explain()}"
+        assert time.monotonic() < deadline, explain()
+        time.sleep(0.05)
