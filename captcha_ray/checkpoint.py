@@ -45,26 +45,41 @@ def load_spec(uri: str) -> ModelSpec:
     return _load_description(find_checkpoint(uri))[0]
 
 
-def load_model(uri: str) -> tuple[nn.Module, ModelSpec]:
-    """The network of a run or of a checkpoint folder, on the CPU, in evaluation mode.
+def identify(uri: str) -> tuple[ModelSpec, str]:
+    """(what the network reads, its fingerprint), of a run or a checkpoint folder.
+
+    Raises InputError where there is none, or where its weights do not have the fingerprint that its description says.
+    """
+    spec, model_id, _ = _load_verified(find_checkpoint(uri))
+    return spec, model_id
+
+
+def load_model(uri: str) -> tuple[nn.Module, ModelSpec, str]:
+    """(network, what it reads, fingerprint) of a run or of a checkpoint folder, on the CPU, in evaluation mode.
 
     Raises InputError where there is none, or where weights, description and architecture do not belong together.
     """
     folder = find_checkpoint(uri)
-    spec, expected = _load_description(folder)
-    try:
-        data = storage.read(storage.join(folder, WEIGHTS))
-    except FileNotFoundError:
-        raise InputError(f"{folder} has no {WEIGHTS}") from None
-    if fingerprint(spec, data) != expected:
-        raise InputError(f"{folder}/{WEIGHTS} and {DESCRIPTION} do not belong together: the fingerprint differs")
+    spec, model_id, weights = _load_verified(folder)
     model = build_model(spec)
     try:
-        model.load_state_dict(load(data))
+        model.load_state_dict(load(weights))
     except (SafetensorError, RuntimeError) as error:
         sentence = " ".join(str(error).split())[:300]
         raise InputError(f"{folder}/{WEIGHTS} does not fit the described {spec.network}: {sentence}") from error
-    return model.eval(), spec
+    return model.eval(), spec, model_id
+
+
+def _load_verified(folder: str) -> tuple[ModelSpec, str, bytes]:
+    """(spec, fingerprint, weights) of a checkpoint folder whose two files belong together."""
+    spec, expected = _load_description(folder)
+    try:
+        weights = storage.read(storage.join(folder, WEIGHTS))
+    except FileNotFoundError:
+        raise InputError(f"{folder} has no {WEIGHTS}") from None
+    if fingerprint(spec, weights) != expected:
+        raise InputError(f"{folder}/{WEIGHTS} and {DESCRIPTION} do not belong together: the fingerprint differs")
+    return spec, expected, weights
 
 
 def _load_description(folder: str) -> tuple[ModelSpec, str]:

@@ -20,6 +20,11 @@ QUIET = {
 }
 """Settings of Ray that only a person at one machine notices; what the environment says goes first."""
 
+QUIET_ALONE = {
+    "RAY_BACKEND_LOG_LEVEL": "fatal",  # Ray's own use of restartable actors prints an error at each start
+}
+"""The same for a Ray that this process starts; what goes wrong in it comes as an exception all the same."""
+
 
 CONNECT_TIMEOUT_S = 10
 """How long the address of a cluster may take to accept a connection."""
@@ -42,9 +47,9 @@ def connect(meanwhile: str = "") -> Iterator[Cluster]:
     once. An already connected process (a test, a notebook) keeps its connection. Raises InputError where the address
     does not answer.
     """
-    for name, value in QUIET.items():
-        os.environ.setdefault(name, value)
     address = os.environ.get("RAY_ADDRESS")
+    for name, value in (QUIET if address else QUIET | QUIET_ALONE).items():
+        os.environ.setdefault(name, value)
     ours = not ray.is_initialized()
     importing = threading.Thread(target=importlib.import_module, args=(meanwhile,)) if meanwhile else None
     if importing:

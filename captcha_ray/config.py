@@ -56,6 +56,10 @@ def check_label_rule(labels: Labels, pattern: str, table: str) -> None:
         raise InputError(f"label_pattern is {pattern!r}; it is not a regular expression: {error}") from None
 
 
+class FailedError(Exception):
+    """Something that went wrong and can be said in one sentence. Jobs print it and exit with status 1."""
+
+
 class Config:
     """JSON both ways for the dataclasses below, and a check of the fields that take one of a few words."""
 
@@ -330,3 +334,77 @@ class EvaluateConfig(Config):
         check(not self.label_pattern or bool(self.corpus), "--label-pattern goes with --corpus")
         check(self.num_workers >= 0, f"num_workers is {self.num_workers}; it must not be negative")
         check(not self.use_gpu or self.num_workers > 0, "--use-gpu needs --num-workers of at least 1")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class InferConfig(Config):
+    """Reads whatever is new below a folder or in a bucket, and appends a row per object to a Parquet table."""
+
+    images: str = f"{DEMO}/corpus/text5"
+    """Folder, s3:// or gs:// URI, single image, or a listing: a .csv, .csv.gz or .parquet table of URIs."""
+    run: str = f"{DEMO}/runs/text5"
+    """Run or checkpoint folder or s3:// URI of the network. The default one is trained on first use."""
+    out: str = f"{DEMO}/predictions"
+    """Folder or s3:// URI of the table; rows are only ever added to it."""
+    skip: Literal["same-model", "any-model", "never"] = "same-model"
+    """What counts as done: an unchanged object that this model has read, that any model has read, or none."""
+    retry_errors: bool = False
+    """Read only the objects again whose row of this model is an error; the new row stands beside the old one."""
+    match: str = ""
+    """Regular expression that must be found in an object's URI; others are passed over. Default: all are read."""
+    date_pattern: str = ""
+    """Regular expression with groups year, month, day, searched in the URI; partitions the table by date=YYYY-MM-DD."""
+    max_error_fraction: float = 0.5
+    """Fraction of the objects that may fail; above it the job stops and commits nothing."""
+    stall_timeout_s: float = 600.0
+    """Seconds without any progress after which the job fails."""
+    endpoint_url: str = ""
+    """Address of an S3-compatible store, such as http://127.0.0.1:9000. Default: AWS_ENDPOINT_URL, else Amazon's."""
+    objects_per_run: int = 2_000_000
+    """Rows that are committed at once, as one file of about 64 bytes a row; a longer night makes several runs."""
+    max_bytes: int = 4_000_000
+    """Objects of more bytes than this are errors, and are not fetched."""
+    max_pixels: int = 16_000_000
+    """Images of more pixels than this are errors, and are not decoded."""
+    max_stretch: float = 4.0
+    """Images whose ratio of width to height differs from the network's by more than this factor are errors."""
+    num_workers: int = 0
+    """Workers that fetch, decode and recognize; 0 for one per CPU, or one per GPU with --use-gpu."""
+    cpus_per_worker: int = 1
+    """CPU cores each worker reserves; more than one decode side by side."""
+    use_gpu: bool = False
+    """Reserve one GPU per worker and recognize on it."""
+    price_per_core_hour: float = 0.04
+    """Price of one core for one hour, in any currency, for the cost per million images in the run's manifest."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(all((self.images, self.run, self.out)), "images, run and out must each name a folder or a URI")
+        for name in ("match", "date_pattern"):
+            try:
+                groups = re.compile(getattr(self, name)).groups
+            except re.error as error:
+                raise InputError(f"{name} is {getattr(self, name)!r}; it is no regular expression: {error}") from None
+        check(
+            not self.date_pattern or groups == 3,
+            f"date_pattern is {self.date_pattern!r}; it must have three groups: year, month and day",
+        )
+        check(
+            0 <= self.max_error_fraction <= 1,
+            f"max_error_fraction is {self.max_error_fraction}; it must be 0 to 1",
+        )
+        for name in ("stall_timeout_s", "objects_per_run", "max_bytes", "cpus_per_worker"):
+            value = getattr(self, name)
+            check(0 < value < math.inf, f"{name} is {value}; it must be finite and above 0")
+        check(
+            1 <= self.max_pixels <= MAX_MAX_PIXELS,
+            f"max_pixels is {self.max_pixels}; it must be 1 to {MAX_MAX_PIXELS}, Pillow's own limit",
+        )
+        check(self.max_stretch >= 1, f"max_stretch is {self.max_stretch}; it must be at least 1")
+        check(self.num_workers >= 0, f"num_workers is {self.num_workers}; it must not be negative")
+        check(self.price_per_core_hour >= 0, "price_per_core_hour must not be negative")
+        check(not (self.retry_errors and self.skip != "same-model"), "--retry-errors and --skip exclude each other")
+        check(
+            not self.endpoint_url or self.endpoint_url.startswith(("http://", "https://")),
+            f"endpoint_url is {self.endpoint_url!r}; it must start with http:// or https://",
+        )

@@ -13,7 +13,7 @@ import rich.console
 import rich.progress
 import tyro
 
-from captcha_ray.config import InputError
+from captcha_ray.config import FailedError, InputError
 
 T = TypeVar("T")
 OUT = rich.console.Console(highlight=False, soft_wrap=True)
@@ -42,12 +42,15 @@ def run(job: Callable[[], None]) -> None:
     except InputError as error:
         _fail(2, str(error))
     except KeyboardInterrupt:
-        _fail(130, "interrupted; finished epochs and files are kept, --resume continues a training")
+        _fail(130, "interrupted; what was finished is kept, the same command continues (a training: with --resume)")
+    except FailedError as error:
+        _fail(1, str(error))
     except Exception as error:
         traceback.print_exc()
         _fail(1, f"{type(error).__name__}: {error}")
     finally:
-        gc.freeze()  # the interpreter's last collection over torch's objects would take two seconds for nothing
+        if "duckdb" not in sys.modules:  # it prints a page about leaks when its types are not collected
+            gc.freeze()  # the interpreter's last collection over torch's objects would take two seconds for nothing
 
 
 def _fail(status: int, sentence: str) -> None:
@@ -61,25 +64,29 @@ def say(line: str) -> None:
 
 
 @contextlib.contextmanager
-def progress(what: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
-    """A bar with rate and time left; gives a function that takes how many more are done.
+def progress(what: str, total: int | None, unit: str) -> Iterator[Callable[..., None]]:
+    """A bar with rate and time left; gives a function that takes how many more are done, and a word on them.
 
-    Where output is not a terminal (a log, `ray job logs`), a line at most every ten seconds instead.
+    total: None where nobody knows. Where output is not a terminal (a log, `ray job logs`), a line at most every ten
+    seconds instead.
     """
     started = last = time.monotonic()
     done = 0
     with _bar() as bar:
         task = bar.add_task(what, total=total, unit=unit, note="")
 
-        def advance(count: int) -> None:
+        def advance(count: int, note: str = "") -> None:
             nonlocal done, last
             done += count
             now = time.monotonic()
             rate = done / max(now - started, 1e-9)
-            bar.update(task, completed=done, note=f"{rate:,.0f} {unit}/s")
+            note = f", {note}" if note else ""
+            bar.update(task, completed=done, note=f"{rate:,.0f} {unit}/s{note}")
             if not OUT.is_terminal and now - last >= 10:
                 last = now
-                say(f"{what}: {done:,} of {total:,} {unit}, {rate:,.0f} {unit}/s, {_left(total - done, rate)} left")
+                left = f", {_left(total - done, rate)} left" if total is not None else ""
+                of = f" of {total:,}" if total is not None else ""
+                say(f"{what}: {done:,}{of} {unit}, {rate:,.0f} {unit}/s{note}{left}")
 
         yield advance
     seconds = time.monotonic() - started

@@ -1,22 +1,74 @@
-"""Measures a trained network on labeled Datasets and publishes the figures in its run. Does not read images itself."""
+"""Measures a trained network on labeled Datasets, here or on actors, and publishes the figures in its run."""
 
 import dataclasses
 import heapq
 import itertools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import ray.data
 
-from captcha_ray import checkpoint, console, inference, report, schema, storage
+from captcha_ray import checkpoint, console, report, schema, storage
 from captcha_ray.config import InputError
 from captcha_ray.corpus import Labeled
 from captcha_ray.metrics import Mistake, ReadingCounts
+from captcha_ray.recognizer import Recognizer
 from captcha_ray.runs import RunDirectory
 
 NUM_MISTAKES = 30
 """Mistakes whose pictures are kept."""
+
+BATCH_SIZE = 256
+"""Images read at once; larger ones are no faster on a CPU."""
+
+
+class ReadImages:
+    """Adds what was read to shard rows: reading, confidence, loss; keeps the image where the reading is wrong.
+
+    Loads the network once, in the constructor, so that it serves as an actor of `map_batches`.
+    """
+
+    def __init__(self, uri: str) -> None:
+        self._recognizer = Recognizer.load(uri)
+
+    def __call__(self, rows: pa.Table) -> pa.Table:
+        """Rows of `schema.shard_schema` -> uri, text, reading, confidence, loss, wrong_image (null where right)."""
+        images = schema.unpack_images(rows["image"], self._recognizer.spec.image)
+        truths = rows["text"].to_pylist()
+        log_probabilities = self._recognizer.log_probabilities(images)
+        readings = self._recognizer.readings(log_probabilities)
+        wrong = [image.tobytes() if r.text != t else None for image, r, t in zip(images, readings, truths, strict=True)]
+        return pa.table(
+            {
+                "uri": rows["uri"],
+                "text": rows["text"],
+                "reading": pa.array([r.text for r in readings], pa.string()),
+                "confidence": pa.array([r.confidence for r in readings], pa.float64()),
+                "loss": pa.array(self._recognizer.losses(log_probabilities, truths), pa.float64()),
+                "wrong_image": pa.array(wrong, pa.binary()),
+            }
+        )
+
+
+def _read_rows(dataset: ray.data.Dataset, uri: str, num_workers: int, use_gpu: bool) -> Iterator[pa.Table]:
+    """Tables of readings for all rows of a Dataset. num_workers: actors to read on; 0 reads in this process."""
+    if num_workers == 0:
+        read = ReadImages(uri)
+        for rows in dataset.iter_batches(batch_size=BATCH_SIZE, batch_format="pyarrow"):
+            yield read(rows)
+        return
+    compute: Any = ray.data.ActorPoolStrategy(size=num_workers)
+    readings = dataset.map_batches(
+        ReadImages,
+        fn_constructor_args=(uri,),
+        batch_size=BATCH_SIZE,
+        batch_format="pyarrow",
+        compute=compute,
+        num_gpus=1 if use_gpu else None,
+    )
+    yield from readings.iter_batches(batch_size=None, batch_format="pyarrow")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +94,7 @@ def evaluate(source: Labeled, model: str, num_workers: int = 0, use_gpu: bool = 
     worst: list[tuple[float, str, int, Mistake]] = []  # the number spares comparing mistakes that are alike
     numbers = itertools.count()
     with console.progress(f"evaluate {source.name}", source.num_files, "images") as advance:
-        for table in inference.read_rows(source.dataset, model, num_workers, use_gpu):
+        for table in _read_rows(source.dataset, model, num_workers, use_gpu):
             texts, readings, losses = (table[column].to_pylist() for column in ("text", "reading", "loss"))
             counts += ReadingCounts.of(spec.charset, texts, readings, losses)
             for row in table.filter(pc.is_valid(table["wrong_image"])).to_pylist():

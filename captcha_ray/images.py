@@ -5,6 +5,7 @@ A file that cannot be read is a value with a reason, not a crash. Does not know 
 
 import dataclasses
 import io
+import math
 
 import numpy as np
 import numpy.typing as npt
@@ -32,20 +33,28 @@ class Unreadable:
     detail: str
 
 
-def decode(data: bytes, spec: ImageSpec, max_pixels: int = MAX_PIXELS) -> Pixels | Unreadable:
+def decode(
+    data: bytes, spec: ImageSpec, max_pixels: int = MAX_PIXELS, max_stretch: float = math.inf
+) -> Pixels | Unreadable:
     """An image file's bytes -> uint8 (H, W, C) as `spec` says.
 
     The format is told from the bytes, never from a name; of an animation the first frame is read. EXIF orientation is
-    applied. Transparent pixels are laid over white. 16-bit samples keep their high byte.
+    applied. Transparent pixels are laid over white. 16-bit samples keep their high byte. max_stretch: factor by which
+    resizing may change the ratio of width to height.
     """
     if not data:
         return Unreadable("empty_file", "the file has zero bytes")
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             width, height = image.size
+            stretch = width * spec.height / (height * spec.width)
             if width * height > max_pixels:
-                return Unreadable("too_large", f"{width}x{height} pixels are more than {max_pixels}")
-            return prepare(image, spec)
+                bad = Unreadable("too_large", f"{width}x{height} pixels are more than {max_pixels}")
+            elif max(stretch, 1 / stretch) > max_stretch:
+                bad = Unreadable("wrong_aspect", f"{width}x{height} pixels do not fit {spec.width}x{spec.height}")
+            else:
+                return prepare(image, spec)
+            return bad
     except UnidentifiedImageError:
         return Unreadable("not_an_image", "these bytes begin no PNG, JPEG, GIF, BMP, WebP, TIFF or PNM file")
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):

@@ -1,60 +1,393 @@
-"""Reads Datasets of shard rows with a trained network, in this process or on actors of the cluster. Does not train."""
+"""Reads a bucket's new images on all workers of a cluster: list, skip what is done, fetch, decode, recognize, commit.
 
-from collections.abc import Iterator
-from typing import Any
+A worker does its part for a block of objects and tells only how many rows it has staged; a block that is done twice,
+after a worker's death, is staged once, under its number. The driver holds one page of the listing or the rows of one
+commit, never the bucket. Does not train, does not know labels.
+"""
 
+import concurrent.futures
+import dataclasses
+import datetime
+import math
+import os
+import queue
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.parquet as pq
+import ray
 import ray.data
 
-from captcha_ray import schema
-from captcha_ray.recognizer import Recognizer
+from captcha_ray import checkpoint, cluster, console, listing, predictions, runs, storage
+from captcha_ray.config import FailedError, InferConfig, InputError
+from captcha_ray.lease import Lease
+from captcha_ray.predictions import Committed, Counts, Predictions
+from captcha_ray.reader import BATCH_SIZE, BlockReader, Report, Work
 
-BATCH_SIZE = 256
-"""Images read at once; larger ones are no faster on a CPU."""
+T = TypeVar("T")
+
+MAX_BLOCK, MIN_BLOCK = 4096, 256
+"""Objects of one task: few enough to lose little with a worker, enough that Ray's tenth of a second does not show."""
+
+BLOCKS_PER_WORKER = 8
+"""Blocks a worker gets at least, where there are objects enough, so that all end at about the same time."""
+
+REPORT_S = 1.0
+"""Seconds between a worker's reports, and between the driver's looks at them."""
+
+MAX_DEATHS = 10
+"""Workers that may die over one block before the job fails."""
 
 
-class ReadImages:
-    """Adds what was read to shard rows: reading, confidence, loss; keeps the image where the reading is wrong.
+@ray.remote(num_cpus=0)
+class _Board:
+    """Where workers pin their reports and the driver reads them."""
 
-    Loads the network once, in the constructor, so that it serves as an actor of `map_batches`.
-    """
+    def __init__(self) -> None:
+        self._reports: dict[str, Report] = {}
 
-    def __init__(self, uri: str) -> None:
-        self._recognizer = Recognizer.load(uri)
+    def pin(self, worker: str, report: Report) -> None:
+        self._reports[worker] = report
 
-    def __call__(self, rows: pa.Table) -> pa.Table:
-        """Rows of `schema.shard_schema` -> uri, text, reading, confidence, loss, wrong_image (null where right)."""
-        images = schema.unpack_images(rows["image"], self._recognizer.spec.image)
-        truths = rows["text"].to_pylist()
-        log_probabilities = self._recognizer.log_probabilities(images)
-        readings = self._recognizer.readings(log_probabilities)
-        wrong = [image.tobytes() if r.text != t else None for image, r, t in zip(images, readings, truths, strict=True)]
-        return pa.table(
-            {
-                "uri": rows["uri"],
-                "text": rows["text"],
-                "reading": pa.array([r.text for r in readings], pa.string()),
-                "confidence": pa.array([r.confidence for r in readings], pa.float64()),
-                "loss": pa.array(self._recognizer.losses(log_probabilities, truths), pa.float64()),
-                "wrong_image": pa.array(wrong, pa.binary()),
-            }
+    def read(self) -> dict[str, Report]:
+        return self._reports
+
+
+class ReadBlocks:
+    """A `BlockReader` as an actor of `map_batches`, which tells the board every second where it is."""
+
+    def __init__(self, work: Work, board: Any, reader: type[BlockReader]) -> None:
+        self._report = Report()
+        threading.Thread(target=self._keep_reporting, args=(board,), daemon=True).start()
+        self._reader = reader(work, self._report)
+
+    def __call__(self, batch: dict[str, npt.NDArray[np.int64]]) -> dict[str, npt.NDArray[Any]]:
+        """Block numbers -> per block: rows staged, errors among them."""
+        counts = [self._reader.read(int(block)) for block in batch["block"]]
+        return {
+            "block": batch["block"],
+            "rows": np.array([rows for rows, _ in counts]),
+            "errors": np.array([errors for _, errors in counts]),
+        }
+
+    def _keep_reporting(self, board: Any) -> None:
+        name = ray.get_runtime_context().get_worker_id()
+        while True:
+            board.pin.remote(name, dataclasses.replace(self._report, seconds=dict(self._report.seconds)))
+            time.sleep(REPORT_S)
+
+
+@dataclasses.dataclass(frozen=True)
+class Night:
+    """What a job has done. skipped: listed objects that were done already. seconds: from start to end, this job's."""
+
+    out: str
+    listed: int
+    skipped: int
+    committed: Committed
+    seconds: float
+
+    def describe(self) -> str:
+        """A line for a person."""
+        counts = self.committed.counts
+        errors = ", ".join(f"{count:,} {kind}" for kind, count in counts.errors.most_common())
+        total = counts.ok + counts.num_errors
+        where = ", ".join(run.folder for run in self.committed.runs[:3])
+        more = f" and {len(self.committed.runs) - 3:,} more runs" if len(self.committed.runs) > 3 else ""
+        return (
+            f"{total:,} of {self.listed:,} objects read: {counts.ok:,} ok, {counts.num_errors:,} errors"
+            f"{f' ({errors})' if errors else ''}; {self.skipped:,} skipped as done; "
+            f"{f'committed as {where}{more} in' if where else 'nothing to add to'} {self.out}; "
+            f"{self.seconds:.1f} s, {total / self.seconds:,.0f} objects/s"
         )
 
 
-def read_rows(dataset: ray.data.Dataset, uri: str, num_workers: int, use_gpu: bool) -> Iterator[pa.Table]:
-    """Tables of readings for all rows of a Dataset. num_workers: actors to read on; 0 reads in this process."""
-    if num_workers == 0:
-        read = ReadImages(uri)
-        for rows in dataset.iter_batches(batch_size=BATCH_SIZE, batch_format="pyarrow"):
-            yield read(rows)
-        return
-    compute: Any = ray.data.ActorPoolStrategy(size=num_workers)
-    readings = dataset.map_batches(
-        ReadImages,
-        fn_constructor_args=(uri,),
-        batch_size=BATCH_SIZE,
-        batch_format="pyarrow",
-        compute=compute,
-        num_gpus=1 if use_gpu else None,
+def transcribe(
+    config: InferConfig, resources: cluster.Cluster, started: float, reader: type[BlockReader] = BlockReader
+) -> Night:
+    """Reads what is new and commits it; what an interrupted job has staged is taken over. Needs a connected Ray.
+
+    started: `time.monotonic()` when the job began. reader: what workers run. Raises InputError for images, a network or
+    a table that cannot be used and where another job is at work on the table; FailedError for too many errors, a stall
+    or workers that die again and again.
+    """
+    config = dataclasses.replace(
+        config,
+        images=storage.absolute(config.images),
+        run=storage.absolute(config.run),
+        out=storage.absolute(config.out),
     )
-    yield from readings.iter_batches(batch_size=None, batch_format="pyarrow")
+    _check_apart(config.images, config.out)
+    num_workers = config.num_workers or (
+        resources.num_gpus if config.use_gpu else max(resources.num_cpus // config.cpus_per_worker, 1)
+    )
+    cluster.check_fits(num_workers, config.cpus_per_worker, config.use_gpu)
+    _, model_id = checkpoint.identify(config.run)
+    with tempfile.TemporaryDirectory(prefix="captcha_ray-") as spool:
+        with Lease(storage.join(config.out, "_lease.json")) as lease:
+            table = Predictions(config, model_id, Path(spool))
+            return _Job(config, table, lease, model_id, num_workers, Path(spool), started, reader).run()
+
+
+def _check_apart(source: str, out: str) -> None:
+    for inner, outer in ((source, out), (out, source)):
+        if f"{inner}/".startswith(f"{outer.rstrip('/')}/"):
+            raise InputError(f"{inner} lies in {outer}; the table and the images must stand apart")
+
+
+class _Job:
+    """One call of `transcribe`, from the listing to the last commit."""
+
+    def __init__(
+        self,
+        config: InferConfig,
+        table: Predictions,
+        lease: Lease,
+        model_id: str,
+        num_workers: int,
+        spool: Path,
+        started: float,
+        reader: type[BlockReader],
+    ) -> None:
+        self._config = config
+        self._table = table
+        self._lease = lease
+        self._num_workers = num_workers
+        self._spool = spool
+        self._started = started
+        self._reader = reader
+        self._work = Work(
+            config.run,
+            model_id,
+            table.attempt,
+            os.environ.get("AWS_ENDPOINT_URL", ""),
+            config.max_bytes,
+            config.max_pixels,
+            config.max_stretch,
+            config.cpus_per_worker,
+        )
+        self._seconds: dict[str, float] = {}
+        self._reports: dict[str, Report] = {}
+        self._blocks: list[str] = []
+        self._rows = self._errors = self._total = 0
+        self._listed = self._skipped = self._num_junk = 0
+        self._committed = Committed()
+
+    def run(self) -> Night:
+        adopted = self._timed("resume", self._table.open)
+        if adopted.total:
+            console.say(f"{adopted.total:,} objects were read before an interruption and are kept")
+            self._add(self._table.adopted_block, adopted.total, adopted.num_errors)
+        todo = self._timed("plan", self._plan)
+        self._total = adopted.total + todo
+        if todo:
+            self._read(self._write_todo(todo))
+        self._commit()
+        self._table.close()
+        seconds = time.monotonic() - self._started
+        return Night(self._config.out, self._listed, self._skipped, self._committed, seconds)
+
+    def _plan(self) -> int:
+        """Lists, and writes what is to be read to the spool; returns how many objects that is."""
+        listed, todo = self._spool / "listed.parquet", self._spool / "todo.parquet"
+        source = self._config.images
+
+        def list_all(advance: Callable[[int], None]) -> None:
+            self._num_junk = self._timed("list", listing.write_listing, source, listed, self._config.match, advance)
+
+        with console.progress("list", None, "objects") as shown:
+            for count in _watch(list_all, self._config.stall_timeout_s, lambda: "list the images"):
+                self._listed += count
+                shown(count)
+        if not self._listed:
+            raise InputError(f"{source} holds no objects{' that match' if self._config.match else ''}")
+        num_rows = self._table.plan(listed, todo)
+        listed.unlink()
+        if self._num_junk:
+            console.say(f"passed over: {self._num_junk:,} hidden or system files")
+        self._skipped = 0 if self._config.retry_errors else max(self._listed - num_rows - self._rows, 0)
+        return num_rows
+
+    def _write_todo(self, num_rows: int) -> int:
+        """Cuts what is to be read into blocks that workers can get at; returns how many blocks."""
+        size = min(max(math.ceil(num_rows / (self._num_workers * BLOCKS_PER_WORKER)), MIN_BLOCK), MAX_BLOCK)
+        size = math.ceil(size / BATCH_SIZE) * BATCH_SIZE
+        path = self._spool / "todo.parquet"
+        numbers = range(math.ceil(num_rows / size))
+        with concurrent.futures.ThreadPoolExecutor(predictions.NUM_THREADS) as pool:
+            waiting: list[concurrent.futures.Future[None]] = []
+            for number, batch in zip(numbers, pq.ParquetFile(path).iter_batches(size), strict=True):
+                waiting.append(pool.submit(predictions.stage, pa.table(batch), self._work.todo(number)))
+                if len(waiting) > 2 * predictions.NUM_THREADS:
+                    waiting.pop(0).result()
+            for future in waiting:
+                future.result()
+        path.unlink()
+        return len(numbers)
+
+    def _read(self, num_blocks: int) -> None:
+        """Has the workers read all blocks; commits whenever there are rows enough."""
+        board: Any = _Board.remote()  # type: ignore[attr-defined]
+        results = self._dataset(num_blocks, board)
+
+        def read_all(give: Callable[[dict[str, Any]], None]) -> None:
+            for row in results.iter_rows():
+                give(row)
+
+        def stage() -> str:
+            self._reports = ray.get(board.read.remote())
+            stages = Counter(report.stage for report in self._reports.values())
+            return stages.most_common(1)[0][0] if stages else "start the workers"
+
+        def evidence() -> Any:
+            return [(worker, r.fetched, r.recognized) for worker, r in ray.get(board.read.remote()).items()]
+
+        with console.progress("read", self._total - self._rows, "objects") as shown:
+            for row in _watch(read_all, self._config.stall_timeout_s, stage, evidence):
+                self._lease.check()
+                self._add(self._work.staged(row["block"]), row["rows"], row["errors"])
+                shown(row["rows"], f"{self._errors:,} errors" if self._errors else "")
+                if self._rows >= self._config.objects_per_run:
+                    self._commit()
+        stage()
+
+    def _dataset(self, num_blocks: int, board: Any) -> ray.data.Dataset:
+        num_workers = min(self._num_workers, num_blocks)
+        items = [{"block": number} for number in range(num_blocks)]
+        options = ray.data.DataContext.get_current().execution_options
+        options.preserve_order = False  # whichever block is done first
+        pool: Any = ray.data.ActorPoolStrategy(
+            min_size=1, max_size=num_workers, initial_size=num_workers, max_tasks_in_flight_per_actor=2
+        )
+        return ray.data.from_items(items, override_num_blocks=num_blocks).map_batches(
+            ReadBlocks,
+            fn_constructor_args=(self._work, board, self._reader),
+            batch_size=1,
+            compute=pool,
+            num_cpus=self._config.cpus_per_worker,
+            num_gpus=1 if self._config.use_gpu else None,
+        )
+
+    def _add(self, block: str, rows: int, errors: int) -> None:
+        self._blocks.append(block)
+        self._rows += rows
+        self._errors += errors
+        self._check_errors()
+
+    def _check_errors(self) -> None:
+        """Stops as soon as the errors are more than the whole night allows."""
+        allowed = self._config.max_error_fraction * max(self._total, self._rows)
+        if self._total and self._errors > allowed:
+            kinds = Counter[str]()
+            for block in self._blocks:
+                kinds += Counts.of(predictions.read(block, ["status", "error"])).errors
+            self._table.discard(self._blocks)
+            said = ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common())
+            raise FailedError(
+                f"{self._errors:,} of {self._total:,} objects cannot be read ({said}), more than "
+                f"--max-error-fraction {self._config.max_error_fraction:g}; nothing of them was committed"
+            )
+
+    def _commit(self) -> None:
+        if self._blocks:
+            self._lease.check()
+            self._committed += self._timed("commit", self._table.commit, self._blocks, self._describe)
+            self._blocks, self._rows = [], 0
+
+    def _describe(self, counts: Counts) -> dict[str, Any]:
+        """The manifest of a run with such counts."""
+        wall = time.monotonic() - self._started
+        seconds = dict(self._seconds)
+        for report in self._reports.values():
+            for name, spent in report.seconds.items():
+                seconds[name] = seconds.get(name, 0.0) + spent
+        cores = self._num_workers * self._config.cpus_per_worker
+        read = max(self._committed.counts.total + self._rows, 1)
+        price = self._config.price_per_core_hour
+        return {
+            "counts": counts.to_dict(),
+            "listed": self._listed,
+            "skipped": self._skipped,
+            "images": self._config.images,
+            "model": self._config.run,
+            "model_id": self._work.model_id,
+            "committed_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "seconds": {"wall": round(wall, 3), **{name: round(s, 3) for name, s in seconds.items()}},
+            "images_per_second": {
+                "wall": round(read / wall, 1),
+                **{name: round(read / s, 1) for name, s in seconds.items() if s > 0},
+            },
+            "cost": {
+                "cores": cores,
+                "price_per_core_hour": price,
+                "per_million_images": round(cores * wall / 3600 * price / read * 1e6, 4),
+            },
+            "config": self._config.to_dict(),
+            "environment": runs.environment(),
+        }
+
+    def _timed(self, stage: str, call: Callable[..., T], *arguments: Any) -> T:
+        started = time.monotonic()
+        result = call(*arguments)
+        self._seconds[stage] = self._seconds.get(stage, 0.0) + time.monotonic() - started
+        return result
+
+
+def _watch(
+    work: Callable[[Callable[[T], None]], None],
+    timeout_s: float,
+    stage: Callable[[], str],
+    evidence: Callable[[], Any] = lambda: None,
+) -> Iterator[T]:
+    """Runs `work` in a thread and yields what it gives.
+
+    Raises what it raises, and FailedError where for `timeout_s` seconds it gives nothing and `evidence` stays the same.
+    """
+    given: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
+
+    def run() -> None:
+        try:
+            work(lambda item: given.put(("item", item)))
+            given.put(("end", None))
+        except BaseException as error:
+            given.put(("error", error))
+
+    threading.Thread(target=run, daemon=True).start()
+    last, seen = time.monotonic(), evidence()
+    while True:
+        try:
+            kind, value = given.get(timeout=REPORT_S)
+        except queue.Empty:
+            if (now := evidence()) != seen:
+                last, seen = time.monotonic(), now
+            if time.monotonic() - last > timeout_s:
+                raise FailedError(
+                    f"no progress for {timeout_s:g} s at the stage: {stage()}; what was finished is kept"
+                ) from None
+            continue
+        last = time.monotonic()
+        if kind == "error":
+            raise _plain(value)
+        if kind == "end":
+            return
+        yield value
+
+
+def _plain(error: BaseException) -> BaseException:
+    """The sentence meant for the user, where there is one among the causes that Ray has wrapped."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, (InputError, FailedError)):
+            return cause
+        cause = getattr(cause, "cause", None) or cause.__cause__
+    if isinstance(error, ray.exceptions.ActorDiedError | ray.exceptions.WorkerCrashedError):
+        return FailedError(f"workers died {MAX_DEATHS} times over one block: {str(error).splitlines()[0]}")
+    return error

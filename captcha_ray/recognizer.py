@@ -33,16 +33,19 @@ class Reading:
 
 
 class Recognizer:
-    """Reads images with a trained network.
+    """Reads images with a trained network. model_id: its checkpoint's fingerprint; empty for one that was not loaded.
 
     recognizer = Recognizer.load("runs/mine")
     recognizer.predict("a.png").text
     [reading.text for reading in recognizer.predict(["a.png", open("b.png", "rb").read(), array])]
     """
 
-    def __init__(self, model: nn.Module, spec: ModelSpec, device: str = "cpu", precision: Precision = "auto") -> None:
+    def __init__(
+        self, model: nn.Module, spec: ModelSpec, device: str = "cpu", precision: Precision = "auto", model_id: str = ""
+    ) -> None:
         learning.keep_freed_memory()
         self.spec = spec
+        self.model_id = model_id
         self._charset = Charset(spec.charset)
         self._arithmetic = learning.Arithmetic.choose(torch.device(device), precision)
         self._model = model.to(self._arithmetic.device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
@@ -53,8 +56,8 @@ class Recognizer:
 
         Raises InputError where there is no checkpoint or its parts do not belong together.
         """
-        model, spec = checkpoint.load_model(uri)
-        return cls(model, spec, device or ("cuda" if torch.cuda.is_available() else "cpu"), precision)
+        model, spec, model_id = checkpoint.load_model(uri)
+        return cls(model, spec, device or ("cuda" if torch.cuda.is_available() else "cpu"), precision, model_id)
 
     @overload  # a str is a Sequence[str] too; the first overload takes it
     def predict(self, sources: Source, batch_size: int = ...) -> Reading: ...  # type: ignore[overload-overlap]

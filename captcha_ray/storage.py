@@ -1,37 +1,42 @@
-"""Bytes behind a URI: a local path, `s3://bucket/key` or `gs://bucket/key`. The one place that knows clients.
+"""Bytes behind a URI: a local path, `s3://bucket/key` or `gs://bucket/key`.
 
-Credentials and endpoints come from the environment or the machine's role (`AWS_ACCESS_KEY_ID`,
-`AWS_SECRET_ACCESS_KEY`, `AWS_REGION`, `AWS_ENDPOINT_URL`, `GOOGLE_APPLICATION_CREDENTIALS`, ...), never from here.
-Local files are read with the standard library, object stores with obstore. Every write is atomic: a reader sees the
-old bytes or the new. Does not cache, does not retry beyond what the client does.
+Credentials and endpoints come from the environment, a profile or the machine's role (`AWS_ACCESS_KEY_ID`,
+`AWS_SECRET_ACCESS_KEY`, `AWS_PROFILE`, `AWS_REGION`, `AWS_ENDPOINT_URL`, `GOOGLE_APPLICATION_CREDENTIALS`, ...), never
+from here. Local files are read with the standard library, object stores through `objectstore`. Every write is atomic:
+a reader sees the old bytes or the new. Does not cache.
 """
 
 import contextlib
+import datetime
 import errno
-import functools
 import os
-import re
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import obstore
-from obstore.exceptions import AlreadyExistsError, BaseError
-from obstore.store import from_url
-
+from captcha_ray import objectstore
 from captcha_ray.config import InputError
+from captcha_ray.objectstore import Entry
 
 REMOTE = ("s3://", "gs://")
 
-
-class StoreError(OSError, InputError):
-    """What an object store refuses. Caught as OSError it costs a row; left alone it ends a job as bad input does."""
+PAGE_FILES = 1000
+"""Local files per page of a listing, as many as S3 gives."""
 
 
 def is_remote(uri: str) -> bool:
     """Whether the URI names an object store."""
     return uri.startswith(REMOTE)
+
+
+def is_known(uri: str) -> bool:
+    """Whether the URI is a path or of a scheme that is read here."""
+    return "://" not in uri or is_remote(uri)
+
+
+def use_endpoint(url: str) -> None:
+    """Sends requests for `s3://`, of this process and those it starts, to another store than Amazon's."""
+    objectstore.use_endpoint(url)
 
 
 def join(base: str, *parts: str) -> str:
@@ -53,46 +58,25 @@ def absolute(uri: str) -> str:
     return os.path.abspath(os.path.expanduser(uri))
 
 
-@functools.cache
-def _store(bucket_uri: str) -> Any:
-    plain = os.environ.get("AWS_ENDPOINT_URL", "").startswith("http://")  # obstore refuses it unless told
-    return from_url(bucket_uri, client_options={"allow_http": True} if plain else None)
-
-
-def _locate(uri: str) -> tuple[Any, str]:
-    """(client, key) of a remote URI."""
-    scheme, _, rest = uri.partition("://")
-    bucket, _, key = rest.partition("/")
-    if not bucket:
-        raise InputError(f"{uri} names no bucket")
-    return _store(f"{scheme}://{bucket}"), key
-
-
-@contextlib.contextmanager
-def _store_errors(uri: str) -> Iterator[None]:
-    """Turns an object store's errors into the ones local files raise."""
-    try:
-        yield
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{uri} or its bucket does not exist") from None
-    except (BaseError, ValueError) as error:  # ValueError: a key with an empty, `.` or `..` part or a control character
-        raise StoreError(f"{uri}: {_sentence(error)}") from error
-
-
-def _sentence(error: Exception) -> str:
-    """obstore's message on one line: without its debugging dump, of a store's XML answer what is meant for people."""
-    text, _, answer = str(error).partition("Debug source")[0].partition("<?xml")
-    said = re.findall("<(?:Code|Message)>([^<]*)", answer)
-    return " ".join(" ".join([type(error).__name__ + ":", text, *said]).split())[:300]
-
-
 def read(uri: str) -> bytes:
     """The whole object. Raises FileNotFoundError where there is none, OSError for any other trouble."""
     if not is_remote(uri):
         return Path(uri).read_bytes()
-    client, key = _locate(uri)
-    with _store_errors(uri):
-        return bytes(obstore.get(client, key).bytes())
+    data, _ = objectstore.get(uri)
+    assert data is not None, "no limit was given"
+    return data
+
+
+def fetch(uri: str, max_bytes: int) -> tuple[bytes | None, Entry]:
+    """The object, and what a listing would say of it; None for one of more than `max_bytes`, which is not fetched.
+
+    Raises as `read` does.
+    """
+    if is_remote(uri):
+        return objectstore.get(uri, max_bytes)
+    with open(uri, "rb") as file:
+        entry = _entry(uri, os.fstat(file.fileno()))
+        return (None if entry.size > max_bytes else file.read()), entry
 
 
 def write(uri: str, data: bytes | memoryview, *, exclusive: bool = False) -> None:
@@ -101,16 +85,7 @@ def write(uri: str, data: bytes | memoryview, *, exclusive: bool = False) -> Non
     Raises FileExistsError where `exclusive` is set and there is one already, OSError for any other trouble.
     """
     if is_remote(uri):
-        client, key = _locate(uri)
-        # Stores that know conditional writes let one of two writers win. Others (rclone's server) ignore the condition
-        # and overwrite; for them asking first refuses all but a writer that comes in the instant between.
-        if exclusive and exists(uri):
-            raise FileExistsError(f"{uri} exists")
-        with _store_errors(uri):
-            try:
-                obstore.put(client, key, bytes(data), mode="create" if exclusive else "overwrite", use_multipart=False)
-            except AlreadyExistsError:
-                raise FileExistsError(f"{uri} exists") from None
+        objectstore.put(uri, bytes(data), exclusive=exclusive)
         return
     path = Path(uri)
     try:
@@ -130,47 +105,54 @@ def write(uri: str, data: bytes | memoryview, *, exclusive: bool = False) -> Non
 
 def exists(uri: str) -> bool:
     """Whether there is an object (or a local file) of that name."""
-    if not is_remote(uri):
-        return Path(uri).is_file()
-    client, key = _locate(uri)
-    try:
-        with _store_errors(uri):
-            obstore.head(client, key)
-    except FileNotFoundError:
-        return False
-    return True
+    return objectstore.head(uri) is not None if is_remote(uri) else Path(uri).is_file()
 
 
 def delete(uri: str) -> None:
     """Removes one object; no error where there is none."""
-    if not is_remote(uri):
+    if is_remote(uri):
+        objectstore.delete(uri)
+    else:
         Path(uri).unlink(missing_ok=True)
+
+
+def list_pages(uri: str) -> Iterator[list[Entry]]:
+    """All objects below a folder or prefix, or the one file itself, a thousand at a time; in no order on S3.
+
+    Local symbolic links are followed, but not in circles. Holds no more than a few pages. Raises InputError where a
+    local folder is absent or cannot be listed, OSError where a store refuses.
+    """
+    if is_remote(uri):
+        found = False
+        for page in objectstore.list_pages(uri):
+            found = True
+            yield page
+        if not found and objectstore.split(uri)[1] and (entry := objectstore.head(uri)):
+            yield [entry]
         return
-    client, key = _locate(uri)
-    with _store_errors(uri), contextlib.suppress(FileNotFoundError):
-        obstore.delete(client, key)
+    page = []
+    for path in list_files(uri):
+        try:
+            page.append(_entry(path, os.stat(path)))
+        except OSError:  # gone since, or a link to nowhere: still an object that was asked for
+            page.append(Entry(path, "", 0, datetime.datetime.fromtimestamp(0, datetime.UTC)))
+        if len(page) == PAGE_FILES:
+            yield page
+            page = []
+    if page:
+        yield page
+
+
+def _entry(path: str, found: os.stat_result) -> Entry:
+    """etag: of size and time of the last change, as far as the disk tells them apart."""
+    modified = datetime.datetime.fromtimestamp(found.st_mtime, datetime.UTC)
+    return Entry(path, f"{found.st_mtime_ns:x}-{found.st_size:x}", found.st_size, modified)
 
 
 def list_files(uri: str) -> Iterator[str]:
-    """URIs of all objects below a folder or prefix, or the one file itself; folders in sorted order.
-
-    Local symbolic links are followed, but not in circles. Raises InputError where a local folder is absent
-    or cannot be listed, OSError where a store refuses.
-    """
+    """URIs of all objects that `list_pages` gives, in sorted order; those of a bucket are held in memory for it."""
     if is_remote(uri):
-        client, prefix = _locate(uri)
-        bucket = uri.partition("://")[2].partition("/")[0]
-        root = f"{uri.partition('://')[0]}://{bucket}"
-        found = False
-        with _store_errors(uri):
-            for page in obstore.list(client, prefix=f"{prefix.rstrip('/')}/" if prefix else None):
-                for item in page:
-                    found = True
-                    if item["path"].endswith("/"):
-                        continue  # the empty object by which some tools mark a folder
-                    yield f"{root}/{item['path']}"
-        if not found and prefix and exists(uri):
-            yield uri
+        yield from sorted(entry.uri for page in list_pages(uri) for entry in page)
         return
     path = Path(uri)
     if path.is_file():
@@ -199,4 +181,12 @@ def is_empty(uri: str) -> bool:
     """Whether nothing stands below a folder or prefix; an absent one is empty."""
     if not is_remote(uri) and not os.path.exists(uri):
         return True
-    return next(iter(list_files(uri)), None) is None
+    return not any(list_pages(uri))
+
+
+def prune(uri: str) -> None:
+    """Removes a local folder and those below it as far as they are empty; in a bucket there are no folders."""
+    if not is_remote(uri):
+        for folder, _, _ in os.walk(uri, topdown=False):
+            with contextlib.suppress(OSError):
+                os.rmdir(folder)

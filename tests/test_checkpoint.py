@@ -58,7 +58,7 @@ def test_a_network_comes_back_with_identical_outputs_and_spec(spec: ModelSpec, t
     model = trained_model(spec)
     images = torch.rand(5, spec.image.channels, spec.image.height, spec.image.width)
     checkpoint.save_model(str(tmp_path), model, spec)
-    loaded, its_spec = checkpoint.load_model(str(tmp_path))
+    loaded, its_spec, _ = checkpoint.load_model(str(tmp_path))
     assert its_spec == spec == checkpoint.load_spec(str(tmp_path))
     assert not loaded.training
     for name, tensor in loaded.state_dict().items():
@@ -90,7 +90,7 @@ def test_a_checkpoint_is_two_files_and_neither_is_a_pickle(folder: Path) -> None
 def test_a_new_save_takes_the_place_of_the_old_one(folder: Path) -> None:
     other = trained_model(TINY, seed=1)
     checkpoint.save_model(str(folder), other, TINY)
-    loaded, _ = checkpoint.load_model(str(folder))
+    loaded, _, _ = checkpoint.load_model(str(folder))
     assert torch.equal(next(loaded.parameters()), next(other.parameters()))
 
 

@@ -165,7 +165,7 @@ def test_a_run_in_a_bucket_has_all_its_files_there_after_every_epoch(
     with serve_s3(tmp_path / "s3") as environment:
         for name, value in environment.items():
             monkeypatch.setenv(name, value)
-        storage._store.cache_clear()
+        objectstore.forget_clients()
         run = RunDirectory("s3://bucket/runs/one/")
         run.create(CONFIG, MANIFEST)
         with pytest.raises(InputError, match="s3://bucket/runs/one already holds a run"):
@@ -180,7 +180,7 @@ def test_a_run_in_a_bucket_has_all_its_files_there_after_every_epoch(
         log.close()
         run.finish()
         assert run.finished
-    storage._store.cache_clear()
+    objectstore.forget_clients()
     assert agree(curves(tmp_path / "s3/bucket/runs/one/tensorboard"), EXPECTED)
     assert not list((tmp_path / "scratch").glob("captcha_ray-*"))
 

@@ -47,9 +47,9 @@ def s3(server: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Iterator[str]
         monkeypatch.delenv(name)
     for name, value in server.items():
         monkeypatch.setenv(name, value)
-    storage._store.cache_clear()
+    objectstore.forget_clients()
     yield "s3://bucket"
-    storage._store.cache_clear()
+    objectstore.forget_clients()
 
 
 @pytest.fixture(params=["local", "s3"])
@@ -182,7 +182,7 @@ def test_wrong_credentials_are_one_sentence_without_the_secret(
     s3: str, monkeypatch: pytest.MonkeyPatch, call: object
 ) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "a-wrong-secret")
-    storage._store.cache_clear()
+    objectstore.forget_clients()
     with pytest.raises(OSError, match=f"{s3}/file: .*403 Forbidden") as caught:
         call(f"{s3}/file")  # type: ignore[operator]
     sentence = str(caught.value)

@@ -1,0 +1,137 @@
+"""One writer at a time for a folder or prefix: an object that its holder renews, and others take over once it is dead.
+
+Politeness, not safety: what must never happen twice has to be refused by the store itself when it is committed.
+"""
+
+import json
+import os
+import secrets
+import socket
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from captcha_ray import console, storage
+from captcha_ray.config import FailedError, InputError
+
+RENEW_S = 5.0
+"""Seconds between renewals."""
+
+PATIENCE_S = 20.0
+"""A lease whose holder is on another machine, and which has not been renewed for so long, may be taken over."""
+
+
+class Lease:
+    """Held while its block runs. Raises InputError where another holds it."""
+
+    def __init__(self, uri: str) -> None:
+        self._uri = uri
+        self._me = {"holder": secrets.token_hex(8), **_process()}
+        self._lost = False
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._renew, daemon=True)
+
+    def __enter__(self) -> "Lease":
+        try:
+            self._acquire()
+        except PermissionError as error:
+            raise InputError(f"{self._uri} cannot be written: {error}") from error
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self._thread.join()
+        if (self._read() or {}).get("holder") == self._me["holder"]:
+            storage.delete(self._uri)
+
+    def check(self) -> None:
+        """Raises FailedError where another process has taken the lease over."""
+        if self._lost:
+            raise FailedError(
+                f"another process has taken over {self._uri}; what this one had not committed is left to it"
+            )
+
+    def _acquire(self) -> None:
+        found = self._read()
+        if found is not None:
+            if _alive(found):
+                raise InputError(f"{_who(found)} is at work on {self._folder}; wait for it, or end it")
+            if not _same_machine(found):
+                self._watch(found)
+            storage.delete(self._uri)
+        try:
+            storage.write(self._uri, self._content(0), exclusive=True)
+        except FileExistsError:
+            raise InputError(f"another process has just begun to work on {self._folder}") from None
+
+    @property
+    def _folder(self) -> str:
+        return self._uri.rpartition("/")[0]
+
+    def _watch(self, found: dict[str, Any]) -> None:
+        """Returns once the holder has been silent for long enough. Raises InputError as soon as it renews."""
+        console.say(f"{_who(found)} worked on {self._folder}; waiting {PATIENCE_S:.0f} s to see whether it still does")
+        deadline = time.monotonic() + PATIENCE_S
+        while time.monotonic() < deadline:
+            time.sleep(1)
+            if self._read() != found:
+                raise InputError(f"{_who(found)} is at work on {self._folder}; wait for it, or end it")
+
+    def _renew(self) -> None:
+        count = 0
+        while not self._done.wait(RENEW_S):
+            count += 1
+            try:
+                if (self._read() or {}).get("holder") != self._me["holder"]:
+                    self._lost = True
+                    return
+                storage.write(self._uri, self._content(count))
+            except OSError as error:  # the store is away; the holder goes on until someone takes over
+                console.warn(f"the lease cannot be renewed: {error}")
+
+    def _content(self, count: int) -> bytes:
+        return json.dumps({**self._me, "renewed": count}).encode()
+
+    def _read(self) -> dict[str, Any] | None:
+        try:
+            found: dict[str, Any] = json.loads(storage.read(self._uri))
+        except FileNotFoundError:
+            return None
+        except ValueError:
+            return {"host": "an unknown machine"}
+        return found
+
+
+def _process() -> dict[str, Any]:
+    """This process, so that another of this machine can tell whether it is alive."""
+    return {"host": socket.gethostname(), "boot": _boot(), "pid": os.getpid(), "started": _started(os.getpid())}
+
+
+def _boot() -> str | None:
+    """Tells apart two machines, or containers with process numbers of their own, that bear one name."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip() + os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return None
+
+
+def _started(pid: int) -> int | None:
+    """When a process began, in ticks since the machine did; None where it does not run."""
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+    except (OSError, ValueError):
+        return None
+
+
+def _same_machine(found: dict[str, Any]) -> bool:
+    return _boot() is not None and (found.get("host"), found.get("boot")) == (socket.gethostname(), _boot())
+
+
+def _alive(found: dict[str, Any]) -> bool:
+    return _same_machine(found) and _started(found["pid"]) == found["started"]
+
+
+def _who(found: dict[str, Any]) -> str:
+    return f"process {found.get('pid', '?')} on {found.get('host', 'another machine')}"

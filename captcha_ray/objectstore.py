@@ -1,0 +1,326 @@
+"""Objects in `s3://` and `gs://` buckets through their clients; knows credentials, retries, and no local file.
+
+Keys are data. obstore, the fast client, has no name for some keys that S3 allows (`a//b`, `..`, control characters);
+one of them ends its listing of the whole bucket. S3 is therefore listed with botocore, which also reads those keys.
+Trouble that passes (timeouts, resets, bodies cut off, 429, 5xx) is retried with backoff and jitter.
+"""
+
+import concurrent.futures
+import contextlib
+import dataclasses
+import datetime
+import functools
+import itertools
+import os
+import random
+import re
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+import botocore.session
+import obstore
+from botocore import UNSIGNED
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, ParamValidationError
+from obstore.exceptions import (
+    AlreadyExistsError,
+    BaseError,
+    GenericError,
+    PermissionDeniedError,
+    UnauthenticatedError,
+)
+from obstore.store import from_url
+
+from captcha_ray.config import InputError
+
+T = TypeVar("T")
+
+NUM_LIST_THREADS = 8
+"""Pages of a bucket asked for at once, from different folders."""
+
+MAX_FOLDERS = 256
+"""Folders of a bucket that are listed side by side; once so many are known, deeper ones are not looked for."""
+
+ATTEMPTS = 5
+"""Times a request is made before its trouble is reported."""
+
+BACKOFF_S, MAX_BACKOFF_S = 0.1, 5.0
+"""The wait after attempt k is drawn evenly from 0 to BACKOFF_S * 2^k, at most MAX_BACKOFF_S: "full jitter" of
+M. Brooker, "Exponential Backoff and Jitter" (2015)."""
+
+CONNECT_TIMEOUT_S, REQUEST_TIMEOUT_S = 5, 30
+"""Of one attempt. An object of a few megabytes takes less than a second."""
+
+
+class StoreError(OSError, InputError):
+    """What an object store refuses. Caught as OSError it costs a row; left alone it ends a job as bad input does."""
+
+
+class DeniedError(StoreError, PermissionError):
+    """A refusal for lack of credentials or rights."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """What a listing says of one object. etag: without quotes. last_modified: UTC."""
+
+    uri: str
+    etag: str
+    size: int
+    last_modified: datetime.datetime
+
+
+def split(uri: str) -> tuple[str, str]:
+    """(URI of the bucket, key) of a URI. Raises InputError where it names no bucket."""
+    scheme, _, rest = uri.partition("://")
+    bucket, _, key = rest.partition("/")
+    if not bucket:
+        raise InputError(f"{uri} names no bucket")
+    return f"{scheme}://{bucket}", key
+
+
+def get(uri: str, max_bytes: int | None = None) -> tuple[bytes | None, Entry]:
+    """The object, and what its store says of it; None for one of more than `max_bytes`, which is not fetched.
+
+    Raises FileNotFoundError, DeniedError or another StoreError.
+    """
+    root, key = split(uri)
+
+    def request() -> tuple[bytes | None, Entry]:
+        if not _has_name(key):
+            answer = _s3(root).get_object(Bucket=root.removeprefix("s3://"), Key=key)
+            with contextlib.closing(answer["Body"]) as body:
+                entry = Entry(uri, answer["ETag"].strip('"'), answer["ContentLength"], answer["LastModified"])
+                return (None if max_bytes is not None and entry.size > max_bytes else body.read()), entry
+        result = obstore.get(_store(root), key)
+        entry = _entry(uri, result.meta)
+        return (None if max_bytes is not None and entry.size > max_bytes else bytes(result.bytes())), entry
+
+    return _persist(request, uri)
+
+
+def put(uri: str, data: bytes, *, exclusive: bool = False) -> None:
+    """Writes the whole object. Raises FileExistsError where `exclusive` is set and there is one already."""
+    root, key = split(uri)
+    # Stores that know conditional writes let one of two writers win. Others (rclone's server) ignore the condition and
+    # overwrite; for them asking first refuses all but a writer that comes in the instant between.
+    if exclusive and head(uri):
+        raise FileExistsError(f"{uri} exists")
+    attempts = 0
+
+    def request() -> None:
+        nonlocal attempts
+        attempts += 1
+        try:
+            obstore.put(_store(root), key, data, mode="create" if exclusive else "overwrite", use_multipart=False)
+        except AlreadyExistsError:
+            if attempts == 1 or get(uri)[0] != data:  # an attempt whose answer was lost may have written it
+                raise FileExistsError(f"{uri} exists") from None
+
+    _persist(request, uri)
+
+
+def head(uri: str) -> Entry | None:
+    """What the store says of an object; None where there is none."""
+    root, key = split(uri)
+    try:
+        return _persist(lambda: _entry(uri, obstore.head(_store(root), key)), uri)
+    except FileNotFoundError:
+        return None
+
+
+def delete(uri: str) -> None:
+    """Removes one object; no error where there is none."""
+    root, key = split(uri)
+    with contextlib.suppress(FileNotFoundError):
+        _persist(lambda: obstore.delete(_store(root), key), uri)
+
+
+def list_pages(uri: str) -> Iterator[list[Entry]]:
+    """All objects below a prefix, a page of at most a thousand at a time, in no order; the folders of S3 side by side.
+
+    The empty objects by which some tools mark a folder are left out. Holds a few pages at a time.
+    """
+    root, prefix = split(uri)
+    prefix = f"{prefix.rstrip('/')}/" if prefix else ""
+    pages = _list_s3(root, prefix) if root.startswith("s3://") else _list_stream(root, prefix)
+    for page in pages:
+        yield [entry for entry in page if not (entry.uri.endswith("/") and entry.size == 0)]
+
+
+def _list_stream(root: str, prefix: str) -> Iterator[list[Entry]]:
+    with _store_errors(f"{root}/{prefix}"):
+        for page in obstore.list(_store(root), prefix=prefix or None, chunk_size=1000):
+            yield [_entry(f"{root}/{item['path']}", item) for item in page]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Page:
+    """A page to ask for. delimited: only the folder itself, its subfolders as names."""
+
+    prefix: str
+    delimited: bool
+    token: str | None = None
+
+
+def _list_s3(root: str, prefix: str) -> Iterator[list[Entry]]:
+    waiting = deque([_Page(prefix, delimited=True)])
+    asked: set[concurrent.futures.Future[tuple[_Page, dict[str, Any]]]] = set()
+    num_folders = 1
+    with concurrent.futures.ThreadPoolExecutor(NUM_LIST_THREADS) as pool:
+        while waiting or asked:
+            while waiting and len(asked) < NUM_LIST_THREADS:
+                asked.add(pool.submit(_ask, root, waiting.popleft()))
+            done, asked = concurrent.futures.wait(asked, return_when=concurrent.futures.FIRST_COMPLETED)
+            for future in done:
+                page, answer = future.result()
+                if page.delimited and answer["IsTruncated"]:
+                    # Thousands of names in one folder: maybe a thousand folders of one object each. Start over, flat.
+                    waiting.append(_Page(page.prefix, delimited=False))
+                    continue
+                folders = [folder["Prefix"] for folder in answer.get("CommonPrefixes", [])]
+                num_folders += len(folders)
+                waiting.extend(_Page(folder, delimited=num_folders < MAX_FOLDERS) for folder in folders)
+                if answer["IsTruncated"]:
+                    waiting.appendleft(dataclasses.replace(page, token=answer["NextContinuationToken"]))
+                yield [
+                    Entry(f"{root}/{item['Key']}", item["ETag"].strip('"'), item["Size"], item["LastModified"])
+                    for item in answer.get("Contents", [])
+                ]
+
+
+def _ask(root: str, page: _Page) -> tuple[_Page, dict[str, Any]]:
+    arguments = {"Bucket": root.removeprefix("s3://"), "Prefix": page.prefix}
+    if page.delimited:
+        arguments["Delimiter"] = "/"
+    if page.token:
+        arguments["ContinuationToken"] = page.token
+    answer: dict[str, Any] = _persist(lambda: _s3(root).list_objects_v2(**arguments), f"{root}/{page.prefix}")
+    return page, answer
+
+
+def _entry(uri: str, meta: Any) -> Entry:
+    return Entry(uri, (meta["e_tag"] or "").removeprefix("W/").strip('"'), meta["size"], meta["last_modified"])
+
+
+def _has_name(key: str) -> bool:
+    """Whether obstore can name the key: it drops or refuses empty, `.` and `..` parts and control characters."""
+    parts = key.split("/")
+    return not (any(part in ("", ".", "..") for part in parts) or any(c < " " or c == "\x7f" for c in key))
+
+
+def use_endpoint(url: str) -> None:
+    """Sends requests for `s3://`, of this process and those it starts, to another store than Amazon's."""
+    os.environ["AWS_ENDPOINT_URL"] = url
+    forget_clients()
+
+
+def forget_clients() -> None:
+    """Lets the next request read the environment anew."""
+    _store.cache_clear()
+    _s3.cache_clear()
+
+
+@functools.cache
+def _store(root: str) -> Any:
+    plain = os.environ.get("AWS_ENDPOINT_URL", "").startswith("http://")  # obstore refuses it unless told
+    profile = root.startswith("s3://") and os.environ.get("AWS_PROFILE")
+    provider: dict[str, Any] = {"credential_provider": _profile_credentials()} if profile else {}
+    return from_url(
+        root,
+        client_options={
+            "timeout": f"{REQUEST_TIMEOUT_S}s",
+            "connect_timeout": f"{CONNECT_TIMEOUT_S}s",
+            "allow_http": plain,
+        },
+        retry_config={"max_retries": 0},  # `_persist` does it, for bodies cut off half-way too
+        **provider,
+    )
+
+
+def _profile_credentials() -> Callable[[], dict[str, Any]]:
+    """What `AWS_PROFILE` names, for obstore, which knows no profiles."""
+    found = botocore.session.Session().get_credentials()
+    if found is None:
+        raise InputError(f"the profile {os.environ['AWS_PROFILE']!r} holds no credentials")
+
+    def current() -> dict[str, Any]:
+        frozen = found.get_frozen_credentials()
+        return {
+            "access_key_id": frozen.access_key,
+            "secret_access_key": frozen.secret_key,
+            "token": frozen.token,
+            "expires_at": datetime.datetime.now(datetime.UTC) + datetime.timedelta(minutes=10),
+        }
+
+    return current
+
+
+@functools.cache
+def _s3(root: str) -> Any:
+    if not root.startswith("s3://"):
+        raise StoreError(f"{root}: keys with empty, `.` or `..` parts or control characters are read on S3 only")
+    anonymous = os.environ.get("AWS_SKIP_SIGNATURE", "").lower() in ("1", "true")
+    config = Config(
+        connect_timeout=CONNECT_TIMEOUT_S,
+        read_timeout=REQUEST_TIMEOUT_S,
+        max_pool_connections=4 * NUM_LIST_THREADS,
+        retries={"total_max_attempts": 1},
+        signature_version=UNSIGNED if anonymous else None,
+        s3={"addressing_style": "path"} if os.environ.get("AWS_ENDPOINT_URL") else None,  # as obstore does
+    )
+    session = botocore.session.Session()
+    return session.create_client("s3", region_name=os.environ.get("AWS_REGION") or None, config=config)
+
+
+@contextlib.contextmanager
+def _store_errors(uri: str) -> Iterator[None]:
+    """Turns the clients' errors into the ones local files raise."""
+    try:
+        yield
+    except StoreError:
+        raise
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{uri} or its bucket does not exist") from None
+    except ClientError as error:
+        code, status = error.response["Error"]["Code"], error.response["ResponseMetadata"]["HTTPStatusCode"]
+        if status == 404:
+            raise FileNotFoundError(f"{uri} or its bucket does not exist") from None
+        kind = DeniedError if status in (401, 403) else StoreError
+        raise kind(f"{uri}: {code}: {error.response['Error'].get('Message', '')}") from error
+    except (PermissionDeniedError, UnauthenticatedError, NoCredentialsError) as error:
+        raise DeniedError(f"{uri}: {_sentence(error)}") from error
+    except (BaseError, BotoCoreError, ValueError) as error:  # ValueError: a key that obstore has no name for
+        raise StoreError(f"{uri}: {_sentence(error)}") from error
+
+
+def _sentence(error: Exception) -> str:
+    """A client's message on one line: without its debugging dump, of a store's XML answer what is meant for people."""
+    text, _, answer = str(error).partition("Debug source")[0].partition("<?xml")
+    said = re.findall("<(?:Code|Message)>([^<]*)", answer)
+    return " ".join(" ".join([type(error).__name__ + ":", text, *said]).split())[:300]
+
+
+def _persist(request: Callable[[], T], uri: str) -> T:
+    """What the request gives; made again, up to `ATTEMPTS` times, after trouble that may pass."""
+    for attempt in itertools.count(1):
+        try:
+            with _store_errors(uri):
+                return request()
+        except StoreError as error:
+            if attempt == ATTEMPTS or not _may_pass(error.__cause__):
+                raise
+            time.sleep(random.uniform(0, min(BACKOFF_S * 2**attempt, MAX_BACKOFF_S)))
+    raise AssertionError("unreachable")
+
+
+def _may_pass(cause: BaseException | None) -> bool:
+    """Whether trouble is worth another attempt: not a name, a right or a request that is wrong."""
+    if isinstance(cause, ClientError):
+        status: int = cause.response["ResponseMetadata"]["HTTPStatusCode"]
+        return status == 429 or status >= 500
+    if isinstance(cause, BotoCoreError):
+        return not isinstance(cause, (NoCredentialsError, ParamValidationError))
+    return isinstance(cause, GenericError)

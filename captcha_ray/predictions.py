@@ -1,0 +1,353 @@
+"""The table of predictions: what is committed, what is staged, what is left to do, and the one act that commits.
+
+    run=000001/predictions.parquet  run=000001/_manifest.json      committed, never changed again
+    date=2026-11-20/run=000001/...                                 the same, one sequence of runs per date
+    _staging/<work>/<attempt>/block-*.staged                       read and not yet committed
+    _lease.json                                                    who is at work
+
+A run is one Parquet object, written under the next free number only if nothing stands there: that write is the commit.
+So plain readers see a whole run or none of it, on a disk and in a bucket, and of two writers one finds the number
+taken, takes out of its rows what the other has committed, and goes on with the next. Staged names bear no `.parquet`,
+so no reader takes them for rows. What is done is read from the committed rows themselves; there is no second book.
+"""
+
+import concurrent.futures
+import contextlib
+import dataclasses
+import datetime
+import hashlib
+import io
+import json
+import re
+import secrets
+from collections import Counter
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from captcha_ray import listing, runs, schema, storage
+from captcha_ray.config import InferConfig
+
+NUM_THREADS = 8
+"""Objects of the table that are read at once."""
+
+GROUP_ROWS = 131_072
+"""Rows per row group of a committed file."""
+
+KEY_COLUMNS = ["uri", "etag", "model_id", "status"]
+"""What decides whether an object is done."""
+
+STAGED_SCHEMA = pa.schema([field for field in schema.PREDICTION_SCHEMA if field.name != "run_id"])
+"""Staged rows: predictions that no run has committed yet."""
+
+NO_DATE = "date=__HIVE_DEFAULT_PARTITION__"
+"""Where rows stand whose URI holds no date; readers of Hive-style folders take it for null."""
+
+BLOCK = ".staged"
+"""Suffix of staged blocks."""
+
+BEGUN = "begun.json"
+"""Holds the runs that were there when a work began, before any interruption."""
+
+FOOTER = b"captcha_ray.manifest"
+"""Key of the manifest in the footer of a committed file."""
+
+
+@dataclasses.dataclass(frozen=True, order=True)
+class Run:
+    """A committed run. partition: "" or `date=YYYY-MM-DD`."""
+
+    partition: str
+    number: int
+
+    @property
+    def folder(self) -> str:
+        """Relative to the table."""
+        return "/".join([*([self.partition] if self.partition else []), f"run={self.number:06d}"])
+
+    @property
+    def file(self) -> str:
+        """Of its rows, relative to the table."""
+        return f"{self.folder}/predictions.parquet"
+
+    @property
+    def run_id(self) -> str:
+        """As it stands in its rows."""
+        date = self.partition.removeprefix("date=")
+        return f"{date}/{self.number:06d}" if date else f"{self.number:06d}"
+
+    @classmethod
+    def parse(cls, name: str) -> "Run | None":
+        """The run of a file's name relative to the table; None for other files."""
+        found = re.fullmatch(r"(?:(date=[^/]+)/)?run=(\d+)/predictions\.parquet", name)
+        return cls(found[1] or "", int(found[2])) if found else None
+
+
+@dataclasses.dataclass
+class Counts:
+    """Rows of a run. errors: by class."""
+
+    ok: int = 0
+    errors: Counter[str] = dataclasses.field(default_factory=Counter)
+
+    @property
+    def total(self) -> int:
+        """All rows."""
+        return self.ok + self.num_errors
+
+    @property
+    def num_errors(self) -> int:
+        """Rows without a reading."""
+        return sum(self.errors.values())
+
+    @classmethod
+    def of(cls, rows: pa.Table) -> "Counts":
+        """Of rows with columns status and error."""
+        bad = rows.filter(pc.equal(rows["status"], "error"))["error"].to_pylist()
+        return cls(len(rows) - len(bad), Counter(sentence.partition(":")[0] for sentence in bad))
+
+    def __add__(self, other: "Counts") -> "Counts":
+        return Counts(self.ok + other.ok, self.errors + other.errors)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As it stands in a manifest."""
+        return {"objects": self.total, "ok": self.ok, "errors": dict(self.errors.most_common())}
+
+
+@dataclasses.dataclass
+class Committed:
+    """What was committed: the runs, and the rows in them."""
+
+    runs: list[Run] = dataclasses.field(default_factory=list)
+    counts: Counts = dataclasses.field(default_factory=Counts)
+
+    def __add__(self, other: "Committed") -> "Committed":
+        return Committed(self.runs + other.runs, self.counts + other.counts)
+
+
+class Predictions:
+    """The table below one URI, as one job that reads with one network works on it.
+
+    spool: a local scratch folder. attempt: URI of the folder for what this process stages.
+    """
+
+    def __init__(self, config: InferConfig, model_id: str, spool: Path) -> None:
+        self._config = config
+        self._model_id = model_id
+        self._spool = spool
+        self._runs: set[Run] = set()
+        decisive = [model_id, config.skip, config.retry_errors, config.max_bytes, config.max_pixels, config.max_stretch]
+        work = hashlib.sha256(json.dumps(decisive).encode()).hexdigest()[:16]
+        self._work = storage.join(config.out, "_staging", work)
+        self.attempt = storage.join(self._work, f"attempt-{secrets.token_hex(8)}")
+        self._before: set[Run] = set()
+        self._adopted = spool / "adopted.parquet"
+
+    def open(self) -> Counts:
+        """Takes over what earlier, interrupted attempts at the same work have staged; returns what that is.
+
+        Completes what a kill between a commit and its manifest has left undone.
+        """
+        names = [uri.removeprefix(f"{self._config.out}/") for uri in storage.list_files(self._config.out)]
+        self._runs = {run for name in names if (run := Run.parse(name))}
+        for run in self._runs:
+            if f"{run.folder}/_manifest.json" not in names:
+                self._write_manifest(run, _footer(storage.read(self._uri(run.file))))
+        for name in names:
+            if re.search(r"run=\d+/\.predictions\.parquet\.\w+\.tmp$", name):
+                storage.delete(self._uri(name))
+        self._before = self._begin()
+        left = [self._uri(name) for name in names if self._uri(name).startswith(f"{self._work}/attempt-")]
+        adopted = self._adopt([uri for uri in left if uri.endswith(BLOCK)])
+        self.discard(left)
+        return adopted
+
+    def _begin(self) -> set[Run]:
+        """Runs that were committed when this work began, before any interruption."""
+        marker = storage.join(self._work, BEGUN)
+        if storage.exists(marker):
+            return {run for file in runs.read_json(marker) if (run := Run.parse(file))}
+        storage.write(marker, runs.to_json(sorted(run.file for run in self._runs)))
+        return set(self._runs)
+
+    def _adopt(self, blocks: list[str]) -> Counts:
+        """Makes one block of others' blocks: each object once, without those that were committed meanwhile."""
+        if not blocks:
+            return Counts()
+        names = _sql_list(self._copies(blocks, None))
+        with listing.connect(self._spool) as database:
+            database.execute(
+                f"""COPY (WITH done AS ({self._done(self._settling)})
+                    SELECT DISTINCT ON (uri, etag) * FROM read_parquet({names}) AS staged WHERE NOT EXISTS
+                        (FROM done WHERE done.uri = staged.uri AND done.etag = staged.etag)
+                ) TO '{self._adopted}' (FORMAT parquet, COMPRESSION zstd)"""
+            )
+        counts = Counts.of(pq.read_table(self._adopted, columns=["status", "error"]))
+        if counts.total:
+            storage.write(self.adopted_block, self._adopted.read_bytes())
+        return counts
+
+    @property
+    def adopted_block(self) -> str:
+        """URI of the block of rows that earlier attempts have read."""
+        return storage.join(self.attempt, f"adopted{BLOCK}")
+
+    @property
+    def _settling(self) -> set[Run]:
+        """Runs whose rows settle an object for this work: all of them, or only its own where it reads things again."""
+        return self._runs - self._before if self._config.retry_errors or self._config.skip == "never" else self._runs
+
+    def plan(self, listed: Path, path: Path) -> int:
+        """Writes the rows of a listing that are still to be read to `path`; returns how many.
+
+        An anti-join of the listing with the committed and the adopted rows, by DuckDB, which partitions both by hash
+        and spills what does not fit its memory. An object listed without an etag is done when its URI is.
+        """
+        done = [self._done(self._settling)]
+        if self._adopted.exists():
+            done.append(f"SELECT uri, etag FROM read_parquet('{self._adopted}')")
+        wanted = f"FROM read_parquet('{listed}') AS listed"
+        if self._config.retry_errors:
+            same = "failed.uri = listed.uri AND (listed.etag = '' OR failed.etag = listed.etag)"
+            wanted += f" WHERE EXISTS (FROM failed WHERE {same})"
+        with listing.connect(self._spool) as database:
+            database.execute(
+                f"""COPY (
+                    WITH done AS ({" UNION ALL ".join(done)}),
+                    failed AS (SELECT uri, etag FROM ({self._done(self._before)})
+                               GROUP BY uri, etag HAVING bool_and(status = 'error')),
+                    wanted AS ({wanted})
+                    FROM wanted WHERE NOT EXISTS
+                        (FROM done WHERE done.uri = wanted.uri AND (wanted.etag = '' OR done.etag = wanted.etag))
+                ) TO '{path}' (FORMAT parquet, COMPRESSION zstd)"""
+            )
+        num_rows: int = pq.read_metadata(path).num_rows
+        return num_rows
+
+    def _done(self, settling: set[Run]) -> str:
+        """SQL for uri, etag and status of what committed runs hold."""
+        if not settling:
+            return "SELECT '' AS uri, '' AS etag, '' AS status WHERE false"
+        names = _sql_list(self._copies([self._uri(run.file) for run in sorted(settling)], KEY_COLUMNS))
+        this = f"WHERE model_id = '{self._model_id}'" if self._config.skip != "any-model" else ""
+        return f"SELECT uri, etag, status FROM read_parquet({names}, hive_partitioning = false) {this}"
+
+    def _copies(self, uris: list[str], columns: list[str] | None) -> list[str]:
+        """Local paths of Parquet files; those of a bucket are copied here, their wanted columns only."""
+        if not uris or not storage.is_remote(uris[0]):
+            return uris
+
+        def copy(uri: str) -> str:
+            path = self._spool / hashlib.sha256(f"{uri} {columns}".encode()).hexdigest()
+            if not path.exists():
+                pq.write_table(read(uri, columns), path, compression="zstd")
+            return str(path)
+
+        with concurrent.futures.ThreadPoolExecutor(NUM_THREADS) as pool:
+            return list(pool.map(copy, uris))
+
+    def commit(self, blocks: list[str], describe: Callable[[Counts], dict[str, Any]]) -> Committed:
+        """Makes a run, or one per date, of staged blocks, and removes them. Holds the rows in memory meanwhile.
+
+        describe: gives the manifest of a run with such counts.
+        """
+        with concurrent.futures.ThreadPoolExecutor(NUM_THREADS) as pool:
+            rows = pa.concat_tables(pool.map(read, blocks))
+        partitions = self._partitions(rows)
+        committed = Committed()
+        for partition in sorted(pc.unique(partitions).to_pylist()):
+            committed += self._commit_one(partition, rows.filter(pc.equal(partitions, partition)), describe)
+        self.discard(blocks)
+        return committed
+
+    def _commit_one(self, partition: str, rows: pa.Table, describe: Callable[[Counts], dict[str, Any]]) -> Committed:
+        number = max((run.number for run in self._runs if run.partition == partition), default=0)
+        while len(rows):
+            number += 1
+            run, counts = Run(partition, number), Counts.of(rows)
+            manifest = {"run_id": run.run_id, **describe(counts)}
+            self._runs.add(run)
+            try:
+                storage.write(self._uri(run.file), _encode(rows, run, manifest), exclusive=True)
+            except FileExistsError:  # another job has committed meanwhile, maybe some of the same objects
+                rows = self._without(rows, read(self._uri(run.file), KEY_COLUMNS))
+                continue
+            self._write_manifest(run, manifest)
+            return Committed([run], counts)
+        return Committed()
+
+    def _without(self, rows: pa.Table, others: pa.Table) -> pa.Table:
+        """Rows whose object is not among others' rows of the same network."""
+        if self._config.skip != "any-model":
+            others = others.filter(pc.equal(others["model_id"], self._model_id))
+        keys, taken = (pc.binary_join_element_wise(t["uri"], t["etag"], "\n") for t in (rows, others))
+        return rows.filter(pc.invert(pc.is_in(keys, value_set=taken)))
+
+    def _partitions(self, rows: pa.Table) -> pa.Array:
+        """The partition of each row."""
+        if not self._config.date_pattern:
+            return pa.repeat("", len(rows))
+        date = re.compile(self._config.date_pattern)
+        return pa.array([_partition_of(uri, date) for uri in rows["uri"].to_pylist()], pa.string())
+
+    def _write_manifest(self, run: Run, manifest: dict[str, Any]) -> None:
+        storage.write(self._uri(f"{run.folder}/_manifest.json"), runs.to_json(manifest))
+
+    def _uri(self, name: str) -> str:
+        return storage.join(self._config.out, name)
+
+    def discard(self, uris: Iterable[str]) -> None:
+        """Removes what was staged."""
+        with concurrent.futures.ThreadPoolExecutor(NUM_THREADS) as pool:
+            list(pool.map(storage.delete, uris))
+
+    def close(self) -> None:
+        """Marks the work as complete: nothing of it is staged any more."""
+        self.discard(storage.list_files(self._work))
+        storage.prune(storage.join(self._config.out, "_staging"))
+
+
+def stage(rows: pa.Table, uri: str) -> None:
+    """Writes one block of `STAGED_SCHEMA` rows."""
+    buffer = io.BytesIO()
+    pq.write_table(rows, buffer, compression="zstd")
+    storage.write(uri, buffer.getbuffer())
+
+
+def _encode(rows: pa.Table, run: Run, manifest: dict[str, Any]) -> memoryview:
+    """Rows as a Parquet file that carries its manifest, so that both are committed by one act."""
+    columns = [
+        pa.repeat(pa.scalar(run.run_id), len(rows)) if name == "run_id" else rows[name]
+        for name in schema.PREDICTION_SCHEMA.names
+    ]
+    table = pa.table(columns, schema=schema.PREDICTION_SCHEMA.with_metadata({FOOTER: runs.to_json(manifest)}))
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd", row_group_size=GROUP_ROWS)
+    return buffer.getbuffer()
+
+
+def _footer(data: bytes) -> dict[str, Any]:
+    """The manifest that a committed file carries."""
+    manifest: dict[str, Any] = json.loads(pq.read_schema(io.BytesIO(data)).metadata[FOOTER])
+    return manifest
+
+
+def read(uri: str, columns: list[str] | None = None) -> pa.Table:
+    """Rows of one Parquet object of the table."""
+    return pq.read_table(io.BytesIO(storage.read(uri)), columns=columns)
+
+
+def _sql_list(paths: list[str]) -> str:
+    return "[" + ", ".join("'" + path.replace("'", "''") + "'" for path in paths) + "]"
+
+
+def _partition_of(uri: str, date: re.Pattern[str]) -> str:
+    """The Hive-style folder of an object's date; of several dates the last that there is in the calendar."""
+    for year, month, day in reversed(date.findall(uri)):
+        with contextlib.suppress(ValueError):
+            return f"date={datetime.date(int(year), int(month), int(day))}"
+    return NO_DATE

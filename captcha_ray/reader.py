@@ -1,0 +1,172 @@
+"""A worker's part of bulk inference: the objects of a block -> fetched, decoded, recognized, staged. Knows no Ray.
+
+Whatever is wrong with an object becomes its row's error. Does not list, does not commit.
+"""
+
+import concurrent.futures
+import dataclasses
+import datetime
+import io
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from captcha_ray import images, predictions, schema, storage
+from captcha_ray.config import InputError
+from captcha_ray.predictions import Counts
+from captcha_ray.recognizer import Reading, Recognizer
+
+T = TypeVar("T")
+
+BATCH_SIZE = 256
+"""Images recognized at once; larger batches are no faster on a CPU."""
+
+NUM_FETCH_THREADS = 32
+"""Concurrent reads a worker keeps in flight against an object store; local files are read one after another."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """What a worker is told. model: URI. attempt: folder URI of the blocks. num_threads: to decode on."""
+
+    model: str
+    model_id: str
+    attempt: str
+    endpoint_url: str
+    max_bytes: int
+    max_pixels: int
+    max_stretch: float
+    num_threads: int
+
+    def todo(self, block: int) -> str:
+        """URI of the objects to read in a block."""
+        return storage.join(self.attempt, f"block-{block:06d}.todo")
+
+    def staged(self, block: int) -> str:
+        """URI of what was read in it."""
+        return storage.join(self.attempt, f"block-{block:06d}{predictions.BLOCK}")
+
+
+@dataclasses.dataclass
+class Report:
+    """Where a worker is. seconds: spent per stage so far. blocks: finished."""
+
+    stage: str = "load the network"
+    fetched: int = 0
+    recognized: int = 0
+    errors: int = 0
+    seconds: dict[str, float] = dataclasses.field(default_factory=dict)
+
+
+class BlockReader:
+    """Fetches, decodes and recognizes blocks of objects with one network, loaded once. report: kept up to date."""
+
+    def __init__(self, work: Work, report: Report) -> None:
+        self._work = work
+        self._report = report
+        if work.endpoint_url:
+            storage.use_endpoint(work.endpoint_url)
+        self._recognizer = Recognizer.load(work.model)
+        if self._recognizer.model_id != work.model_id:
+            raise InputError(f"{work.model} is not the network it was when this job began")
+        self._fetchers = concurrent.futures.ThreadPoolExecutor(NUM_FETCH_THREADS)
+        self._decoders = concurrent.futures.ThreadPoolExecutor(work.num_threads) if work.num_threads > 1 else None
+
+    def read(self, block: int) -> tuple[int, int]:
+        """Reads a block and stages its rows; (rows, errors)."""
+        listed = pq.read_table(io.BytesIO(storage.read(self._work.todo(block))))
+        chunks = [listed.slice(start, BATCH_SIZE).to_pylist() for start in range(0, len(listed), BATCH_SIZE)]
+        tables = [self._read_chunk(chunk, fetched) for chunk, fetched in zip(chunks, self._fetch(chunks), strict=True)]
+        rows = pa.concat_tables(tables)
+        self._timed("write", predictions.stage, rows, self._work.staged(block))
+        self._report.stage = "wait for work"
+        return len(rows), Counts.of(rows).num_errors
+
+    def _fetch(self, chunks: list[list[dict[str, Any]]]) -> Iterator[list[bytes | images.Unreadable]]:
+        """The bytes of each chunk's objects; from a store, those of the next chunk are on their way meanwhile."""
+        if not any(storage.is_remote(row["uri"]) for row in chunks[0]):
+            for chunk in chunks:
+                yield self._timed("fetch", lambda chunk=chunk: [self._fetch_one(row) for row in chunk])
+            return
+        ahead = [self._fetchers.submit(self._fetch_one, row) for row in chunks[0]]
+        for following in [*chunks[1:], []]:
+            now, ahead = ahead, [self._fetchers.submit(self._fetch_one, row) for row in following]
+            yield self._timed("fetch", lambda now=now: [future.result() for future in now])
+
+    def _fetch_one(self, row: dict[str, Any]) -> bytes | images.Unreadable:
+        """The object's bytes; what its listing left out is put into `row`."""
+        uri, limit = row["uri"], self._work.max_bytes
+        try:
+            if not storage.is_known(uri):
+                return images.Unreadable("unknown_scheme", "only paths, s3:// and gs:// are read")
+            if (row["size"] or 0) > limit:
+                return images.Unreadable("too_large", f"{row['size']} bytes are more than {limit}")
+            data, entry = storage.fetch(uri, limit)
+        except FileNotFoundError:
+            odd = "; its name may not be UTF-8" if "\\x" in uri else ""
+            return images.Unreadable("missing", f"there is no such object{odd}")
+        except PermissionError as error:
+            return images.Unreadable("denied", _sentence(error, uri))
+        except (OSError, InputError, ValueError) as error:
+            return images.Unreadable("store_error", _sentence(error, uri))
+        finally:
+            self._report.fetched += 1
+        row["etag"] = row["etag"] or entry.etag
+        row["size"] = entry.size if row["size"] is None else row["size"]
+        row["last_modified"] = row["last_modified"] or entry.last_modified
+        return images.Unreadable("too_large", f"{entry.size} bytes are more than {limit}") if data is None else data
+
+    def _read_chunk(self, listed: list[dict[str, Any]], fetched: list[bytes | images.Unreadable]) -> pa.Table:
+        decoded = self._timed("decode", self._decode, fetched)
+        good = [pixels for pixels in decoded if not isinstance(pixels, images.Unreadable)]
+        readings = iter(self._timed("recognize", self._recognize, good) if good else [])
+        columns: dict[str, list[Any]] = {name: [] for name in predictions.STAGED_SCHEMA.names}
+        now = datetime.datetime.now(datetime.UTC)
+        for row, item in zip(listed, decoded, strict=True):
+            for name in schema.LISTING_SCHEMA.names:
+                columns[name].append(row[name])
+            error = _error(item) if isinstance(item, images.Unreadable) else None
+            reading = next(readings) if error is None else None
+            columns["text"].append(reading.text if reading else None)
+            columns["confidence"].append(reading.confidence if reading else None)
+            columns["char_confidence"].append(reading.char_confidence if reading else None)
+            columns["status"].append("ok" if reading else "error")
+            columns["error"].append(error)
+        self._report.recognized += len(good)
+        self._report.errors += len(listed) - len(good)
+        columns["model_id"] = [self._work.model_id] * len(listed)
+        columns["predicted_at"] = [now] * len(listed)
+        return pa.table(columns, schema=predictions.STAGED_SCHEMA)
+
+    def _decode(self, fetched: list[bytes | images.Unreadable]) -> list[images.Pixels | images.Unreadable]:
+        def decode(item: bytes | images.Unreadable) -> images.Pixels | images.Unreadable:
+            if isinstance(item, images.Unreadable):
+                return item
+            return images.decode(item, self._recognizer.spec.image, self._work.max_pixels, self._work.max_stretch)
+
+        return list((self._decoders.map if self._decoders else map)(decode, fetched))
+
+    def _recognize(self, pixels: list[images.Pixels]) -> list[Reading]:
+        return self._recognizer.readings(self._recognizer.log_probabilities(np.stack(pixels)))
+
+    def _timed(self, stage: str, call: Callable[..., T], *arguments: Any) -> T:
+        self._report.stage = stage
+        started = time.perf_counter()
+        result = call(*arguments)
+        spent = self._report.seconds.get(stage, 0.0) + time.perf_counter() - started
+        self._report.seconds[stage] = spent
+        return result
+
+
+def _error(item: images.Unreadable) -> str:
+    """`too_large`, `sentence` -> `TooLarge: sentence`."""
+    return f"{''.join(word.capitalize() for word in item.reason.split('_'))}: {item.detail}"
+
+
+def _sentence(error: Exception, uri: str) -> str:
+    said = getattr(error, "strerror", None) or str(error)
+    return f"{said.removeprefix(f'{uri}: ')}"
