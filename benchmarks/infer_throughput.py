@@ -63,13 +63,16 @@ def read_all(paths: list[str], run: str) -> int:
 
     torch.set_num_threads(1)
     model, spec, _ = checkpoint.load_model(run)
-    model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model = model.to(memory_format=torch.channels_last)
     pool = concurrent.futures.ThreadPoolExecutor(NUM_FETCH_THREADS)
     remote = paths[0].startswith("s3://")
     store: Any = from_url("s3://images", client_options={"allow_http": True}) if remote else None
 
+    def fetch_one(uri: str) -> bytes:
+        return bytes(obstore.get(store, uri.removeprefix("s3://images/")).bytes())
+
     def fetch(batch: list[str]) -> list[Any]:
-        return [pool.submit(lambda p=p: bytes(obstore.get(store, p[len("s3://images/") :]).bytes())) for p in batch]
+        return [pool.submit(fetch_one, uri) for uri in batch]
 
     batches = [paths[start : start + BATCH_SIZE] for start in range(0, len(paths), BATCH_SIZE)]
     ahead = fetch(batches[0]) if remote else []
@@ -120,17 +123,14 @@ def run_keras(python: str, paths: list[str]) -> tuple[float, str, str]:
 
 def run_loop(paths: list[str], run: str) -> float:
     """Seconds of the plain loop with the start of its processes."""
-    os.environ |= {
-        "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
-        "MALLOC_TRIM_THRESHOLD_": str(1 << 32),
-        "OMP_NUM_THREADS": "1",
-    }
+    tuned = {"MALLOC_MMAP_THRESHOLD_": str(1 << 30), "MALLOC_TRIM_THRESHOLD_": str(1 << 32), "OMP_NUM_THREADS": "1"}
+    os.environ |= tuned
     shares = [paths[k::NUM_PROCESSES] for k in range(NUM_PROCESSES)]
     started = time.perf_counter()
     with concurrent.futures.ProcessPoolExecutor(NUM_PROCESSES, multiprocessing.get_context("spawn")) as pool:
         list(pool.map(read_all, shares, [run] * NUM_PROCESSES))
     seconds = time.perf_counter() - started
-    for name in ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "OMP_NUM_THREADS"):
+    for name in tuned:
         del os.environ[name]
     return seconds
 
@@ -186,11 +186,10 @@ def main() -> None:
                 rates.append(len(paths) / job)
                 loops.append(len(paths) / loop)
                 print(said)
-                print(
-                    f"job {rates[-1]:8,.0f} images/s ({job:.1f} s)   plain loop {loops[-1]:8,.0f} images/s ({loop:.1f} s)"
-                    f"   ratio {rates[-1] / loops[-1]:.3f}",
-                    flush=True,
+                pair = (
+                    f"job {rates[-1]:,.0f} images/s ({job:.1f} s)   plain loop {loops[-1]:,.0f} images/s ({loop:.1f} s)"
                 )
+                print(f"{pair}   ratio {rates[-1] / loops[-1]:.3f}", flush=True)
         ratios = [rate / loop for rate, loop in zip(rates, loops, strict=True)]
         print(f"job / plain loop, median: {statistics.median(ratios):.3f}")
         if options.keras_python:

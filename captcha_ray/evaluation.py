@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray.data
 
-from captcha_ray import checkpoint, console, report, schema, storage
+from captcha_ray import console, identity, report, schema, storage
 from captcha_ray.config import InputError
 from captcha_ray.corpus import Labeled
 from captcha_ray.metrics import Mistake, ReadingCounts
@@ -89,7 +89,7 @@ def evaluate(source: Labeled, model: str, num_workers: int = 0, use_gpu: bool = 
 
     num_workers: actors to read on; 0 reads in this process. Raises InputError where nothing can be read.
     """
-    spec = checkpoint.load_spec(model)
+    spec = identity.load_spec(model)
     counts = ReadingCounts.of(spec.charset, [], [], [])
     worst: list[tuple[float, str, int, Mistake]] = []  # the number spares comparing mistakes that are alike
     numbers = itertools.count()

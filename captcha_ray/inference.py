@@ -8,6 +8,7 @@ commit, never the bucket. Does not train, does not know labels.
 import concurrent.futures
 import dataclasses
 import datetime
+import importlib
 import math
 import os
 import queue
@@ -17,7 +18,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -26,11 +27,14 @@ import pyarrow.parquet as pq
 import ray
 import ray.data
 
-from captcha_ray import checkpoint, cluster, console, listing, predictions, runs, storage
+from captcha_ray import cluster, console, identity, listing, predictions, runs, storage
 from captcha_ray.config import FailedError, InferConfig, InputError
 from captcha_ray.lease import Lease
 from captcha_ray.predictions import Committed, Counts, Predictions
-from captcha_ray.reader import BATCH_SIZE, BlockReader, Report, Work
+from captcha_ray.work import BATCH_SIZE, Work
+
+if TYPE_CHECKING:
+    from captcha_ray.reader import BlockReader
 
 T = TypeVar("T")
 
@@ -47,27 +51,18 @@ MAX_DEATHS = 10
 """Workers that may die over one block before the job fails."""
 
 
-@ray.remote(num_cpus=0)
-class _Board:
-    """Where workers pin their reports and the driver reads them."""
-
-    def __init__(self) -> None:
-        self._reports: dict[str, Report] = {}
-
-    def pin(self, worker: str, report: Report) -> None:
-        self._reports[worker] = report
-
-    def read(self) -> dict[str, Report]:
-        return self._reports
+READER = "captcha_ray.reader.BlockReader"
+"""What workers read with; by its name, so that only they import torch."""
 
 
 class ReadBlocks:
     """A `BlockReader` as an actor of `map_batches`, which tells the board every second where it is."""
 
-    def __init__(self, work: Work, board: Any, reader: type[BlockReader]) -> None:
-        self._report = Report()
+    def __init__(self, work: Work, board: Any, reader: str) -> None:
+        self._report: dict[str, Any] = {"stage": "load the network", "fetched": 0, "recognized": 0, "seconds": {}}
         threading.Thread(target=self._keep_reporting, args=(board,), daemon=True).start()
-        self._reader = reader(work, self._report)
+        module, _, name = reader.rpartition(".")
+        self._reader: BlockReader = getattr(importlib.import_module(module), name)(work, self._report)
 
     def __call__(self, batch: dict[str, npt.NDArray[np.int64]]) -> dict[str, npt.NDArray[Any]]:
         """Block numbers -> per block: rows staged, errors among them."""
@@ -81,7 +76,7 @@ class ReadBlocks:
     def _keep_reporting(self, board: Any) -> None:
         name = ray.get_runtime_context().get_worker_id()
         while True:
-            board.pin.remote(name, dataclasses.replace(self._report, seconds=dict(self._report.seconds)))
+            board.pin.remote(name, {**self._report, "seconds": dict(self._report["seconds"])})
             time.sleep(REPORT_S)
 
 
@@ -110,15 +105,15 @@ class Night:
         )
 
 
-def transcribe(
-    config: InferConfig, resources: cluster.Cluster, started: float, reader: type[BlockReader] = BlockReader
-) -> Night:
-    """Reads what is new and commits it; what an interrupted job has staged is taken over. Needs a connected Ray.
+def transcribe(config: InferConfig, started: float, reader: str = READER) -> Night:
+    """Reads what is new and commits it; what an interrupted job has staged is taken over.
 
-    started: `time.monotonic()` when the job began. reader: what workers run. Raises InputError for images, a network or
-    a table that cannot be used and where another job is at work on the table; FailedError for too many errors, a stall
-    or workers that die again and again.
+    Connects to Ray only where there is something to read. started: `time.monotonic()` when the job began. reader: what
+    workers run. Raises InputError for images, a network or a table that cannot be used, and where another job is at
+    work on the table; FailedError for too many errors, a stall, or workers that die again and again.
     """
+    if config.endpoint_url:
+        storage.use_endpoint(config.endpoint_url)
     config = dataclasses.replace(
         config,
         images=storage.absolute(config.images),
@@ -126,15 +121,10 @@ def transcribe(
         out=storage.absolute(config.out),
     )
     _check_apart(config.images, config.out)
-    num_workers = config.num_workers or (
-        resources.num_gpus if config.use_gpu else max(resources.num_cpus // config.cpus_per_worker, 1)
-    )
-    cluster.check_fits(num_workers, config.cpus_per_worker, config.use_gpu)
-    _, model_id = checkpoint.identify(config.run)
+    _, model_id = identity.identify(config.run)
     with tempfile.TemporaryDirectory(prefix="captcha_ray-") as spool:
         with Lease(storage.join(config.out, "_lease.json")) as lease:
-            table = Predictions(config, model_id, Path(spool))
-            return _Job(config, table, lease, model_id, num_workers, Path(spool), started, reader).run()
+            return _Job(config, model_id, lease, Path(spool), started, reader).run()
 
 
 def _check_apart(source: str, out: str) -> None:
@@ -143,31 +133,36 @@ def _check_apart(source: str, out: str) -> None:
             raise InputError(f"{inner} lies in {outer}; the table and the images must stand apart")
 
 
+def _num_workers(config: InferConfig, resources: cluster.Cluster) -> int:
+    """How many workers to use. Raises InputError where they do not fit."""
+    each = resources.num_gpus if config.use_gpu else resources.num_cpus // config.cpus_per_worker
+    num_workers = config.num_workers or max(each, 1)
+    cluster.check_fits(num_workers, config.cpus_per_worker, config.use_gpu)
+    return num_workers
+
+
 class _Job:
     """One call of `transcribe`, from the listing to the last commit."""
 
     def __init__(
         self,
         config: InferConfig,
-        table: Predictions,
-        lease: Lease,
         model_id: str,
-        num_workers: int,
+        lease: Lease,
         spool: Path,
         started: float,
-        reader: type[BlockReader],
+        reader: str,
     ) -> None:
         self._config = config
-        self._table = table
         self._lease = lease
-        self._num_workers = num_workers
         self._spool = spool
         self._started = started
         self._reader = reader
+        self._table = Predictions(config, model_id, spool)
         self._work = Work(
             config.run,
             model_id,
-            table.attempt,
+            self._table.attempt,
             os.environ.get("AWS_ENDPOINT_URL", ""),
             config.max_bytes,
             config.max_pixels,
@@ -175,10 +170,10 @@ class _Job:
             config.cpus_per_worker,
         )
         self._seconds: dict[str, float] = {}
-        self._reports: dict[str, Report] = {}
+        self._reports: dict[str, dict[str, Any]] = {}
         self._blocks: list[str] = []
         self._rows = self._errors = self._total = 0
-        self._listed = self._skipped = self._num_junk = 0
+        self._listed = self._skipped = self._num_junk = self._num_workers = 0
         self._committed = Committed()
 
     def run(self) -> Night:
@@ -186,33 +181,39 @@ class _Job:
         if adopted.total:
             console.say(f"{adopted.total:,} objects were read before an interruption and are kept")
             self._add(self._table.adopted_block, adopted.total, adopted.num_errors)
-        todo = self._timed("plan", self._plan)
+        todo = self._plan()
         self._total = adopted.total + todo
         if todo:
-            self._read(self._write_todo(todo))
+            before = time.monotonic()
+            with cluster.connect() as resources:
+                self._seconds["start Ray"] = time.monotonic() - before
+                self._num_workers = _num_workers(self._config, resources)
+                self._read(self._timed("plan", self._write_todo, todo))
+        self._check_errors()
         self._commit()
         self._table.close()
         seconds = time.monotonic() - self._started
         return Night(self._config.out, self._listed, self._skipped, self._committed, seconds)
 
+    def _list(self, advance: Callable[[int], None]) -> None:
+        where = self._spool / "listed.parquet"
+        arguments = (self._config.images, where, self._config.match, advance)
+        self._num_junk = self._timed("list", listing.write_listing, *arguments)
+
     def _plan(self) -> int:
-        """Lists, and writes what is to be read to the spool; returns how many objects that is."""
-        listed, todo = self._spool / "listed.parquet", self._spool / "todo.parquet"
-        source = self._config.images
-
-        def list_all(advance: Callable[[int], None]) -> None:
-            self._num_junk = self._timed("list", listing.write_listing, source, listed, self._config.match, advance)
-
+        """Awaits the listing, and writes what is to be read to the spool; returns how many objects that is."""
         with console.progress("list", None, "objects") as shown:
-            for count in _watch(list_all, self._config.stall_timeout_s, lambda: "list the images"):
+            for count in _watch(self._list, self._config.stall_timeout_s, lambda: "list the images"):
                 self._listed += count
                 shown(count)
         if not self._listed:
-            raise InputError(f"{source} holds no objects{' that match' if self._config.match else ''}")
-        num_rows = self._table.plan(listed, todo)
-        listed.unlink()
+            matching = f" that match {self._config.match!r}" if self._config.match else ""
+            raise InputError(f"{self._config.images} holds no objects{matching}")
         if self._num_junk:
             console.say(f"passed over: {self._num_junk:,} hidden or system files")
+        listed = self._spool / "listed.parquet"
+        num_rows = self._timed("plan", self._table.plan, listed, self._spool / "todo.parquet")
+        listed.unlink()
         self._skipped = 0 if self._config.retry_errors else max(self._listed - num_rows - self._rows, 0)
         return num_rows
 
@@ -235,7 +236,7 @@ class _Job:
 
     def _read(self, num_blocks: int) -> None:
         """Has the workers read all blocks; commits whenever there are rows enough."""
-        board: Any = _Board.remote()  # type: ignore[attr-defined]
+        board: Any = cluster.Board.remote()  # type: ignore[attr-defined]
         results = self._dataset(num_blocks, board)
 
         def read_all(give: Callable[[dict[str, Any]], None]) -> None:
@@ -244,11 +245,11 @@ class _Job:
 
         def stage() -> str:
             self._reports = ray.get(board.read.remote())
-            stages = Counter(report.stage for report in self._reports.values())
+            stages = Counter(report["stage"] for report in self._reports.values())
             return stages.most_common(1)[0][0] if stages else "start the workers"
 
         def evidence() -> Any:
-            return [(worker, r.fetched, r.recognized) for worker, r in ray.get(board.read.remote()).items()]
+            return [(name, r["fetched"], r["recognized"]) for name, r in ray.get(board.read.remote()).items()]
 
         with console.progress("read", self._total - self._rows, "objects") as shown:
             for row in _watch(read_all, self._config.stall_timeout_s, stage, evidence):
@@ -307,7 +308,7 @@ class _Job:
         wall = time.monotonic() - self._started
         seconds = dict(self._seconds)
         for report in self._reports.values():
-            for name, spent in report.seconds.items():
+            for name, spent in report["seconds"].items():
                 seconds[name] = seconds.get(name, 0.0) + spent
         cores = self._num_workers * self._config.cpus_per_worker
         read = max(self._committed.counts.total + self._rows, 1)
@@ -347,7 +348,7 @@ def _watch(
     stage: Callable[[], str],
     evidence: Callable[[], Any] = lambda: None,
 ) -> Iterator[T]:
-    """Runs `work` in a thread and yields what it gives.
+    """Starts `work` in a thread at once; yields what it gives.
 
     Raises what it raises, and FailedError where for `timeout_s` seconds it gives nothing and `evidence` stays the same.
     """
@@ -360,25 +361,27 @@ def _watch(
         except BaseException as error:
             given.put(("error", error))
 
+    def items() -> Iterator[T]:
+        last, seen = time.monotonic(), evidence()
+        while True:
+            try:
+                kind, value = given.get(timeout=REPORT_S)
+            except queue.Empty:
+                if (now := evidence()) != seen:
+                    last, seen = time.monotonic(), now
+                if time.monotonic() - last > timeout_s:
+                    where = f"no progress for {timeout_s:g} s at the stage: {stage()}"
+                    raise FailedError(f"{where}; what was finished is kept") from None
+                continue
+            last = time.monotonic()
+            if kind == "error":
+                raise _plain(value)
+            if kind == "end":
+                return
+            yield value
+
     threading.Thread(target=run, daemon=True).start()
-    last, seen = time.monotonic(), evidence()
-    while True:
-        try:
-            kind, value = given.get(timeout=REPORT_S)
-        except queue.Empty:
-            if (now := evidence()) != seen:
-                last, seen = time.monotonic(), now
-            if time.monotonic() - last > timeout_s:
-                raise FailedError(
-                    f"no progress for {timeout_s:g} s at the stage: {stage()}; what was finished is kept"
-                ) from None
-            continue
-        last = time.monotonic()
-        if kind == "error":
-            raise _plain(value)
-        if kind == "end":
-            return
-        yield value
+    return items()
 
 
 def _plain(error: BaseException) -> BaseException:

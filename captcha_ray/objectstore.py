@@ -17,7 +17,7 @@ import re
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import botocore.session
 import obstore
@@ -62,8 +62,7 @@ class DeniedError(StoreError, PermissionError):
     """A refusal for lack of credentials or rights."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Entry:
+class Entry(NamedTuple):
     """What a listing says of one object. etag: without quotes. last_modified: UTC."""
 
     uri: str

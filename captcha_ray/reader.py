@@ -4,7 +4,6 @@ Whatever is wrong with an object becomes its row's error. Does not list, does no
 """
 
 import concurrent.futures
-import dataclasses
 import datetime
 import io
 import time
@@ -19,53 +18,21 @@ from captcha_ray import images, predictions, schema, storage
 from captcha_ray.config import InputError
 from captcha_ray.predictions import Counts
 from captcha_ray.recognizer import Reading, Recognizer
+from captcha_ray.work import BATCH_SIZE, Work
 
 T = TypeVar("T")
-
-BATCH_SIZE = 256
-"""Images recognized at once; larger batches are no faster on a CPU."""
 
 NUM_FETCH_THREADS = 32
 """Concurrent reads a worker keeps in flight against an object store; local files are read one after another."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Work:
-    """What a worker is told. model: URI. attempt: folder URI of the blocks. num_threads: to decode on."""
-
-    model: str
-    model_id: str
-    attempt: str
-    endpoint_url: str
-    max_bytes: int
-    max_pixels: int
-    max_stretch: float
-    num_threads: int
-
-    def todo(self, block: int) -> str:
-        """URI of the objects to read in a block."""
-        return storage.join(self.attempt, f"block-{block:06d}.todo")
-
-    def staged(self, block: int) -> str:
-        """URI of what was read in it."""
-        return storage.join(self.attempt, f"block-{block:06d}{predictions.BLOCK}")
-
-
-@dataclasses.dataclass
-class Report:
-    """Where a worker is. seconds: spent per stage so far. blocks: finished."""
-
-    stage: str = "load the network"
-    fetched: int = 0
-    recognized: int = 0
-    errors: int = 0
-    seconds: dict[str, float] = dataclasses.field(default_factory=dict)
-
-
 class BlockReader:
-    """Fetches, decodes and recognizes blocks of objects with one network, loaded once. report: kept up to date."""
+    """Fetches, decodes and recognizes blocks of objects with one network, loaded once.
 
-    def __init__(self, work: Work, report: Report) -> None:
+    report: kept up to date with the `stage` at work, the objects `fetched` and `recognized`, and `seconds` per stage.
+    """
+
+    def __init__(self, work: Work, report: dict[str, Any]) -> None:
         self._work = work
         self._report = report
         if work.endpoint_url:
@@ -83,7 +50,7 @@ class BlockReader:
         tables = [self._read_chunk(chunk, fetched) for chunk, fetched in zip(chunks, self._fetch(chunks), strict=True)]
         rows = pa.concat_tables(tables)
         self._timed("write", predictions.stage, rows, self._work.staged(block))
-        self._report.stage = "wait for work"
+        self._report["stage"] = "wait for work"
         return len(rows), Counts.of(rows).num_errors
 
     def _fetch(self, chunks: list[list[dict[str, Any]]]) -> Iterator[list[bytes | images.Unreadable]]:
@@ -114,7 +81,7 @@ class BlockReader:
         except (OSError, InputError, ValueError) as error:
             return images.Unreadable("store_error", _sentence(error, uri))
         finally:
-            self._report.fetched += 1
+            self._report["fetched"] += 1
         row["etag"] = row["etag"] or entry.etag
         row["size"] = entry.size if row["size"] is None else row["size"]
         row["last_modified"] = row["last_modified"] or entry.last_modified
@@ -136,8 +103,7 @@ class BlockReader:
             columns["char_confidence"].append(reading.char_confidence if reading else None)
             columns["status"].append("ok" if reading else "error")
             columns["error"].append(error)
-        self._report.recognized += len(good)
-        self._report.errors += len(listed) - len(good)
+        self._report["recognized"] += len(good)
         columns["model_id"] = [self._work.model_id] * len(listed)
         columns["predicted_at"] = [now] * len(listed)
         return pa.table(columns, schema=predictions.STAGED_SCHEMA)
@@ -154,11 +120,11 @@ class BlockReader:
         return self._recognizer.readings(self._recognizer.log_probabilities(np.stack(pixels)))
 
     def _timed(self, stage: str, call: Callable[..., T], *arguments: Any) -> T:
-        self._report.stage = stage
+        self._report["stage"] = stage
         started = time.perf_counter()
         result = call(*arguments)
-        spent = self._report.seconds.get(stage, 0.0) + time.perf_counter() - started
-        self._report.seconds[stage] = spent
+        seconds = self._report["seconds"]
+        seconds[stage] = seconds.get(stage, 0.0) + time.perf_counter() - started
         return result
 
 

@@ -125,7 +125,7 @@ def list_pages(uri: str) -> Iterator[list[Entry]]:
     if is_remote(uri):
         found = False
         for page in objectstore.list_pages(uri):
-            found = True
+            found = found or bool(page)
             yield page
         if not found and objectstore.split(uri)[1] and (entry := objectstore.head(uri)):
             yield [entry]

@@ -33,7 +33,8 @@ from captcha_ray.charset import Charset
 from captcha_ray.cluster import Cluster, check_fits
 from captcha_ray.config import InputError, TrainConfig, check
 from captcha_ray.console import TrainingProgress
-from captcha_ray.models import ModelSpec, build_model
+from captcha_ray.identity import ModelSpec
+from captcha_ray.models import build_model
 from captcha_ray.runs import EventLog, RunDirectory
 
 STATE = "resume.safetensors"

@@ -4,7 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from captcha_ray import checkpoint, cluster, console, corpus, evaluation, runs, storage
+from captcha_ray import cluster, console, corpus, evaluation, identity, runs, storage
 from captcha_ray.config import EvaluateConfig
 
 
@@ -15,7 +15,7 @@ def main() -> None:
         status = subprocess.run([sys.executable, str(Path(__file__).with_name("train.py"))], check=False).returncode
         if status:
             raise SystemExit(status)
-    spec = checkpoint.load_spec(run.uri)
+    spec = identity.load_spec(run.uri)
     with cluster.connect():
         source = corpus.open_labeled(config, run.shards, spec.image, spec.charset, spec.slots)
         found = evaluation.evaluate(source, run.uri, config.num_workers, config.use_gpu)

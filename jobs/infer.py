@@ -5,23 +5,19 @@ import sys
 import time
 from pathlib import Path
 
-from captcha_ray import cluster, console, inference, storage
+from captcha_ray import console, inference, storage
 from captcha_ray.config import InferConfig
 
 
 def main() -> None:
     started = time.monotonic()
     config = console.parse(InferConfig)
-    if config.endpoint_url:
-        storage.use_endpoint(config.endpoint_url)
     if config == InferConfig() and storage.is_empty(config.run):
         flags = ["--recipe", "demo-text5", "--shards", "demo/shards/text5", "--run", config.run]
         train = [sys.executable, str(Path(__file__).with_name("train.py")), *flags]
         if status := subprocess.run(train, check=False).returncode:
             raise SystemExit(status)
-    with cluster.connect(meanwhile="captcha_ray.checkpoint") as resources:
-        night = inference.transcribe(config, resources, started)
-    console.say(night.describe())
+    console.say(inference.transcribe(config, started).describe())
 
 
 if __name__ == "__main__":

@@ -11,9 +11,10 @@ import pytest
 import torch
 from torch import nn
 
-from captcha_ray import checkpoint
+from captcha_ray import checkpoint, identity
 from captcha_ray.config import ImageSpec, InputError
-from captcha_ray.models import ModelSpec, build_model
+from captcha_ray.identity import ModelSpec
+from captcha_ray.models import build_model
 
 TINY = ModelSpec(network="multi_head_cnn", image=ImageSpec(height=10, width=12, channels=3), charset="abc", slots=2)
 GLYPH = ModelSpec(network="glyph_vgg", image=ImageSpec(height=8, width=9), charset="0123", slots=1)
@@ -59,7 +60,7 @@ def test_a_network_comes_back_with_identical_outputs_and_spec(spec: ModelSpec, t
     images = torch.rand(5, spec.image.channels, spec.image.height, spec.image.width)
     checkpoint.save_model(str(tmp_path), model, spec)
     loaded, its_spec, _ = checkpoint.load_model(str(tmp_path))
-    assert its_spec == spec == checkpoint.load_spec(str(tmp_path))
+    assert its_spec == spec == identity.load_spec(str(tmp_path))
     assert not loaded.training
     for name, tensor in loaded.state_dict().items():
         assert torch.equal(tensor, model.state_dict()[name]), name
@@ -69,8 +70,8 @@ def test_a_network_comes_back_with_identical_outputs_and_spec(spec: ModelSpec, t
 
 
 def test_a_checkpoint_is_found_in_its_run_and_in_its_own_folder(folder: Path) -> None:
-    assert checkpoint.load_spec(str(folder)) == checkpoint.load_spec(str(folder.parent)) == TINY
-    assert checkpoint.find_checkpoint(f"{folder.parent}/") == str(folder)
+    assert identity.load_spec(str(folder)) == identity.load_spec(str(folder.parent)) == TINY
+    assert identity.find_checkpoint(f"{folder.parent}/") == str(folder)
 
 
 def test_a_run_is_read_from_a_relative_path_too(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,7 +99,7 @@ def test_no_checkpoint_is_said_to_be_none(tmp_path: Path) -> None:
     assert "holds no checkpoint" in refusal(tmp_path)
     assert "holds no checkpoint" in refusal(tmp_path / "absent")
     with pytest.raises(InputError, match="holds no checkpoint"):
-        checkpoint.load_spec(str(tmp_path))
+        identity.load_spec(str(tmp_path))
 
 
 def test_missing_weights_are_named(folder: Path) -> None:
@@ -135,7 +136,7 @@ def test_weights_of_another_network_of_the_same_shape_are_refused(folder: Path, 
 def describe_anew(folder: Path) -> None:
     """Makes the description vouch for whatever the weights file holds."""
     spec = ModelSpec.from_dict(json.loads((folder / "model.json").read_bytes())["model"])
-    digest = checkpoint.fingerprint(spec, (folder / "model.safetensors").read_bytes())
+    digest = identity.fingerprint(spec, (folder / "model.safetensors").read_bytes())
     edit(folder, lambda d: d.update(fingerprint=digest))
 
 

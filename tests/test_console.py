@@ -45,7 +45,7 @@ def test_an_interrupt_is_one_sentence_and_status_130(capsys: pytest.CaptureFixtu
     assert caught.value.code == 130
     assert (
         capsys.readouterr().err
-        == "error: interrupted; finished epochs and files are kept, --resume continues a training\n"
+        == "error: interrupted; what was finished is kept, the same command continues (a training: with --resume)\n"
     )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from s3_server import serve_s3
 
-from captcha_ray import runs, storage
+from captcha_ray import objectstore, runs
 from captcha_ray.config import InputError, TrainConfig
 from captcha_ray.runs import EventLog, RunDirectory
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from s3_server import SECRET_KEY, serve_s3
 
-from captcha_ray import storage
+from captcha_ray import objectstore, storage
 from captcha_ray.config import InputError
 
 ODD_NAMES = [

@@ -1,0 +1,101 @@
+"""What a trained network is, without loading it: its description, its fingerprint, and where its two files stand.
+
+`model.json` holds the ModelSpec and a fingerprint of it and the weights; both must agree, so that half a checkpoint is
+never taken for a whole one. Needs no torch.
+"""
+
+import dataclasses
+import hashlib
+import json
+import typing
+
+from captcha_ray import runs, storage
+from captcha_ray.charset import Charset
+from captcha_ray.config import Config, ImageSpec, InputError, Network, check
+
+WEIGHTS = "model.safetensors"
+DESCRIPTION = "model.json"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelSpec(Config):
+    """Everything that decides a network's shape and the meaning of its outputs; stands in every checkpoint."""
+
+    network: Network
+    """Architecture."""
+    image: ImageSpec
+    """The pixels it reads."""
+    charset: str
+    """Class k is character k."""
+    slots: int
+    """Characters per image."""
+    dropout: float = 0.5
+    """Rate before the last layer; only training uses it."""
+
+    def __post_init__(self) -> None:
+        known = typing.get_args(Network)
+        check(self.network in known, f"network is {self.network!r}; known are {', '.join(known)}")
+        Charset(self.charset)
+        check(self.slots >= 1, f"slots is {self.slots}; it must be at least 1")
+        check(0 <= self.dropout < 1, f"dropout is {self.dropout}; it must be 0 to below 1")
+
+    @classmethod
+    def from_dict(cls, values: dict[str, object]) -> "ModelSpec":
+        """As `Config.from_dict`, with the image as JSON too."""
+        image = values.get("image")
+        if not isinstance(image, dict):
+            raise InputError("the model's description has no image size")
+        return super().from_dict({**values, "image": ImageSpec.from_dict(image)})
+
+
+def fingerprint(spec: ModelSpec, weights: bytes) -> str:
+    """SHA-256, hexadecimal, of all that decides what a network reads: weights, architecture, charset, slots, image."""
+    decisive = {name: value for name, value in spec.to_dict().items() if name != "dropout"}
+    description = json.dumps(decisive, sort_keys=True).encode()
+    return hashlib.sha256(len(description).to_bytes(8, "big") + description + weights).hexdigest()
+
+
+def load_spec(uri: str) -> ModelSpec:
+    """What the network of a run or checkpoint folder reads. Raises InputError where there is no checkpoint."""
+    return _load_description(find_checkpoint(uri))[0]
+
+
+def identify(uri: str) -> tuple[ModelSpec, str]:
+    """(what the network reads, its fingerprint), of a run or a checkpoint folder.
+
+    Raises InputError where there is none, or where its weights do not have the fingerprint that its description says.
+    """
+    spec, model_id, _ = load_verified(find_checkpoint(uri))
+    return spec, model_id
+
+
+def load_verified(folder: str) -> tuple[ModelSpec, str, bytes]:
+    """(spec, fingerprint, weights) of a checkpoint folder whose two files belong together."""
+    spec, expected = _load_description(folder)
+    try:
+        weights = storage.read(storage.join(folder, WEIGHTS))
+    except FileNotFoundError:
+        raise InputError(f"{folder} has no {WEIGHTS}") from None
+    if fingerprint(spec, weights) != expected:
+        raise InputError(f"{folder}/{WEIGHTS} and {DESCRIPTION} do not belong together: the fingerprint differs")
+    return spec, expected, weights
+
+
+def _load_description(folder: str) -> tuple[ModelSpec, str]:
+    """(spec, fingerprint that its weights must give)."""
+    description = runs.read_json(storage.join(folder, DESCRIPTION))
+    try:
+        return ModelSpec.from_dict(description["model"]), description["fingerprint"]
+    except InputError as error:
+        raise InputError(f"{folder}/{DESCRIPTION} describes no model: {error}") from error
+    except (AttributeError, KeyError, TypeError) as error:
+        raise InputError(f"{folder}/{DESCRIPTION} describes no model: {type(error).__name__}, {error}") from error
+
+
+def find_checkpoint(uri: str) -> str:
+    """The checkpoint folder of a run, or the folder itself where it is one. Raises InputError for neither."""
+    uri = storage.absolute(uri)
+    for folder in (storage.join(uri, "checkpoint"), uri):
+        if storage.exists(storage.join(folder, DESCRIPTION)):
+            return folder
+    raise InputError(f"{uri} holds no checkpoint; jobs/train.py makes one")

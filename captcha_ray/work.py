@@ -1,0 +1,30 @@
+"""What a worker of bulk inference is told, and where it finds and leaves a block of objects. Does none of the work."""
+
+import dataclasses
+
+from captcha_ray import predictions, storage
+
+BATCH_SIZE = 128
+"""Images recognized at once; larger batches are no faster on a CPU."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """The network by URI and fingerprint, limits, and the folder URI of the blocks. num_threads: to decode on."""
+
+    model: str
+    model_id: str
+    attempt: str
+    endpoint_url: str
+    max_bytes: int
+    max_pixels: int
+    max_stretch: float
+    num_threads: int
+
+    def todo(self, block: int) -> str:
+        """URI of the objects to read in a block."""
+        return storage.join(self.attempt, f"block-{block:06d}.todo")
+
+    def staged(self, block: int) -> str:
+        """URI of what was read in it."""
+        return storage.join(self.attempt, f"block-{block:06d}{predictions.BLOCK}")
