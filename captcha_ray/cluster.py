@@ -6,6 +6,7 @@ import importlib
 import logging
 import os
 import socket
+import sys
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -86,7 +87,8 @@ def connect(meanwhile: str = "") -> Iterator[Cluster]:
                 logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
                 # "local", because without an address Ray joins whatever cluster was last started on this machine, or
                 # waits for it in vain where it is gone.
-                ray.init("local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+                with _silent():  # of native code, which says that it was told its log level
+                    ray.init("local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
         except (ConnectionError, RuntimeError) as error:
             where = f"no Ray cluster answers at {address}" if address else "Ray does not start on this machine"
             raise InputError(f"{where}: {str(error).splitlines()[0]}") from error
@@ -102,6 +104,20 @@ def connect(meanwhile: str = "") -> Iterator[Cluster]:
     finally:
         if ours:
             ray.shutdown()
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """Nothing that this process writes to file descriptor 2 is seen."""
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def _check_answers(address: str) -> None:

@@ -44,8 +44,8 @@ KEY_COLUMNS = ["uri", "etag", "model_id", "status"]
 STAGED_SCHEMA = pa.schema([field for field in schema.PREDICTION_SCHEMA if field.name != "run_id"])
 """Staged rows: predictions that no run has committed yet."""
 
-NO_DATE = "date=__HIVE_DEFAULT_PARTITION__"
-"""Where rows stand whose URI holds no date; readers of Hive-style folders take it for null."""
+NO_DATE = "date=unknown"
+"""Where rows stand whose URI holds no date. Not Hive's own name for null: pandas cannot read a table that has it."""
 
 BLOCK = ".staged"
 """Suffix of staged blocks."""
@@ -209,7 +209,7 @@ class Predictions:
         """
         done = [self._done(self._settling)]
         if self._adopted.exists():
-            done.append(f"SELECT uri, etag FROM read_parquet('{self._adopted}')")
+            done.append(f"SELECT uri, etag, status FROM read_parquet('{self._adopted}')")
         wanted = f"FROM read_parquet('{listed}') AS listed"
         if self._config.retry_errors:
             same = "failed.uri = listed.uri AND (listed.etag = '' OR failed.etag = listed.etag)"
@@ -256,7 +256,7 @@ class Predictions:
         describe: gives the manifest of a run with such counts.
         """
         with concurrent.futures.ThreadPoolExecutor(NUM_THREADS) as pool:
-            rows = pa.concat_tables(pool.map(read, blocks))
+            rows = pa.concat_tables(table.cast(STAGED_SCHEMA) for table in pool.map(read, blocks))
         partitions = self._partitions(rows)
         committed = Committed()
         for partition in sorted(pc.unique(partitions).to_pylist()):

@@ -6,10 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from captcha_ray import cluster, corpus
-from captcha_ray.config import PreprocessConfig
+from captcha_ray import checkpoint, cluster, corpus
+from captcha_ray.config import ImageSpec, PreprocessConfig
+from captcha_ray.identity import ModelSpec
+from captcha_ray.models import build_model
 
 
 @pytest.fixture(scope="session")
@@ -60,3 +63,14 @@ def glyph_shards(ray_cluster: cluster.Cluster, tmp_path_factory: pytest.TempPath
     )
     corpus.preprocess(config)
     return corpus.open_shards(config.out)
+
+
+def save_network(run: Path, spec: ModelSpec, seed: int = 0) -> Path:
+    """A run folder with the checkpoint of an untrained network: what it reads is arbitrary, but always the same."""
+    torch.manual_seed(seed)
+    checkpoint.save_model(str(run / "checkpoint"), build_model(spec), spec)
+    return run
+
+
+GLYPHS = ModelSpec(network="multi_head_cnn", image=ImageSpec(height=16, width=24), charset="abcd", slots=2)
+"""A network for what `draw_glyphs` draws."""

@@ -1,0 +1,62 @@
+"""Jobs as processes that a test may kill, with all that they start: a Ray's daemons and workers bear the same mark."""
+
+import os
+import signal
+import subprocess
+import sys
+import uuid
+from pathlib import Path
+
+JOBS = Path(__file__).parent.parent / "jobs"
+MARK = "CAPTCHA_RAY_TEST_MARK"
+
+
+class Job:
+    """jobs/<name>.py, running. Its output stands in `log`; leaving the block ends it and whatever it started."""
+
+    def __init__(self, name: str, *arguments: str | Path, cwd: Path, env: dict[str, str] | None = None) -> None:
+        self.mark = uuid.uuid4().hex
+        self.log = cwd / f"{name}-{self.mark}.log"
+        environment = {key: value for key, value in (env or os.environ).items() if key != "RAY_ADDRESS"}
+        command = [sys.executable, str(JOBS / f"{name}.py"), *map(str, arguments)]
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen(
+                command, cwd=cwd, env={**environment, MARK: self.mark}, stdout=log, stderr=log, text=True
+            )
+
+    def __enter__(self) -> "Job":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for pid in self.pids():
+            kill(pid)
+        self.process.wait(60)
+
+    @property
+    def said(self) -> str:
+        """All it has printed so far."""
+        return self.log.read_text()
+
+    def pids(self, title: str = "") -> list[int]:
+        """Processes of the job whose command line holds `title`."""
+        found = []
+        for folder in Path("/proc").glob("[0-9]*"):
+            try:
+                marked = f"{MARK}={self.mark}".encode() in (folder / "environ").read_bytes()
+                if marked and title in (folder / "cmdline").read_text():
+                    found.append(int(folder.name))
+            except OSError:
+                continue  # it has ended meanwhile
+        return found
+
+    def wait(self) -> int:
+        """Its exit status, once it has ended."""
+        return self.process.wait(600)
+
+
+def kill(pid: int) -> None:
+    """SIGKILL; no error where the process has ended already."""
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return
