@@ -72,7 +72,7 @@ def check_table_of_three_nights(table: Path, bucket: Path, network: Path) -> Non
         "2026-11-20": 30,
         "2026-11-21": 21,
         "2026-11-22": 2,
-        "None": 10,
+        "unknown": 10,
     }
     local = table.as_posix()
     assert duckdb.sql(f"SELECT count(*), count(DISTINCT run_id) FROM '{local}/**/*.parquet'").fetchall() == [(63, 5)]

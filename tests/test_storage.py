@@ -1,6 +1,7 @@
 """A local folder and a bucket behave alike; the bucket is a real S3 server's."""
 
 import os
+import re
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -183,10 +184,10 @@ def test_wrong_credentials_are_one_sentence_without_the_secret(
 ) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "a-wrong-secret")
     objectstore.forget_clients()
-    with pytest.raises(OSError, match=f"{s3}/file: .*403 Forbidden") as caught:
+    # A HEAD's answer has no words. Listings come from another client, with the store's own word for it.
+    with pytest.raises(PermissionError, match=f"^{s3}/file/?: .*(403 Forbidden|SignatureDoesNotMatch: )") as caught:
         call(f"{s3}/file")  # type: ignore[operator]
     sentence = str(caught.value)
-    assert not isinstance(caught.value, FileNotFoundError)
     assert "\n" not in sentence
     for unwanted in ("a-wrong-secret", SECRET_KEY, "<", "{", "Debug"):
         assert unwanted not in sentence
@@ -195,15 +196,15 @@ def test_wrong_credentials_are_one_sentence_without_the_secret(
 def test_an_absent_bucket_is_one_sentence(s3: str) -> None:
     with pytest.raises(FileNotFoundError, match=r"^s3://nowhere/file or its bucket does not exist$"):
         storage.write("s3://nowhere/file", b"x")
-    with pytest.raises(OSError, match=r"^s3://nowhere/file: .*NoSuchBucket"):
+    with pytest.raises(FileNotFoundError, match=r"^s3://nowhere/file/ or its bucket does not exist$"):
         list(storage.list_files("s3://nowhere/file"))
 
 
 @pytest.mark.parametrize("key", ["a//b", "a/../b", "./b", "line\nfeed"])
-def test_a_key_the_client_cannot_ask_for_is_an_os_error_that_names_it(s3: str, key: str) -> None:
-    with pytest.raises(OSError, match="Could not parse path") as caught:
+def test_a_key_this_server_has_no_room_for_is_an_os_error_that_names_it(s3: str, key: str) -> None:
+    refusals = "(: InvalidArgument: Object name contains unsupported characters| or its bucket does not exist$)"
+    with pytest.raises(OSError, match=f"^{re.escape(f'{s3}/{key}')}{refusals}"):
         storage.read(f"{s3}/{key}")
-    assert str(caught.value).startswith(f"{s3}/{key}: ")
 
 
 def test_a_uri_without_a_bucket_is_refused() -> None:
