@@ -19,17 +19,19 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
-demo: install ## draw two corpora, train both networks, evaluate, write reports (under 5 minutes on two cores)
+demo: install ## draw two corpora, train both networks, write reports, read a folder into Parquet (5 minutes on two cores)
 	$(BIN)/python jobs/synthesize.py --scheme digits --num-images 4000 --out $(DEMO)/corpus/digits
 	$(BIN)/python jobs/preprocess.py --corpus $(DEMO)/corpus/digits --labels folder --height 60 --width 18 --out $(DEMO)/shards/digits
 	$(BIN)/python jobs/train.py --recipe demo-digits --shards $(DEMO)/shards/digits --run $(DEMO)/runs/digits $(call resume,digits)
 	$(BIN)/python jobs/synthesize.py --scheme text5 --num-images 5000 --out $(DEMO)/corpus/text5
 	$(BIN)/python jobs/preprocess.py --corpus $(DEMO)/corpus/text5 --labels filename --label-pattern '^([^-]+)' --height 50 --width 200 --out $(DEMO)/shards/text5
 	$(BIN)/python jobs/train.py --recipe demo-text5 --shards $(DEMO)/shards/text5 --run $(DEMO)/runs/text5 $(call resume,text5)
+	$(BIN)/python jobs/infer.py --images $(DEMO)/corpus/text5 --run $(DEMO)/runs/text5 --out $(DEMO)/predictions
 	@echo
 	@echo "one character:   $(CURDIR)/$(DEMO)/runs/digits/report.html"
 	@echo "five characters: $(CURDIR)/$(DEMO)/runs/text5/report.html"
 	@echo "networks: $(DEMO)/runs/*/checkpoint   corpora: $(DEMO)/corpus   shards: $(DEMO)/shards"
+	@echo "what was read: $(DEMO)/predictions; the same command again reads only what is new"
 
 resume = $(if $(wildcard $(DEMO)/runs/$(1)/config.json),--resume)
 
@@ -49,6 +51,9 @@ check-all: lint types ## everything, with the long checks and those on real imag
 bench: install ## throughput against plain loops
 	$(BIN)/python benchmarks/train_throughput.py
 	$(BIN)/python benchmarks/preprocess_throughput.py
+	$(BIN)/python -m benchmarks.infer_throughput
+	$(BIN)/python -m benchmarks.infer_throughput --source s3 --num-images 20000
+	$(BIN)/python -m benchmarks.infer_scale
 	$(BIN)/python benchmarks/gpu.py
 
 clean: ## remove what the demo and the tools made; .venv stays
