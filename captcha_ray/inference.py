@@ -181,7 +181,12 @@ class _Job:
         if adopted.total:
             console.say(f"{adopted.total:,} objects were read before an interruption and are kept")
             self._add(self._table.adopted_block, adopted.total, adopted.num_errors)
-        todo = self._plan()
+        try:
+            todo = self._plan()
+        except InputError:
+            if not adopted.total:
+                self._table.close()  # nothing to come back to
+            raise
         self._total = adopted.total + todo
         if todo:
             before = time.monotonic()
@@ -292,9 +297,10 @@ class _Job:
                 kinds += Counts.of(predictions.read(block, ["status", "error"])).errors
             self._table.discard(self._blocks)
             said = ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common())
+            since = f"after {self._committed.runs[-1].folder}" if self._committed.runs else "of them"
             raise FailedError(
                 f"{self._errors:,} of {self._total:,} objects cannot be read ({said}), more than "
-                f"--max-error-fraction {self._config.max_error_fraction:g}; nothing of them was committed"
+                f"--max-error-fraction {self._config.max_error_fraction:g}; nothing {since} was committed"
             )
 
     def _commit(self) -> None:

@@ -152,7 +152,7 @@ class Predictions:
 
         Completes what a kill between a commit and its manifest has left undone.
         """
-        names = [uri.removeprefix(f"{self._config.out}/") for uri in storage.list_files(self._config.out)]
+        names = {uri.removeprefix(f"{self._config.out}/") for uri in storage.list_files(self._config.out)}
         self._runs = {run for name in names if (run := Run.parse(name))}
         for run in self._runs:
             if f"{run.folder}/_manifest.json" not in names:
