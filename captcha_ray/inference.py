@@ -48,7 +48,7 @@ REPORT_S = 1.0
 """Seconds between a worker's reports, and between the driver's looks at them."""
 
 MAX_DEATHS = 10
-"""Workers that may die over one block before the job fails."""
+"""Workers that may die one after another, while no block is finished, before the job fails."""
 
 
 READER = "captcha_ray.reader.BlockReader"
@@ -253,12 +253,24 @@ class _Job:
             stages = Counter(report["stage"] for report in self._reports.values())
             return stages.most_common(1)[0][0] if stages else "start the workers"
 
+        finished = workers = finished_then = 0
+
         def evidence() -> Any:
-            return [(name, r["fetched"], r["recognized"]) for name, r in ray.get(board.read.remote()).items()]
+            """What the workers say; Ray starts those that die anew, with the same block, as often as it takes."""
+            nonlocal workers, finished_then
+            reports = ray.get(board.read.remote())
+            if finished > finished_then:
+                finished_then, workers = finished, len(reports)
+            if len(reports) > max(workers, self._num_workers) + MAX_DEATHS:
+                raise FailedError(
+                    f"workers died {MAX_DEATHS} times without finishing a block; what was finished is kept"
+                )
+            return [(name, report["fetched"], report["recognized"]) for name, report in reports.items()]
 
         with console.progress("read", self._total - self._rows, "objects") as shown:
             for row in _watch(read_all, self._config.stall_timeout_s, stage, evidence):
                 self._lease.check()
+                finished += 1
                 self._add(self._work.staged(row["block"]), row["rows"], row["errors"])
                 shown(row["rows"], f"{self._errors:,} errors" if self._errors else "")
                 if self._rows >= self._config.objects_per_run:
@@ -397,6 +409,4 @@ def _plain(error: BaseException) -> BaseException:
         if isinstance(cause, (InputError, FailedError)):
             return cause
         cause = getattr(cause, "cause", None) or cause.__cause__
-    if isinstance(error, ray.exceptions.ActorDiedError | ray.exceptions.WorkerCrashedError):
-        return FailedError(f"workers died {MAX_DEATHS} times over one block: {str(error).splitlines()[0]}")
     return error
