@@ -17,6 +17,7 @@ from captcha_ray.config import (
     Config,
     EvaluateConfig,
     ImageSpec,
+    InferConfig,
     InputError,
     PreprocessConfig,
     SynthesizeConfig,
@@ -24,7 +25,7 @@ from captcha_ray.config import (
 )
 from captcha_ray.schema import Manifest
 
-CONFIGS: list[type[Config]] = [ImageSpec, SynthesizeConfig, PreprocessConfig, TrainConfig, EvaluateConfig]
+CONFIGS: list[type[Config]] = [ImageSpec, SynthesizeConfig, PreprocessConfig, TrainConfig, EvaluateConfig, InferConfig]
 NAN, INF = float("nan"), float("inf")
 
 BAD: list[tuple[type[Config], dict[str, Any]]] = [
@@ -75,6 +76,20 @@ BAD: list[tuple[type[Config], dict[str, Any]]] = [
     (EvaluateConfig, {"label_pattern": "a"}),
     (EvaluateConfig, {"shards": "a", "corpus": "b"}),
     (EvaluateConfig, {"num_workers": -1}),
+    (InferConfig, {"skip": "all"}),
+    *((InferConfig, {name: "(ab"}) for name in ("match", "date_pattern")),
+    *((InferConfig, {"date_pattern": value}) for value in ("x", "(20..)-(..)", "(a)(b)(c)(d)")),
+    *((InferConfig, {"max_error_fraction": value}) for value in (-0.1, 1.1, NAN)),
+    *((InferConfig, {"stall_timeout_s": value}) for value in (0.0, -1.0, NAN, INF)),
+    *(
+        (InferConfig, {name: value})
+        for name in ("objects_per_run", "max_bytes", "cpus_per_worker")
+        for value in (0, -1)
+    ),
+    *((InferConfig, {"max_pixels": value}) for value in (0, 178_956_971)),
+    *((InferConfig, {"max_stretch": value}) for value in (0.99, -1.0, NAN)),
+    (InferConfig, {"num_workers": -1}),
+    *((InferConfig, {"endpoint_url": value}) for value in ("127.0.0.1:9000", "s3://bucket", "ftp://host")),
 ]
 
 
@@ -106,6 +121,12 @@ def test_a_bad_value_is_refused_in_a_sentence_that_names_field_and_value(
         (TrainConfig, {"run": ""}, "run"),
         (EvaluateConfig, {"run": ""}, "run"),
         (EvaluateConfig, {"use_gpu": True}, "--num-workers"),
+        *((InferConfig, {name: ""}, name) for name in ("images", "run", "out")),
+        *((InferConfig, {"price_per_core_hour": value}, "price_per_core_hour") for value in (-0.01, NAN)),
+        *(
+            (InferConfig, {"retry_errors": True, "skip": s}, "--retry-errors and --skip")
+            for s in ("never", "any-model")
+        ),
     ],
 )
 def test_an_empty_place_or_a_flag_that_lacks_its_partner_is_refused_by_name(
@@ -127,6 +148,11 @@ def test_an_empty_place_or_a_flag_that_lacks_its_partner_is_refused_by_name(
         (PreprocessConfig, {"labels": "table", "table": "x.csv"}),
         (TrainConfig, {"dropout": 0.0, "zoom_fraction": 0.99, "shear_degrees": 89.0, "batch_size": 2}),
         (EvaluateConfig, {"use_gpu": True, "num_workers": 1}),
+        *((InferConfig, {"max_error_fraction": value}) for value in (0.0, 1.0)),
+        *((InferConfig, {"max_pixels": value}) for value in (1, 178_956_970)),
+        (InferConfig, {"max_stretch": 1.0, "price_per_core_hour": 0.0, "num_workers": 0, "use_gpu": True}),
+        (InferConfig, {"date_pattern": r"(\d{4})/(\d\d)/(\d\d)", "match": r"\.png$", "retry_errors": True}),
+        *((InferConfig, {"endpoint_url": value}) for value in ("http://127.0.0.1:9000", "https://store.example")),
     ],
 )
 def test_the_last_allowed_values_are_allowed(kind: type[Config], values: dict[str, Any]) -> None:
@@ -149,6 +175,7 @@ CHANGED: list[Config] = [
     PreprocessConfig(splits=(0.5, 0.25, 0.25), labels="filename", label_pattern=r"^(\w+)", charset="äé∅"),
     TrainConfig(learning_rate=1 / 3, resume=True, network="multi_head_cnn"),
     EvaluateConfig(run="r", corpus="c", labels="table", table="t.csv"),
+    InferConfig(images="s3://b/i", skip="never", date_pattern="(.)(.)(.)", max_stretch=1.5, objects_per_run=7),
 ]
 
 

@@ -394,3 +394,28 @@ def test_no_damage_to_an_image_makes_decoding_raise(data: bytes, changes: list[t
 
 def test_the_usual_limit_on_pixels_is_sixteen_million() -> None:
     assert images.MAX_PIXELS == 16_000_000
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "fits"),
+    [(24, 16, True), (48, 8, True), (49, 8, False), (12, 32, True), (12, 33, False), (600, 400, True), (1, 1, True)],
+)
+def test_an_image_of_another_shape_than_the_network_reads_is_not_stretched_beyond_a_factor(
+    width: int, height: int, fits: bool
+) -> None:
+    """24x16 is 3:2; four times as wide or as high is 6:1 or 3:8."""
+    spec, data = ImageSpec(height=16, width=24), encode(Image.new("L", (width, height)), "PNG")
+    found = decode(data, spec, max_stretch=4.0)
+    if fits:
+        assert isinstance(found, np.ndarray)
+    else:
+        detail = f"{width}x{height} pixels do not fit 24x16"
+        assert found == Unreadable("wrong_aspect", detail)
+        assert isinstance(decode(data, spec), np.ndarray), "without a factor any shape is read"
+
+
+def test_an_image_of_the_wrong_shape_is_not_decoded_and_one_too_large_is_called_that() -> None:
+    data = encode(Image.new("L", (200, 10)), "PNG")
+    assert decode(data[:60], GRAY, max_stretch=2.0) == Unreadable("wrong_aspect", "200x10 pixels do not fit 4x4")
+    found = decode(data, GRAY, max_pixels=1999, max_stretch=2.0)
+    assert found == Unreadable("too_large", "200x10 pixels are more than 1999")

@@ -1,0 +1,393 @@
+"""Nights of bulk inference on the session's Ray: what is read, what is committed, and what ends a night early."""
+
+import io
+import json
+import os
+import shutil
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.dataset
+import pytest
+from PIL import Image
+
+from captcha_ray import Recognizer, cluster, inference
+from captcha_ray.config import FailedError, InferConfig, InputError
+from captcha_ray.inference import Night
+from captcha_ray.predictions import Committed, Counts, Run
+from captcha_ray.reader import BlockReader
+from captcha_ray.work import Work
+from tests.conftest import GLYPHS, draw_glyphs, glyph_texts, save_network
+
+
+def beside(work: Work) -> Path:
+    """The folder in which the table lies; there, workers and tests leave each other signs."""
+    return Path(work.attempt).parents[3]
+
+
+class Hanging:
+    """Says what it is at, and gets no further until it is released."""
+
+    def __init__(self, work: Work, report: dict[str, Any]) -> None:
+        self._folder = beside(work)
+        self._report = report
+
+    def read(self, block: int) -> tuple[int, int]:
+        self._report["stage"] = "polish the lenses"
+        (self._folder / "hangs").touch()
+        deadline = time.monotonic() + 120
+        while not (self._folder / "released").exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        return 0, 0
+
+
+class DyingOnce(BlockReader):
+    """Its process is killed in the middle of the first block that is read."""
+
+    def read(self, block: int) -> tuple[int, int]:
+        try:
+            (beside(self._work) / "died").touch(exist_ok=False)
+        except FileExistsError:
+            return super().read(block)
+        os.kill(os.getpid(), signal.SIGKILL)
+        raise AssertionError("killed")
+
+
+class Dying:
+    """Its process is killed in the middle of every block, until a test releases it."""
+
+    def __init__(self, work: Work, report: dict[str, Any]) -> None:
+        self._released = beside(work) / "released"
+
+    def read(self, block: int) -> tuple[int, int]:
+        if self._released.exists():
+            return 0, 0
+        os.kill(os.getpid(), signal.SIGKILL)
+        raise AssertionError("killed")
+
+
+class Replaced(BlockReader):
+    """Finds another network than the job began with."""
+
+    def __init__(self, work: Work, report: dict[str, Any]) -> None:
+        save_network(Path(work.model), GLYPHS, seed=1)
+        super().__init__(work, report)
+
+
+@pytest.fixture(scope="module")
+def network(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_network(tmp_path_factory.mktemp("network") / "run", GLYPHS)
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    return draw_glyphs(tmp_path / "images", glyph_texts(40, 2))
+
+
+@pytest.fixture
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 8 objects."""
+    monkeypatch.setattr(inference, "MIN_BLOCK", 8)
+    monkeypatch.setattr(inference, "BATCH_SIZE", 8)
+
+
+@pytest.fixture
+def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    def connect() -> None:
+        raise AssertionError("there is nothing to read, and Ray is asked for")
+
+    monkeypatch.setattr(cluster, "connect", connect)
+
+
+def night(images: Path | str, network: Path, out: Path, reader: str = inference.READER, **changes: Any) -> Night:
+    config = InferConfig(images=str(images), run=str(network), out=str(out), **{"num_workers": 1, **changes})
+    return inference.transcribe(config, time.monotonic(), reader)
+
+
+def rows(out: Path) -> list[dict[str, Any]]:
+    found = pyarrow.dataset.dataset(str(out), partitioning="hive").to_table().to_pylist()
+    return sorted(found, key=lambda row: (row["uri"], row["run_id"]))
+
+
+def once(images: Path) -> Counter[str]:
+    return Counter(str(path) for path in images.iterdir())
+
+
+def read_again(out: Path) -> Counter[str]:
+    return Counter(row["uri"] for row in rows(out))
+
+
+def no_job_is_left(out: Path) -> bool:
+    return not list(out.glob("_*"))
+
+
+def png(seed: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (16, 24), np.uint8)).save(buffer, "png")
+    return buffer.getvalue()
+
+
+# ---------------------------------------------------------------- nights
+
+
+def test_three_nights_read_what_is_new_and_nothing_twice(
+    ray_cluster: cluster.Cluster, network: Path, images: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    out = tmp_path / "out"
+    (images / "empty.png").write_bytes(b"")
+    (images / ".DS_Store").write_bytes(b"x")
+    first = night(images, network, out, num_workers=2)
+    assert (first.listed, first.skipped, first.committed.runs) == (41, 0, [Run("", 1)])
+    assert (first.committed.counts.ok, first.committed.counts.errors) == (40, {"EmptyFile": 1})
+    table = rows(out)
+    assert [row["uri"] for row in table] == sorted(once(images) - Counter([str(images / ".DS_Store")]))
+    good = [row for row in table if row["status"] == "ok"]
+    readings = Recognizer.load(str(network)).predict([row["uri"] for row in good])
+    assert [row["text"] for row in good] == [reading.text for reading in readings]
+    for row, reading in zip(good, readings, strict=True):
+        assert row["char_confidence"] == pytest.approx(reading.char_confidence, rel=1e-3)
+    manifest = json.loads((out / "run=000001/_manifest.json").read_text())
+    assert manifest["counts"] == {"objects": 41, "ok": 40, "errors": {"EmptyFile": 1}}
+    assert (manifest["listed"], manifest["skipped"], manifest["images"]) == (41, 0, str(images))
+    assert manifest["model_id"] == table[0]["model_id"]
+    assert manifest["cost"]["cores"] == 2
+    assert {"list", "plan", "start Ray", "fetch", "decode", "recognize", "write", "wall"} <= set(manifest["seconds"])
+    assert no_job_is_left(out)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cluster, "connect", lambda: pytest.fail("a night with nothing new starts Ray"))
+        second = night(images, network, out)
+    assert (second.listed, second.skipped, second.committed) == (41, 41, Committed())
+    assert rows(out) == table
+    assert no_job_is_left(out)
+
+    deleted, changed, *_ = sorted(images.glob("*.png"))
+    deleted.unlink()
+    changed.write_bytes(png(1))
+    (images / "new.png").write_bytes(png(2))
+    third = night(images, network, out)
+    assert (third.listed, third.skipped, third.committed.counts.total) == (41, 39, 2)
+    added = [row for row in rows(out) if row["run_id"] == "000002"]
+    assert [row["uri"] for row in added] == [str(changed), str(images / "new.png")]
+    assert [row for row in rows(out) if row["run_id"] == "000001"] == table
+    assert read_again(out)[str(changed)] == 2
+
+
+def test_too_many_errors_end_the_night_and_a_later_one_that_allows_them_reads_all(
+    ray_cluster: cluster.Cluster, network: Path, images: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    for number, path in enumerate(sorted(images.iterdir())):
+        path.write_bytes(path.read_bytes() if number % 4 else b"")
+    with pytest.raises(FailedError) as caught:
+        night(images, network, out, max_error_fraction=0.24)
+    assert str(caught.value) == (
+        "10 of 40 objects cannot be read (10 EmptyFile), more than --max-error-fraction 0.24; "
+        "nothing of them was committed"
+    )
+    assert not list(out.rglob("*.parquet"))
+    assert not list(out.rglob("*.staged"))
+    assert not (out / "_lease.json").exists()
+    done = night(images, network, out, max_error_fraction=0.25)
+    assert (done.committed.counts.ok, done.committed.counts.errors) == (30, {"EmptyFile": 10})
+    assert read_again(out) == once(images)
+    assert no_job_is_left(out)
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_a_long_night_makes_several_runs_with_every_object_in_one_of_them(
+    ray_cluster: cluster.Cluster, network: Path, images: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    done = night(images, network, out, objects_per_run=9)
+    assert [run.number for run in done.committed.runs] == [1, 2, 3]
+    assert Counter(row["run_id"] for row in rows(out)) == {"000001": 16, "000002": 16, "000003": 8}
+    assert read_again(out) == once(images)
+    assert (done.listed, done.skipped, done.committed.counts.ok) == (40, 0, 40)
+    for run in done.committed.runs:
+        seconds = json.loads((out / run.folder / "_manifest.json").read_text())["seconds"]
+        assert {"fetch", "decode", "recognize", "write"} <= set(seconds)
+    assert no_job_is_left(out)
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_a_worker_that_is_killed_is_replaced_and_its_block_read_once(
+    ray_cluster: cluster.Cluster, network: Path, images: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    done = night(images, network, out, "tests.test_inference.DyingOnce")
+    assert (tmp_path / "died").exists()
+    assert done.committed.counts.ok == 40
+    assert read_again(out) == once(images)
+
+
+def test_a_stall_is_named_by_its_stage_and_what_was_finished_before_it_is_kept(
+    ray_cluster: cluster.Cluster, network: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, watch = tmp_path / "out", inference._watch
+
+    def watch_once_it_hangs(work: Callable[..., None], timeout_s: float, *arguments: Any) -> Iterator[Any]:
+        """Workers take seconds to start; the clock runs from when they hang."""
+        found = watch(work, timeout_s, *arguments)
+        if work.__name__ == "read_all":
+            deadline = time.monotonic() + 120
+            while not (tmp_path / "hangs").exists():
+                assert time.monotonic() < deadline, "the worker does not start"
+                time.sleep(0.05)
+        return found
+
+    monkeypatch.setattr(inference, "_watch", watch_once_it_hangs)
+    try:
+        with pytest.raises(FailedError, match="no progress for 3 s at the stage: polish the lenses; what was finished"):
+            night(images, network, out, "tests.test_inference.Hanging", stall_timeout_s=3)
+    finally:
+        (tmp_path / "released").touch()
+    assert not list(out.rglob("*.parquet"))
+    assert not (out / "_lease.json").exists()
+
+
+def test_a_network_that_is_replaced_under_way_is_said_so_in_a_sentence(
+    ray_cluster: cluster.Cluster, network: Path, images: Path, tmp_path: Path
+) -> None:
+    run = shutil.copytree(network, tmp_path / "run")
+    with pytest.raises(InputError, match=f"^{run} is not the network it was when this job began$"):
+        night(images, run, tmp_path / "out", "tests.test_inference.Replaced")
+    assert not list((tmp_path / "out").rglob("*.parquet"))
+
+
+def test_a_worker_that_dies_again_and_again_ends_the_night(
+    ray_cluster: cluster.Cluster, network: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inference, "MAX_DEATHS", 1)
+    try:
+        with pytest.raises(FailedError, match="workers died 1 times without finishing a block"):
+            night(images, network, tmp_path / "out", "tests.test_inference.Dying")
+    finally:
+        (tmp_path / "released").touch()
+
+
+def test_more_workers_than_fit_are_refused_before_anything_is_read(
+    ray_cluster: cluster.Cluster, network: Path, images: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match="do not fit"):
+        night(images, network, tmp_path / "out", num_workers=10_000)
+    assert not list((tmp_path / "out").rglob("*.todo"))
+
+
+# ---------------------------------------------------------------- without Ray
+
+
+@pytest.mark.usefixtures("no_ray")
+@pytest.mark.parametrize(("source", "out"), [("a", "a"), ("a", "a/b"), ("a/b", "a"), ("a/b/../..", "a/c")])
+def test_a_table_among_the_images_is_refused(source: str, out: str, network: Path, tmp_path: Path) -> None:
+    draw_glyphs(tmp_path / "a/b", ["ab"])
+    with pytest.raises(InputError, match="the table and the images must stand apart"):
+        night(tmp_path / source, network, tmp_path / out)
+    assert not list(tmp_path.rglob("_lease.json"))
+
+
+@pytest.mark.usefixtures("no_ray")
+def test_a_place_whose_name_begins_like_the_other_is_another_place(network: Path, tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    with pytest.raises(InputError, match=r"images holds no objects$"):
+        night(tmp_path / "images", network, tmp_path / "images-read")
+
+
+@pytest.mark.usefixtures("no_ray")
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"images": "junk"}, "junk holds no objects"),
+        ({"images": "images", "match": "jpg$"}, "images holds no objects that match 'jpg\\$'"),
+        ({"images": "absent"}, "absent does not exist"),
+        ({"images": "images", "run": "images"}, "images holds no checkpoint"),
+        ({"images": "ftp://host/images"}, "ftp://host/images has a scheme this project does not read"),
+        ({"images": "images/list.csv"}, "list.csv cannot be read"),
+    ],
+)
+def test_nothing_to_read_is_bad_input_and_leaves_no_lease(
+    changes: dict[str, str], sentence: str, network: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    draw_glyphs(tmp_path / "images", ["ab"])
+    (tmp_path / "junk").mkdir()
+    (tmp_path / "junk/.DS_Store").write_bytes(b"x")
+    with pytest.raises(InputError, match=sentence):
+        inference.transcribe(InferConfig(**{"run": str(network), "out": "out", **changes}), time.monotonic())
+    assert not (tmp_path / "out/_lease.json").exists()
+
+
+@pytest.mark.usefixtures("no_ray")
+def test_a_table_that_another_job_is_at_work_on_is_refused(network: Path, images: Path, tmp_path: Path) -> None:
+    with inference.Lease(str(tmp_path / "out/_lease.json")):
+        with pytest.raises(InputError, match=f"process {os.getpid()} on .* is at work on {tmp_path}/out; wait for it"):
+            night(images, network, tmp_path / "out")
+
+
+def a_night(ok: int, errors: dict[str, int], runs: int, skipped: int = 0) -> Night:
+    committed = Committed([Run("", k + 1) for k in range(runs)], Counts(ok, Counter(errors)))
+    return Night("s3://b/out", ok + sum(errors.values()) + skipped, skipped, committed, 2.0)
+
+
+@pytest.mark.parametrize(
+    ("done", "line"),
+    [
+        (
+            a_night(0, {}, 0, skipped=1234),
+            "0 of 1,234 objects read: 0 ok, 0 errors; 1,234 skipped as done; nothing to add to s3://b/out; "
+            "2.0 s, 0 objects/s",
+        ),
+        (
+            a_night(2000, {"Missing": 1, "Denied": 3}, 1, skipped=5),
+            "2,004 of 2,009 objects read: 2,000 ok, 4 errors (3 Denied, 1 Missing); 5 skipped as done; "
+            "committed as run=000001 in s3://b/out; 2.0 s, 1,002 objects/s",
+        ),
+        (
+            a_night(10, {}, 5),
+            "10 of 10 objects read: 10 ok, 0 errors; 0 skipped as done; committed as run=000001, run=000002, "
+            "run=000003 and 2 more runs in s3://b/out; 2.0 s, 5 objects/s",
+        ),
+    ],
+    ids=["nothing", "errors", "many runs"],
+)
+def test_a_night_is_said_in_one_line(done: Night, line: str) -> None:
+    assert done.describe() == line
+
+
+def test_what_is_watched_is_given_in_order_and_its_end_is_the_end() -> None:
+    def work(give: Callable[[int], None]) -> None:
+        for k in range(100):
+            give(k)
+
+    assert list(inference._watch(work, 60, lambda: "count")) == list(range(100))
+
+
+def test_what_is_watched_raises_what_it_raises_after_what_it_gave() -> None:
+    def work(give: Callable[[int], None]) -> None:
+        give(1)
+        raise InputError("no more")
+
+    found = inference._watch(work, 60, lambda: "count")
+    assert next(found) == 1
+    with pytest.raises(InputError, match="no more"):
+        next(found)
+
+
+def test_a_job_stalls_only_once_its_evidence_stands_still(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Time passes by 1 s each time that anyone asks."""
+    monkeypatch.setattr(inference, "REPORT_S", 0.001)
+    clock = iter(range(10**6))
+    monkeypatch.setattr(inference.time, "monotonic", lambda: next(clock))
+    progress = iter([*range(50), *[50] * 10**6])
+    done = threading.Event()
+    with pytest.raises(FailedError, match="no progress for 9 s at the stage: sleep"):
+        next(inference._watch(lambda _: done.wait(), 9, lambda: "sleep", lambda: next(progress)))
+    done.set()
+    assert next(progress) == 50
+    assert next(clock) > 50
