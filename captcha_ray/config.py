@@ -355,7 +355,7 @@ class InferConfig(Config):
     date_pattern: str = ""
     """Regular expression with groups year, month, day, searched in the URI; partitions the table by date=YYYY-MM-DD."""
     max_error_fraction: float = 0.5
-    """Fraction of the objects that may fail; above it the job stops and commits nothing."""
+    """Fraction of the objects that may fail; above it the job stops and commits nothing more."""
     stall_timeout_s: float = 600.0
     """Seconds without any progress after which the job fails."""
     endpoint_url: str = ""
@@ -408,3 +408,4 @@ class InferConfig(Config):
             not self.endpoint_url or self.endpoint_url.startswith(("http://", "https://")),
             f"endpoint_url is {self.endpoint_url!r}; it must start with http:// or https://",
         )
+        check("@" not in self.endpoint_url, "endpoint_url must hold no credentials; they belong in the environment")

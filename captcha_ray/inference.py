@@ -6,6 +6,7 @@ commit, never the bucket. Does not train, does not know labels.
 """
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import datetime
 import importlib
@@ -44,6 +45,9 @@ MAX_BLOCK, MIN_BLOCK = 4096, 256
 BLOCKS_PER_WORKER = 8
 """Blocks a worker gets at least, where there are objects enough, so that all end at about the same time."""
 
+LOOK_S = 5.0
+"""Seconds the driver waits for the workers' reports."""
+
 REPORT_S = 1.0
 """Seconds between a worker's reports, and between the driver's looks at them."""
 
@@ -60,33 +64,50 @@ class ReadBlocks:
 
     def __init__(self, work: Work, board: Any, reader: str) -> None:
         self._report: dict[str, Any] = {"stage": "load the network", "fetched": 0, "recognized": 0, "seconds": {}}
-        threading.Thread(target=self._keep_reporting, args=(board,), daemon=True).start()
+        self._board = board
+        self._refusal = ""
+        threading.Thread(target=self._keep_reporting, daemon=True).start()
         module, _, name = reader.rpartition(".")
-        self._reader: BlockReader = getattr(importlib.import_module(module), name)(work, self._report)
+        try:
+            self._reader: BlockReader = getattr(importlib.import_module(module), name)(work, self._report)
+        except InputError as error:  # told with the first block: of what a constructor raises, Ray keeps the text alone
+            self._refusal = str(error)
 
     def __call__(self, batch: dict[str, npt.NDArray[np.int64]]) -> dict[str, npt.NDArray[Any]]:
-        """Block numbers -> per block: rows staged, errors among them."""
-        counts = [self._reader.read(int(block)) for block in batch["block"]]
+        """Block numbers -> per block: rows staged, errors among them, and the sentence that ends the job, if any."""
+        counts = [(0, 0)] * len(batch["block"])
+        try:
+            if not self._refusal:
+                counts = [self._reader.read(int(block)) for block in batch["block"]]
+        except InputError as error:
+            self._refusal = str(error)
+        self._pin()
         return {
             "block": batch["block"],
             "rows": np.array([rows for rows, _ in counts]),
             "errors": np.array([errors for _, errors in counts]),
+            "refusal": np.array([self._refusal] * len(counts)),
         }
 
-    def _keep_reporting(self, board: Any) -> None:
+    def _pin(self) -> None:
         name = ray.get_runtime_context().get_worker_id()
+        self._board.pin.remote(name, {**self._report, "seconds": dict(self._report["seconds"])})
+
+    def _keep_reporting(self) -> None:
         while True:
-            board.pin.remote(name, {**self._report, "seconds": dict(self._report["seconds"])})
+            self._pin()
             time.sleep(REPORT_S)
 
 
 @dataclasses.dataclass(frozen=True)
 class Night:
-    """What a job has done. skipped: listed objects that were done already. seconds: from start to end, this job's."""
+    """What a job has done. skipped: listed objects that were done already. adopted: objects read by an earlier,
+    interrupted job. seconds: from start to end, this job's."""
 
     out: str
     listed: int
     skipped: int
+    adopted: int
     committed: Committed
     seconds: float
 
@@ -96,12 +117,12 @@ class Night:
         errors = ", ".join(f"{count:,} {kind}" for kind, count in counts.errors.most_common())
         total = counts.ok + counts.num_errors
         where = ", ".join(run.folder for run in self.committed.runs[:3])
-        more = f" and {len(self.committed.runs) - 3:,} more runs" if len(self.committed.runs) > 3 else ""
+        more = f" and {len(self.committed.runs) - 3:,} more" if len(self.committed.runs) > 3 else ""
         return (
             f"{total:,} of {self.listed:,} objects read: {counts.ok:,} ok, {counts.num_errors:,} errors"
             f"{f' ({errors})' if errors else ''}; {self.skipped:,} skipped as done; "
             f"{f'committed as {where}{more} in' if where else 'nothing to add to'} {self.out}; "
-            f"{self.seconds:.1f} s, {total / self.seconds:,.0f} objects/s"
+            f"{self.seconds:.1f} s, {max(total - self.adopted, 0) / self.seconds:,.0f} objects/s"
         )
 
 
@@ -133,12 +154,15 @@ def _check_apart(source: str, out: str) -> None:
             raise InputError(f"{inner} lies in {outer}; the table and the images must stand apart")
 
 
-def _num_workers(config: InferConfig, resources: cluster.Cluster) -> int:
+def _num_workers(config: InferConfig) -> int:
     """How many workers to use. Raises InputError where they do not fit."""
-    each = resources.num_gpus if config.use_gpu else resources.num_cpus // config.cpus_per_worker
-    num_workers = config.num_workers or max(each, 1)
+    num_workers = config.num_workers or max(cluster.num_fitting(config.cpus_per_worker, config.use_gpu), 1)
     cluster.check_fits(num_workers, config.cpus_per_worker, config.use_gpu)
     return num_workers
+
+
+class TooManyErrorsError(FailedError):
+    """More objects fail than the user allows."""
 
 
 class _Job:
@@ -172,7 +196,7 @@ class _Job:
         self._seconds: dict[str, float] = {}
         self._reports: dict[str, dict[str, Any]] = {}
         self._blocks: list[str] = []
-        self._rows = self._errors = self._total = 0
+        self._rows = self._errors = self._total = self._adopted = 0
         self._listed = self._skipped = self._num_junk = self._num_workers = 0
         self._committed = Committed()
 
@@ -180,6 +204,7 @@ class _Job:
         adopted = self._timed("resume", self._table.open)
         if adopted.total:
             console.say(f"{adopted.total:,} objects were read before an interruption and are kept")
+            self._adopted = adopted.total
             self._add(self._table.adopted_block, adopted.total, adopted.num_errors)
         try:
             todo = self._plan()
@@ -190,15 +215,20 @@ class _Job:
         self._total = adopted.total + todo
         if todo:
             before = time.monotonic()
-            with cluster.connect() as resources:
-                self._seconds["start Ray"] = time.monotonic() - before
-                self._num_workers = _num_workers(self._config, resources)
-                self._read(self._timed("plan", self._write_todo, todo))
+            try:
+                with cluster.connect():
+                    self._seconds["start Ray"] = time.monotonic() - before
+                    self._num_workers = _num_workers(self._config)
+                    self._read(self._timed("plan", self._write_todo, todo))
+            except TooManyErrorsError:
+                self._table.discard(storage.list_files(self._table.attempt))  # now that no worker adds to it
+                raise
         self._check_errors()
         self._commit()
+        self._lease.check()
         self._table.close()
         seconds = time.monotonic() - self._started
-        return Night(self._config.out, self._listed, self._skipped, self._committed, seconds)
+        return Night(self._config.out, self._listed, self._skipped, self._adopted, self._committed, seconds)
 
     def _list(self, advance: Callable[[int], None]) -> None:
         where = self._spool / "listed.parquet"
@@ -248,9 +278,13 @@ class _Job:
             for row in results.iter_rows():
                 give(row)
 
+        def look() -> dict[str, dict[str, Any]]:
+            with contextlib.suppress(ray.exceptions.GetTimeoutError, ray.exceptions.RayActorError):
+                self._reports = ray.get(board.read.remote(), timeout=LOOK_S)
+            return self._reports
+
         def stage() -> str:
-            self._reports = ray.get(board.read.remote())
-            stages = Counter(report["stage"] for report in self._reports.values())
+            stages = Counter(report["stage"] for report in look().values())
             return stages.most_common(1)[0][0] if stages else "start the workers"
 
         finished = workers = finished_then = 0
@@ -258,7 +292,7 @@ class _Job:
         def evidence() -> Any:
             """What the workers say; Ray starts those that die anew, with the same block, as often as it takes."""
             nonlocal workers, finished_then
-            reports = ray.get(board.read.remote())
+            reports = look()
             if finished > finished_then:
                 finished_then, workers = finished, len(reports)
             if len(reports) > max(workers, self._num_workers) + MAX_DEATHS:
@@ -269,36 +303,43 @@ class _Job:
 
         with console.progress("read", self._total - self._rows, "objects") as shown:
             for row in _watch(read_all, self._config.stall_timeout_s, stage, evidence):
-                self._lease.check()
+                if row["refusal"]:
+                    raise InputError(row["refusal"])
                 finished += 1
                 self._add(self._work.staged(row["block"]), row["rows"], row["errors"])
                 shown(row["rows"], f"{self._errors:,} errors" if self._errors else "")
-                if self._rows >= self._config.objects_per_run:
+                if self._rows >= self._config.objects_per_run and not self._may_fail():
+                    look()
                     self._commit()
-        stage()
+        look()
 
     def _dataset(self, num_blocks: int, board: Any) -> ray.data.Dataset:
         num_workers = min(self._num_workers, num_blocks)
         items = [{"block": number} for number in range(num_blocks)]
-        options = ray.data.DataContext.get_current().execution_options
-        options.preserve_order = False  # whichever block is done first
+        context = ray.data.DataContext.get_current().copy()
+        context.execution_options.preserve_order = False  # whichever block is done first
         pool: Any = ray.data.ActorPoolStrategy(
             min_size=1, max_size=num_workers, initial_size=num_workers, max_tasks_in_flight_per_actor=2
         )
-        return ray.data.from_items(items, override_num_blocks=num_blocks).map_batches(
-            ReadBlocks,
-            fn_constructor_args=(self._work, board, self._reader),
-            batch_size=1,
-            compute=pool,
-            num_cpus=self._config.cpus_per_worker,
-            num_gpus=1 if self._config.use_gpu else None,
-        )
+        with ray.data.DataContext.current(context):
+            return ray.data.from_items(items, override_num_blocks=num_blocks).map_batches(
+                ReadBlocks,
+                fn_constructor_args=(self._work, board, self._reader),
+                batch_size=1,
+                compute=pool,
+                num_cpus=self._config.cpus_per_worker,
+                num_gpus=1 if self._config.use_gpu else None,
+            )
 
     def _add(self, block: str, rows: int, errors: int) -> None:
         self._blocks.append(block)
         self._rows += rows
         self._errors += errors
         self._check_errors()
+
+    def _may_fail(self) -> bool:
+        """Whether so many objects have failed so far that nothing should be committed before the night is over."""
+        return self._errors > self._config.max_error_fraction * (self._committed.counts.total + self._rows)
 
     def _check_errors(self) -> None:
         """Stops as soon as the errors are more than the whole night allows."""
@@ -307,10 +348,9 @@ class _Job:
             kinds = Counter[str]()
             for block in self._blocks:
                 kinds += Counts.of(predictions.read(block, ["status", "error"])).errors
-            self._table.discard(self._blocks)
             said = ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common())
             since = f"after {self._committed.runs[-1].folder}" if self._committed.runs else "of them"
-            raise FailedError(
+            raise TooManyErrorsError(
                 f"{self._errors:,} of {self._total:,} objects cannot be read ({said}), more than "
                 f"--max-error-fraction {self._config.max_error_fraction:g}; nothing {since} was committed"
             )
@@ -329,12 +369,13 @@ class _Job:
             for name, spent in report["seconds"].items():
                 seconds[name] = seconds.get(name, 0.0) + spent
         cores = self._num_workers * self._config.cpus_per_worker
-        read = max(self._committed.counts.total + self._rows, 1)
+        read = max(self._committed.counts.total + self._rows - self._adopted, 1)
         price = self._config.price_per_core_hour
         return {
             "counts": counts.to_dict(),
             "listed": self._listed,
             "skipped": self._skipped,
+            "read_before_an_interruption": self._adopted,
             "images": self._config.images,
             "model": self._config.run,
             "model_id": self._work.model_id,
@@ -347,7 +388,7 @@ class _Job:
             "cost": {
                 "cores": cores,
                 "price_per_core_hour": price,
-                "per_million_images": round(cores * wall / 3600 * price / read * 1e6, 4),
+                "per_million_images": round(cores * wall / 3600 * price / read * 1e6, 4) if cores else None,
             },
             "config": self._config.to_dict(),
             "environment": runs.environment(),
@@ -391,12 +432,12 @@ def _watch(
                     where = f"no progress for {timeout_s:g} s at the stage: {stage()}"
                     raise FailedError(f"{where}; what was finished is kept") from None
                 continue
-            last = time.monotonic()
             if kind == "error":
                 raise _plain(value)
             if kind == "end":
                 return
             yield value
+            last = time.monotonic()
 
     threading.Thread(target=run, daemon=True).start()
     return items()

@@ -67,7 +67,9 @@ def speakable(uri: str) -> str:
 def is_junk(uri: str, corpus: str) -> bool:
     """Whether a file is an operating system's or hidden below the corpus, and so no image of it."""
     below = uri.removeprefix(corpus).lstrip("/").split("/")
-    return uri.rpartition("/")[2].lower() in JUNK or any(part.startswith((".", "__MACOSX")) for part in below)
+    return uri.rpartition("/")[2].lower() in JUNK or any(
+        part.startswith((".", "__MACOSX")) and part not in (".", "..") for part in below
+    )
 
 
 def label_of(uri: str, corpus: str, labels: Labels, pattern: re.Pattern[str] | None) -> str | None:

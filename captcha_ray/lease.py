@@ -3,6 +3,7 @@
 Politeness, not safety: what must never happen twice has to be refused by the store itself when it is committed.
 """
 
+import contextlib
 import json
 import os
 import secrets
@@ -35,19 +36,24 @@ class Lease:
     def __enter__(self) -> "Lease":
         try:
             self._acquire()
-        except PermissionError as error:
-            raise InputError(f"{self._uri} cannot be written: {error}") from error
+        except OSError as error:
+            raise InputError(f"{self._uri} cannot be written: {error.strerror or error}") from error
         self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._done.set()
         self._thread.join()
-        if (self._read() or {}).get("holder") == self._me["holder"]:
-            storage.delete(self._uri)
+        try:
+            if self._holds():
+                storage.delete(self._uri)
+        except OSError as error:  # the work is done or has failed already
+            console.warn(f"the lease {self._uri} stays behind: {error}")
 
     def check(self) -> None:
-        """Raises FailedError where another process has taken the lease over."""
+        """Raises FailedError where another process has taken the lease over; asks the store, if it answers."""
+        with contextlib.suppress(OSError):
+            self._lost = self._lost or not self._holds()
         if self._lost:
             raise FailedError(
                 f"another process has taken over {self._uri}; what this one had not committed is left to it"
@@ -76,7 +82,10 @@ class Lease:
         deadline = time.monotonic() + PATIENCE_S
         while time.monotonic() < deadline:
             time.sleep(1)
-            if self._read() != found:
+            now = self._read()
+            if now is None:
+                return  # given back meanwhile
+            if now != found:
                 raise InputError(f"{_who(found)} is at work on {self._folder}; wait for it, or end it")
 
     def _renew(self) -> None:
@@ -84,24 +93,27 @@ class Lease:
         while not self._done.wait(RENEW_S):
             count += 1
             try:
-                if (self._read() or {}).get("holder") != self._me["holder"]:
+                if not self._holds():
                     self._lost = True
                     return
                 storage.write(self._uri, self._content(count))
-            except OSError as error:  # the store is away; the holder goes on until someone takes over
+            except Exception as error:  # the store is away; the holder goes on until someone takes over
                 console.warn(f"the lease cannot be renewed: {error}")
+
+    def _holds(self) -> bool:
+        return bool((self._read() or {}).get("holder") == self._me["holder"])
 
     def _content(self, count: int) -> bytes:
         return json.dumps({**self._me, "renewed": count}).encode()
 
     def _read(self) -> dict[str, Any] | None:
         try:
-            found: dict[str, Any] = json.loads(storage.read(self._uri))
+            found = json.loads(storage.read(self._uri))
         except FileNotFoundError:
             return None
         except ValueError:
-            return {"host": "an unknown machine"}
-        return found
+            found = None
+        return found if isinstance(found, dict) else {"host": "an unknown machine"}
 
 
 def _process() -> dict[str, Any]:
@@ -120,7 +132,8 @@ def _boot() -> str | None:
 def _started(pid: int) -> int | None:
     """When a process began, in ticks since the machine did; None where it does not run."""
     try:
-        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+        state, *numbers = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return None if state == "Z" else int(numbers[18])
     except (OSError, ValueError):
         return None
 

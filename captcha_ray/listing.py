@@ -5,6 +5,7 @@ Everything after works from that file, so that a bucket is listed once. Does not
 
 import gzip
 import re
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -83,9 +84,13 @@ def _copy_table(table: str, path: Path, match: str) -> None:
         data = storage.read(table)
     except OSError as error:
         raise InputError(f"the listing {table} cannot be read: {error.strerror or error}") from error
-    source.write_bytes(gzip.decompress(data) if table.endswith(".gz") else data)
+    try:
+        source.write_bytes(gzip.decompress(data) if table.endswith(".gz") else data)
+    except (OSError, EOFError, zlib.error) as error:
+        raise InputError(f"the listing {table} cannot be read: {error}") from error
     del data
-    read = "read_parquet(?)" if table.endswith(".parquet") else "read_csv(?, header = true, all_varchar = true)"
+    csv = "header = true, all_varchar = true, delim = ',', quote = '\"', escape = '\"'"
+    read = "read_parquet(?, hive_partitioning = false)" if table.endswith(".parquet") else f"read_csv(?, {csv})"
     folder = table.rpartition("/")[0]
     try:
         with connect(path.parent) as database:
@@ -100,11 +105,11 @@ def _copy_table(table: str, path: Path, match: str) -> None:
                         WHERE given <> '')
                     WHERE $match = '' OR regexp_matches(uri, $match)
                     ORDER BY last_modified DESC NULLS LAST
-                ) TO '{_quoted(path)}' (FORMAT parquet, COMPRESSION zstd)""",
+                ) TO '{quoted(path)}' (FORMAT parquet, COMPRESSION zstd)""",
                 # A key in a bucket's table never names a file of this machine.
                 {"folder": folder, "source": str(source), "match": match, "local": not storage.is_remote(table)},
             )
-    except (duckdb.Error, gzip.BadGzipFile, EOFError) as error:
+    except duckdb.Error as error:
         raise InputError(f"the listing {table} cannot be read: {str(error).splitlines()[0]}") from error
     finally:
         source.unlink()
@@ -115,7 +120,7 @@ def _columns(names: list[str], table: str) -> str:
     lower = {name.lower(): name for name in names}
 
     def found(wanted: str) -> str | None:
-        return next((f'"{_quoted(lower[n], chr(34))}"' for n in ALIASES[wanted] if n in lower), None)
+        return next((f'"{quoted(lower[n], chr(34))}"' for n in ALIASES[wanted] if n in lower), None)
 
     given = found("uri")
     if given is None and {"bucket", "key"} <= set(lower):
@@ -141,6 +146,6 @@ def connect(folder: Path) -> duckdb.DuckDBPyConnection:
     return duckdb.connect(config=settings)
 
 
-def _quoted(value: Path | str, quote: str = "'") -> str:
+def quoted(value: Path | str, quote: str = "'") -> str:
     """The inside of an SQL literal or name."""
     return str(value).replace(quote, quote * 2)

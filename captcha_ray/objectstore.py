@@ -50,8 +50,8 @@ BACKOFF_S, MAX_BACKOFF_S = 0.1, 5.0
 """The wait after attempt k is drawn evenly from 0 to BACKOFF_S * 2^k, at most MAX_BACKOFF_S: "full jitter" of
 M. Brooker, "Exponential Backoff and Jitter" (2015)."""
 
-CONNECT_TIMEOUT_S, REQUEST_TIMEOUT_S = 5, 30
-"""Of one attempt. An object of a few megabytes takes less than a second."""
+CONNECT_TIMEOUT_S, REQUEST_TIMEOUT_S, PATIENT_TIMEOUT_S = 5, 30, 900
+"""Of one attempt, body included. An image takes less than a second; a table of 128 MB minutes on a slow line."""
 
 
 class StoreError(OSError, InputError):
@@ -80,6 +80,16 @@ def split(uri: str) -> tuple[str, str]:
     return f"{scheme}://{bucket}", key
 
 
+def _split_named(uri: str) -> tuple[str, str]:
+    """As `split`. Raises StoreError for a key that can only be read: no job gives objects such names."""
+    root, key = split(uri)
+    if not _has_name(key):
+        raise StoreError(
+            f"{uri}: keys with empty, `.` or `..` parts or control characters are only read, never written"
+        )
+    return root, key
+
+
 def get(uri: str, max_bytes: int | None = None) -> tuple[bytes | None, Entry]:
     """The object, and what its store says of it; None for one of more than `max_bytes`, which is not fetched.
 
@@ -91,9 +101,9 @@ def get(uri: str, max_bytes: int | None = None) -> tuple[bytes | None, Entry]:
         if not _has_name(key):
             answer = _s3(root).get_object(Bucket=root.removeprefix("s3://"), Key=key)
             with contextlib.closing(answer["Body"]) as body:
-                entry = Entry(uri, answer["ETag"].strip('"'), answer["ContentLength"], answer["LastModified"])
+                entry = Entry(uri, answer.get("ETag", "").strip('"'), answer["ContentLength"], answer["LastModified"])
                 return (None if max_bytes is not None and entry.size > max_bytes else body.read()), entry
-        result = obstore.get(_store(root), key)
+        result = obstore.get(_store(root, patient=max_bytes is None), key)
         entry = _entry(uri, result.meta)
         return (None if max_bytes is not None and entry.size > max_bytes else bytes(result.bytes())), entry
 
@@ -102,7 +112,7 @@ def get(uri: str, max_bytes: int | None = None) -> tuple[bytes | None, Entry]:
 
 def put(uri: str, data: bytes, *, exclusive: bool = False) -> None:
     """Writes the whole object. Raises FileExistsError where `exclusive` is set and there is one already."""
-    root, key = split(uri)
+    root, key = _split_named(uri)
     # Stores that know conditional writes let one of two writers win. Others (rclone's server) ignore the condition and
     # overwrite; for them asking first refuses all but a writer that comes in the instant between.
     if exclusive and head(uri):
@@ -113,7 +123,9 @@ def put(uri: str, data: bytes, *, exclusive: bool = False) -> None:
         nonlocal attempts
         attempts += 1
         try:
-            obstore.put(_store(root), key, data, mode="create" if exclusive else "overwrite", use_multipart=False)
+            obstore.put(
+                _store(root, patient=True), key, data, mode="create" if exclusive else "overwrite", use_multipart=False
+            )
         except AlreadyExistsError:
             if attempts == 1 or get(uri)[0] != data:  # an attempt whose answer was lost may have written it
                 raise FileExistsError(f"{uri} exists") from None
@@ -124,15 +136,22 @@ def put(uri: str, data: bytes, *, exclusive: bool = False) -> None:
 def head(uri: str) -> Entry | None:
     """What the store says of an object; None where there is none."""
     root, key = split(uri)
+
+    def request() -> Entry:
+        if _has_name(key):
+            return _entry(uri, obstore.head(_store(root), key))
+        answer = _s3(root).head_object(Bucket=root.removeprefix("s3://"), Key=key)
+        return Entry(uri, answer.get("ETag", "").strip('"'), answer["ContentLength"], answer["LastModified"])
+
     try:
-        return _persist(lambda: _entry(uri, obstore.head(_store(root), key)), uri)
+        return _persist(request, uri)
     except FileNotFoundError:
         return None
 
 
 def delete(uri: str) -> None:
     """Removes one object; no error where there is none."""
-    root, key = split(uri)
+    root, key = _split_named(uri)
     with contextlib.suppress(FileNotFoundError):
         _persist(lambda: obstore.delete(_store(root), key), uri)
 
@@ -151,7 +170,7 @@ def list_pages(uri: str) -> Iterator[list[Entry]]:
 
 def _list_stream(root: str, prefix: str) -> Iterator[list[Entry]]:
     with _store_errors(f"{root}/{prefix}"):
-        for page in obstore.list(_store(root), prefix=prefix or None, chunk_size=1000):
+        for page in obstore.list(_store(root, retried=True), prefix=prefix or None, chunk_size=1000):
             yield [_entry(f"{root}/{item['path']}", item) for item in page]
 
 
@@ -185,7 +204,7 @@ def _list_s3(root: str, prefix: str) -> Iterator[list[Entry]]:
                 if answer["IsTruncated"]:
                     waiting.appendleft(dataclasses.replace(page, token=answer["NextContinuationToken"]))
                 yield [
-                    Entry(f"{root}/{item['Key']}", item["ETag"].strip('"'), item["Size"], item["LastModified"])
+                    Entry(f"{root}/{item['Key']}", item.get("ETag", "").strip('"'), item["Size"], item["LastModified"])
                     for item in answer.get("Contents", [])
                 ]
 
@@ -212,8 +231,12 @@ def _has_name(key: str) -> bool:
 
 def use_endpoint(url: str) -> None:
     """Sends requests for `s3://`, of this process and those it starts, to another store than Amazon's."""
-    os.environ["AWS_ENDPOINT_URL"] = url
+    os.environ["AWS_ENDPOINT_URL"] = os.environ["AWS_ENDPOINT_URL_S3"] = url
     forget_clients()
+
+
+def _endpoint() -> str:
+    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL", "")
 
 
 def forget_clients() -> None:
@@ -223,18 +246,19 @@ def forget_clients() -> None:
 
 
 @functools.cache
-def _store(root: str) -> Any:
-    plain = os.environ.get("AWS_ENDPOINT_URL", "").startswith("http://")  # obstore refuses it unless told
+def _store(root: str, patient: bool = False, retried: bool = False) -> Any:
+    """A client of a bucket. patient: for large objects. retried: by obstore itself, as the pages of a listing are."""
+    plain = _endpoint().startswith("http://")  # obstore refuses it unless told
     profile = root.startswith("s3://") and os.environ.get("AWS_PROFILE")
     provider: dict[str, Any] = {"credential_provider": _profile_credentials()} if profile else {}
     return from_url(
         root,
         client_options={
-            "timeout": f"{REQUEST_TIMEOUT_S}s",
+            "timeout": f"{PATIENT_TIMEOUT_S if patient else REQUEST_TIMEOUT_S}s",
             "connect_timeout": f"{CONNECT_TIMEOUT_S}s",
             "allow_http": plain,
         },
-        retry_config={"max_retries": 0},  # `_persist` does it, for bodies cut off half-way too
+        retry_config=None if retried else {"max_retries": 0},  # `_persist` does it, with jitter from the first wait on
         **provider,
     )
 
@@ -268,7 +292,7 @@ def _s3(root: str) -> Any:
         max_pool_connections=4 * NUM_LIST_THREADS,
         retries={"total_max_attempts": 1},
         signature_version=UNSIGNED if anonymous else None,
-        s3={"addressing_style": "path"} if os.environ.get("AWS_ENDPOINT_URL") else None,  # as obstore does
+        s3={"addressing_style": "path"} if _endpoint() else None,  # as obstore does
     )
     session = botocore.session.Session()
     return session.create_client("s3", region_name=os.environ.get("AWS_REGION") or None, config=config)

@@ -35,6 +35,9 @@ from captcha_ray.config import InferConfig
 NUM_THREADS = 8
 """Objects of the table that are read at once."""
 
+NUM_COPY_THREADS = 2
+"""Committed files of a bucket that are fetched at once; each is held in memory."""
+
 GROUP_ROWS = 131_072
 """Rows per row group of a committed file."""
 
@@ -140,7 +143,8 @@ class Predictions:
         self._model_id = model_id
         self._spool = spool
         self._runs: set[Run] = set()
-        decisive = [model_id, config.skip, config.retry_errors, config.max_bytes, config.max_pixels, config.max_stretch]
+        names = ("images", "match", "skip", "retry_errors", "max_bytes", "max_pixels", "max_stretch")
+        decisive = [model_id, *(getattr(config, name) for name in names)]
         work = hashlib.sha256(json.dumps(decisive).encode()).hexdigest()[:16]
         self._work = storage.join(config.out, "_staging", work)
         self.attempt = storage.join(self._work, f"attempt-{secrets.token_hex(8)}")
@@ -158,7 +162,7 @@ class Predictions:
             if f"{run.folder}/_manifest.json" not in names:
                 self._write_manifest(run, _footer(storage.read(self._uri(run.file))))
         for name in names:
-            if re.search(r"run=\d+/\.predictions\.parquet\.\w+\.tmp$", name):
+            if re.search(r"(^|/)\.[^/]+\.[0-9a-f]{32}\.tmp$", name):  # a write that was interrupted
                 storage.delete(self._uri(name))
         self._before = self._begin()
         left = [self._uri(name) for name in names if self._uri(name).startswith(f"{self._work}/attempt-")]
@@ -178,13 +182,15 @@ class Predictions:
         """Makes one block of others' blocks: each object once, without those that were committed meanwhile."""
         if not blocks:
             return Counts()
-        names = _sql_list(self._copies(blocks, None))
+        blocks = [path for path in self._copies(blocks, None) if _is_whole(path)]
+        if not blocks:
+            return Counts()
         with listing.connect(self._spool) as database:
             database.execute(
                 f"""COPY (WITH done AS ({self._done(self._settling)})
-                    SELECT DISTINCT ON (uri, etag) * FROM read_parquet({names}) AS staged WHERE NOT EXISTS
+                    SELECT DISTINCT ON (uri, etag) * FROM {_sql_table(blocks)} AS staged WHERE NOT EXISTS
                         (FROM done WHERE done.uri = staged.uri AND done.etag = staged.etag)
-                ) TO '{self._adopted}' (FORMAT parquet, COMPRESSION zstd)"""
+                ) TO '{listing.quoted(self._adopted)}' (FORMAT parquet, COMPRESSION zstd)"""
             )
         counts = Counts.of(pq.read_table(self._adopted, columns=["status", "error"]))
         if counts.total:
@@ -209,8 +215,8 @@ class Predictions:
         """
         done = [self._done(self._settling)]
         if self._adopted.exists():
-            done.append(f"SELECT uri, etag, status FROM read_parquet('{self._adopted}')")
-        wanted = f"FROM read_parquet('{listed}') AS listed"
+            done.append(f"SELECT uri, etag, status FROM {_sql_table([str(self._adopted)])}")
+        wanted = f"FROM {_sql_table([str(listed)])} AS listed"
         if self._config.retry_errors:
             same = "failed.uri = listed.uri AND (listed.etag = '' OR failed.etag = listed.etag)"
             wanted += f" WHERE EXISTS (FROM failed WHERE {same})"
@@ -223,7 +229,7 @@ class Predictions:
                     wanted AS ({wanted})
                     FROM wanted WHERE NOT EXISTS
                         (FROM done WHERE done.uri = wanted.uri AND (wanted.etag = '' OR done.etag = wanted.etag))
-                ) TO '{path}' (FORMAT parquet, COMPRESSION zstd)"""
+                ) TO '{listing.quoted(path)}' (FORMAT parquet, COMPRESSION zstd)"""
             )
         num_rows: int = pq.read_metadata(path).num_rows
         return num_rows
@@ -232,9 +238,9 @@ class Predictions:
         """SQL for uri, etag and status of what committed runs hold."""
         if not settling:
             return "SELECT '' AS uri, '' AS etag, '' AS status WHERE false"
-        names = _sql_list(self._copies([self._uri(run.file) for run in sorted(settling)], KEY_COLUMNS))
+        files = self._copies([self._uri(run.file) for run in sorted(settling)], KEY_COLUMNS)
         this = f"WHERE model_id = '{self._model_id}'" if self._config.skip != "any-model" else ""
-        return f"SELECT uri, etag, status FROM read_parquet({names}, hive_partitioning = false) {this}"
+        return f"SELECT uri, etag, status FROM {_sql_table(files)} {this}"
 
     def _copies(self, uris: list[str], columns: list[str] | None) -> list[str]:
         """Local paths of Parquet files; those of a bucket are copied here, their wanted columns only."""
@@ -247,7 +253,7 @@ class Predictions:
                 pq.write_table(read(uri, columns), path, compression="zstd")
             return str(path)
 
-        with concurrent.futures.ThreadPoolExecutor(NUM_THREADS) as pool:
+        with concurrent.futures.ThreadPoolExecutor(NUM_COPY_THREADS) as pool:
             return list(pool.map(copy, uris))
 
     def commit(self, blocks: list[str], describe: Callable[[Counts], dict[str, Any]]) -> Committed:
@@ -341,8 +347,19 @@ def read(uri: str, columns: list[str] | None = None) -> pa.Table:
     return pq.read_table(io.BytesIO(storage.read(uri)), columns=columns)
 
 
-def _sql_list(paths: list[str]) -> str:
-    return "[" + ", ".join("'" + path.replace("'", "''") + "'" for path in paths) + "]"
+def _sql_table(paths: list[str]) -> str:
+    """SQL that reads local Parquet files. Without what DuckDB would take from the names of folders above them."""
+    names = ", ".join(f"'{listing.quoted(path)}'" for path in paths)
+    return f"read_parquet([{names}], hive_partitioning = false)"
+
+
+def _is_whole(path: str) -> bool:
+    """Whether a staged block can be read; the power may have failed while it was written."""
+    try:
+        pq.read_metadata(path)
+    except pa.ArrowException:
+        return False
+    return True
 
 
 def _partition_of(uri: str, date: re.Pattern[str]) -> str:

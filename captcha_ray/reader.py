@@ -55,7 +55,7 @@ class BlockReader:
 
     def _fetch(self, chunks: list[list[dict[str, Any]]]) -> Iterator[list[bytes | images.Unreadable]]:
         """The bytes of each chunk's objects; from a store, those of the next chunk are on their way meanwhile."""
-        if not any(storage.is_remote(row["uri"]) for row in chunks[0]):
+        if not any(storage.is_remote(row["uri"]) for chunk in chunks for row in chunk):
             for chunk in chunks:
                 yield self._timed("fetch", lambda chunk=chunk: [self._fetch_one(row) for row in chunk])
             return

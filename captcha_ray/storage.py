@@ -10,6 +10,7 @@ import contextlib
 import datetime
 import errno
 import os
+import stat
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -74,9 +75,12 @@ def fetch(uri: str, max_bytes: int) -> tuple[bytes | None, Entry]:
     """
     if is_remote(uri):
         return objectstore.get(uri, max_bytes)
-    with open(uri, "rb") as file:
-        entry = _entry(uri, os.fstat(file.fileno()))
-        return (None if entry.size > max_bytes else file.read()), entry
+    with open(os.open(uri, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:  # opening a pipe would wait for its writer
+        found = os.fstat(file.fileno())
+        if not stat.S_ISREG(found.st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", uri)
+        data = file.read(max_bytes + 1)
+        return (None if len(data) > max_bytes else data), _entry(uri, found)
 
 
 def write(uri: str, data: bytes | memoryview, *, exclusive: bool = False) -> None:
@@ -96,6 +100,8 @@ def write(uri: str, data: bytes | memoryview, *, exclusive: bool = False) -> Non
     try:
         temporary.write_bytes(data)
         if exclusive:
+            with temporary.open("rb") as file:  # what is claimed by its name must be there when the power fails
+                os.fsync(file.fileno())
             os.link(temporary, path)
         else:
             temporary.replace(path)
@@ -124,9 +130,12 @@ def list_pages(uri: str) -> Iterator[list[Entry]]:
     """
     if is_remote(uri):
         found = False
-        for page in objectstore.list_pages(uri):
-            found = found or bool(page)
-            yield page
+        try:
+            for page in objectstore.list_pages(uri):
+                found = found or bool(page)
+                yield page
+        except FileNotFoundError as error:
+            raise InputError(str(error)) from None
         if not found and objectstore.split(uri)[1] and (entry := objectstore.head(uri)):
             yield [entry]
         return

@@ -332,7 +332,7 @@ def test_a_table_that_another_job_is_at_work_on_is_refused(network: Path, images
 
 def a_night(ok: int, errors: dict[str, int], runs: int, skipped: int = 0) -> Night:
     committed = Committed([Run("", k + 1) for k in range(runs)], Counts(ok, Counter(errors)))
-    return Night("s3://b/out", ok + sum(errors.values()) + skipped, skipped, committed, 2.0)
+    return Night("s3://b/out", ok + sum(errors.values()) + skipped, skipped, 0, committed, 2.0)
 
 
 @pytest.mark.parametrize(
@@ -379,6 +379,7 @@ def test_what_is_watched_raises_what_it_raises_after_what_it_gave() -> None:
         next(found)
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # Ray Data's, of jobs given up
 def test_a_job_stalls_only_once_its_evidence_stands_still(monkeypatch: pytest.MonkeyPatch) -> None:
     """Time passes by 1 s each time that anyone asks."""
     monkeypatch.setattr(inference, "REPORT_S", 0.001)

@@ -153,7 +153,6 @@ def test_a_bucket_is_listed_as_its_objects_are_read(bucket: str, write: Callable
     assert all(row == storage.fetch(row["uri"], 100)[1]._asdict() for row in rows)
 
 
-@bug("the part `.` passes for a hidden folder")
 def test_keys_of_buckets_with_dots_for_folders_are_not_hidden(bucket: str, write: Callable[..., Any]) -> None:
     keys = [f"{bucket.removeprefix('s3://bucket/')}/{name}" for name in ("../a.png", "./a.png", "x/../a.png")]
     for key in keys:
@@ -192,7 +191,6 @@ def test_nothing_of_that_name_is_one_sentence(tmp_path: Path, bucket: str, write
     assert write(f"{bucket}/none") == []
 
 
-@bug("FileNotFoundError, which ends a job with a traceback")
 def test_an_absent_bucket_is_one_sentence(bucket: str, write: Callable[..., Any]) -> None:
     with pytest.raises(InputError, match=r"^s3://nowhere/none.* or its bucket does not exist$"):
         write("s3://nowhere/none")
@@ -320,17 +318,15 @@ def test_a_time_that_does_not_say_where_is_utc(
 @pytest.mark.parametrize(
     "text",
     [
-        pytest.param("url\na;1.png\nb;2.png\n", marks=bug("taken for two columns")),
-        pytest.param("url\na|1.png\nb|2.png\n", marks=bug("taken for two columns")),
-        pytest.param(
-            "url\n" + "".join(f"{k}.png\n" for k in range(30_000)) + '"quo""te"\n', marks=bug("none in the first rows")
-        ),
-        pytest.param("url\n'a'\n'b'\n", marks=bug("taken for quotes")),
+        "url\na;1.png\nb;2.png\n",
+        "url\na|1.png\nb|2.png\n",
+        "url\n" + "".join(f"{k}.png\n" for k in range(30_000)) + '"quo""te"\n',
+        "url\n'a'\n'b'\n",
         "url\r\na.png\r\nb c.png\r\n",
         "\ufeffurl\nü.png\n",
         'url\n"line\nfeed"\n',
         "url\n#a.png\n#b.png\n",
-        "url\n007\n008\n",
+        "url\n1.50\n2.50\n",
     ],
     ids=["semicolon", "bar", "late quotes", "apostrophes", "crlf", "byte order mark", "line feed", "hash", "numbers"],
 )
@@ -356,9 +352,9 @@ GOOD = gzip.compress(("path\n" + "".join(f"{zlib.crc32(b'%d' % k):x}\n" for k in
         ("cut.parquet", parquet(path=["a"])[:-9], "cannot be read: "),
         ("no.parquet", b"PAR1, it says, and nothing more PAR1", "cannot be read: "),
         ("rows.csv", b"path,size\na,1\nb,2,3,4\n", "cannot be read: |has no column "),
-        pytest.param("no.csv.gz", b"path\na\n", "cannot be read: ", marks=bug("BadGzipFile")),
-        pytest.param("cut.csv.gz", GOOD[:-20], "cannot be read: ", marks=bug("EOFError")),
-        pytest.param("broken.csv.gz", GOOD[:99] + bytes(99) + GOOD[198:], "cannot be read: ", marks=bug("zlib.error")),
+        ("no.csv.gz", b"path\na\n", "cannot be read: "),
+        ("cut.csv.gz", GOOD[:-20], "cannot be read: "),
+        ("broken.csv.gz", GOOD[:99] + bytes(99) + GOOD[198:], "cannot be read: "),
     ],
     ids=lambda value: value if isinstance(value, str) and "." in value else "",
 )

@@ -258,6 +258,7 @@ def test_nothing_is_left_in_staging_when_a_work_is_closed(out: str) -> None:
     writer.blocks.append(writer.stage(FIVE))
     left_by_another = Writer(out, skip="never")
     writer.commit()
+    assert not [uri for uri in storage.list_files(out) if uri.endswith(".staged")], "a commit removes its blocks"
     writer.table.close()
     assert all("_staging" not in uri or "begun.json" in uri for uri in storage.list_files(out))
     left_by_another.table.close()
@@ -462,7 +463,7 @@ THREE = [FIVE[0], FIVE[2], FIVE[4]]
 def test_a_night_that_is_killed_at_any_moment_and_again_gives_every_object_its_row(
     changes: dict[str, Any], times: list[int], local: str
 ) -> None:
-    """At every change to the disk there is, from the first to the last; what resumes is killed there as well where it reads anew."""
+    """At every change to the disk, from the first to the last; reading anew is killed there a second time."""
     if changes:
         Writer(local, date_pattern=DATES).night(THREE, {uri: "Denied: x" for uri, _ in THREE[1:]})
     before = f"{local}.before"

@@ -196,7 +196,7 @@ def test_wrong_credentials_are_one_sentence_without_the_secret(
 def test_an_absent_bucket_is_one_sentence(s3: str) -> None:
     with pytest.raises(FileNotFoundError, match=r"^s3://nowhere/file or its bucket does not exist$"):
         storage.write("s3://nowhere/file", b"x")
-    with pytest.raises(FileNotFoundError, match=r"^s3://nowhere/file/ or its bucket does not exist$"):
+    with pytest.raises(InputError, match=r"^s3://nowhere/file/ or its bucket does not exist$"):
         list(storage.list_files("s3://nowhere/file"))
 
 
