@@ -351,7 +351,7 @@ def a_night(ok: int, errors: dict[str, int], runs: int, skipped: int = 0) -> Nig
         (
             a_night(10, {}, 5),
             "10 of 10 objects read: 10 ok, 0 errors; 0 skipped as done; committed as run=000001, run=000002, "
-            "run=000003 and 2 more runs in s3://b/out; 2.0 s, 5 objects/s",
+            "run=000003 and 2 more in s3://b/out; 2.0 s, 5 objects/s",
         ),
     ],
     ids=["nothing", "errors", "many runs"],

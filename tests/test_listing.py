@@ -338,6 +338,14 @@ def test_a_csv_is_read_as_it_is_written(place: Path, write: Callable[..., Any], 
     assert uris(write(place / "table.csv")) == sorted(f"{place}/{name}" for name in expected)
 
 
+@pytest.mark.parametrize("text", ["path,size\n#a.png\nb.png,2\n", "path\n a , b\n", "path,size\na,1\n# b\nc,2\n"])
+@bug("such rows are dropped without a word")
+def test_a_csv_whose_rows_are_of_unequal_length_is_refused(place: Path, write: Callable[..., Any], text: str) -> None:
+    (place / "table.csv").write_text(text)
+    with pytest.raises(InputError, match="cannot be read: "):
+        write(place / "table.csv")
+
+
 GOOD = gzip.compress(("path\n" + "".join(f"{zlib.crc32(b'%d' % k):x}\n" for k in range(2000))).encode())
 
 
