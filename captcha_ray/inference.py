@@ -11,7 +11,6 @@ import dataclasses
 import datetime
 import importlib
 import math
-import os
 import queue
 import tempfile
 import threading
@@ -187,7 +186,7 @@ class _Job:
             config.run,
             model_id,
             self._table.attempt,
-            os.environ.get("AWS_ENDPOINT_URL", ""),
+            storage.endpoint(),
             config.max_bytes,
             config.max_pixels,
             config.max_stretch,

@@ -89,13 +89,15 @@ def _copy_table(table: str, path: Path, match: str) -> None:
     except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"the listing {table} cannot be read: {error}") from error
     del data
-    csv = "header = true, all_varchar = true, delim = ',', quote = '\"', escape = '\"'"
+    csv = "header = true, all_varchar = true, delim = ',', quote = '\"', escape = '\"', comment = '', skip = 0"
+    pattern = re.compile(match)
     read = "read_parquet(?, hive_partitioning = false)" if table.endswith(".parquet") else f"read_csv(?, {csv})"
     folder = table.rpartition("/")[0]
     try:
         with connect(path.parent) as database:
             names = [row[0] for row in database.execute(f"DESCRIBE SELECT * FROM {read}", [str(source)]).fetchall()]
             columns = _columns(names, table)
+            database.create_function("wanted", lambda uri: bool(pattern.search(uri)), ["VARCHAR"], "BOOLEAN")
             database.execute(
                 f"""COPY (
                     SELECT DISTINCT ON (uri) * FROM (
@@ -103,11 +105,11 @@ def _copy_table(table: str, path: Path, match: str) -> None:
                                     ELSE $folder || '/' || given END AS uri, etag, size, last_modified
                         FROM (SELECT {columns} FROM {read.replace("?", "$source")})
                         WHERE given <> '')
-                    WHERE $match = '' OR regexp_matches(uri, $match)
+                    {"WHERE wanted(uri)" if match else ""}
                     ORDER BY last_modified DESC NULLS LAST
                 ) TO '{quoted(path)}' (FORMAT parquet, COMPRESSION zstd)""",
                 # A key in a bucket's table never names a file of this machine.
-                {"folder": folder, "source": str(source), "match": match, "local": not storage.is_remote(table)},
+                {"folder": folder, "source": str(source), "local": not storage.is_remote(table)},
             )
     except duckdb.Error as error:
         raise InputError(f"the listing {table} cannot be read: {str(error).splitlines()[0]}") from error
@@ -143,7 +145,9 @@ def connect(folder: Path) -> duckdb.DuckDBPyConnection:
         "preserve_insertion_order": False,
         "autoinstall_known_extensions": False,
     }
-    return duckdb.connect(config=settings)
+    database = duckdb.connect(config=settings)
+    database.execute("SET TimeZone = 'UTC'")  # of times that do not say theirs
+    return database
 
 
 def quoted(value: Path | str, quote: str = "'") -> str:

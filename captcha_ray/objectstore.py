@@ -23,7 +23,14 @@ import botocore.session
 import obstore
 from botocore import UNSIGNED
 from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, ParamValidationError
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    NoCredentialsError,
+    ParamValidationError,
+    PartialCredentialsError,
+    ProfileNotFound,
+)
 from obstore.exceptions import (
     AlreadyExistsError,
     BaseError,
@@ -231,11 +238,13 @@ def _has_name(key: str) -> bool:
 
 def use_endpoint(url: str) -> None:
     """Sends requests for `s3://`, of this process and those it starts, to another store than Amazon's."""
-    os.environ["AWS_ENDPOINT_URL"] = os.environ["AWS_ENDPOINT_URL_S3"] = url
+    os.environ["AWS_ENDPOINT_URL"] = url
+    os.environ.pop("AWS_ENDPOINT_URL_S3", None)
     forget_clients()
 
 
-def _endpoint() -> str:
+def endpoint() -> str:
+    """Address of the store that requests for `s3://` go to; "" for Amazon's."""
     return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL", "")
 
 
@@ -248,9 +257,7 @@ def forget_clients() -> None:
 @functools.cache
 def _store(root: str, patient: bool = False, retried: bool = False) -> Any:
     """A client of a bucket. patient: for large objects. retried: by obstore itself, as the pages of a listing are."""
-    plain = _endpoint().startswith("http://")  # obstore refuses it unless told
-    profile = root.startswith("s3://") and os.environ.get("AWS_PROFILE")
-    provider: dict[str, Any] = {"credential_provider": _profile_credentials()} if profile else {}
+    plain = endpoint().startswith("http://")  # obstore refuses it unless told
     return from_url(
         root,
         client_options={
@@ -259,15 +266,24 @@ def _store(root: str, patient: bool = False, retried: bool = False) -> Any:
             "allow_http": plain,
         },
         retry_config=None if retried else {"max_retries": 0},  # `_persist` does it, with jitter from the first wait on
-        **provider,
+        **(_amazon(root) if root.startswith("s3://") else {}),
     )
 
 
-def _profile_credentials() -> Callable[[], dict[str, Any]]:
-    """What `AWS_PROFILE` names, for obstore, which knows no profiles."""
-    found = botocore.session.Session().get_credentials()
+def _anonymous() -> bool:
+    return os.environ.get("AWS_SKIP_SIGNATURE", "").lower() in ("1", "true")
+
+
+def _amazon(root: str) -> dict[str, Any]:
+    """Region and credentials for obstore, which knows no profiles, from where botocore finds its own."""
+    session = botocore.session.Session()
+    region = os.environ.get("AWS_REGION") or session.get_config_variable("region")
+    options: dict[str, Any] = {"region": region} if region else {}
+    if _anonymous():
+        return options
+    found = session.get_credentials()
     if found is None:
-        raise InputError(f"the profile {os.environ['AWS_PROFILE']!r} holds no credentials")
+        raise DeniedError(f"{root}: there are no credentials in the environment, a profile or the machine's role")
 
     def current() -> dict[str, Any]:
         frozen = found.get_frozen_credentials()
@@ -278,21 +294,20 @@ def _profile_credentials() -> Callable[[], dict[str, Any]]:
             "expires_at": datetime.datetime.now(datetime.UTC) + datetime.timedelta(minutes=10),
         }
 
-    return current
+    return {**options, "credential_provider": current}
 
 
 @functools.cache
 def _s3(root: str) -> Any:
     if not root.startswith("s3://"):
         raise StoreError(f"{root}: keys with empty, `.` or `..` parts or control characters are read on S3 only")
-    anonymous = os.environ.get("AWS_SKIP_SIGNATURE", "").lower() in ("1", "true")
     config = Config(
         connect_timeout=CONNECT_TIMEOUT_S,
         read_timeout=REQUEST_TIMEOUT_S,
         max_pool_connections=4 * NUM_LIST_THREADS,
         retries={"total_max_attempts": 1},
-        signature_version=UNSIGNED if anonymous else None,
-        s3={"addressing_style": "path"} if _endpoint() else None,  # as obstore does
+        signature_version=UNSIGNED if _anonymous() else None,
+        s3={"addressing_style": "path"} if endpoint() else None,  # as obstore does
     )
     session = botocore.session.Session()
     return session.create_client("s3", region_name=os.environ.get("AWS_REGION") or None, config=config)
@@ -345,5 +360,6 @@ def _may_pass(cause: BaseException | None) -> bool:
         status: int = cause.response["ResponseMetadata"]["HTTPStatusCode"]
         return status == 429 or status >= 500
     if isinstance(cause, BotoCoreError):
-        return not isinstance(cause, (NoCredentialsError, ParamValidationError))
+        wrong = (NoCredentialsError, ParamValidationError, PartialCredentialsError, ProfileNotFound)
+        return not isinstance(cause, wrong)
     return isinstance(cause, GenericError)

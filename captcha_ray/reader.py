@@ -74,7 +74,7 @@ class BlockReader:
                 return images.Unreadable("too_large", f"{row['size']} bytes are more than {limit}")
             data, entry = storage.fetch(uri, limit)
         except FileNotFoundError:
-            odd = "; its name may not be UTF-8" if "\\x" in uri else ""
+            odd = "; its name may not be UTF-8" if "\\udc" in uri or "\\x" in uri else ""
             return images.Unreadable("missing", f"there is no such object{odd}")
         except PermissionError as error:
             return images.Unreadable("denied", _sentence(error, uri))

@@ -40,6 +40,11 @@ def use_endpoint(url: str) -> None:
     objectstore.use_endpoint(url)
 
 
+def endpoint() -> str:
+    """Where this process sends requests for `s3://`; "" for Amazon's."""
+    return objectstore.endpoint()
+
+
 def join(base: str, *parts: str) -> str:
     """`base` with parts appended, separated by single slashes."""
     return "/".join([base.rstrip("/") if base != "/" else "", *parts]) if parts else base

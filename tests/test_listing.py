@@ -21,11 +21,6 @@ from tests.s3_server import create_bucket, serve_moto
 DAYS = [datetime.datetime(2026, 1, day, 12, tzinfo=datetime.UTC) for day in range(1, 5)]
 
 
-def bug(what: str) -> pytest.MarkDecorator:
-    """A test that fails for what the code does now, and that ends the run once it no longer does."""
-    return pytest.mark.xfail(strict=True, reason=what)
-
-
 @pytest.fixture
 def place(tmp_path: Path) -> Path:
     """A folder for tables whose name is no easy one in SQL, nor in a pattern of file names."""
@@ -282,7 +277,6 @@ def test_a_pattern_is_searched_in_a_tables_uris(place: Path, write: Callable[...
     assert uris(write(place / "table.csv", match=match)) == ["s3://b/it's/2026/a.png"]
 
 
-@bug("DuckDB's patterns are not Python's")
 def test_a_pattern_is_of_one_kind_for_folders_and_tables(place: Path, write: Callable[..., Any]) -> None:
     match = r"/(?!thumb)[^/]*\.png$"
     fill(place / "images", "thumb-a.png", "a.png")
@@ -298,7 +292,6 @@ def test_what_is_no_number_or_time_is_left_open(place: Path, write: Callable[...
 
 
 @pytest.mark.parametrize("ending", [".csv", ".parquet"])
-@bug("it is taken for local time")
 def test_a_time_that_does_not_say_where_is_utc(
     place: Path, write: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, ending: str
 ) -> None:
@@ -339,7 +332,6 @@ def test_a_csv_is_read_as_it_is_written(place: Path, write: Callable[..., Any], 
 
 
 @pytest.mark.parametrize("text", ["path,size\n#a.png\nb.png,2\n", "path\n a , b\n", "path,size\na,1\n# b\nc,2\n"])
-@bug("such rows are dropped without a word")
 def test_a_csv_whose_rows_are_of_unequal_length_is_refused(place: Path, write: Callable[..., Any], text: str) -> None:
     (place / "table.csv").write_text(text)
     with pytest.raises(InputError, match="cannot be read: "):

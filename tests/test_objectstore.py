@@ -59,11 +59,6 @@ CALLS: dict[str, tuple[str, str, Callable[[], Any]]] = {
 """Of each kind of request: its method, how its path begins, and how it is made."""
 
 
-def bug(what: str) -> pytest.MarkDecorator:
-    """A test that fails for what the code does now, and that ends the run once it no longer does."""
-    return pytest.mark.xfail(strict=True, reason=what)
-
-
 def entries(uri: str) -> list[Entry]:
     return [entry for page in objectstore.list_pages(uri) for entry in page]
 
@@ -561,9 +556,7 @@ KEYS = f"aws_access_key_id = {ACCESS_KEY}\naws_secret_access_key = {SECRET_KEY}\
 OTHERS = "aws_access_key_id = other\naws_secret_access_key = another\n"
 
 
-@pytest.mark.parametrize(
-    "profile", ["night", pytest.param("", id="default", marks=bug("obstore looks for a machine's role"))]
-)
+@pytest.mark.parametrize("profile", ["night", pytest.param("", id="default")])
 def test_a_profile_reads_writes_and_lists(
     rclone_server: dict[str, str], use: Callable[..., None], tmp_path: Path, profile: str
 ) -> None:
@@ -596,7 +589,6 @@ def test_an_absent_or_empty_profile_is_named(
         CALLS[call][2]()
 
 
-@bug("obstore does not know it")
 def test_a_profiles_region_is_that_of_all_clients(use: Callable[..., None], tmp_path: Path) -> None:
     environment = profiles(tmp_path, f"[night]\n{KEYS}")
     del environment["AWS_REGION"]
