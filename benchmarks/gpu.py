@@ -23,9 +23,9 @@ from torch import Tensor, nn
 from captcha_ray import learning, recipes
 from captcha_ray.augment import Affine
 from captcha_ray.config import ImageSpec, TrainConfig
-from captcha_ray.identity import ModelSpec
 from captcha_ray.learning import Arithmetic, Batch
 from captcha_ray.models import build_model
+from captcha_ray.spec import ModelSpec
 
 CHARSET = "0123456789abcdefghijklmnopqrstuvwxyz"
 TRAIN_BATCHES = (32, 256)

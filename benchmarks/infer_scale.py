@@ -24,8 +24,8 @@ import tyro
 
 from captcha_ray import checkpoint, predictions, runs, schema, storage
 from captcha_ray.config import ImageSpec, InferConfig
-from captcha_ray.identity import ModelSpec
 from captcha_ray.models import build_model
+from captcha_ray.spec import ModelSpec
 from captcha_ray.work import Work
 
 GROUP_ROWS = 500_000

@@ -22,8 +22,8 @@ import tyro
 
 from captcha_ray import learning, recipes, runs
 from captcha_ray.config import ImageSpec
-from captcha_ray.identity import ModelSpec
 from captcha_ray.models import build_model
+from captcha_ray.spec import ModelSpec
 
 JOBS = Path(__file__).parent.parent / "jobs"
 BATCH_SIZE = 32

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from captcha_ray import identity, runs, storage
 from captcha_ray.config import InputError
-from captcha_ray.identity import DESCRIPTION, WEIGHTS, ModelSpec
+from captcha_ray.identity import DESCRIPTION, WEIGHTS
 from captcha_ray.models import build_model
+from captcha_ray.spec import ModelSpec
 
 
 def save_model(folder: str, model: nn.Module, spec: ModelSpec) -> None:

@@ -4,48 +4,15 @@
 never taken for a whole one. Needs no torch.
 """
 
-import dataclasses
 import hashlib
 import json
-import typing
 
 from captcha_ray import runs, storage
-from captcha_ray.charset import Charset
-from captcha_ray.config import Config, ImageSpec, InputError, Network, check
+from captcha_ray.config import InputError
+from captcha_ray.spec import ModelSpec
 
 WEIGHTS = "model.safetensors"
 DESCRIPTION = "model.json"
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ModelSpec(Config):
-    """Everything that decides a network's shape and the meaning of its outputs; stands in every checkpoint."""
-
-    network: Network
-    """Architecture."""
-    image: ImageSpec
-    """The pixels it reads."""
-    charset: str
-    """Class k is character k."""
-    slots: int
-    """Characters per image."""
-    dropout: float = 0.5
-    """Rate before the last layer; only training uses it."""
-
-    def __post_init__(self) -> None:
-        known = typing.get_args(Network)
-        check(self.network in known, f"network is {self.network!r}; known are {', '.join(known)}")
-        Charset(self.charset)
-        check(self.slots >= 1, f"slots is {self.slots}; it must be at least 1")
-        check(0 <= self.dropout < 1, f"dropout is {self.dropout}; it must be 0 to below 1")
-
-    @classmethod
-    def from_dict(cls, values: dict[str, object]) -> "ModelSpec":
-        """As `Config.from_dict`, with the image as JSON too."""
-        image = values.get("image")
-        if not isinstance(image, dict):
-            raise InputError("the model's description has no image size")
-        return super().from_dict({**values, "image": ImageSpec.from_dict(image)})
 
 
 def fingerprint(spec: ModelSpec, weights: bytes) -> str:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from captcha_ray.config import ImageSpec, InputError
-from captcha_ray.identity import ModelSpec
+from captcha_ray.spec import ModelSpec
 
 
 class GlyphVGG(nn.Module):

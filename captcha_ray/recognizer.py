@@ -13,7 +13,7 @@ from torch import nn
 from captcha_ray import checkpoint, images, learning, storage
 from captcha_ray.charset import Charset
 from captcha_ray.config import InputError, Precision
-from captcha_ray.identity import ModelSpec
+from captcha_ray.spec import ModelSpec
 
 Source = str | os.PathLike[str] | bytes | npt.NDArray[np.uint8]
 

@@ -33,9 +33,9 @@ from captcha_ray.charset import Charset
 from captcha_ray.cluster import Cluster, check_fits
 from captcha_ray.config import InputError, TrainConfig, check
 from captcha_ray.console import TrainingProgress
-from captcha_ray.identity import ModelSpec
 from captcha_ray.models import build_model
 from captcha_ray.runs import EventLog, RunDirectory
+from captcha_ray.spec import ModelSpec
 
 STATE = "resume.safetensors"
 EVALUATION_BATCH_SIZE = 256

@@ -11,8 +11,8 @@ from PIL import Image
 
 from captcha_ray import checkpoint, cluster, corpus
 from captcha_ray.config import ImageSpec, PreprocessConfig
-from captcha_ray.identity import ModelSpec
 from captcha_ray.models import build_model
+from captcha_ray.spec import ModelSpec
 
 
 @pytest.fixture(scope="session")

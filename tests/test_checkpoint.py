@@ -13,8 +13,8 @@ from torch import nn
 
 from captcha_ray import checkpoint, identity
 from captcha_ray.config import ImageSpec, InputError
-from captcha_ray.identity import ModelSpec
 from captcha_ray.models import build_model
+from captcha_ray.spec import ModelSpec
 
 TINY = ModelSpec(network="multi_head_cnn", image=ImageSpec(height=10, width=12, channels=3), charset="abc", slots=2)
 GLYPH = ModelSpec(network="glyph_vgg", image=ImageSpec(height=8, width=9), charset="0123", slots=1)

@@ -31,6 +31,7 @@ LAYERS = {
     "figures": 1,
     "report": 1,
     "console": 1,
+    "spec": 1,
     "identity": 1,
     "models": 2,
     "augment": 2,

@@ -16,9 +16,9 @@ from torch import nn
 from captcha_ray import checkpoint, learning, recipes
 from captcha_ray.augment import Affine
 from captcha_ray.config import ImageSpec, InputError, TrainConfig
-from captcha_ray.identity import ModelSpec
 from captcha_ray.learning import Arithmetic, Batch, EpochCounts, EpochFeed
 from captcha_ray.models import build_model
+from captcha_ray.spec import ModelSpec
 
 CPU = torch.device("cpu")
 FP32 = Arithmetic(CPU, bf16=False)

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from captcha_ray.config import ImageSpec, InputError
-from captcha_ray.identity import ModelSpec
 from captcha_ray.models import build_model
+from captcha_ray.spec import ModelSpec
 
 DIGITS = ModelSpec(network="glyph_vgg", image=ImageSpec(height=60, width=18), charset="0123456789", slots=1)
 TEXT5 = ModelSpec(

@@ -15,8 +15,8 @@ from PIL import Image
 
 from captcha_ray import Reading, Recognizer, checkpoint
 from captcha_ray.config import ImageSpec, InputError
-from captcha_ray.identity import ModelSpec
 from captcha_ray.models import build_model
+from captcha_ray.spec import ModelSpec
 
 SPEC = ModelSpec(network="multi_head_cnn", image=ImageSpec(height=12, width=20), charset="abcdé", slots=3)
 Pixels = npt.NDArray[np.uint8]
