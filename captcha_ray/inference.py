@@ -11,12 +11,11 @@ import dataclasses
 import datetime
 import importlib
 import math
-import queue
 import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -27,10 +26,11 @@ import pyarrow.parquet as pq
 import ray
 import ray.data
 
-from captcha_ray import cluster, console, identity, listing, predictions, runs, storage
+from captcha_ray import cluster, console, identity, listing, objectstore, predictions, runs, storage
 from captcha_ray.config import FailedError, InferConfig, InputError
 from captcha_ray.lease import Lease
 from captcha_ray.predictions import Committed, Counts, Predictions
+from captcha_ray.watch import watch
 from captcha_ray.work import BATCH_SIZE, Work
 
 if TYPE_CHECKING:
@@ -48,11 +48,13 @@ LOOK_S = 5.0
 """Seconds the driver waits for the workers' reports."""
 
 REPORT_S = 1.0
-"""Seconds between a worker's reports, and between the driver's looks at them."""
+"""Seconds between a worker's reports."""
 
 MAX_DEATHS = 10
 """Workers that may die one after another, while no block is finished, before the job fails."""
 
+STAGES = ("fetch", "decode", "recognize", "write")
+"""What workers do with each object, and so what has a rate; seconds are summed over workers."""
 
 READER = "captcha_ray.reader.BlockReader"
 """What workers read with; by its name, so that only they import torch."""
@@ -114,7 +116,7 @@ class Night:
         """A line for a person."""
         counts = self.committed.counts
         errors = ", ".join(f"{count:,} {kind}" for kind, count in counts.errors.most_common())
-        total = counts.ok + counts.num_errors
+        total = counts.total
         where = ", ".join(run.folder for run in self.committed.runs[:3])
         more = f" and {len(self.committed.runs) - 3:,} more" if len(self.committed.runs) > 3 else ""
         return (
@@ -133,7 +135,7 @@ def transcribe(config: InferConfig, started: float, reader: str = READER) -> Nig
     work on the table; FailedError for too many errors, a stall, or workers that die again and again.
     """
     if config.endpoint_url:
-        storage.use_endpoint(config.endpoint_url)
+        objectstore.use_endpoint(config.endpoint_url)
     config = dataclasses.replace(
         config,
         images=storage.absolute(config.images),
@@ -186,7 +188,7 @@ class _Job:
             config.run,
             model_id,
             self._table.attempt,
-            storage.endpoint(),
+            objectstore.endpoint(),
             config.max_bytes,
             config.max_pixels,
             config.max_stretch,
@@ -237,7 +239,7 @@ class _Job:
     def _plan(self) -> int:
         """Awaits the listing, and writes what is to be read to the spool; returns how many objects that is."""
         with console.progress("list", None, "objects") as shown:
-            for count in _watch(self._list, self._config.stall_timeout_s, lambda: "list the images"):
+            for count in watch(self._list, self._config.stall_timeout_s, lambda: "list the images"):
                 self._listed += count
                 shown(count)
         if not self._listed:
@@ -301,7 +303,7 @@ class _Job:
             return [(name, report["fetched"], report["recognized"]) for name, report in reports.items()]
 
         with console.progress("read", self._total - self._rows, "objects") as shown:
-            for row in _watch(read_all, self._config.stall_timeout_s, stage, evidence):
+            for row in watch(read_all, self._config.stall_timeout_s, stage, evidence):
                 if row["refusal"]:
                     raise InputError(row["refusal"])
                 finished += 1
@@ -382,7 +384,7 @@ class _Job:
             "seconds": {"wall": round(wall, 3), **{name: round(s, 3) for name, s in seconds.items()}},
             "images_per_second": {
                 "wall": round(read / wall, 1),
-                **{name: round(read / s, 1) for name, s in seconds.items() if s > 0},
+                **{name: round(read / seconds[name], 1) for name in STAGES if seconds.get(name)},
             },
             "cost": {
                 "cores": cores,
@@ -398,55 +400,3 @@ class _Job:
         result = call(*arguments)
         self._seconds[stage] = self._seconds.get(stage, 0.0) + time.monotonic() - started
         return result
-
-
-def _watch(
-    work: Callable[[Callable[[T], None]], None],
-    timeout_s: float,
-    stage: Callable[[], str],
-    evidence: Callable[[], Any] = lambda: None,
-) -> Iterator[T]:
-    """Starts `work` in a thread at once; yields what it gives.
-
-    Raises what it raises, and FailedError where for `timeout_s` seconds it gives nothing and `evidence` stays the same.
-    """
-    given: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
-
-    def run() -> None:
-        try:
-            work(lambda item: given.put(("item", item)))
-            given.put(("end", None))
-        except BaseException as error:
-            given.put(("error", error))
-
-    def items() -> Iterator[T]:
-        last, seen = time.monotonic(), evidence()
-        while True:
-            try:
-                kind, value = given.get(timeout=REPORT_S)
-            except queue.Empty:
-                if (now := evidence()) != seen:
-                    last, seen = time.monotonic(), now
-                if time.monotonic() - last > timeout_s:
-                    where = f"no progress for {timeout_s:g} s at the stage: {stage()}"
-                    raise FailedError(f"{where}; what was finished is kept") from None
-                continue
-            if kind == "error":
-                raise _plain(value)
-            if kind == "end":
-                return
-            yield value
-            last = time.monotonic()
-
-    threading.Thread(target=run, daemon=True).start()
-    return items()
-
-
-def _plain(error: BaseException) -> BaseException:
-    """The sentence meant for the user, where there is one among the causes that Ray has wrapped."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, (InputError, FailedError)):
-            return cause
-        cause = getattr(cause, "cause", None) or cause.__cause__
-    return error

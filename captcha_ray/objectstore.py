@@ -108,7 +108,7 @@ def get(uri: str, max_bytes: int | None = None) -> tuple[bytes | None, Entry]:
         if not _has_name(key):
             answer = _s3(root).get_object(Bucket=root.removeprefix("s3://"), Key=key)
             with contextlib.closing(answer["Body"]) as body:
-                entry = Entry(uri, answer.get("ETag", "").strip('"'), answer["ContentLength"], answer["LastModified"])
+                entry = _entry_of_answer(uri, answer)
                 return (None if max_bytes is not None and entry.size > max_bytes else body.read()), entry
         result = obstore.get(_store(root, patient=max_bytes is None), key)
         entry = _entry(uri, result.meta)
@@ -147,8 +147,7 @@ def head(uri: str) -> Entry | None:
     def request() -> Entry:
         if _has_name(key):
             return _entry(uri, obstore.head(_store(root), key))
-        answer = _s3(root).head_object(Bucket=root.removeprefix("s3://"), Key=key)
-        return Entry(uri, answer.get("ETag", "").strip('"'), answer["ContentLength"], answer["LastModified"])
+        return _entry_of_answer(uri, _s3(root).head_object(Bucket=root.removeprefix("s3://"), Key=key))
 
     try:
         return _persist(request, uri)
@@ -228,6 +227,10 @@ def _ask(root: str, page: _Page) -> tuple[_Page, dict[str, Any]]:
 
 def _entry(uri: str, meta: Any) -> Entry:
     return Entry(uri, (meta["e_tag"] or "").removeprefix("W/").strip('"'), meta["size"], meta["last_modified"])
+
+
+def _entry_of_answer(uri: str, answer: dict[str, Any]) -> Entry:
+    return Entry(uri, answer.get("ETag", "").strip('"'), answer["ContentLength"], answer["LastModified"])
 
 
 def _has_name(key: str) -> bool:
@@ -318,8 +321,6 @@ def _store_errors(uri: str) -> Iterator[None]:
     """Turns the clients' errors into the ones local files raise."""
     try:
         yield
-    except StoreError:
-        raise
     except FileNotFoundError:
         raise FileNotFoundError(f"{uri} or its bucket does not exist") from None
     except ClientError as error:

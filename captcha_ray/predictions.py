@@ -318,7 +318,7 @@ class Predictions:
 
 
 def stage(rows: pa.Table, uri: str) -> None:
-    """Writes one block of `STAGED_SCHEMA` rows."""
+    """Writes one block: objects to read, or `STAGED_SCHEMA` rows of what was read."""
     buffer = io.BytesIO()
     pq.write_table(rows, buffer, compression="zstd")
     storage.write(uri, buffer.getbuffer())

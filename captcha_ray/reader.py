@@ -5,16 +5,14 @@ Whatever is wrong with an object becomes its row's error. Does not list, does no
 
 import concurrent.futures
 import datetime
-import io
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from captcha_ray import images, predictions, schema, storage
+from captcha_ray import images, objectstore, predictions, schema, storage
 from captcha_ray.config import InputError
 from captcha_ray.predictions import Counts
 from captcha_ray.recognizer import Reading, Recognizer
@@ -36,7 +34,7 @@ class BlockReader:
         self._work = work
         self._report = report
         if work.endpoint_url:
-            storage.use_endpoint(work.endpoint_url)
+            objectstore.use_endpoint(work.endpoint_url)
         self._recognizer = Recognizer.load(work.model)
         if self._recognizer.model_id != work.model_id:
             raise InputError(f"{work.model} is not the network it was when this job began")
@@ -45,7 +43,7 @@ class BlockReader:
 
     def read(self, block: int) -> tuple[int, int]:
         """Reads a block and stages its rows; (rows, errors)."""
-        listed = pq.read_table(io.BytesIO(storage.read(self._work.todo(block))))
+        listed = predictions.read(self._work.todo(block))
         chunks = [listed.slice(start, BATCH_SIZE).to_pylist() for start in range(0, len(listed), BATCH_SIZE)]
         tables = [self._read_chunk(chunk, fetched) for chunk, fetched in zip(chunks, self._fetch(chunks), strict=True)]
         rows = pa.concat_tables(tables)
@@ -134,5 +132,5 @@ def _error(item: images.Unreadable) -> str:
 
 
 def _sentence(error: Exception, uri: str) -> str:
-    said = getattr(error, "strerror", None) or str(error)
-    return f"{said.removeprefix(f'{uri}: ')}"
+    said: str = getattr(error, "strerror", None) or str(error)
+    return said.removeprefix(f"{uri}: ")

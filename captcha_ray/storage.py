@@ -35,16 +35,6 @@ def is_known(uri: str) -> bool:
     return "://" not in uri or is_remote(uri)
 
 
-def use_endpoint(url: str) -> None:
-    """Sends requests for `s3://`, of this process and those it starts, to another store than Amazon's."""
-    objectstore.use_endpoint(url)
-
-
-def endpoint() -> str:
-    """Where this process sends requests for `s3://`; "" for Amazon's."""
-    return objectstore.endpoint()
-
-
 def join(base: str, *parts: str) -> str:
     """`base` with parts appended, separated by single slashes."""
     return "/".join([base.rstrip("/") if base != "/" else "", *parts]) if parts else base

@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import time
 from collections import Counter
 from pathlib import Path
@@ -36,20 +37,19 @@ def test_every_object_once_after_a_kill(number: int, corpus: Path, slow_network:
     out = tmp_path / "out"
     night = ("--images", corpus, "--run", slow_network, "--out", out, "--stall-timeout-s", "60")
     night = (*night, "--objects-per-run", moment.choice(["1000", "2000000"]))
-    after = moment.uniform(0.5, LONGEST_S)
-    with Job("infer", *night, cwd=tmp_path) as first:
-        deadline = time.monotonic() + after
-        while time.monotonic() < deadline and first.process.poll() is None:
-            time.sleep(0.05)
-        victims = first.pids(TITLES[kind])
-        if victims:
-            kill(moment.choice(victims))
-        elif first.process.poll() is None:  # no such process at this moment
-            kind = "driver"
-            kill(first.process.pid)
-        ended = first.wait()
-        before = committed(out)
-        assert set(before.values()) <= {1}
+    while True:
+        after = moment.uniform(0.5, LONGEST_S)
+        with Job("infer", *night, cwd=tmp_path) as first:
+            deadline = time.monotonic() + after
+            while time.monotonic() < deadline and first.process.poll() is None:
+                time.sleep(0.05)
+            if victims := first.pids(TITLES[kind]):
+                kill(moment.choice(victims))
+                ended = first.wait()
+                break
+        shutil.rmtree(out, ignore_errors=True)  # there was none to kill at that moment: another one
+    before = committed(out)
+    assert set(before.values()) <= {1}
     with Job("infer", *night, cwd=tmp_path) as second:
         assert second.wait() == 0, second.said
         said = second.said.splitlines()

@@ -25,6 +25,7 @@ LAYERS = {
     "lease": 1,
     "predictions": 1,
     "work": 1,
+    "watch": 1,
     "synth": 1,
     "metrics": 1,
     "runs": 1,

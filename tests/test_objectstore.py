@@ -626,7 +626,7 @@ def test_an_endpoint_is_used_from_the_next_request_on(
         keys("s3://only-there")
     with pytest.raises(FileNotFoundError):
         objectstore.put("s3://only-there/key", b"x")
-    storage.use_endpoint(moto_server["AWS_ENDPOINT_URL"])
+    objectstore.use_endpoint(moto_server["AWS_ENDPOINT_URL"])
     objectstore.put("s3://only-there/key", b"x")
     assert keys("s3://only-there") == ["key"]
 

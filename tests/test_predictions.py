@@ -553,6 +553,29 @@ def test_blocks_of_earlier_attempts_are_taken_over_once_whatever_they_share(out:
     check_whole(out, once(FIVE))
 
 
+def test_a_table_below_folders_named_like_columns_is_resumed_with_its_own_rows(tmp_path: Path) -> None:
+    out = str(tmp_path / "model=v1" / "uri=z" / "table")
+    Path(out).mkdir(parents=True)
+    killed = Writer(out)
+    killed.blocks.append(killed.stage(FIVE[:2]))
+    second = Writer(out)
+    assert second.adopted.ok == 2
+    assert second.plan(FIVE) == sorted(FIVE[2:])
+    second.night(FIVE)
+    check_whole(out, once(FIVE))
+    assert Writer(out).plan(FIVE) == []
+
+
+def test_a_block_that_was_torn_when_the_power_failed_is_read_again(local: str) -> None:
+    killed = Writer(local)
+    whole, torn = killed.stage(FIVE[:2]), storage.join(killed.table.attempt, "block-000007.staged")
+    storage.write(torn, storage.read(whole)[:99])
+    second = Writer(local)
+    assert second.adopted.ok == 2
+    second.night(FIVE)
+    check_whole(local, once(FIVE))
+
+
 def test_blocks_of_another_network_or_under_other_limits_are_not_taken_over(local: str) -> None:
     Writer(local).stage(FIVE)
     for other in ({"model": OTHER}, {"skip": "any-model"}, {"max_bytes": 7}, {"max_pixels": 7}, {"max_stretch": 7.0}):
