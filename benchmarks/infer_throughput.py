@@ -1,10 +1,10 @@
 """Images a second of bulk inference against plain loops that read, decode and recognize the same files.
 
-The plain loop is two tuned processes of one thread each (channels last, allocator that keeps its memory, batch 256)
-that write nothing. The job also lists, plans, stages, commits and starts Ray; both are timed as whole processes, with
-their start. With `--source s3` both read from rclone's S3 server on loopback, the loop through obstore. Where
-TensorFlow is installed (name its Python with --keras-python), a Keras 3 loop that decodes with Pillow and calls
-`predict` at batch 32 is timed on a part of the files.
+The plain loop is two tuned processes of one thread each (channels last, allocator that keeps its memory, batch 256,
+bf16 where the job uses it) that write nothing. The job also lists, plans, stages, commits and starts Ray; both are
+timed as whole processes, with their start. With `--source s3` both read from rclone's S3 server on loopback, the loop
+through obstore. Where TensorFlow is installed (name its Python with --keras-python), a Keras 3 loop that decodes with
+Pillow and calls `predict` at batch 32 is timed on a part of the files.
 """
 
 import concurrent.futures
@@ -59,11 +59,12 @@ def read_all(paths: list[str], run: str) -> int:
     import torch  # noqa: PLC0415
     from obstore.store import from_url  # noqa: PLC0415
 
-    from captcha_ray import checkpoint, images  # noqa: PLC0415
+    from captcha_ray import checkpoint, images, learning  # noqa: PLC0415
 
     torch.set_num_threads(1)
     model, spec, _ = checkpoint.load_model(run)
-    model = model.to(memory_format=torch.channels_last)
+    model = model.to(memory_format=torch.channels_last).eval()
+    arithmetic = learning.Arithmetic.choose(torch.device("cpu"), "auto")
     pool = concurrent.futures.ThreadPoolExecutor(NUM_FETCH_THREADS)
     remote = paths[0].startswith("s3://")
     store: Any = from_url("s3://images", client_options={"allow_http": True}) if remote else None
@@ -77,7 +78,7 @@ def read_all(paths: list[str], run: str) -> int:
     batches = [paths[start : start + BATCH_SIZE] for start in range(0, len(paths), BATCH_SIZE)]
     ahead = fetch(batches[0]) if remote else []
     read = 0
-    with torch.inference_mode():
+    with torch.inference_mode(), arithmetic.autocast():
         for batch, following in zip(batches, [*batches[1:], []], strict=True):
             if remote:
                 now, ahead = ahead, fetch(following)
@@ -85,8 +86,7 @@ def read_all(paths: list[str], run: str) -> int:
             else:
                 data = [Path(path).read_bytes() for path in batch]
             pixels = np.stack([np.asarray(images.decode(each, spec.image)) for each in data])
-            x = torch.from_numpy(pixels).permute(0, 3, 1, 2).float().div_(255)
-            read += int(model(x.contiguous(memory_format=torch.channels_last)).argmax(2).numel())
+            read += int(model(arithmetic.to_input(torch.from_numpy(pixels))).argmax(2).numel())
     return read
 
 

@@ -341,7 +341,8 @@ class InferConfig(Config):
     """Reads whatever is new below a folder or in a bucket, and appends a row per object to a Parquet table."""
 
     images: str = f"{DEMO}/corpus/text5"
-    """Folder, s3:// or gs:// URI, single image, or a listing: a .csv, .csv.gz or .parquet table of URIs."""
+    """Folder, s3:// or gs:// URI, single image, or a listing: a .csv, .csv.gz or .parquet table of URIs, or the
+    manifest.json of an S3 inventory."""
     run: str = f"{DEMO}/runs/text5"
     """Run or checkpoint folder or s3:// URI of the network. The default one is trained on first use."""
     out: str = f"{DEMO}/predictions"

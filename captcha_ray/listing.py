@@ -3,8 +3,11 @@
 Everything after works from that file, so that a bucket is listed once. Does not know what is done already.
 """
 
+import dataclasses
 import gzip
+import json
 import re
+import shutil
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,7 +23,10 @@ from captcha_ray.labels import is_junk, speakable
 from captcha_ray.objectstore import Entry
 
 TABLES = (".csv", ".csv.gz", ".parquet")
-"""Names of files that list images; anything else is an image, a folder or a prefix."""
+"""Names of files that list images; so does an inventory's manifest. Anything else is an image, a folder or a prefix."""
+
+MANIFEST = "/manifest.json"
+"""Name of the file by which an inventory of Amazon S3 says where its tables are and what their columns mean."""
 
 GROUP_ROWS = 65_536
 """Rows that are held until they are written: about 10 MB."""
@@ -30,11 +36,21 @@ MEMORY_LIMIT = "1GB"
 
 ALIASES = {
     "uri": ("uri", "path", "url"),
-    "etag": ("etag", "e_tag"),
-    "size": ("size", "size_bytes"),
-    "last_modified": ("last_modified", "last_modified_date"),
+    "etag": ("etag",),
+    "size": ("size", "sizebytes"),
+    "last_modified": ("lastmodified", "lastmodifieddate"),
 }
-"""Names of a table's columns, as people and as Amazon's inventory write them; `bucket` and `key` make a URI as well."""
+"""Names of a table's columns, as people and as Amazon's inventory write them, in small letters and without underscores;
+`bucket` and `key` make a URI as well."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Table:
+    """A table to read. columns: of a CSV without a header. is_escaped: whether keys are URL-encoded."""
+
+    uri: str
+    columns: tuple[str, ...] = ()
+    is_escaped: bool = False
 
 
 def write_listing(images: str, path: Path, match: str, advance: Callable[[int], None]) -> int:
@@ -44,9 +60,12 @@ def write_listing(images: str, path: Path, match: str, advance: Callable[[int], 
     systems (`.DS_Store`, `Thumbs.db`, ...) were passed over. Raises InputError where there is nothing of that name or a
     table cannot be read.
     """
-    if images.endswith(TABLES):
-        _copy_table(images, path, match)
-        advance(pq.read_metadata(path).num_rows)
+    if images.endswith((*TABLES, MANIFEST)):
+        tables = _open_inventory(images) if images.endswith(MANIFEST) else [_Table(images)]
+        with pq.ParquetWriter(path, schema.LISTING_SCHEMA, compression="zstd") as writer:
+            for rows in _read_tables(tables, path.parent, match):
+                writer.write_table(rows)
+                advance(len(rows))
         return 0
     num_junk = 0
     pattern = re.compile(match)
@@ -77,64 +96,104 @@ def _grouped(pages: Iterator[list[Entry]]) -> Iterator[list[Entry]]:
     yield group
 
 
-def _copy_table(table: str, path: Path, match: str) -> None:
-    """A CSV or Parquet table of URIs -> listing. Relative paths stand beside the table; a URI twice is one object."""
-    source = path.with_name(f"source{Path(table.removesuffix('.gz')).suffix}")
+def _open_inventory(manifest: str) -> list[_Table]:
+    """The tables of an S3 inventory, as the S3 User Guide describes it ("Locating your inventory list")."""
     try:
-        data = storage.read(table)
+        said = json.loads(storage.read(manifest))
+        bucket = said["destinationBucket"].rpartition(":")[2]  # an ARN
+        form = said["fileFormat"]
+        columns = tuple(name.strip() for name in said["fileSchema"].split(",")) if form == "CSV" else ()
+        tables = [_Table(f"s3://{bucket}/{file['key']}", columns, form == "CSV") for file in said["files"]]
     except OSError as error:
-        raise InputError(f"the listing {table} cannot be read: {error.strerror or error}") from error
-    try:
-        source.write_bytes(gzip.decompress(data) if table.endswith(".gz") else data)
-    except (OSError, EOFError, zlib.error) as error:
-        raise InputError(f"the listing {table} cannot be read: {error}") from error
-    del data
-    csv = "header = true, all_varchar = true, delim = ',', quote = '\"', escape = '\"', comment = '', skip = 0"
+        raise InputError(f"the listing {manifest} cannot be read: {error.strerror or error}") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{manifest} is no manifest of an S3 inventory: {type(error).__name__}: {error}") from error
+    if form not in ("CSV", "Parquet"):
+        raise InputError(f"the inventory {manifest} is in {form}; only CSV and Parquet are read")
+    return tables
+
+
+def _read_tables(tables: list[_Table], spool: Path, match: str) -> Iterator[pa.Table]:
+    """Rows of CSV or Parquet tables, a group at a time; one table at a time is copied to the spool."""
+    for table in tables:
+        source = spool / f"source{Path(table.uri.removesuffix('.gz')).suffix}"  # a name that is no pattern of names
+        try:
+            _copy(table.uri, source)
+            with connect(spool) as database:
+                yield from _query(table, source, match, database)
+        except OSError as error:
+            raise InputError(f"the listing {table.uri} cannot be read: {error.strerror or error}") from error
+        except (EOFError, zlib.error) as error:
+            raise InputError(f"the listing {table.uri} cannot be read: {error}") from error
+        except duckdb.Error as error:
+            raise InputError(f"the listing {table.uri} cannot be read: {str(error).splitlines()[0]}") from error
+        finally:
+            source.unlink(missing_ok=True)
+
+
+def _copy(table: str, source: Path) -> None:
+    """Copies, and unzips what Amazon and people zip: DuckDB takes a zipped file that was cut off for a whole one."""
+    storage.copy(table, source)
+    if table.endswith(".gz"):
+        zipped = source.rename(f"{source}.gz")
+        try:
+            with gzip.open(zipped) as file, source.open("wb") as unzipped:
+                shutil.copyfileobj(file, unzipped, 1 << 20)
+        finally:
+            zipped.unlink()
+
+
+def _query(table: _Table, source: Path, match: str, database: duckdb.DuckDBPyConnection) -> Iterator[pa.Table]:
+    """Relative paths stand beside the table; a URI twice is one object."""
+    if source.suffix == ".parquet":
+        read = "read_parquet($source, hive_partitioning = false)"
+    else:
+        header = f"header = false, names = {list(table.columns)}" if table.columns else "header = true"
+        form = "all_varchar = true, delim = ',', quote = '\"', escape = '\"', comment = '', skip = 0"
+        read = f"read_csv($source, {header}, {form})"
+    parameters = {"source": str(source)}
+    names = [row[0] for row in database.execute(f"DESCRIBE SELECT * FROM {read}", parameters).fetchall()]
+    columns, is_object = _columns(names, table)
     pattern = re.compile(match)
-    read = "read_parquet(?, hive_partitioning = false)" if table.endswith(".parquet") else f"read_csv(?, {csv})"
-    folder = table.rpartition("/")[0]
-    try:
-        with connect(path.parent) as database:
-            names = [row[0] for row in database.execute(f"DESCRIBE SELECT * FROM {read}", [str(source)]).fetchall()]
-            columns = _columns(names, table)
-            database.create_function("wanted", lambda uri: bool(pattern.search(uri)), ["VARCHAR"], "BOOLEAN")
-            database.execute(
-                f"""COPY (
-                    SELECT DISTINCT ON (uri) * FROM (
-                        SELECT CASE WHEN contains(given, '://') OR ($local AND given LIKE '/%') THEN given
-                                    ELSE $folder || '/' || given END AS uri, etag, size, last_modified
-                        FROM (SELECT {columns} FROM {read.replace("?", "$source")})
-                        WHERE given <> '')
-                    {"WHERE wanted(uri)" if match else ""}
-                    ORDER BY last_modified DESC NULLS LAST
-                ) TO '{quoted(path)}' (FORMAT parquet, COMPRESSION zstd)""",
-                # A key in a bucket's table never names a file of this machine.
-                {"folder": folder, "source": str(source), "local": not storage.is_remote(table)},
-            )
-    except duckdb.Error as error:
-        raise InputError(f"the listing {table} cannot be read: {str(error).splitlines()[0]}") from error
-    finally:
-        source.unlink()
+    database.create_function("wanted", lambda uri: bool(pattern.search(uri)), ["VARCHAR"], "BOOLEAN")
+    found = database.sql(
+        f"""SELECT DISTINCT ON (uri) * FROM (
+            SELECT CASE WHEN contains(given, '://') OR ($local AND given LIKE '/%') THEN given
+                        ELSE $folder || '/' || given END AS uri, etag, size, last_modified
+            FROM (SELECT {columns} FROM {read} WHERE {is_object})
+            WHERE given <> '')
+        {"WHERE wanted(uri)" if match else ""}
+        ORDER BY last_modified DESC NULLS LAST""",
+        # A key in a bucket's table never names a file of this machine.
+        params={**parameters, "folder": table.uri.rpartition("/")[0], "local": not storage.is_remote(table.uri)},
+    )
+    for batch in found.to_arrow_reader(GROUP_ROWS):
+        yield pa.table(batch).cast(schema.LISTING_SCHEMA)
 
 
-def _columns(names: list[str], table: str) -> str:
-    """SQL for the columns given, etag, size, last_modified from those a table has."""
-    lower = {name.lower(): name for name in names}
+def _columns(names: list[str], table: _Table) -> tuple[str, str]:
+    """SQL for the columns given, etag, size, last_modified from those a table has, and for whether a row is an object
+    of today: in a bucket with versions there are older ones, and marks that an object was deleted."""
+    known = {name.lower().replace("_", ""): f'"{quoted(name, chr(34))}"' for name in reversed(names)}
 
     def found(wanted: str) -> str | None:
-        return next((f'"{quoted(lower[n], chr(34))}"' for n in ALIASES[wanted] if n in lower), None)
+        return next((known[name] for name in ALIASES[wanted] if name in known), None)
 
     given = found("uri")
-    if given is None and {"bucket", "key"} <= set(lower):
-        given = f"'s3://' || \"{lower['bucket']}\" || '/' || \"{lower['key']}\""
+    if given is None and {"bucket", "key"} <= set(known):
+        # Amazon writes a space as +.
+        key = f"url_decode(replace({known['key']}, '+', ' '))" if table.is_escaped else known["key"]
+        given = f"'s3://' || {known['bucket']} || '/' || {key}"
     if given is None:
-        raise InputError(f"the listing {table} has no column uri, path, or bucket and key; it has {', '.join(names)}")
+        has = ", ".join(names)
+        raise InputError(f"the listing {table.uri} has no column uri, path, or bucket and key; it has {has}")
     etag, size, modified = (found(name) or "NULL" for name in ("etag", "size", "last_modified"))
+    latest, deleted = known.get("islatest", "true"), known.get("isdeletemarker", "false")
     return (
         f"CAST({given} AS VARCHAR) AS given, "
         f"coalesce(regexp_replace(CAST({etag} AS VARCHAR), '^(W/)?\"|\"$', '', 'g'), '') AS etag, "
         f"TRY_CAST({size} AS BIGINT) AS size, TRY_CAST({modified} AS TIMESTAMPTZ) AS last_modified"
-    )
+    ), f"coalesce(CAST({latest} AS BOOLEAN), true) AND NOT coalesce(CAST({deleted} AS BOOLEAN), false)"
 
 
 def connect(folder: Path) -> duckdb.DuckDBPyConnection:

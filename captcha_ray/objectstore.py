@@ -17,6 +17,7 @@ import re
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import botocore.session
@@ -115,6 +116,18 @@ def get(uri: str, max_bytes: int | None = None) -> tuple[bytes | None, Entry]:
         return (None if max_bytes is not None and entry.size > max_bytes else bytes(result.bytes())), entry
 
     return _persist(request, uri)
+
+
+def download(uri: str, path: Path) -> None:
+    """Writes the object to a local file, in bounded memory. Raises as `get` does."""
+    root, key = _split_named(uri)
+
+    def request() -> None:
+        with path.open("wb") as file:
+            for chunk in obstore.get(_store(root, patient=True), key):
+                file.write(chunk)
+
+    _persist(request, uri)
 
 
 def put(uri: str, data: bytes, *, exclusive: bool = False) -> None:

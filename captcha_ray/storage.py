@@ -10,6 +10,7 @@ import contextlib
 import datetime
 import errno
 import os
+import shutil
 import stat
 import uuid
 from collections.abc import Iterator
@@ -61,6 +62,14 @@ def read(uri: str) -> bytes:
     data, _ = objectstore.get(uri)
     assert data is not None, "no limit was given"
     return data
+
+
+def copy(uri: str, path: Path) -> None:
+    """Copies the object to a local file, in bounded memory. Raises as `read` does."""
+    if is_remote(uri):
+        objectstore.download(uri, path)
+    else:
+        shutil.copyfile(uri, path)
 
 
 def fetch(uri: str, max_bytes: int) -> tuple[bytes | None, Entry]:

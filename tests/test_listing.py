@@ -2,6 +2,7 @@
 
 import datetime
 import gzip
+import json
 import os
 import re
 import time
@@ -9,6 +10,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote_plus
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -377,3 +379,106 @@ def test_an_absent_table_is_one_sentence(place: Path, bucket: str, write: Callab
     }.items():
         with pytest.raises(InputError, match=f"^the listing {re.escape(table)} cannot be read: {re.escape(reason)}$"):
             write(table)
+
+
+# --- inventories of Amazon S3
+
+
+KEYS = [
+    "a b.png",
+    "plus+.png",
+    "50%.png",
+    "q?x#y%2Fz.png",
+    'quo"te,comma.png',
+    "line\nfeed.png",
+    "日本.png",
+    "../x//y.png",
+]
+SCHEMA = [
+    "Bucket",
+    "Key",
+    "VersionId",
+    "IsLatest",
+    "IsDeleteMarker",
+    "Size",
+    "LastModifiedDate",
+    "ETag",
+    "StorageClass",
+]
+
+
+def inventory(place: str, form: str) -> str:
+    """Writes what Amazon writes for a bucket with versions, in two tables; returns the URI of its manifest."""
+    rows = [["b", key, "v2", "true", "false", "7", "2026-01-01T12:00:00.000Z", "q", "STANDARD"] for key in KEYS]
+    rows += [["b", key, "v1", "false", "false", "6", "2026-01-02T12:00:00.000Z", "old", "STANDARD"] for key in KEYS]
+    rows += [["b", "deleted.png", "v2", "true", "true", "", "2026-01-02T12:00:00.000Z", "", ""]]
+    rows += [["b", "deleted.png", "v1", "false", "false", "5", "2026-01-01T12:00:00.000Z", "p", "STANDARD"]]
+    bucket, _, prefix = place.removeprefix("s3://").partition("/")
+    files = []
+    for number, part in enumerate((rows[::2], rows[1::2])):
+        if form == "CSV":
+            lines = [",".join(f'"{field}"' for field in [row[0], quote_plus(row[1]), *row[2:]]) for row in part]
+            name, data = f"{prefix}/data/{number}.csv.gz", gzip.compress("\n".join([*lines, ""]).encode())
+        else:
+            snake = [re.sub("(?<=[a-z])(?=[A-Z])", "_", name).lower().replace("etag", "e_tag") for name in SCHEMA]
+            columns: dict[str, Any] = dict(zip(snake, map(list, zip(*part, strict=True)), strict=True))
+            columns |= {
+                name: [value == "true" for value in columns[name]] for name in ("is_latest", "is_delete_marker")
+            }
+            columns["size"] = [int(size) if size else None for size in columns["size"]]
+            times = [datetime.datetime.fromisoformat(time) for time in columns["last_modified_date"]]
+            columns["last_modified_date"] = pa.array(times, pa.timestamp("ms", "UTC"))
+            name, data = f"{prefix}/data/{number}.parquet", parquet(**columns)
+        storage.write(f"s3://{bucket}/{name}", data)
+        files.append({"key": name, "size": len(data), "MD5checksum": ""})
+    manifest = {
+        "sourceBucket": "b",
+        "destinationBucket": f"arn:aws:s3:::{bucket}",
+        "fileFormat": form,
+        "fileSchema": ", ".join(SCHEMA) if form == "CSV" else "message s3.inventory { required binary bucket (UTF8); }",
+        "files": files,
+    }
+    storage.write(f"{place}/2026-01-03T01-00Z/manifest.json", json.dumps(manifest).encode())
+    return f"{place}/2026-01-03T01-00Z/manifest.json"
+
+
+@pytest.mark.parametrize("form", ["CSV", "Parquet"])
+def test_an_inventory_lists_the_objects_of_today(bucket: str, write: Callable[..., Any], form: str) -> None:
+    manifest = inventory(bucket, form)
+    expected = [{"uri": f"s3://b/{key}", "etag": "q", "size": 7, "last_modified": DAYS[0]} for key in sorted(KEYS)]
+    assert write(manifest) == expected
+    assert write(manifest, match=r"\+") == [row for row in expected if "+" in row["uri"]]
+
+
+def test_a_table_of_an_inventory_that_is_gone_is_one_sentence(bucket: str, write: Callable[..., Any]) -> None:
+    manifest = inventory(bucket, "CSV")
+    gone = f"{bucket}/data/1.csv.gz"
+    storage.delete(gone)
+    with pytest.raises(InputError, match=f"^the listing {gone} cannot be read: {gone} or its bucket does not exist$"):
+        write(manifest)
+
+
+GOOD_MANIFEST = {"destinationBucket": "arn:aws:s3:::b", "fileFormat": "CSV", "fileSchema": "Bucket, Key", "files": []}
+
+
+@pytest.mark.parametrize(
+    ("data", "sentence"),
+    [
+        (b"", "is no manifest of an S3 inventory: JSONDecodeError"),
+        (b"\xff", "is no manifest of an S3 inventory: UnicodeDecodeError"),
+        (b"[]", "is no manifest of an S3 inventory: TypeError"),
+        (b'{"files": []}', "is no manifest of an S3 inventory: KeyError: 'destinationBucket'"),
+        (json.dumps(GOOD_MANIFEST | {"files": ["x"]}).encode(), "is no manifest of an S3 inventory: TypeError"),
+        (json.dumps(GOOD_MANIFEST | {"fileSchema": 7}).encode(), "is no manifest of an S3 inventory: AttributeError"),
+        (json.dumps(GOOD_MANIFEST | {"fileFormat": "ORC"}).encode(), "is in ORC; only CSV and Parquet are read"),
+    ],
+    ids=["empty", "bytes", "list", "other", "files", "schema", "orc"],
+)
+def test_what_is_no_manifest_is_one_sentence(
+    tmp_path: Path, write: Callable[..., Any], data: bytes, sentence: str
+) -> None:
+    manifest = tmp_path / "manifest.json"
+    manifest.write_bytes(data)
+    with pytest.raises(InputError, match=f"{re.escape(str(manifest))} {re.escape(sentence)}") as caught:
+        write(manifest)
+    assert "\n" not in str(caught.value)

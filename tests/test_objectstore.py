@@ -4,6 +4,7 @@ import contextlib
 import os
 import re
 import socket
+import tempfile
 import threading
 import time
 import uuid
@@ -47,9 +48,17 @@ SHAPES = {
 DATA = bytes(range(250)) * 400
 PASSING = [Fault.SLOW_DOWN, Fault.INTERNAL, Fault.RESET, Fault.CUT]
 
+
+def downloaded(uri: str) -> bytes:
+    with tempfile.NamedTemporaryFile() as file:
+        objectstore.download(uri, Path(file.name))
+        return file.read()
+
+
 CALLS: dict[str, tuple[str, str, Callable[[], Any]]] = {
     "get": ("GET", "/bucket/key", lambda: objectstore.get("s3://bucket/key")[0]),
     "get odd": ("GET", "/bucket/an//odd/../key", lambda: objectstore.get("s3://bucket/an//odd/../key")[0]),
+    "download": ("GET", "/bucket/key", lambda: downloaded("s3://bucket/key")),
     "put": ("PUT", "/bucket/new", lambda: objectstore.put("s3://bucket/new", DATA)),
     "put exclusive": ("PUT", "/bucket/own", lambda: objectstore.put("s3://bucket/own", DATA, exclusive=True)),
     "head": ("HEAD", "/bucket/key", lambda: objectstore.head("s3://bucket/key")),
@@ -419,7 +428,7 @@ def test_a_key_of_any_form_is_asked_for_and_listed_alone(bucket: str, key: str) 
 
 def check_done(call: str, answer: Any) -> None:
     """That a call of `CALLS` has done what it should."""
-    expected = {"get": DATA, "get odd": DATA, "list": ["an//odd/../key", "gone", "key"]}
+    expected = {"get": DATA, "get odd": DATA, "download": DATA, "list": ["an//odd/../key", "gone", "key"]}
     if call == "head":
         assert answer.size == len(DATA)
     else:
