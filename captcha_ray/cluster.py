@@ -23,6 +23,10 @@ QUIET = {
 
 QUIET_ALONE = {
     "RAY_BACKEND_LOG_LEVEL": "fatal",  # Ray's own use of restartable actors prints an error at each start
+    # What a dashboard would show, and there is none: each of Ray's processes spends about a percent of a core on it.
+    "RAY_enable_metrics_collection": "0",
+    "RAY_event_stats": "0",
+    "RAY_task_events_report_interval_ms": "0",
 }
 """The same for a Ray that this process starts; what goes wrong in it comes as an exception all the same."""
 

@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import datetime
 import importlib
+import itertools
 import math
 import tempfile
 import threading
@@ -38,11 +39,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-MAX_BLOCK, MIN_BLOCK = 4096, 256
-"""Objects of one task: few enough to lose little with a worker, enough that Ray's tenth of a second does not show."""
-
-BLOCKS_PER_WORKER = 8
-"""Blocks a worker gets at least, where there are objects enough, so that all end at about the same time."""
+MAX_BLOCK = 4096
+"""Objects of one task at most: few enough to lose little with a worker."""
 
 LOOK_S = 5.0
 """Seconds the driver waits for the workers' reports."""
@@ -162,6 +160,19 @@ def _num_workers(config: InferConfig) -> int:
     return num_workers
 
 
+def block_sizes(num_batches: int, num_workers: int) -> list[int]:
+    """Batches of each block: half of a worker's share of what is left, but at most `MAX_BLOCK` objects.
+
+    Large ones first, and at the end small ones, so that all workers end at about the same time (C. Polychronopoulos and
+    D. Kuck, "Guided Self-Scheduling", 1987).
+    """
+    sizes = []
+    while num_batches:
+        sizes.append(min(max(num_batches // (2 * num_workers), 1), MAX_BLOCK // BATCH_SIZE))
+        num_batches -= sizes[-1]
+    return sizes
+
+
 class TooManyErrorsError(FailedError):
     """More objects fail than the user allows."""
 
@@ -255,20 +266,20 @@ class _Job:
 
     def _write_todo(self, num_rows: int) -> int:
         """Cuts what is to be read into blocks that workers can get at; returns how many blocks."""
-        size = min(max(math.ceil(num_rows / (self._num_workers * BLOCKS_PER_WORKER)), MIN_BLOCK), MAX_BLOCK)
-        size = math.ceil(size / BATCH_SIZE) * BATCH_SIZE
         path = self._spool / "todo.parquet"
-        numbers = range(math.ceil(num_rows / size))
+        batches = map(pa.table, pq.ParquetFile(path).iter_batches(BATCH_SIZE))
+        sizes = block_sizes(math.ceil(num_rows / BATCH_SIZE), self._num_workers)
         with concurrent.futures.ThreadPoolExecutor(predictions.NUM_THREADS) as pool:
             waiting: list[concurrent.futures.Future[None]] = []
-            for number, batch in zip(numbers, pq.ParquetFile(path).iter_batches(size), strict=True):
-                waiting.append(pool.submit(predictions.stage, pa.table(batch), self._work.todo(number)))
+            for number, size in enumerate(sizes):
+                block = pa.concat_tables(itertools.islice(batches, size))
+                waiting.append(pool.submit(predictions.stage, block, self._work.todo(number)))
                 if len(waiting) > 2 * predictions.NUM_THREADS:
                     waiting.pop(0).result()
             for future in waiting:
                 future.result()
         path.unlink()
-        return len(numbers)
+        return len(sizes)
 
     def _read(self, num_blocks: int) -> None:
         """Has the workers read all blocks; commits whenever there are rows enough."""
@@ -346,14 +357,17 @@ class _Job:
         """Stops as soon as the errors are more than the whole night allows."""
         allowed = self._config.max_error_fraction * max(self._total, self._rows)
         if self._total and self._errors > allowed:
-            kinds = Counter[str]()
+            kinds, example = Counter[str](), ""
             for block in self._blocks:
-                kinds += Counts.of(predictions.read(block, ["status", "error"])).errors
+                rows = predictions.read(block, ["uri", "status", "error"])
+                kinds += Counts.of(rows).errors
+                example = example or next((f"{r['uri']}: {r['error']}" for r in rows.to_pylist() if r["error"]), "")
             said = ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common())
             since = f"after {self._committed.runs[-1].folder}" if self._committed.runs else "of them"
             raise TooManyErrorsError(
                 f"{self._errors:,} of {self._total:,} objects cannot be read ({said}), more than "
-                f"--max-error-fraction {self._config.max_error_fraction:g}; nothing {since} was committed"
+                f"--max-error-fraction {self._config.max_error_fraction:g} allows; nothing {since} was committed; "
+                f"the first is {example!a}"
             )
 
     def _commit(self) -> None:

@@ -83,7 +83,7 @@ def fetch(uri: str, max_bytes: int) -> tuple[bytes | None, Entry]:
         found = os.fstat(file.fileno())
         if not stat.S_ISREG(found.st_mode):
             raise OSError(errno.EINVAL, "not a regular file", uri)
-        data = file.read(max_bytes + 1)
+        data = file.read(min(found.st_size, max_bytes) + 1)  # of what it asks for, Python allocates all
         return (None if len(data) > max_bytes else data), _entry(uri, found)
 
 

@@ -93,6 +93,12 @@ BAD: list[tuple[type[Config], dict[str, Any]]] = [
 ]
 
 
+def test_credentials_in_an_address_are_refused_without_being_repeated() -> None:
+    with pytest.raises(InputError, match="endpoint_url must hold no credentials") as caught:
+        InferConfig(endpoint_url="https://key:secret@store.example")
+    assert "secret" not in str(caught.value)
+
+
 def made(kind: type[Config], values: dict[str, Any]) -> Config:
     return kind(**{**({"height": 60, "width": 18} if kind is ImageSpec else {}), **values})
 

@@ -1,21 +1,33 @@
-"""Thirty kills of a bulk inference at random moments: each ends, by the same command, with every object once."""
+"""Thirty kills of a bulk inference at random moments: each ends, by the same command, with every object once.
 
+Twenty read a folder into a folder, ten a bucket into a bucket.
+"""
+
+import dataclasses
 import os
 import random
-import shutil
 import time
 from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pyarrow.dataset
+import pyarrow.fs
 import pytest
 
+from captcha_ray import storage
 from tests.processes import Job, kill
-from tests.test_infer import corpus, slow_network  # noqa: F401 -- fixtures
+from tests.s3_server import create_bucket, serve_moto
+from tests.test_infer import client_of, corpus, slow_network  # noqa: F401 -- fixtures
 
 pytestmark = pytest.mark.slow
 
 SEED = int(os.environ.get("CAPTCHA_RAY_KILL_SEED", "0"))
+
+NUM_KILLS = 30
+NUM_ON_DISK = 20
 
 LONGEST_S = 16.0
 """A whole job of these tests takes about so long here; a kill comes at any moment of it."""
@@ -23,23 +35,61 @@ LONGEST_S = 16.0
 TITLES = {"driver": "jobs/infer.py", "worker": "ray::MapWorker", "node": "/raylet/raylet"}
 
 
-def committed(out: Path) -> Counter[str]:
-    if not list(out.rglob("*.parquet")):
-        return Counter()
-    return Counter(pyarrow.dataset.dataset(str(out), partitioning="hive").to_table(["uri"])["uri"].to_pylist())
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """Where a job reads and writes. out: for the job. table: the same for a plain reader."""
+
+    images: str
+    out: str
+    environment: dict[str, str]
+    files: pyarrow.fs.FileSystem
+    table: str
+
+    def committed(self) -> Counter[str]:
+        """URIs that a plain reader finds, and how often."""
+        found = self.files.get_file_info(pyarrow.fs.FileSelector(self.table, allow_not_found=True, recursive=True))
+        if not any(file.path.endswith(".parquet") for file in found):
+            return Counter()
+        dataset = pyarrow.dataset.dataset(self.table, filesystem=self.files, partitioning="hive")
+        return Counter(dataset.to_table(["uri"])["uri"].to_pylist())
+
+    def staged(self) -> bool:
+        found = self.files.get_file_info(pyarrow.fs.FileSelector(self.table, recursive=True))
+        return any("_staging" in file.path and file.is_file for file in found)
 
 
-@pytest.mark.parametrize("number", range(30))
-def test_every_object_once_after_a_kill(number: int, corpus: Path, slow_network: Path, tmp_path: Path) -> None:  # noqa: F811
+@pytest.fixture
+def place(number: int, corpus: Path, tmp_path: Path) -> Iterator[Place]:  # noqa: F811
+    out = tmp_path / "out"
+    if number < NUM_ON_DISK:
+        yield Place(str(corpus), str(out), {}, pyarrow.fs.LocalFileSystem(), str(out))
+        return
+    with serve_moto() as server, client_of(server):
+        create_bucket(server, "bucket")
+        with ThreadPoolExecutor(8) as pool:
+            for path in corpus.rglob("*.png"):
+                pool.submit(storage.write, f"s3://bucket/images/{path.relative_to(corpus)}", path.read_bytes())
+        address = urlsplit(server["AWS_ENDPOINT_URL"])
+        files = pyarrow.fs.S3FileSystem(anonymous=True, endpoint_override=address.netloc, scheme=address.scheme)
+        yield Place("s3://bucket/images", "s3://bucket/out", server, files, "bucket/out")
+
+
+@pytest.mark.parametrize("number", range(NUM_KILLS))
+def test_every_object_once_after_a_kill(number: int, place: Place, slow_network: Path, tmp_path: Path) -> None:  # noqa: F811
     moment = random.Random(f"{SEED}-{number}")
     kind = ("driver", "worker", "node")[number % 3]
-    wanted = Counter(str(path) for path in corpus.rglob("*.png"))
-    out = tmp_path / "out"
-    night = ("--images", corpus, "--run", slow_network, "--out", out, "--stall-timeout-s", "60")
-    night = (*night, "--objects-per-run", moment.choice(["1000", "2000000"]))
+    wanted = Counter(storage.list_files(place.images))
+    assert len(wanted) == 4000
+    size = moment.choice(["1000", "2000000"])
+    tries = 0
     while True:
+        # After a job that ended before its kill: there was none to kill at that moment, and it takes another one.
+        out = f"{place.out}/{tries}"
+        here = dataclasses.replace(place, out=out, table=f"{place.table}/{tries}")
+        night = ("--images", place.images, "--run", slow_network, "--out", out, "--stall-timeout-s", "60")
+        night = (*night, "--objects-per-run", size)
         after = moment.uniform(0.5, LONGEST_S)
-        with Job("infer", *night, cwd=tmp_path) as first:
+        with Job("infer", *night, cwd=tmp_path, env={**os.environ, **place.environment}) as first:
             deadline = time.monotonic() + after
             while time.monotonic() < deadline and first.process.poll() is None:
                 time.sleep(0.05)
@@ -47,14 +97,14 @@ def test_every_object_once_after_a_kill(number: int, corpus: Path, slow_network:
                 kill(moment.choice(victims))
                 ended = first.wait()
                 break
-        shutil.rmtree(out, ignore_errors=True)  # there was none to kill at that moment: another one
-    before = committed(out)
+        tries += 1
+    before = here.committed()
     assert set(before.values()) <= {1}
-    with Job("infer", *night, cwd=tmp_path) as second:
+    with Job("infer", *night, cwd=tmp_path, env={**os.environ, **place.environment}) as second:
         assert second.wait() == 0, second.said
         said = second.said.splitlines()
     print(f"kill {number}: {kind} after {after:.1f} s, status {ended}, {before.total():,} committed; then {said[0]}")
-    assert committed(out) == wanted
-    assert not (out / "_staging").exists()
+    assert here.committed() == wanted
+    assert not here.staged()
     if kind == "worker":
         assert ended == 0, "a lost worker is replaced"

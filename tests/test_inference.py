@@ -103,8 +103,23 @@ def images(tmp_path: Path) -> Path:
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of 8 objects."""
-    monkeypatch.setattr(inference, "MIN_BLOCK", 8)
     monkeypatch.setattr(inference, "BATCH_SIZE", 8)
+    monkeypatch.setattr(inference, "MAX_BLOCK", 8)
+    monkeypatch.setattr(inference, "BATCH_SIZE", 8)
+    monkeypatch.setattr(inference, "MAX_BLOCK", 8)
+
+
+@pytest.mark.parametrize(("num_batches", "num_workers"), [(1, 1), (1, 8), (7, 2), (1000, 2), (40_000, 100)])
+def test_blocks_are_large_at_first_and_small_at_the_end(num_batches: int, num_workers: int) -> None:
+    sizes = inference.block_sizes(num_batches, num_workers)
+    assert sum(sizes) == num_batches
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[0] <= inference.MAX_BLOCK // inference.BATCH_SIZE
+    assert sizes[-1] == 1
+    left = num_batches
+    for size in sizes:
+        assert size == 1 or size <= left / (2 * num_workers), "nobody waits long for the one who has the last block"
+        left -= size
 
 
 @pytest.fixture
@@ -199,8 +214,8 @@ def test_too_many_errors_end_the_night_and_a_later_one_that_allows_them_reads_al
     with pytest.raises(FailedError) as caught:
         night(images, network, out, max_error_fraction=0.24)
     assert str(caught.value) == (
-        "10 of 40 objects cannot be read (10 EmptyFile), more than --max-error-fraction 0.24; "
-        "nothing of them was committed"
+        "10 of 40 objects cannot be read (10 EmptyFile), more than --max-error-fraction 0.24 allows; "
+        f"nothing of them was committed; the first is '{min(images.iterdir())}: EmptyFile: the file has zero bytes'"
     )
     assert not list(out.rglob("*.parquet"))
     assert not list(out.rglob("*.staged"))

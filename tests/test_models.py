@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from captcha_ray.config import ImageSpec, InputError
-from captcha_ray.models import build_model
+from captcha_ray.models import MaxPool, build_model
 from captcha_ray.spec import ModelSpec
 
 DIGITS = ModelSpec(network="glyph_vgg", image=ImageSpec(height=60, width=18), charset="0123456789", slots=1)
@@ -85,9 +85,28 @@ def test_glyph_vgg_is_blocks_of_one_two_and_three_convolutions_and_a_dense_layer
 
 def test_multi_head_cnn_is_three_convolutions_and_a_head_per_character() -> None:
     assert " ".join(outline(build_model(TEXT5))) == (
-        "conv1-16 relu pool-ceil conv16-32 relu pool-ceil conv32-32 relu norm32 pool-ceil flat"
+        "conv1-16 pool-ceil relu conv16-32 pool-ceil relu conv32-32 relu norm32 pool-ceil flat"
         + 5 * " dense5600-64 relu drop0.5 dense64-36"
     )
+
+
+@pytest.mark.parametrize("size", [(50, 200), (25, 13), (1, 8), (7, 1), (1, 1)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_max_pooling_is_that_of_torch(size: tuple[int, int], dtype: torch.dtype) -> None:
+    maps = torch.randn((3, 16, *size)).to(dtype, memory_format=torch.channels_last)
+    maps[0, :, 0, 0] = torch.nan
+    wanted = nn.MaxPool2d(2, ceil_mode=True)(maps)
+    with torch.no_grad():
+        pooled = MaxPool()(maps)
+    assert torch.equal(pooled.isnan(), wanted.isnan())
+    assert torch.equal(pooled.nan_to_num(), wanted.nan_to_num())
+    assert pooled.is_contiguous(memory_format=torch.channels_last)
+    learned, expected = maps.clone().requires_grad_(), maps.clone().requires_grad_()
+    MaxPool()(learned).float().sum().backward()
+    nn.MaxPool2d(2, ceil_mode=True)(expected).float().sum().backward()
+    assert learned.grad is not None
+    assert expected.grad is not None
+    assert torch.equal(learned.grad, expected.grad)
 
 
 def test_dropout_of_the_spec_is_that_of_the_layers() -> None:

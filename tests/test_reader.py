@@ -191,6 +191,12 @@ def test_a_block_of_good_and_broken_files_gives_every_row_in_its_place(
     check_readings(rows, network)
 
 
+def test_a_pipe_among_the_images_is_an_error_and_not_waited_for(work: Work, tmp_path: Path) -> None:
+    pipe = str(tmp_path / "pipe.png")
+    os.mkfifo(pipe)
+    check_rows(read(work, listed([pipe])), {pipe: "StoreError: not a regular file"}, work)
+
+
 def test_a_name_that_holds_a_zero_byte_is_an_error_of_its_own(work: Work) -> None:
     check_rows(read(work, listed(["/a\0b.png"])), {"/a\0b.png": "StoreError: embedded null byte"}, work)
 
