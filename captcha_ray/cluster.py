@@ -140,21 +140,22 @@ def _nodes() -> list[dict[str, Any]]:
     return nodes
 
 
-def num_fitting(cpus_per_worker: int, use_gpu: bool) -> int:
-    """How many workers of so many CPUs each, and one GPU where it is asked for, the nodes there are can hold."""
+def num_fitting(cpus_per_worker: int, gpus_per_worker: float) -> int:
+    """How many workers of so many CPUs and GPUs each the nodes there are can hold; GPUs may be a fraction."""
     nodes = [node["Resources"] for node in _nodes() if node["Alive"]]
     by_cpu = [int(n.get("CPU", 0)) // cpus_per_worker for n in nodes]
-    by_gpu = [int(n.get("GPU", 0)) if use_gpu else fitting for n, fitting in zip(nodes, by_cpu, strict=True)]
+    by_gpu = [int(n.get("GPU", 0) / gpus_per_worker) for n in nodes] if gpus_per_worker else by_cpu
     return sum(map(min, by_cpu, by_gpu))
 
 
-def check_fits(num_workers: int, cpus_per_worker: int, use_gpu: bool) -> None:
+def check_fits(num_workers: int, cpus_per_worker: int, gpus_per_worker: float) -> None:
     """Raises InputError where no placement of the workers on the nodes there are can ever hold them."""
-    fitting = num_fitting(cpus_per_worker, use_gpu)
+    fitting = num_fitting(cpus_per_worker, gpus_per_worker)
     if fitting < num_workers:
         nodes = [node["Resources"] for node in _nodes() if node["Alive"]]
         have = f"{sum(n.get('CPU', 0) for n in nodes):.0f} CPUs and {sum(n.get('GPU', 0) for n in nodes):.0f} GPUs"
-        want = f"{cpus_per_worker} CPU{'s' * (cpus_per_worker > 1)}{' and 1 GPU' if use_gpu else ''}"
+        gpus = f" and {gpus_per_worker:g} GPU" if gpus_per_worker else ""
+        want = f"{cpus_per_worker} CPU{'s' * (cpus_per_worker > 1)}{gpus}"
         raise InputError(
             f"{num_workers} workers of {want} each do not fit: the cluster has {have} on {len(nodes)} node(s), "
             f"room for {fitting}"

@@ -15,6 +15,8 @@ Network = Literal["glyph_vgg", "multi_head_cnn"]
 Optimizer = Literal["sgd", "rmsprop", "adam", "adamw"]
 Precision = Literal["auto", "fp32", "bf16"]
 Schedule = Literal["constant", "one_cycle"]
+Scheduler = Literal["asha", "none"]
+Search = Literal["optuna", "random", "grid"]
 
 DEMO = "demo"
 """Folder, relative to where a job is started, in which jobs without arguments keep what they make."""
@@ -240,6 +242,8 @@ class TrainConfig(Config):
     """Momentum of sgd and rmsprop."""
     weight_decay: float = 0.0
     """L2 penalty (decoupled for adamw)."""
+    label_smoothing: float = 0.0
+    """Share of the target that goes to all characters alike, 0 to below 1; reported losses are without it."""
     dropout: float = 0.5
     """Dropout before the last layer; glyph_vgg uses half of it after each convolution block."""
     rotation_degrees: float = 0.0
@@ -292,9 +296,66 @@ class TrainConfig(Config):
         check(
             0 < self.learning_rate < math.inf, f"learning_rate is {self.learning_rate}; it must be finite and above 0"
         )
-        for name in ("dropout", "zoom_fraction"):
+        for name in ("label_smoothing", "dropout", "zoom_fraction"):
             check(0 <= getattr(self, name) < 1, f"{name} is {getattr(self, name)}; it must be 0 to below 1")
         check(self.shear_degrees < 90, f"shear_degrees is {self.shear_degrees}; it must be below 90 degrees")
+        check(bool(self.shards) and bool(self.run), "shards and run must each name a folder or a URI")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TuneConfig(Config):
+    """Searches a recipe's parameters for a better one, and proves by validation whether it is."""
+
+    recipe: str = "demo-digits"
+    """Recipe to start from: a name, or the URI of a best.json or of a run's config.json."""
+    shards: str = f"{DEMO}/shards/digits"
+    """Folder or s3:// URI that jobs/preprocess.py wrote. The default one is made on first use."""
+    run: str = f"{DEMO}/tune/digits"
+    """Folder or s3:// URI for trials, table and report; must not hold another run."""
+    num_trials: int = 20
+    """Configs to try; the first is the recipe's own, where the space holds it. A resumed search may be given more."""
+    epochs: int = 0
+    """Passes over the training split of a trial, at most; 0 takes the recipe's."""
+    search: Search = "optuna"
+    """Who proposes values: optuna (tree-structured Parzen estimator), random, or grid (all combinations)."""
+    scheduler: Scheduler = "asha"
+    """asha stops trials that are not among the best third after 1/27, 1/9 and 1/3 of the epochs; none stops no one."""
+    space: str = ""
+    """TOML file of the parameters to vary: name = [a, b], { low = a, high = b, log = true }, true or false."""
+    vary: tuple[str, ...] = ()
+    """Parameters to vary, after the file: name, name=a,b,c, name=low..high, name=low..high:log or name=off. Default:
+    learning_rate batch_size dropout."""
+    final_seeds: int = 3
+    """Trainings in full, each, of the best trial's config and of the recipe at the end; 0 for no comparison."""
+    workers_per_trial: int = 1
+    """Data-parallel workers of one trial."""
+    cpus_per_worker: int = 1
+    """CPU cores each worker reserves."""
+    gpus_per_trial: float = 0.0
+    """GPUs a trial reserves; a fraction lets several trials share one. For several workers, one GPU each."""
+    max_concurrent: int = 0
+    """Trials at a time, at most; 0 for as many as fit."""
+    seed: int = 0
+    """Seeds proposals and trainings; the trainings at the end use the seeds after it."""
+    resume: bool = False
+    """Continue the search in --run after an interruption, or with more --num-trials."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("num_trials", "workers_per_trial", "cpus_per_worker"):
+            check(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; it must be at least 1")
+        for name in ("epochs", "final_seeds", "max_concurrent", "seed"):
+            check(getattr(self, name) >= 0, f"{name} is {getattr(self, name)}; it must not be negative")
+        gpus = self.gpus_per_trial
+        check(
+            0 <= gpus < 1 or gpus == int(gpus),
+            f"gpus_per_trial is {gpus:g}; it must be a fraction of one GPU or a whole number of them",
+        )
+        check(
+            self.workers_per_trial == 1 or gpus in (0, self.workers_per_trial),
+            f"gpus_per_trial is {gpus:g}; {self.workers_per_trial} workers take 0 or {self.workers_per_trial} GPUs",
+        )
+        check(self.workers_per_trial > 1 or gpus <= 1, f"gpus_per_trial is {gpus:g}; a single worker takes one at most")
         check(bool(self.shards) and bool(self.run), "shards and run must each name a folder or a URI")
 
 

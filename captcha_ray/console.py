@@ -2,15 +2,18 @@
 
 import contextlib
 import gc
+import math
 import os
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import rich.console
+import rich.live
 import rich.progress
+import rich.table
 import tyro
 
 from captcha_ray.config import FailedError, InputError
@@ -135,6 +138,84 @@ class TrainingProgress:
             f"  {record['images_per_second']:,.0f} images/s{left}{'  best' if best else ''}",
             markup=False,
         )
+
+
+class SearchProgress:
+    """A table of the trials that run and of the best one, redrawn in place, and one line per trial that has ended.
+
+    names: of the searched parameters.
+    """
+
+    def __init__(self, num_trials: int, num_epochs: int, names: Sequence[str]) -> None:
+        self._num_trials, self._num_epochs, self._names = num_trials, num_epochs, list(names)
+        self._running: dict[int, tuple[dict[str, Any], int, float]] = {}
+        self._best: tuple[int, dict[str, Any], int, float] | None = None
+        self._score = -math.inf
+        self._ended = self._known = 0
+        self._note = ""
+        self._started = time.monotonic()
+        self._live = rich.live.Live(get_renderable=self._draw, console=OUT, transient=True, refresh_per_second=4)
+
+    def __enter__(self) -> "SearchProgress":
+        if OUT.is_terminal:
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if OUT.is_terminal:
+            self._live.stop()
+
+    def begin(self, number: int, values: dict[str, Any]) -> None:
+        """A trial starts, or goes on after an interruption."""
+        self._running[number] = (values, 0, 0.0)
+
+    def epoch(self, number: int, epoch: int, accuracy: float) -> None:
+        """A trial has done an epoch. accuracy: in validation, of its best epoch."""
+        self._running[number] = (self._running[number][0], epoch, accuracy)
+
+    def end(
+        self, number: int, values: dict[str, Any], epochs: int, accuracy: float, score: float, how: str = ""
+    ) -> None:
+        """A trial is over. score: what trials are ranked by. how: its status and a reason; empty: known from before."""
+        self._running.pop(number, None)
+        self._ended += 1
+        if first := score > self._score:
+            self._best, self._score = (number, values, epochs, accuracy), score
+        if how:
+            OUT.print(
+                f"trial {number:>3}  {accuracy:7.2%} after {epochs:>3} epochs, {how}  {_values(values)}"
+                f"{'  best' if first else ''}  ({self._ended}/{self._num_trials}{self._left()})",
+                markup=False,
+            )
+        else:
+            self._known += 1
+
+    def compared(self, name: str, accuracy: float, done: int, total: int) -> None:
+        """A training in full at the end has read that share of the validation images."""
+        self._note = f"comparison: {done} of {total} trainings in full"
+        OUT.print(f"final {name:<9} {accuracy:7.2%}  ({done}/{total})", markup=False)
+
+    def _left(self) -> str:
+        rate = (self._ended - self._known) / max(time.monotonic() - self._started, 1e-9)
+        return f", {_left(self._num_trials - self._ended, rate)} left" if self._ended < self._num_trials else ""
+
+    def _draw(self) -> rich.table.Table:
+        table = rich.table.Table("trial", "epoch", "strings val", *self._names, caption=self._note or None)
+        rows = [(str(number), *row) for number, row in sorted(self._running.items())]
+        if self._best:
+            rows.append((f"best: {self._best[0]}", *self._best[1:]))
+        for name, values, epoch, accuracy in rows:
+            cells = (_value(values[parameter]) for parameter in self._names)
+            table.add_row(name, f"{epoch}/{self._num_epochs}", f"{accuracy:.2%}", *cells)
+        return table
+
+
+def _values(values: dict[str, Any]) -> str:
+    return " ".join(f"{name}={_value(value)}" for name, value in values.items())
+
+
+def _value(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def _bar() -> rich.progress.Progress:

@@ -55,7 +55,7 @@ def loss_curves(epochs: Epochs) -> bytes:
     _line(axes, epochs, "val_loss", "validation", color="tab:orange")
     axes.set_ylim(0, 1.05 * max(_heights(axes), default=1.0) or 1.0)
     _legend(axes)
-    return _png(figure)
+    return png(figure)
 
 
 def accuracy_curves(epochs: Epochs) -> bytes:
@@ -66,7 +66,7 @@ def accuracy_curves(epochs: Epochs) -> bytes:
     _line(axes, epochs, "val_exact_match", "whole strings, validation", color="tab:green")
     _percent(axes)
     _legend(axes)
-    return _png(figure)
+    return png(figure)
 
 
 def slot_curves(epochs: Epochs) -> bytes:
@@ -94,7 +94,7 @@ def slot_curves(epochs: Epochs) -> bytes:
         fontsize=9,
         ncols=math.ceil(len(handles) / 14),
     )
-    return _png(figure)
+    return png(figure)
 
 
 def num_slots(epochs: Epochs) -> int:
@@ -130,7 +130,7 @@ def confusion_matrix(labels: Sequence[str], matrix: Sequence[Sequence[int]]) -> 
     _name_cells(axes, labels, cell)
     if num <= MAX_COUNTED_LABELS:
         _write_counts(axes, counts, share, min(11.0, cell * 72 * 0.85 / (0.64 * digits)))
-    return _png(figure)
+    return png(figure)
 
 
 def mistakes(rows: Sequence[Mistake]) -> bytes:
@@ -152,7 +152,7 @@ def mistakes(rows: Sequence[Mistake]) -> bytes:
         _show(axes, row.image)
         title = f"{index + 1:>2} truth {_cut(row.truth)}\n   read  {_cut(row.reading)}  {_confidence(row.confidence)}"
         axes.set_title(title, loc="left", fontsize=8, family="monospace", parse_math=False, pad=3)
-    return _png(figure)
+    return png(figure)
 
 
 def _curves(what: str) -> tuple[Figure, Axes]:
@@ -241,7 +241,8 @@ def _confidence(value: float) -> str:
     return "–" if math.isnan(value) else f"{value:.1%}"
 
 
-def _png(figure: Figure) -> bytes:
+def png(figure: Figure) -> bytes:
+    """The figure as a PNG file; a character the font lacks becomes a box."""
     buffer = io.BytesIO()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")

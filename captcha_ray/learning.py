@@ -10,6 +10,7 @@ import dataclasses
 import itertools
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -78,7 +79,9 @@ class EpochFeed:
         batch_size: int,
     ) -> None:
         assert len(images) == len(targets) == counts[rank]
-        self._images = torch.from_numpy(images)
+        with warnings.catch_warnings():  # an array in Ray's object store is not writable, and nobody writes to it here
+            warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+            self._images = torch.from_numpy(images)
         self._targets = torch.from_numpy(targets)
         self.num_steps = -(-max(counts) // batch_size)
         # edges[w][s]: where worker w's batch s begins; batches of a worker differ by one image at most
@@ -188,11 +191,13 @@ def train_epoch(
     seed: int,
     world_size: int = 1,
     learning_rate: Callable[[int], float],
+    label_smoothing: float = 0.0,
     on_step: Callable[[int, int], None] = lambda step, images: None,
 ) -> tuple[EpochCounts, float]:
     """One pass of optimizer steps. Returns this worker's counts and the seconds it waited for data.
 
-    seed: of dropout and augmentation, different for each worker. learning_rate: by step of this epoch. The gradient is
+    seed: of dropout and augmentation, different for each worker. learning_rate: by step of this epoch.
+    label_smoothing: shapes the gradient, not the counts. The gradient is
     that of the mean over all workers' images of a step, however unevenly they hold them: each worker's sum is scaled
     by world_size / step_images, since data-parallel gradients are averaged over workers.
     """
@@ -208,8 +213,9 @@ def train_epoch(
         with arithmetic.autocast():
             logits = model(inputs)
         losses = image_losses(logits, targets)
+        smoothed = image_losses(logits, targets, label_smoothing) if label_smoothing else losses
         optimizer.zero_grad(set_to_none=True)
-        (losses.sum() * (world_size / batch.step_images)).backward()  # type: ignore[no-untyped-call]
+        (smoothed.sum() * (world_size / batch.step_images)).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         counter.add(logits, targets, losses)
         on_step(step, batch.step_images)
@@ -229,9 +235,14 @@ def evaluate(model: nn.Module, batches: Iterable[Batch], arithmetic: Arithmetic)
     return counter.counts()
 
 
-def image_losses(logits: Tensor, targets: Tensor) -> Tensor:
-    """Cross-entropy summed over slots. logits: (N, S, K), targets: int64 (N, S) -> float32 (N,), nats."""
-    return F.cross_entropy(logits.float().transpose(1, 2), targets, reduction="none").sum(1)
+def image_losses(logits: Tensor, targets: Tensor, label_smoothing: float = 0.0) -> Tensor:
+    """Cross-entropy summed over slots. logits: (N, S, K), targets: int64 (N, S) -> float32 (N,), nats.
+
+    label_smoothing: share of the target spread over all K classes (C. Szegedy et al., "Rethinking the Inception
+    Architecture", 2016).
+    """
+    losses = F.cross_entropy(logits.float().transpose(1, 2), targets, reduction="none", label_smoothing=label_smoothing)
+    return losses.sum(1)
 
 
 class _Counter:

@@ -53,7 +53,8 @@ class MaxPool(nn.MaxPool2d):
     def forward(self, maps: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, C, ceil(H / 2), ceil(W / 2))."""
         if torch.is_grad_enabled() or maps.is_cuda:
-            return super().forward(maps)
+            pooled: Tensor = super().forward(maps)
+            return pooled
         for dim in (2, 3):  # whole rows first: contiguous memory, where channels are last
             index: list[slice] = [slice(None)] * dim
             even, odd = maps[*index, ::2], maps[*index, 1::2]

@@ -6,6 +6,7 @@
 Never deletes what it did not make; `_SUCCESS` is written last.
 """
 
+import dataclasses
 import functools
 import importlib.metadata
 import json
@@ -19,8 +20,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from captcha_ray import storage
-from captcha_ray.config import InputError
+from captcha_ray import recipes, storage
+from captcha_ray.config import InputError, TrainConfig, check
 
 PACKAGES = ("captcha_ray", "ray", "torch", "numpy", "pillow", "pyarrow", "obstore", "safetensors")
 
@@ -156,6 +157,18 @@ def read_json(uri: str) -> Any:
         raise InputError(f"{uri} does not exist") from None
     except (OSError, ValueError) as error:
         raise InputError(f"{uri} cannot be read as JSON: {error}") from error
+
+
+def recipe(name: str) -> TrainConfig:
+    """The recipe of that name, or the config in a JSON file, such as a search's `best.json`.
+
+    Raises InputError where there is no such recipe or file, or the file holds no training config.
+    """
+    if not name.endswith(".json"):
+        return recipes.get(name)
+    values = read_json(storage.absolute(name))
+    check(isinstance(values, dict), f"{name} holds no config of a training")
+    return dataclasses.replace(TrainConfig.from_dict(values), recipe=name, resume=False)
 
 
 def to_json(value: Any) -> bytes:

@@ -6,13 +6,14 @@ Progress is kept in the run directory after every epoch; a restarted worker and 
 Does not read corpora, does not evaluate the test split.
 """
 
+import concurrent.futures
 import contextlib
 import dataclasses
 import math
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from typing import Any
 
 import numpy as np
@@ -40,6 +41,9 @@ from captcha_ray.spec import ModelSpec
 STATE = "resume.safetensors"
 EVALUATION_BATCH_SIZE = 256
 ANNOUNCE_INTERVAL_S = 0.25
+POLL_S = 1.0
+"""Seconds between two looks at the metrics of workers elsewhere."""
+
 RESUME_MAY_DIFFER = ("resume", "run", "num_workers", "cpus_per_worker", "use_gpu", "max_failures")
 """Fields that may change between the start of a run and its continuation."""
 
@@ -97,7 +101,7 @@ def fit(
     started = time.perf_counter()
     spec = model_spec(config, manifest)
     check_fits(config.num_workers, config.cpus_per_worker, config.use_gpu)
-    _check_batches(config, manifest)
+    check_batches(config, manifest)
     run = RunDirectory(config.run)
     config = dataclasses.replace(config, run=run.uri, shards=storage.absolute(config.shards))
     if config.resume:
@@ -126,7 +130,8 @@ def fit(
     }
 
 
-def _check_batches(config: TrainConfig, manifest: schema.Manifest) -> None:
+def check_batches(config: TrainConfig, manifest: schema.Manifest) -> None:
+    """Raises InputError where a step would have fewer images than batch normalization needs."""
     images, workers = manifest.num_images["train"], config.num_workers
     num_steps = math.ceil(math.ceil(images / workers) / config.batch_size)
     smallest = images // workers // max(num_steps, 1)
@@ -216,12 +221,41 @@ def _show(progress: TrainingProgress, message: Announcement) -> None:
     getattr(progress, name)(*arguments)
 
 
+def epochs(job: WorkerJob, device: torch.device) -> Generator[dict[str, Any]]:
+    """Trains, and gives each epoch's line of `metrics.jsonl`; those of before an interruption come first.
+
+    A single worker trains in this process on the device, several on Ray Train. Raises InputError where the metrics of
+    several workers cannot be read here.
+    """
+    if job.config.num_workers == 1:
+        with contextlib.closing(Worker(job, 0, 1, device)) as worker:
+            yield from worker.epochs
+            while worker.wants_epoch:
+                yield worker.run_epoch()
+        return
+    run = RunDirectory(job.config.run)
+    known = 0
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        trained = pool.submit(_run_trainer, job, local=False)
+        while True:
+            ended = trained.done()
+            kept = run.read_metrics()
+            yield from kept[known:]
+            known = len(kept)
+            if ended:
+                break
+            concurrent.futures.wait([trained], POLL_S)
+    trained.result()
+    check(known > 0, f"{run.uri} holds no metrics here; on several machines --run must be a bucket or a shared folder")
+
+
 def train_worker(arguments: dict[str, Any]) -> None:
     """The loop of one worker, under Ray Train. arguments: {"job": WorkerJob}."""
     job: WorkerJob = arguments["job"]
     learning.keep_freed_memory()
     context = ray.train.get_context()
-    with contextlib.closing(Worker(job, context.get_world_rank(), context.get_world_size())) as worker:
+    device = ray.train.torch.get_device() if job.config.use_gpu else torch.device("cpu")
+    with contextlib.closing(Worker(job, context.get_world_rank(), context.get_world_size(), device)) as worker:
         while worker.wants_epoch:
             record = worker.run_epoch()
             ray.train.report({k: v for k, v in record.items() if isinstance(v, (int, float))})
@@ -231,10 +265,9 @@ class Worker:
     """State of one worker between epochs. Every epoch's random numbers follow from (seed, epoch, rank) alone, so an
     interrupted run that is continued draws what an undisturbed one would have drawn."""
 
-    def __init__(self, job: WorkerJob, rank: int, world_size: int) -> None:
+    def __init__(self, job: WorkerJob, rank: int, world_size: int, device: torch.device) -> None:
         config = job.config
         self._job, self._rank, self._world_size = job, rank, world_size
-        device = ray.train.torch.get_device() if config.use_gpu else torch.device("cpu")
         self._arithmetic = learning.Arithmetic.choose(device, config.precision)
         self._train = self._feed("train", config.batch_size)
         self._val = self._feed("val", EVALUATION_BATCH_SIZE)
@@ -248,14 +281,17 @@ class Worker:
             if rank == 0:  # the last try may have ended between state and metrics
                 self._run.write_metrics(self._history)
         self._events = EventLog(self._run) if rank == 0 else None
-        self._model: nn.Module = ray.train.torch.prepare_model(self._network, move_to_device=False)
+        self._model: nn.Module = self._network
+        if world_size > 1:
+            self._model = ray.train.torch.prepare_model(self._network, move_to_device=False)
         self._affine = Affine(
             config.rotation_degrees, config.shift_fraction, config.shear_degrees, config.zoom_fraction
         )
         self._announced = 0.0
 
     def _feed(self, split: str, batch_size: int) -> learning.EpochFeed:
-        """This worker's rows: every world_size-th of the split, copied out of the object store."""
+        """This worker's rows: every world_size-th of the split. Copied out of the object store, but for a single
+        worker's single block, which several trainings on one machine share."""
         image, charset = self._job.spec.image, Charset(self._job.spec.charset)
         images: list[npt.NDArray[np.uint8]] = []
         texts: list[str] = []
@@ -263,13 +299,22 @@ class Worker:
         for block in self._job.blocks[split]:
             table: pa.Table = ray.get(block)
             mine = slice((self._rank - offset) % self._world_size, None, self._world_size)
-            images.append(np.array(schema.unpack_images(table["image"], image)[mine]))
+            images.append(schema.unpack_images(table["image"], image)[mine])
             texts += table["text"].to_pylist()[mine]
             offset += len(table)
         counts = [len(range(rank, offset, self._world_size)) for rank in range(self._world_size)]
         return learning.EpochFeed(
-            np.concatenate(images), charset.encode(texts, self._job.spec.slots), counts, self._rank, batch_size
+            images[0] if len(images) == self._world_size == 1 else np.concatenate(images),
+            charset.encode(texts, self._job.spec.slots),
+            counts,
+            self._rank,
+            batch_size,
         )
+
+    @property
+    def epochs(self) -> list[dict[str, Any]]:
+        """Lines of `metrics.jsonl` so far, those of before an interruption too."""
+        return list(self._history)
 
     @property
     def wants_epoch(self) -> bool:
@@ -299,6 +344,7 @@ class Worker:
             seed=learning.derive_seed(config.seed, number, self._rank, 1),
             world_size=self._world_size,
             learning_rate=learning_rate,
+            label_smoothing=config.label_smoothing,
             on_step=self._announcer(number, started),
         )
         train = self._sum(counts)

@@ -1,14 +1,13 @@
 """python jobs/train.py --recipe NAME --shards URI --run URI: trains a network, evaluates it and writes a report."""
 
-from captcha_ray import cluster, console, recipes
+from captcha_ray import cluster, console, runs
 from captcha_ray.config import TrainConfig
-from captcha_ray.runs import RunDirectory
 from captcha_ray.schema import Split
 
 
 def main() -> None:
-    config = console.parse(TrainConfig, default=recipes.get(console.option("recipe", TrainConfig().recipe)))
-    run = RunDirectory(config.run)
+    config = console.parse(TrainConfig, default=runs.recipe(console.option("recipe", TrainConfig().recipe)))
+    run = runs.RunDirectory(config.run)
     if config.resume and run.finished:
         console.say(f"{run.uri} is finished already; nothing to do")
         return

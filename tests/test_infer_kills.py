@@ -70,7 +70,12 @@ def place(number: int, corpus: Path, tmp_path: Path) -> Iterator[Place]:  # noqa
             for path in corpus.rglob("*.png"):
                 pool.submit(storage.write, f"s3://bucket/images/{path.relative_to(corpus)}", path.read_bytes())
         address = urlsplit(server["AWS_ENDPOINT_URL"])
-        files = pyarrow.fs.S3FileSystem(anonymous=True, endpoint_override=address.netloc, scheme=address.scheme)
+        files = pyarrow.fs.S3FileSystem(
+            access_key=server["AWS_ACCESS_KEY_ID"],
+            secret_key=server["AWS_SECRET_ACCESS_KEY"],
+            endpoint_override=address.netloc,
+            scheme=address.scheme,
+        )
         yield Place("s3://bucket/images", "s3://bucket/out", server, files, "bucket/out")
 
 

@@ -29,6 +29,12 @@ LAYERS = {
     "synth": 1,
     "metrics": 1,
     "runs": 1,
+    "page": 1,
+    "space": 1,
+    "sampler": 1,
+    "trials": 1,
+    "search_figures": 1,
+    "search_report": 1,
     "figures": 1,
     "report": 1,
     "console": 1,
@@ -44,11 +50,12 @@ LAYERS = {
     "corpus": 3,
     "synthesis": 3,
     "training": 3,
+    "search": 3,
     "inference": 3,
     "evaluation": 3,
     "demo": 3,
 }
-WITHIN_RAY = {("demo", "corpus"), ("demo", "synthesis"), ("evaluation", "corpus")}
+WITHIN_RAY = {("demo", "corpus"), ("demo", "synthesis"), ("evaluation", "corpus"), ("search", "training")}
 """Arrows inside layer 3, besides those to `cluster`."""
 
 LAZY = {("__init__", "recognizer")}
@@ -127,7 +134,7 @@ def test_jobs_define_only_main_so_that_workers_get_nothing_of_them(path: Path) -
 
 
 def test_jobs_leave_ray_and_torch_to_the_package() -> None:
-    assert len(JOBS) == 5
+    assert len(JOBS) == 6
     for path in JOBS:
         assert roots(path) <= {*sys.stdlib_module_names, "captcha_ray"}, path.name
 

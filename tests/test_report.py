@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from PIL import Image
 
-from captcha_ray import figures, report
+from captcha_ray import figures, page, report
 from captcha_ray.metrics import OTHER, Mistake, ReadingCounts
 from captcha_ray.runs import RunDirectory
 
@@ -107,13 +107,13 @@ def heights(line: Line2D) -> list[float]:
 def figure(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
     """The figures behind the pictures, as they are drawn."""
     drawn: list[Figure] = []
-    png = figures._png
+    png = figures.png
 
     def keep(figure: Figure) -> bytes:
         drawn.append(figure)
         return png(figure)
 
-    monkeypatch.setattr(figures, "_png", keep)
+    monkeypatch.setattr(figures, "png", keep)
     return drawn
 
 
@@ -406,7 +406,7 @@ def test_config_environment_and_duration_are_shown(tmp_path: Path) -> None:
     (None, "–"), (float("nan"), "–"), (0.04, "0.0 s"), (59.94, "59.9 s"), (59.96, "0:01:00"), (86399.6, "24:00:00"),
 ])  # fmt: skip
 def test_durations_read_as_seconds_or_hours(seconds: float | None, text: str) -> None:
-    assert report.duration(seconds) == text
+    assert page.duration(seconds) == text
 
 
 def test_a_bare_checkpoint_folder_gets_a_report_without_curves_and_config(tmp_path: Path) -> None:

@@ -1,0 +1,102 @@
+"""One page that tells what a search has found: `report.html` and pictures in `figures/`. Measures nothing itself."""
+
+from collections.abc import Sequence
+
+from captcha_ray import page, search_figures
+from captcha_ray.page import duration, percent
+from captcha_ray.runs import RunDirectory
+from captcha_ray.space import Space
+from captcha_ray.trials import Comparison, Findings, Trial
+
+
+def write(run: RunDirectory, space: Space, findings: Findings) -> str:
+    """Writes `report.html` and `figures/*.png` of a search; gives the URI of the page.
+
+    `config.json` and `environment.json` are shown too.
+    """
+    found, best, comparison, importance = findings.trials, findings.best, findings.comparison, findings.importance
+    parts = [
+        page.section("Result", page.paragraph(_verdict(comparison)), page.pairs(_result(best, comparison))),
+        page.section(
+            "Best so far", page.figure(run, "best_so_far", "Best score against time", search_figures.best_so_far(found))
+        ),
+        page.section(
+            "Parameters",
+            page.figure(run, "parameters", "Each parameter against the score", search_figures.parameters(space, found)),
+            page.figure(
+                run,
+                "parallel_coordinates",
+                "A line per trial across all parameters",
+                search_figures.parallel_coordinates(space, found, best.number),
+            ),
+            page.figure(run, "importance", "Importance of each parameter", search_figures.importance(importance))
+            if importance
+            else page.paragraph("The trials are too few, or too alike, to tell which parameter matters."),
+        ),
+        page.section(
+            "Learning curves",
+            page.figure(
+                run,
+                "learning_curves",
+                "Validation accuracy of all trials",
+                search_figures.learning_curves(found, best.number),
+            ),
+        ),
+        page.section("Trials", page.table(*_rows(space, found), kind="numbers")),
+        page.section("What it cost", page.pairs(_cost(run, found))),
+        *page.origins(run),
+    ]
+    return page.write(run, "Search", parts)
+
+
+def _verdict(comparison: Comparison | None) -> str:
+    if comparison is None:
+        return "No comparison with the recipe was made."
+    return f"Trained in full with {comparison.num_seeds} seeds each, {comparison.verdict}."
+
+
+def _result(best: Trial, comparison: Comparison | None) -> dict[str, str]:
+    rows = {"Best trial": str(best.number), "Whole strings it read in the search": percent(best.accuracy)}
+    rows |= {name: _value(value) for name, value in best.values.items()}
+    if comparison:
+        rows["Whole strings read, its config"] = percent(comparison.best)
+        rows["Whole strings read, the recipe"] = percent(comparison.recipe)
+        rows["Validation images, seeds"] = f"{comparison.num_images:,}, {comparison.num_seeds}"
+    return rows
+
+
+def _rows(space: Space, found: Sequence[Trial]) -> tuple[list[str], list[list[str]]]:
+    head = ["Trial", "Strings read", "Epochs", "Seconds", *space, "Status"]
+    ranked = sorted(found, key=lambda trial: (-trial.score, trial.number))
+    return head, [
+        [
+            str(trial.number),
+            percent(trial.accuracy),
+            str(len(trial.epochs)),
+            f"{trial.seconds:.1f}",
+            *(_value(trial.values[name]) for name in space),
+            f"{trial.outcome.status}{': ' * bool(trial.outcome.reason)}{trial.outcome.reason}"
+            if trial.outcome
+            else "running",
+        ]
+        for trial in ranked
+    ]
+
+
+def _cost(run: RunDirectory, found: Sequence[Trial]) -> dict[str, str]:
+    config = run.read_json("config.json")
+    seconds = sum(trial.seconds for trial in found)
+    wall = max((trial.outcome.ended_s for trial in found if trial.outcome), default=0.0)
+    cores = config["workers_per_trial"] * config["cpus_per_worker"]
+    epochs = sum(len(trial.epochs) for trial in found)
+    return {
+        "Searching, without the comparison": duration(wall),
+        "Epochs": f"{epochs:,} of {len(found) * config['recipe_config']['epochs']:,}, were no trial stopped",
+        "Time of all epochs": duration(seconds),
+        "Core-hours": f"{seconds * cores / 3600:.3f}",
+        **({"GPU-hours": f"{seconds * config['gpus_per_trial'] / 3600:.3f}"} if config["gpus_per_trial"] else {}),
+    }
+
+
+def _value(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,246 @@
+"""What a search keeps on disk: a directory a trial, the table of all of them, and what their scores prove.
+
+    config.json  manifest.json  environment.json  trials.parquet  best.json  results.json  report.html  _SUCCESS
+    trials/0007/{trial,config,outcome}.json  trials/0007/{metrics.jsonl,checkpoint/,tensorboard/}
+    final/{recipe,best}-0/  the same, for the trainings in full at the end
+
+A trial has ended when `outcome.json` stands; until then its last epoch is where it goes on. Knows no Ray and no torch.
+"""
+
+import dataclasses
+import io
+import itertools
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from captcha_ray import storage
+from captcha_ray.config import TrainConfig
+from captcha_ray.runs import RunDirectory
+
+WORST = -1.0
+"""Score of a trial that diverged or failed: below any accuracy."""
+
+CHARACTERS = 1e-3
+"""Weight of the characters' accuracy beside the whole strings': it tells trials apart that read no whole string yet."""
+
+NUM_RESAMPLES = 10_000
+
+EPOCH_FIELDS = {
+    "epoch": pa.int32(),
+    "train_loss": pa.float64(),
+    "val_loss": pa.float64(),
+    "train_char_accuracy": pa.float64(),
+    "val_char_accuracy": pa.float64(),
+    "val_exact_match": pa.float64(),
+    "learning_rate": pa.float64(),
+    "images_per_second": pa.float64(),
+    "seconds": pa.float64(),
+}
+"""What `trials.parquet` keeps of a line of `metrics.jsonl`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """How a trial ended. status: finished (all epochs, or patience spent), stopped (by the scheduler), diverged or
+    failed. reason: of the last two. ended_s: seconds of searching until then, pauses between resumes left out."""
+
+    status: str
+    reason: str
+    ended_s: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Trial:
+    """One trial as it stands on disk. values: of the searched parameters. outcome: None while it is not over."""
+
+    number: int
+    values: dict[str, Any]
+    epochs: list[dict[str, Any]]
+    outcome: Outcome | None
+
+    @property
+    def score(self) -> float:
+        """Of its best epoch; `WORST` where it diverged or failed."""
+        bad = self.outcome is not None and self.outcome.status in ("diverged", "failed")
+        return WORST if bad else score(self.epochs)
+
+    @property
+    def accuracy(self) -> float:
+        """Share of the validation images read as a whole, of its best epoch."""
+        return accuracy(self.epochs)
+
+    @property
+    def seconds(self) -> float:
+        """Time its epochs took."""
+        return float(sum(epoch["seconds"] for epoch in self.epochs))
+
+
+def score(epochs: Sequence[dict[str, Any]]) -> float:
+    """Whole-string accuracy in validation, and a trace of the characters', of the best epoch; `WORST` without any."""
+    return max((_score(epoch) for epoch in epochs), default=WORST)
+
+
+def accuracy(epochs: Sequence[dict[str, Any]]) -> float:
+    """Share of the validation images read as a whole, in the best epoch; 0 without any."""
+    return max((epoch["val_exact_match"] or 0.0 for epoch in epochs), default=0.0)
+
+
+def _score(epoch: dict[str, Any]) -> float:
+    if epoch["train_loss"] is None or epoch["val_loss"] is None:
+        return WORST
+    return float(epoch["val_exact_match"] + CHARACTERS * epoch["val_char_accuracy"])
+
+
+def trial_directory(run: RunDirectory, number: int) -> RunDirectory:
+    """The directory of one trial."""
+    return RunDirectory(run.path("trials", f"{number:04d}"))
+
+
+def begin(run: RunDirectory, number: int, values: dict[str, Any], config: TrainConfig) -> None:
+    """Writes down that a trial was proposed; `trial.json` last."""
+    directory = trial_directory(run, number)
+    directory.write_json("config.json", config.to_dict())
+    directory.write_json("trial.json", {"values": values})
+
+
+def end(run: RunDirectory, number: int, outcome: Outcome) -> Trial:
+    """Writes down how a trial ended; the trial as it then stands."""
+    trial_directory(run, number).write_json("outcome.json", dataclasses.asdict(outcome))
+    ended = _load(run, number)
+    assert ended is not None
+    return ended
+
+
+def load(run: RunDirectory) -> list[Trial]:
+    """All trials that were begun, by number."""
+    found = (_load(run, number) for number in itertools.count())
+    return list(itertools.takewhile(lambda trial: trial is not None, found))  # type: ignore[arg-type]
+
+
+def _load(run: RunDirectory, number: int) -> Trial | None:
+    directory = trial_directory(run, number)
+    if not storage.exists(directory.path("trial.json")):
+        return None
+    ended = storage.exists(directory.path("outcome.json"))
+    outcome = Outcome(**directory.read_json("outcome.json")) if ended else None
+    return Trial(number, directory.read_json("trial.json")["values"], directory.read_metrics(), outcome)
+
+
+def best(trials: Sequence[Trial]) -> Trial | None:
+    """The trial of the highest score, of equals the first; None where none has any."""
+    able = [trial for trial in trials if trial.score > WORST]
+    return max(able, key=lambda trial: (trial.score, -trial.number), default=None)
+
+
+def write_table(run: RunDirectory, trials: Sequence[Trial]) -> None:
+    """Writes `trials.parquet`: a row a trial, its values under their parameters' names, its epochs as a list."""
+    buffer = io.BytesIO()
+    pq.write_table(table(trials), buffer)
+    storage.write(run.path("trials.parquet"), buffer.getvalue())
+
+
+def table(trials: Sequence[Trial]) -> pa.Table:
+    """The trials as a table."""
+    names = list(trials[0].values) if trials else []
+    columns: dict[str, Any] = {
+        "trial": pa.array([t.number for t in trials], pa.int32()),
+        "status": pa.array([t.outcome.status if t.outcome else "running" for t in trials], pa.string()),
+        "reason": pa.array([t.outcome.reason or None if t.outcome else None for t in trials], pa.string()),
+        "score": pa.array([t.score for t in trials], pa.float64()),
+        "exact_match": pa.array([t.accuracy for t in trials], pa.float64()),
+        "num_epochs": pa.array([len(t.epochs) for t in trials], pa.int32()),
+        "seconds": pa.array([t.seconds for t in trials], pa.float64()),
+        "ended_s": pa.array([t.outcome.ended_s if t.outcome else None for t in trials], pa.float64()),
+        **{name: pa.array([t.values[name] for t in trials]) for name in names},
+        "epochs": pa.array(
+            [[{name: epoch.get(name) for name in EPOCH_FIELDS} for epoch in t.epochs] for t in trials],
+            pa.list_(pa.struct(list(EPOCH_FIELDS.items()))),
+        ),
+    }
+    return pa.table(columns)
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """Whole-string accuracy in validation of the best trial's config and of the recipe, over the same images and seeds.
+
+    difference: best minus recipe. low, high: its 95 % interval.
+    """
+
+    best: float
+    recipe: float
+    difference: float
+    low: float
+    high: float
+    num_images: int
+    num_seeds: int
+
+    @property
+    def verdict(self) -> str:
+        """Which is better, in a sentence."""
+        between = f"{self.difference:+.2%} (95 % interval {self.low:+.2%} to {self.high:+.2%})"
+        if self.low > 0:
+            return f"the best trial's config reads more than the recipe: {between}"
+        if self.high < 0:
+            return f"the recipe reads more than the best trial's config: {between}"
+        return f"the difference is noise: {between}"
+
+
+def compare(best: npt.NDArray[np.bool_], recipe: npt.NDArray[np.bool_], seed: int = 0) -> Comparison:
+    """bool (seeds, images) each: whether the training of that seed read that image right.
+
+    The interval is that of a bootstrap over both: seeds and images are drawn anew, each with all that belongs to them
+    (A. Owen, "The pigeonhole bootstrap", 2007), so that neither lucky seeds nor lucky images make a difference.
+    """
+    assert best.shape == recipe.shape
+    seeds, images = best.shape
+    gain = best.astype(np.float64) - recipe
+    random = np.random.default_rng(seed)
+    rows = random.multinomial(seeds, np.full(seeds, 1 / seeds), NUM_RESAMPLES)  # how often each is drawn
+    columns = random.multinomial(images, np.full(images, 1 / images), NUM_RESAMPLES)
+    means = np.einsum("ns,si,ni->n", rows, gain, columns, optimize=True) / (seeds * images)
+    low, high = (float(v) for v in np.quantile(means, [0.025, 0.975]))
+    return Comparison(float(best.mean()), float(recipe.mean()), float(gain.mean()), low, high, images, seeds)
+
+
+@dataclasses.dataclass(frozen=True)
+class Findings:
+    """What a search has found. importance: share of each parameter, empty where it cannot be told."""
+
+    trials: list[Trial]
+    best: Trial
+    comparison: Comparison | None
+    importance: dict[str, float]
+
+    def to_dict(self) -> dict[str, Any]:
+        """What `results.json` says."""
+        states = Counter(trial.outcome.status if trial.outcome else "running" for trial in self.trials)
+        return {
+            "num_trials": len(self.trials),
+            "trials": dict(states),
+            "num_epochs": sum(len(trial.epochs) for trial in self.trials),
+            "epoch_seconds": round(sum(trial.seconds for trial in self.trials), 3),
+            "search_seconds": round(max((t.outcome.ended_s for t in self.trials if t.outcome), default=0.0), 3),
+            "best": {"trial": self.best.number, "values": self.best.values, "exact_match": self.best.accuracy},
+            "importance": self.importance,
+            "comparison": dataclasses.asdict(self.comparison) if self.comparison else None,
+        }
+
+    def describe(self) -> list[str]:
+        """Lines for a person."""
+        states = Counter(trial.outcome.status if trial.outcome else "running" for trial in self.trials)
+        values = ", ".join(f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in self.best.values.items())
+        lines = [
+            f"{len(self.trials)} trials: {', '.join(f'{count} {status}' for status, count in states.most_common())}; "
+            f"{sum(len(trial.epochs) for trial in self.trials):,} epochs",
+            f"best: trial {self.best.number} reads {self.best.accuracy:.2%} of the validation images, with {values}",
+        ]
+        if self.comparison:
+            lines.append(f"trained in full with {self.comparison.num_seeds} seeds each: {self.comparison.verdict}")
+        return lines

@@ -1,0 +1,109 @@
+"""What is proposed next: the recipe first, grids in full, and better values the more is known."""
+
+import math
+from typing import Any
+
+import pytest
+
+from captcha_ray.config import InputError
+from captcha_ray.sampler import Sampler, importance
+from captcha_ray.space import Choice, Range, Space
+
+SPACE: Space = {
+    "learning_rate": Range(1e-5, 1.0, log=True),
+    "optimizer": Choice(("sgd", "adam")),
+    "size": Range(8, 64, whole=True),
+}
+START = {"learning_rate": 1e-3, "optimizer": "adam", "size": 32}
+
+
+def goodness(values: dict[str, Any]) -> float:
+    """Best at a learning rate of 1e-2 with adam; the size does not matter."""
+    return -abs(math.log10(values["learning_rate"]) + 2) - (values["optimizer"] == "sgd")
+
+
+def search(kind: Any, seed: int, num: int = 40) -> list[dict[str, Any]]:
+    sampler = Sampler(kind, SPACE, START, num, seed)
+    proposed = []
+    for number in range(num):
+        values = sampler.propose(number)
+        assert values is not None
+        proposed.append(values)
+        sampler.tell(number, goodness(values))
+    return proposed
+
+
+@pytest.mark.parametrize("kind", ["optuna", "random"])
+def test_the_recipe_comes_first_and_all_values_lie_in_the_space(kind: str) -> None:
+    proposed = search(kind, seed=0)
+    assert proposed[0] == START
+    for values in proposed:
+        assert 1e-5 <= values["learning_rate"] <= 1
+        assert values["optimizer"] in ("sgd", "adam")
+        assert 8 <= values["size"] <= 64
+        assert isinstance(values["size"], int)
+    assert len({values["learning_rate"] for values in proposed}) == len(proposed)
+
+
+def test_a_recipe_outside_the_space_is_not_proposed() -> None:
+    sampler = Sampler("random", SPACE, {**START, "learning_rate": 2.0}, 4, 0)
+    assert sampler.propose(0) != {**START, "learning_rate": 2.0}
+
+
+def test_optuna_learns_where_the_good_values_are() -> None:
+    late = [[goodness(v) for v in search(kind, seed)[-10:]] for kind in ("optuna", "random") for seed in range(4)]
+    means = [sum(values) / len(values) for values in late]
+    assert min(means[:4]) > max(means[4:])
+
+
+def test_a_seed_proposes_the_same() -> None:
+    assert search("optuna", seed=3) == search("optuna", seed=3)
+    assert search("optuna", seed=3) != search("optuna", seed=4)
+
+
+def test_a_grid_is_proposed_in_full_and_then_nothing() -> None:
+    space: Space = {"learning_rate": Choice((0.1, 0.2)), "optimizer": Choice(("sgd", "adam"))}
+    sampler = Sampler("grid", space, {"learning_rate": 0.2, "optimizer": "adam"}, 4, 0)
+    assert [sampler.propose(number) for number in range(5)] == [
+        {"learning_rate": 0.1, "optimizer": "sgd"},
+        {"learning_rate": 0.1, "optimizer": "adam"},
+        {"learning_rate": 0.2, "optimizer": "sgd"},
+        {"learning_rate": 0.2, "optimizer": "adam"},
+        None,
+    ]
+
+
+def test_a_grid_larger_than_the_number_of_trials_is_refused() -> None:
+    with pytest.raises(InputError, match="the grid has 18 combinations, more than --num-trials 17"):
+        Sampler("grid", SPACE, START, 17, 0)
+
+
+def test_earlier_trials_are_taken_for_proposals() -> None:
+    """What a sampler proposes after a replay shows that it knows the replayed trials."""
+    told = Sampler("optuna", SPACE, START, 12, 0)
+    for number, values in enumerate(search("random", seed=1, num=30)):
+        told.replay(number, values, goodness(values))
+    late = [told.propose(number) for number in range(30, 40)]
+    scores = [goodness(values) for values in late if values]
+    random = [goodness(values) for values in search("random", seed=2)[-10:]]
+    assert sum(scores) / len(scores) > sum(random) / len(random)
+    assert START not in late
+
+
+def test_an_unfinished_trial_is_told_later_and_a_grid_goes_on_after_it() -> None:
+    space: Space = {"learning_rate": Choice((0.1, 0.2, 0.3))}
+    sampler = Sampler("grid", space, {}, 3, 0)
+    sampler.replay(0, {"learning_rate": 0.1}, None)
+    assert sampler.propose(1) == {"learning_rate": 0.2}
+    sampler.tell(0, 0.5)
+    sampler.tell(1, -1.0)
+    assert sampler.propose(2) == {"learning_rate": 0.3}
+
+
+def test_importance_names_the_parameter_that_matters() -> None:
+    rows = [(values, -abs(values["size"] - 30.0)) for values in search("random", seed=0, num=60)]
+    shares = importance(SPACE, rows)
+    assert sum(shares.values()) == pytest.approx(1)
+    assert max(shares, key=lambda name: shares[name]) == "size"
+    assert importance(SPACE, [(values, 1.0) for values, _ in rows]) == {}
+    assert importance(SPACE, rows[:2]) == {}

@@ -1,0 +1,255 @@
+"""Searching on a real Ray: what trials leave, what ends them, what goes on after a kill, and what is refused."""
+
+import dataclasses
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import ray
+
+from captcha_ray import cluster, corpus, recipes, runs, schema, search, search_report, space, trials
+from captcha_ray.config import FailedError, InputError, TrainConfig, TuneConfig
+from captcha_ray.runs import RunDirectory
+from captcha_ray.trials import Findings
+from tests.conftest import draw_glyphs, glyph_texts
+from tests.processes import Job, kill
+from tests.waiting import wait_until
+
+RECIPE = TrainConfig(recipe="test", network="multi_head_cnn", epochs=6, batch_size=16, learning_rate=3e-3, dropout=0.1)
+
+
+def find(
+    shards: corpus.Shards, run: Path, *vary: str, recipe: TrainConfig = RECIPE, only: bool = False, **changes: Any
+) -> Findings:
+    """Searches `vary`, and of the default parameters those, too, unless `only`."""
+    words = [*([f"{name}=off" for name in space.DEFAULT] if only else []), *vary]
+    given = {"num_trials": 4, "final_seeds": 0, **changes}
+    config = TuneConfig(recipe="test", shards=shards.uri, run=str(run), vary=tuple(words), **given)
+    searched = space.build(recipe, "", words)
+    return search.run(config, recipe, searched, shards.manifest, shards.read("train"), shards.read("val"))
+
+
+def states(found: Findings) -> list[str]:
+    return [trial.outcome.status if trial.outcome else "running" for trial in found.trials]
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_search_leaves_trials_a_table_the_best_config_and_a_page(glyph_shards: corpus.Shards, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    found = find(glyph_shards, run, "optimizer=sgd,adam", num_trials=5, final_seeds=2)
+    assert [trial.number for trial in found.trials] == [0, 1, 2, 3, 4]
+    assert found.trials[0].values == {"learning_rate": 3e-3, "batch_size": 16, "dropout": 0.1, "optimizer": "adam"}
+    assert set(states(found)) <= {"finished", "stopped"}
+    assert found.best.score == max(trial.score for trial in found.trials) > 0.5
+
+    rows = pq.read_table(run / "trials.parquet").to_pylist()
+    assert [row["score"] for row in rows] == [trial.score for trial in found.trials]
+    for row, trial in zip(rows, found.trials, strict=True):
+        kept = RunDirectory(str(run / f"trials/{trial.number:04d}"))
+        assert [epoch["val_loss"] for epoch in row["epochs"]] == [epoch["val_loss"] for epoch in kept.read_metrics()]
+        assert kept.read_json("config.json") == {
+            **RECIPE.to_dict(), **trial.values, "shards": glyph_shards.uri, "run": kept.uri
+        }  # fmt: skip
+        assert not Path(kept.path("resume.safetensors")).exists()
+
+    best = runs.recipe(str(run / "best.json"))
+    assert {name: getattr(best, name) for name in found.best.values} == found.best.values
+    assert (best.epochs, best.shards, best.num_workers) == (6, glyph_shards.uri, 1)
+    if found.best.number:
+        assert found.comparison is not None
+        assert (found.comparison.num_seeds, found.comparison.num_images) == (2, glyph_shards.manifest.num_images["val"])
+        for name in ("recipe-0", "recipe-1", "best-0", "best-1"):
+            told = json.loads((run / f"final/{name}/config.json").read_text())
+            right = json.loads((run / f"final/{name}/outcome.json").read_text())["right"]
+            metrics = RunDirectory(str(run / "final" / name)).read_metrics()
+            assert told["seed"] == 1 + int(name[-1])
+            assert len(metrics) == 6
+            assert sum(right) / len(right) == pytest.approx(max(epoch["val_exact_match"] for epoch in metrics))
+    assert json.loads((run / "results.json").read_text()) == found.to_dict()
+
+    uri = search_report.write(RunDirectory(str(run)), space.build(RECIPE, "", ["optimizer=sgd,adam"]), found)
+    page = Path(uri).read_text()
+    for name in ("best_so_far", "parameters", "parallel_coordinates", "learning_curves"):
+        assert (run / f"figures/{name}.png").read_bytes().startswith(b"\x89PNG")
+    assert page.count("<img") >= 4
+    assert "learning_rate" in page
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_the_test_split_is_not_read(glyph_shards: corpus.Shards, tmp_path: Path) -> None:
+    shutil.copytree(glyph_shards.uri, tmp_path / "shards")
+    parts = list((tmp_path / "shards/split=test").glob("*.parquet"))
+    assert parts
+    for part in parts:
+        part.write_bytes(b"nobody reads this")
+    options: dict[str, Any] = {"search": "random", "max_concurrent": 1, "epochs": 2, "num_trials": 3}
+    found = find(corpus.open_shards(str(tmp_path / "shards")), tmp_path / "run", **options)
+    whole = find(glyph_shards, tmp_path / "whole", **options)
+    assert [(trial.values, trial.score) for trial in found.trials] == [(t.values, t.score) for t in whole.trials]
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_loss_that_is_no_number_is_the_worst_and_a_failure_has_its_reason(
+    glyph_shards: corpus.Shards, tmp_path: Path
+) -> None:
+    options: dict[str, Any] = {"search": "grid", "scheduler": "none", "epochs": 2, "only": True}
+    vary = "learning_rate=3e-3,1e30,1e-3"
+    run = tmp_path / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(search, "merge", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            find(glyph_shards, run, vary, **options)
+    (run / "trials/0002").mkdir(parents=True)
+    (run / "trials/0002/resume.safetensors").write_bytes(b"no such state")
+    found = find(glyph_shards, run, vary, resume=True, **options)
+    reasons = [trial.outcome.reason for trial in found.trials if trial.outcome]
+    assert states(found) == ["finished", "diverged", "failed"]
+    assert reasons[:2] == ["", "the loss of epoch 1 is not a number"]
+    assert re.match(r"\w+Error: .+", reasons[2])
+    assert [trial.score for trial in found.trials[1:]] == [trials.WORST, trials.WORST]
+    assert found.best.number == 0
+
+
+def interrupt(split: object) -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_when_every_trial_fails_the_search_says_why(glyph_shards: corpus.Shards, tmp_path: Path) -> None:
+    with pytest.raises(FailedError, match="none of 2 trials gave a network: the loss of epoch 1 is not a number"):
+        find(glyph_shards, tmp_path / "run", "learning_rate=1e30,1e29", only=True, search="grid", epochs=1)
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_asha_stops_the_poor_trials_and_none_stops_nobody(glyph_shards: corpus.Shards, tmp_path: Path) -> None:
+    rates = "learning_rate=3e-3,1e-9,2e-9,3e-9,4e-9,5e-9"
+    options: dict[str, Any] = {"only": True, "search": "grid", "num_trials": 6, "epochs": 9, "max_concurrent": 1}
+    stopped = find(glyph_shards, tmp_path / "asha", rates, **options)
+    assert states(stopped) == ["finished", *["stopped"] * 5]
+    assert [len(trial.epochs) for trial in stopped.trials][:2] == [9, 1]
+    assert sum(len(trial.epochs) for trial in stopped.trials) <= 20  # they are all alike, and some get a second look
+    every = find(glyph_shards, tmp_path / "none", rates, scheduler="none", **options)
+    assert states(every) == ["finished"] * 6
+    assert [len(trial.epochs) for trial in every.trials] == [9] * 6
+    assert every.trials[0].score == stopped.trials[0].score
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_finished_search_goes_on_with_more_trials_and_keeps_those_it_has(
+    glyph_shards: corpus.Shards, tmp_path: Path
+) -> None:
+    first = find(glyph_shards, tmp_path / "run", num_trials=3, epochs=2)
+    outcomes = {path: path.stat().st_mtime_ns for path in (tmp_path / "run/trials").rglob("*") if path.is_file()}
+    again = find(glyph_shards, tmp_path / "run", num_trials=5, epochs=2, resume=True)
+    assert again.trials[:3] == first.trials
+    assert len(again.trials) == 5
+    assert {path: path.stat().st_mtime_ns for path in outcomes} == outcomes
+    ended = [trial.outcome.ended_s for trial in again.trials if trial.outcome]
+    assert min(ended[3:]) > max(ended[:3])
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_trial_of_two_workers_trains_as_two_workers_do(glyph_shards: corpus.Shards, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"only": True, "search": "grid", "epochs": 2, "workers_per_trial": 2, "final_seeds": 1}
+    found = find(glyph_shards, tmp_path / "run", "learning_rate=3e-3,1e-2", **options)
+    assert states(found) == ["finished", "finished"] or states(found) == ["finished", "stopped"]
+    told = json.loads((tmp_path / "run/trials/0000/config.json").read_text())
+    assert told["num_workers"] == 2
+    one = find(glyph_shards, tmp_path / "one", "learning_rate=3e-3,1e-2", **{**options, "workers_per_trial": 1})
+    assert found.trials[0].epochs[0]["train_loss"] != one.trials[0].epochs[0]["train_loss"]
+
+
+def test_a_killed_search_continues_where_it_was(tmp_path: Path) -> None:
+    draw_glyphs(tmp_path / "corpus", glyph_texts(203, 2))
+    recipe = dataclasses.replace(RECIPE, shards=str(tmp_path / "shards"), run=str(tmp_path / "unused"))
+    (tmp_path / "recipe.json").write_text(json.dumps(recipe.to_dict()))
+    cut = ("--labels", "filename", "--label-pattern", "^([a-d]+)", "--height", "16", "--width", "24")
+    with Job("preprocess", "--corpus", tmp_path / "corpus", *cut, "--out", tmp_path / "shards", cwd=tmp_path) as job:
+        assert job.wait() == 0, job.said
+    run = tmp_path / "run"
+    command = ("--recipe", tmp_path / "recipe.json", "--shards", tmp_path / "shards", "--run", run, "--num-trials", "4")
+    command = (*command, "--epochs", "120", "--scheduler", "none", "--final-seeds", "1")
+
+    def lines() -> dict[str, list[str]]:
+        return {path.parent.name: path.read_text().splitlines() for path in run.glob("trials/*/metrics.jsonl")}
+
+    with Job("tune", *command, cwd=tmp_path) as job:
+        wait_until(lambda: len(lines()) == 2, job.process, explain=lambda: job.said)
+        with Job("tune", *command, "--resume", cwd=tmp_path) as second:
+            assert second.wait() == 2
+            assert "is at work on" in second.said
+        outcome = run / "trials/0000/outcome.json"
+        wait_until(lambda: outcome.exists() and len(lines()) == 3, job.process, explain=lambda: job.said)
+        kill(job.process.pid)
+        before = lines()
+    ended = {path: path.read_text() for path in run.glob("trials/*/outcome.json")}
+    assert 0 < len(ended) < 4
+    with Job("tune", *command, "--resume", cwd=tmp_path) as job:
+        assert job.wait() == 0, job.said
+        said = job.said
+    after = lines()
+    for name, rows in before.items():
+        assert after[name][: len(rows)] == rows, "an epoch was run twice"
+    assert {path: path.read_text() for path in ended} == ended
+    assert [len(rows) for rows in after.values()] == [120] * 4
+    assert len(list(run.glob("trials/*"))) == 4
+    assert "4 trials: 4 finished" in said
+    with Job("tune", *command, "--resume", cwd=tmp_path) as job:
+        assert job.wait() == 0
+        assert "finished already" in job.said
+    train = ("--recipe", run / "best.json", "--run", tmp_path / "trained", "--epochs", "1")
+    with Job("train", *train, cwd=tmp_path) as job:
+        assert job.wait() == 0, job.said
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_what_cannot_be_searched_is_refused_and_nothing_is_overwritten(
+    glyph_shards: corpus.Shards, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    find(glyph_shards, run, num_trials=1, epochs=1)
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    refused: list[tuple[str, Any]] = [
+        ("already holds a run", lambda: find(glyph_shards, run, num_trials=1, epochs=1)),
+        ("was started with parameters", lambda: find(glyph_shards, run, "dropout=0..0.1", epochs=1, resume=True)),
+        ("was started with epochs 1, not 2", lambda: find(glyph_shards, run, epochs=2, resume=True)),
+        ("a batch_size of 512 is more than the", lambda: find(glyph_shards, tmp_path / "a", "batch_size=16,512")),
+        ("the grid has 27 combinations", lambda: find(glyph_shards, tmp_path / "a", search="grid")),
+        (
+            "3 workers of 1 CPU each do not fit",
+            lambda: find(glyph_shards, tmp_path / "a", "batch_size=off", workers_per_trial=3),
+        ),
+        ("and 1 GPU", lambda: find(glyph_shards, tmp_path / "a", gpus_per_trial=1)),
+        ("holds no run to resume", lambda: find(glyph_shards, tmp_path / "a", resume=True)),
+        ("recipe isfahan reads height 50", lambda: find(glyph_shards, tmp_path / "a", recipe=recipes.get("isfahan"))),
+    ]
+    for sentence, call in refused:
+        with pytest.raises(InputError) as caught:
+            call()
+        assert sentence in str(caught.value)
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+    assert not (tmp_path / "a").exists()
+
+
+def test_fractions_of_a_gpu_let_several_trials_share_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    nodes = [{"Alive": True, "Resources": {"CPU": 16.0, "GPU": 1.0}}, {"Alive": True, "Resources": {"CPU": 8.0}}]
+    monkeypatch.setattr(cluster, "_nodes", lambda: nodes)
+    assert search.num_concurrent(TuneConfig(gpus_per_trial=0.25)) == 4
+    assert search.num_concurrent(TuneConfig(gpus_per_trial=0.25, cpus_per_worker=8)) == 2
+    assert search.num_concurrent(TuneConfig(gpus_per_trial=0.25, max_concurrent=3)) == 3
+    assert search.num_concurrent(TuneConfig()) == 20
+    assert search.num_concurrent(TuneConfig(workers_per_trial=6)) == 4
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_split_is_one_table_that_a_trial_reads_where_it_lies(glyph_shards: corpus.Shards) -> None:
+    table = ray.get(search.merge(glyph_shards.read("train")))
+    assert table["image"].num_chunks == 1
+    assert len(table) == glyph_shards.manifest.num_images["train"]
+    pixels = schema.unpack_images(table["image"], glyph_shards.manifest.image_spec)
+    assert not pixels.flags.owndata
+    assert not pixels.flags.writeable

@@ -1,0 +1,156 @@
+"""The space of a search: what words and files mean, and what is refused in a sentence."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from captcha_ray import recipes, space
+from captcha_ray.config import InputError, TrainConfig
+from captcha_ray.space import Choice, Range
+
+RECIPE = recipes.get("isfahan")
+
+
+def test_the_default_space_is_learning_rate_batch_size_and_dropout() -> None:
+    built = space.build(RECIPE, "", ())
+    assert built == {
+        "learning_rate": Range(1e-4, 1e-1, log=True),
+        "batch_size": Choice((16, 32, 64)),
+        "dropout": Range(0.0, 0.7),
+    }
+
+
+@pytest.mark.parametrize(
+    ("word", "name", "parameter"),
+    [
+        ("optimizer", "optimizer", Choice(("sgd", "rmsprop", "adam", "adamw"))),
+        ("learning_rate=1e-5..1:log", "learning_rate", Range(1e-5, 1.0, log=True)),
+        ("learning-rate=0.5", "learning_rate", Choice((0.5,))),
+        ("dropout=0..0.25", "dropout", Range(0.0, 0.25)),
+        ("batch_size=8..64:log", "batch_size", Range(8, 64, log=True, whole=True)),
+        ("batch_size=8, 8,64", "batch_size", Choice((8, 64))),
+        ("optimizer=sgd,adam", "optimizer", Choice(("sgd", "adam"))),
+        ("momentum=0,0.9", "momentum", Choice((0.0, 0.9))),
+        ("augmentation", "augmentation", Range(0.0, 1.0)),
+    ],
+)
+def test_a_word_narrows_widens_or_adds_a_parameter(word: str, name: str, parameter: space.Parameter) -> None:
+    built = space.build(RECIPE, "", [word])
+    assert built[name] == parameter
+    assert list(built)[:3] == ["learning_rate", "batch_size", "dropout"]
+
+
+def test_a_file_comes_first_and_words_after_it(tmp_path: Path) -> None:
+    path = tmp_path / "space.toml"
+    path.write_text(
+        "dropout = false\n"
+        "batch_size = [8, 16]\n"
+        'optimizer = "off"\n'
+        "weight_decay = true\n"
+        "learning_rate = { low = 1e-3, high = 1e-2, log = true }\n"
+    )
+    built = space.build(RECIPE, str(path), ["batch_size=4", "learning_rate=off"])
+    assert built == {"batch_size": Choice((4,)), "weight_decay": Range(1e-6, 1e-1, log=True)}
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["learnin_rate"], "unknown parameter of a search 'learnin_rate'; did you mean 'learning_rate'?"),
+        (["epochs=1,2"], "unknown parameter of a search 'epochs'"),
+        (["learning_rate=off", "batch_size=off", "dropout=off"], "the space is empty"),
+        (["dropout=0..1"], "dropout=0..1 cannot be searched: dropout is 1.0; it must be 0 to below 1"),
+        (["batch_size=1,2"], "batch_size=1,2 cannot be searched: batch_size is 1"),
+        (["learning_rate=0..1:log"], "learning_rate is 0..1:log; a logarithmic range begins above 0"),
+        (["learning_rate=1..0.1"], "low must be below high"),
+        (["learning_rate=1..2:exp"], "only :log may stand there"),
+        (["learning_rate=a,b"], "'a' is no value of learning_rate, which takes a number"),
+        (["learning_rate=nan"], "'nan' is no value of learning_rate"),
+        (["batch_size=8.5"], "'8.5' is no value of batch_size, which takes a whole number"),
+        (["optimizer=adagrad"], "'adagrad' is no value of optimizer; it takes sgd, rmsprop, adam, adamw"),
+        (["optimizer=1..2"], "optimizer has no range"),
+        (["learning_rate="], "'' is no value of learning_rate"),
+        (["augmentation", "shear_degrees"], "augmentation sets shear_degrees too"),
+    ],
+)
+def test_what_cannot_be_searched_is_refused_in_a_sentence(words: list[str], sentence: str) -> None:
+    with pytest.raises(InputError) as caught:
+        space.build(RECIPE, "", words)
+    assert sentence in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("dropout = ", "cannot be read as TOML"),
+        ("dropout = []", "dropout has no values"),
+        ("dropout = { low = 0.1 }", "dropout lacks 'high'"),
+        ("dropout = { low = 0.1, high = 0.2, lug = true }", "unknown key of dropout 'lug'; did you mean 'log'?"),
+        ("dropout = { low = 0.1, high = 0.2, log = 1 }", "log of dropout is 1; it must be true or false"),
+        ("dropout = [true]", "True is no value of dropout"),
+        ('[search]\ndropout = "off"', "unknown parameter of a search 'search'"),
+    ],
+)
+def test_a_broken_file_is_refused_in_a_sentence(tmp_path: Path, text: str, sentence: str) -> None:
+    path = tmp_path / "space.toml"
+    path.write_text(text)
+    with pytest.raises(InputError) as caught:
+        space.build(RECIPE, str(path), ())
+    assert sentence in str(caught.value)
+
+
+def test_an_absent_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"nowhere\.toml does not exist"):
+        space.build(RECIPE, str(tmp_path / "nowhere.toml"), ())
+
+
+def test_every_parameter_on_offer_fits_every_recipe() -> None:
+    singles = [name for name in space.OFFERED if name not in space.FULL_AUGMENTATION]
+    for name in recipes.RECIPES:
+        assert set(space.build(recipes.get(name), "", singles)) == set(singles)
+    assert set(space.build(RECIPE, "", list(space.FULL_AUGMENTATION))) >= set(space.FULL_AUGMENTATION)
+
+
+def test_values_become_fields_and_augmentation_becomes_four_of_them() -> None:
+    config = space.apply(RECIPE, {"learning_rate": 0.5, "optimizer": "sgd", "augmentation": 0.5})
+    assert config == dataclasses.replace(
+        RECIPE,
+        learning_rate=0.5,
+        optimizer="sgd",
+        rotation_degrees=5.0,
+        shift_fraction=0.05,
+        shear_degrees=5.0,
+        zoom_fraction=0.1,
+    )
+
+
+def test_a_recipe_stands_in_the_space_with_its_own_values() -> None:
+    built = space.build(RECIPE, "", ["augmentation", "optimizer"])
+    values = space.values_of(RECIPE, built)
+    assert values == {
+        "learning_rate": 1e-3, "batch_size": 32, "dropout": 0.5, "augmentation": 0.0, "optimizer": "adam"
+    }  # fmt: skip
+    assert space.apply(RECIPE, values) == RECIPE
+    assert "augmentation" not in space.values_of(recipes.get("wmail"), built)
+
+
+def test_a_grid_has_the_ends_and_the_middle_of_ranges_and_every_choice() -> None:
+    built = space.build(
+        TrainConfig(), "", ["learning_rate=1e-4..1e-2:log", "batch_size=10..20", "dropout=off", "optimizer=sgd,adam"]
+    )
+    grid = space.grid(built)
+    assert len(grid) == 3 * 3 * 2
+    assert sorted({row["learning_rate"] for row in grid}) == pytest.approx([1e-4, 1e-3, 1e-2])
+    assert sorted({row["batch_size"] for row in grid}) == [10, 15, 20]
+    assert [row["optimizer"] for row in grid[:4]] == ["sgd", "adam", "sgd", "adam"]
+
+
+def test_a_space_as_json_reads_as_it_was_written(tmp_path: Path) -> None:
+    built = space.build(RECIPE, "", ["batch_size=8..64:log", "optimizer=sgd"])
+    assert space.to_dict(built) == {
+        "learning_rate": {"low": 1e-4, "high": 1e-1, "log": True},
+        "batch_size": {"low": 8, "high": 64, "log": True},
+        "dropout": {"low": 0.0, "high": 0.7},
+        "optimizer": ["sgd"],
+    }
