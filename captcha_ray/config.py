@@ -348,14 +348,14 @@ class TuneConfig(Config):
             check(getattr(self, name) >= 0, f"{name} is {getattr(self, name)}; it must not be negative")
         gpus = self.gpus_per_trial
         check(
-            0 <= gpus < 1 or gpus == int(gpus),
-            f"gpus_per_trial is {gpus:g}; it must be a fraction of one GPU or a whole number of them",
+            0 <= gpus < 1 or (math.isfinite(gpus) and gpus > 0 and gpus == int(gpus)),
+            f"gpus_per_trial is {gpus}; it must be a fraction of one GPU or a whole number of them",
         )
         check(
             self.workers_per_trial == 1 or gpus in (0, self.workers_per_trial),
-            f"gpus_per_trial is {gpus:g}; {self.workers_per_trial} workers take 0 or {self.workers_per_trial} GPUs",
+            f"gpus_per_trial is {gpus}; {self.workers_per_trial} workers take 0 or {self.workers_per_trial} GPUs",
         )
-        check(self.workers_per_trial > 1 or gpus <= 1, f"gpus_per_trial is {gpus:g}; a single worker takes one at most")
+        check(self.workers_per_trial > 1 or gpus <= 1, f"gpus_per_trial is {gpus}; a single worker takes one at most")
         check(bool(self.shards) and bool(self.run), "shards and run must each name a folder or a URI")
 
 

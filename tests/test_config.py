@@ -22,6 +22,7 @@ from captcha_ray.config import (
     PreprocessConfig,
     SynthesizeConfig,
     TrainConfig,
+    TuneConfig,
 )
 from captcha_ray.schema import Manifest
 
@@ -68,6 +69,13 @@ BAD: list[tuple[type[Config], dict[str, Any]]] = [
     *((TrainConfig, {"learning_rate": value}) for value in (0.0, -1.0, NAN, INF)),
     *((TrainConfig, {name: value}) for name in ("dropout", "zoom_fraction") for value in (-0.1, 1.0, NAN)),
     (TrainConfig, {"shear_degrees": 90.0}),
+    *((TrainConfig, {"label_smoothing": value}) for value in (-0.1, 1.0, NAN)),
+    *((TuneConfig, {name: 0}) for name in ("num_trials", "workers_per_trial", "cpus_per_worker")),
+    *((TuneConfig, {name: -1}) for name in ("epochs", "final_seeds", "max_concurrent", "seed")),
+    *((TuneConfig, {"gpus_per_trial": value}) for value in (-1.0, 1.5, 2.0, NAN, INF)),
+    (TuneConfig, {"workers_per_trial": 3, "gpus_per_trial": 2.0}),
+    (TuneConfig, {"search": "bayes"}),
+    (TuneConfig, {"scheduler": "pbt"}),
     (EvaluateConfig, {"split": "testing"}),
     (EvaluateConfig, {"labels": "name"}),
     (EvaluateConfig, {"labels": "table"}),

@@ -1,6 +1,7 @@
 """What a person at a terminal or in a log sees: statuses, one-sentence errors, progress without a terminal."""
 
 import io
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -168,6 +169,41 @@ def test_training_in_a_log_is_one_line_an_epoch(log: io.StringIO) -> None:
         "epoch   1/2  loss 0.500 val 0.250  characters 50.00% val 75.00%  strings val 100.00%  1,234 images/s"
     )
     assert [line.endswith("best") for line in lines] == [True, False]
+
+
+def test_a_search_in_a_log_is_one_line_a_trial_and_marks_the_best(log: io.StringIO) -> None:
+    with console.SearchProgress(4, 9, ["learning_rate", "optimizer"]) as progress:
+        values = {"learning_rate": 0.00123456, "optimizer": "adam"}
+        progress.end(0, values, 9, 0.5, 0.5)
+        for number, (score, how) in enumerate(((0.25, "stopped"), (0.75, "finished"), (-1.0, "failed: no memory")), 1):
+            progress.begin(number, values)
+            progress.epoch(number, 3, 0.25)
+            progress.end(number, values, 3 * number, abs(score), score, how)
+        progress.compared("best-0", 0.875, 1, 6)
+    lines = log.getvalue().splitlines()
+    assert re.fullmatch(
+        r"trial   1   25\.00% after   3 epochs, stopped  learning_rate=0\.00123 optimizer=adam  "
+        r"\(2/4, \d+:\d\d:\d\d left\)",
+        lines[0],
+    )
+    assert "75.00% after   6 epochs, finished  learning_rate=0.00123 optimizer=adam  best" in lines[1]
+    assert "failed: no memory" in lines[2]
+    assert "best" not in lines[2]
+    assert lines[3:] == ["final best-0     87.50%  (1/6)"]
+
+
+def test_a_search_at_a_terminal_shows_running_trials_and_the_best(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.StringIO()
+    terminal = rich.console.Console(file=stream, force_terminal=True, width=100, highlight=False)
+    monkeypatch.setattr(console, "OUT", terminal)
+    with console.SearchProgress(4, 9, ["dropout"]) as progress:
+        progress.begin(0, {"dropout": 0.1})
+        progress.end(0, {"dropout": 0.1}, 9, 0.5, 0.5, "finished")
+        progress.begin(1, {"dropout": 0.25})
+        progress.epoch(1, 4, 0.375)
+    drawn = stream.getvalue()
+    assert re.search(r"1\W+4/9\W+37\.50%\W+0\.25", drawn)
+    assert re.search(r"best: 0\W+9/9\W+50\.00%\W+0\.1", drawn)
 
 
 def test_what_is_said_is_printed_as_it_is(log: io.StringIO) -> None:

@@ -27,6 +27,7 @@ CONFIGS = {
     "preprocess": config.PreprocessConfig,
     "train": config.TrainConfig,
     "evaluate": config.EvaluateConfig,
+    "tune": config.TuneConfig,
 }
 PREPROCESS = ("--labels", "filename", "--label-pattern", "^([^-]+)", "--height", "16", "--width", "24")
 TRAIN = ("--recipe", "isfahan", "--height", "0", "--width", "0", "--slots", "0", "--batch-size", "16",
@@ -80,6 +81,11 @@ def test_help_states_every_field_with_its_default(name: str, tmp_path: Path) -> 
         ("train", ("--recipe", "isfahn"), "unknown recipe 'isfahn'; did you mean 'isfahan'?"),
         ("train", ("--shards", "empty"), "holds no finished shards"),
         ("evaluate", ("--run", "empty"), "holds no checkpoint"),
+        ("tune", ("--num-trials", "0"), "num_trials is 0; it must be at least 1"),
+        ("tune", ("--vary", "dropuot"), "did you mean 'dropout'?"),
+        ("tune", ("--vary", "learning_rate=off", "batch_size=off", "dropout=off"), "the space is empty"),
+        ("tune", ("--recipe", "absent.json"), "absent.json does not exist"),
+        ("train", ("--recipe", "full/precious.json"), "cannot be read as JSON"),
     ],
 )
 def test_bad_input_is_one_sentence_and_status_2(
@@ -88,6 +94,7 @@ def test_bad_input_is_one_sentence_and_status_2(
     (tmp_path / "empty").mkdir()
     (tmp_path / "full").mkdir()
     (tmp_path / "full/precious").write_text("mine")
+    (tmp_path / "full/precious.json").write_text("mine")
     status, _, err = job(name, *arguments, cwd=tmp_path)
     lines = [line for line in err.splitlines() if not line.startswith("warning:")]
     assert status == 2

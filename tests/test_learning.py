@@ -109,6 +109,33 @@ def test_gradient_is_that_of_the_mean_over_images_of_the_sum_over_slots() -> Non
     )
 
 
+def test_label_smoothing_shapes_the_gradient_and_not_the_loss_that_is_told() -> None:
+    """The target is one-hot less a share that goes to all three classes alike."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(120, 6), nn.Unflatten(1, (2, 3)))
+    for parameter in model.parameters():
+        nn.init.zeros_(parameter)
+    images, _ = labelled(TINY, 1)
+    optimizer = torch.optim.SGD(model.parameters(), 0.0)
+    told = {}
+    for share in (0.0, 0.3):
+        counts, _ = learning.train_epoch(
+            model,
+            optimizer,
+            [batch(images, np.array([[0, 2]]))],
+            FP32,
+            augment=STILL,
+            seed=0,
+            learning_rate=lambda _: 0.0,
+            label_smoothing=share,
+        )
+        bias = dict(model.named_parameters())["1.bias"].grad
+        assert bias is not None
+        right, wrong = 1 / 3 - (1 - share) - share / 3, 1 / 3 - share / 3
+        assert bias.tolist() == pytest.approx([right, wrong, wrong, wrong, wrong, right])
+        told[share] = counts.ratios("train")["train_loss"]
+    assert told[0.3] == told[0.0] == pytest.approx(2 * math.log(3))
+
+
 def losses_of_training(config: TrainConfig, charset: str, learning_rate: float) -> list[float]:
     """Loss of each of 20 optimizer steps on 16 images, with the recipe's optimizer, augmentation and dropout."""
     image = ImageSpec(height=config.height, width=config.width)

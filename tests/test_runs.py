@@ -1,5 +1,6 @@
 """A run's folder is claimed once, says how it was made, and can be read back file by file."""
 
+import dataclasses
 import json
 import math
 import re
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 from s3_server import serve_s3
 
-from captcha_ray import objectstore, runs
+from captcha_ray import objectstore, recipes, runs
 from captcha_ray.config import InputError, TrainConfig
 from captcha_ray.runs import EventLog, RunDirectory
 
@@ -91,6 +92,20 @@ def test_json_that_is_absent_or_broken_is_named(tmp_path: Path, data: bytes | No
         path.write_bytes(data)
     with pytest.raises(InputError, match=f"{path} {said}"):
         runs.read_json(str(path))
+
+
+def test_a_recipe_is_a_name_or_a_config_in_a_file(tmp_path: Path) -> None:
+    assert runs.recipe("isfahan") == recipes.get("isfahan")
+    config = dataclasses.replace(recipes.get("isfahan"), dropout=0.25, resume=True)
+    path = tmp_path / "best.json"
+    path.write_text(json.dumps(config.to_dict()))
+    assert runs.recipe(str(path)) == dataclasses.replace(config, recipe=str(path), resume=False)
+    path.write_text(json.dumps({**config.to_dict(), "droput": 0.5}))
+    with pytest.raises(InputError, match="did you mean 'dropout'"):
+        runs.recipe(str(path))
+    path.write_text("[1]")
+    with pytest.raises(InputError, match="holds no config of a training"):
+        runs.recipe(str(path))
 
 
 def test_the_environment_has_versions_commit_and_command() -> None:

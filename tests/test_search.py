@@ -163,15 +163,21 @@ def test_a_trial_of_two_workers_trains_as_two_workers_do(glyph_shards: corpus.Sh
     assert found.trials[0].epochs[0]["train_loss"] != one.trials[0].epochs[0]["train_loss"]
 
 
-def test_a_killed_search_continues_where_it_was(tmp_path: Path) -> None:
-    draw_glyphs(tmp_path / "corpus", glyph_texts(203, 2))
-    recipe = dataclasses.replace(RECIPE, shards=str(tmp_path / "shards"), run=str(tmp_path / "unused"))
-    (tmp_path / "recipe.json").write_text(json.dumps(recipe.to_dict()))
+def preprocessed(folder: Path) -> Path:
+    """Shards of 203 images of two characters, made by the job."""
+    draw_glyphs(folder / "corpus", glyph_texts(203, 2))
     cut = ("--labels", "filename", "--label-pattern", "^([a-d]+)", "--height", "16", "--width", "24")
-    with Job("preprocess", "--corpus", tmp_path / "corpus", *cut, "--out", tmp_path / "shards", cwd=tmp_path) as job:
+    with Job("preprocess", "--corpus", folder / "corpus", *cut, "--out", folder / "shards", cwd=folder) as job:
         assert job.wait() == 0, job.said
+    return folder / "shards"
+
+
+def test_a_killed_search_continues_where_it_was(tmp_path: Path) -> None:
+    shards = preprocessed(tmp_path)
+    recipe = dataclasses.replace(RECIPE, shards=str(shards), run=str(tmp_path / "unused"))
+    (tmp_path / "recipe.json").write_text(json.dumps(recipe.to_dict()))
     run = tmp_path / "run"
-    command = ("--recipe", tmp_path / "recipe.json", "--shards", tmp_path / "shards", "--run", run, "--num-trials", "4")
+    command = ("--recipe", tmp_path / "recipe.json", "--shards", shards, "--run", run, "--num-trials", "4")
     command = (*command, "--epochs", "120", "--scheduler", "none", "--final-seeds", "1")
 
     def lines() -> dict[str, list[str]]:
