@@ -27,6 +27,7 @@ QUIET_ALONE = {
     "RAY_enable_metrics_collection": "0",
     "RAY_event_stats": "0",
     "RAY_task_events_report_interval_ms": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",  # nothing leaves the machine
 }
 """The same for a Ray that this process starts; what goes wrong in it comes as an exception all the same."""
 

@@ -207,7 +207,7 @@ class _Job:
         )
         self._seconds: dict[str, float] = {}
         self._reports: dict[str, dict[str, Any]] = {}
-        self._blocks: list[str] = []
+        self._blocks: list[tuple[str, int]] = []  # and rows
         self._rows = self._errors = self._total = self._adopted = 0
         self._listed = self._skipped = self._num_junk = self._num_workers = 0
         self._committed = Committed()
@@ -220,21 +220,20 @@ class _Job:
             self._add(self._table.adopted_block, adopted.total, adopted.num_errors)
         try:
             todo = self._plan()
-        except InputError:
-            if not adopted.total:
-                self._table.close()  # nothing to come back to
-            raise
-        self._total = adopted.total + todo
-        if todo:
-            before = time.monotonic()
-            try:
+            self._total = adopted.total + todo
+            if todo:
+                before = time.monotonic()
                 with cluster.connect():
                     self._seconds["start Ray"] = time.monotonic() - before
                     self._num_workers = _num_workers(self._config)
                     self._read(self._timed("plan", self._write_todo, todo))
-            except TooManyErrorsError:
-                self._table.discard(storage.list_files(self._table.attempt))  # now that no worker adds to it
-                raise
+        except TooManyErrorsError:
+            self._table.discard(storage.list_files(self._table.attempt))  # now that no worker adds to it
+            self._table.give_up()
+            raise
+        except InputError:
+            self._table.give_up()
+            raise
         self._check_errors()
         self._commit()
         self._lease.check()
@@ -276,6 +275,7 @@ class _Job:
                 waiting.append(pool.submit(predictions.stage, block, self._work.todo(number)))
                 if len(waiting) > 2 * predictions.NUM_THREADS:
                     waiting.pop(0).result()
+            assert next(batches, None) is None, "every batch is in a block"
             for future in waiting:
                 future.result()
         path.unlink()
@@ -344,7 +344,7 @@ class _Job:
             )
 
     def _add(self, block: str, rows: int, errors: int) -> None:
-        self._blocks.append(block)
+        self._blocks.append((block, rows))
         self._rows += rows
         self._errors += errors
         self._check_errors()
@@ -358,7 +358,7 @@ class _Job:
         allowed = self._config.max_error_fraction * max(self._total, self._rows)
         if self._total and self._errors > allowed:
             kinds, example = Counter[str](), ""
-            for block in self._blocks:
+            for block, _ in self._blocks:
                 rows = predictions.read(block, ["uri", "status", "error"])
                 kinds += Counts.of(rows).errors
                 example = example or next((f"{r['uri']}: {r['error']}" for r in rows.to_pylist() if r["error"]), "")
@@ -371,10 +371,17 @@ class _Job:
             )
 
     def _commit(self) -> None:
-        if self._blocks:
+        """Makes runs of all that is staged, each of about `objects_per_run` rows: their sum may be more than fits."""
+        while self._blocks:
             self._lease.check()
-            self._committed += self._timed("commit", self._table.commit, self._blocks, self._describe)
-            self._blocks, self._rows = [], 0
+            taken: list[str] = []
+            num_rows = 0
+            while self._blocks and num_rows < self._config.objects_per_run:
+                block, rows = self._blocks.pop(0)
+                taken.append(block)
+                num_rows += rows
+            self._committed += self._timed("commit", self._table.commit, taken, self._describe)
+            self._rows -= num_rows
 
     def _describe(self, counts: Counts) -> dict[str, Any]:
         """The manifest of a run with such counts."""

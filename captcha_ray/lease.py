@@ -60,17 +60,22 @@ class Lease:
             )
 
     def _acquire(self) -> None:
-        found = self._read()
+        found, mine = self._read(), self._content(0)
         if found is not None:
             if _alive(found):
                 raise InputError(f"{_who(found)} is at work on {self._folder}; wait for it, or end it")
             if not _same_machine(found):
                 self._watch(found)
-            storage.delete(self._uri)
-        try:
-            storage.write(self._uri, self._content(0), exclusive=True)
-        except FileExistsError:
-            raise InputError(f"another process has just begun to work on {self._folder}") from None
+        dead = self._bytes()
+        if dead is None:
+            with contextlib.suppress(FileExistsError):
+                storage.write(self._uri, mine, exclusive=True)
+                return
+        elif _parsed(dead) == found:
+            with contextlib.suppress(FileNotFoundError):  # others took it over and are done already
+                if storage.replace(self._uri, mine, dead):
+                    return
+        raise InputError(f"another process has just begun to work on {self._folder}")
 
     @property
     def _folder(self) -> str:
@@ -107,13 +112,21 @@ class Lease:
         return json.dumps({**self._me, "renewed": count}).encode()
 
     def _read(self) -> dict[str, Any] | None:
+        data = self._bytes()
+        return None if data is None else _parsed(data)
+
+    def _bytes(self) -> bytes | None:
         try:
-            found = json.loads(storage.read(self._uri))
+            return storage.read(self._uri)
         except FileNotFoundError:
             return None
-        except ValueError:
-            found = None
-        return found if isinstance(found, dict) else {"host": "an unknown machine"}
+
+
+def _parsed(data: bytes) -> dict[str, Any]:
+    found = None
+    with contextlib.suppress(ValueError):
+        found = json.loads(data)
+    return found if isinstance(found, dict) else {"host": "an unknown machine"}
 
 
 def _process() -> dict[str, Any]:

@@ -148,7 +148,8 @@ def _query(table: _Table, source: Path, match: str, database: duckdb.DuckDBPyCon
     if source.suffix == ".parquet":
         read = "read_parquet($source, hive_partitioning = false)"
     else:
-        header = f"header = false, names = {list(table.columns)}" if table.columns else "header = true"
+        columns = ", ".join(f"'{quoted(name)}'" for name in table.columns)
+        header = f"header = false, names = [{columns}]" if columns else "header = true"
         form = "all_varchar = true, delim = ',', quote = '\"', escape = '\"', comment = '', skip = 0"
         read = f"read_csv($source, {header}, {form})"
     parameters = {"source": str(source)}

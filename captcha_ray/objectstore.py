@@ -37,6 +37,7 @@ from obstore.exceptions import (
     BaseError,
     GenericError,
     PermissionDeniedError,
+    PreconditionError,
     UnauthenticatedError,
 )
 from obstore.store import from_url
@@ -153,6 +154,26 @@ def put(uri: str, data: bytes, *, exclusive: bool = False) -> None:
     _persist(request, uri)
 
 
+def replace(uri: str, data: bytes, expected: bytes) -> bool:
+    """Writes the whole object if it holds what is expected; whether it did.
+
+    Raises FileNotFoundError where it is absent. Stores that know conditional writes let one of several writers win;
+    others overwrite.
+    """
+    root, key = _split_named(uri)
+
+    def request() -> bool:
+        found = obstore.get(_store(root), key)
+        if bytes(found.bytes()) != expected:
+            return False
+        with contextlib.suppress(PreconditionError):
+            obstore.put(_store(root), key, data, mode={"e_tag": found.meta["e_tag"]}, use_multipart=False)
+            return True
+        return bytes(obstore.get(_store(root), key).bytes()) == data  # an attempt whose answer was lost
+
+    return _persist(request, uri)
+
+
 def head(uri: str) -> Entry | None:
     """What the store says of an object; None where there is none."""
     root, key = split(uri)
@@ -260,12 +281,21 @@ def use_endpoint(url: str) -> None:
 
 
 def endpoint() -> str:
-    """Address of the store that requests for `s3://` go to; "" for Amazon's."""
-    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL", "")
+    """Address of the store that requests for `s3://` go to, from the environment or a profile; "" for Amazon's."""
+    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or _profile_endpoint()
+
+
+@functools.cache
+def _profile_endpoint() -> str:
+    try:
+        return str(botocore.session.Session().get_scoped_config().get("endpoint_url", ""))
+    except BotoCoreError:  # said by the first request
+        return ""
 
 
 def forget_clients() -> None:
     """Lets the next request read the environment anew."""
+    _profile_endpoint.cache_clear()
     _store.cache_clear()
     _s3.cache_clear()
 
@@ -295,6 +325,8 @@ def _amazon(root: str) -> dict[str, Any]:
     session = botocore.session.Session()
     region = os.environ.get("AWS_REGION") or session.get_config_variable("region")
     options: dict[str, Any] = {"region": region} if region else {}
+    if endpoint():
+        options["endpoint"] = endpoint()  # obstore knows that of the environment, and no profile's
     if _anonymous():
         return options
     found = session.get_credentials()
@@ -350,7 +382,7 @@ def _store_errors(uri: str) -> Iterator[None]:
 
 def _sentence(error: Exception) -> str:
     """A client's message on one line: without its debugging dump, of a store's XML answer what is meant for people."""
-    text, _, answer = str(error).partition("Debug source")[0].partition("<?xml")
+    text, answer = re.split(r"(?=<\?xml|<Error)", str(error).partition("Debug source")[0] + "<Error", maxsplit=1)
     said = re.findall("<(?:Code|Message)>([^<]*)", answer)
     return " ".join(" ".join([type(error).__name__ + ":", text, *said]).split())[:300]
 

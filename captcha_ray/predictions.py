@@ -41,8 +41,12 @@ NUM_COPY_THREADS = 2
 GROUP_ROWS = 131_072
 """Rows per row group of a committed file."""
 
-KEY_COLUMNS = ["uri", "etag", "model_id", "status"]
+KEY_COLUMNS = ["uri", "etag", "size", "last_modified", "model_id", "status"]
 """What decides whether an object is done."""
+
+SAME_OBJECT = """done.uri = listed.uri AND CASE WHEN listed.etag <> '' THEN done.etag = listed.etag
+    ELSE coalesce(done.size = listed.size, true) AND coalesce(done.last_modified >= listed.last_modified, true) END"""
+"""SQL: whether a row is of the object as it is listed. Where the listing has no etag, its size and date have to do."""
 
 STAGED_SCHEMA = pa.schema([field for field in schema.PREDICTION_SCHEMA if field.name != "run_id"])
 """Staged rows: predictions that no run has committed yet."""
@@ -211,46 +215,49 @@ class Predictions:
         """Writes the rows of a listing that are still to be read to `path`; returns how many.
 
         An anti-join of the listing with the committed and the adopted rows, by DuckDB, which partitions both by hash
-        and spills what does not fit its memory. An object listed without an etag is done when its URI is.
+        and spills what does not fit its memory.
         """
         done = [self._done(self._settling)]
         if self._adopted.exists():
-            done.append(f"SELECT uri, etag, status FROM {_sql_table([str(self._adopted)])}")
-        wanted = f"FROM {_sql_table([str(listed)])} AS listed"
-        if self._config.retry_errors:
-            same = "failed.uri = listed.uri AND (listed.etag = '' OR failed.etag = listed.etag)"
-            wanted += f" WHERE EXISTS (FROM failed WHERE {same})"
+            done.append(f"SELECT uri, etag, size, last_modified, status FROM {_sql_table([str(self._adopted)])}")
+        failed = f"AND EXISTS (FROM failed AS done WHERE {SAME_OBJECT})" if self._config.retry_errors else ""
         with listing.connect(self._spool) as database:
             database.execute(
                 f"""COPY (
                     WITH done AS ({" UNION ALL ".join(done)}),
-                    failed AS (SELECT uri, etag FROM ({self._done(self._before)})
-                               GROUP BY uri, etag HAVING bool_and(status = 'error')),
-                    wanted AS ({wanted})
-                    FROM wanted WHERE NOT EXISTS
-                        (FROM done WHERE done.uri = wanted.uri AND (wanted.etag = '' OR done.etag = wanted.etag))
+                    failed AS (SELECT uri, etag, any_value(size) AS size, max(last_modified) AS last_modified
+                               FROM ({self._done(self._before)})
+                               GROUP BY uri, etag HAVING bool_and(status = 'error'))
+                    FROM {_sql_table([str(listed)])} AS listed
+                    WHERE NOT EXISTS (FROM done WHERE {SAME_OBJECT}) {failed}
                 ) TO '{listing.quoted(path)}' (FORMAT parquet, COMPRESSION zstd)"""
             )
         num_rows: int = pq.read_metadata(path).num_rows
         return num_rows
 
     def _done(self, settling: set[Run]) -> str:
-        """SQL for uri, etag and status of what committed runs hold."""
+        """SQL for uri, etag, size, date and status of what committed runs hold."""
         if not settling:
-            return "SELECT '' AS uri, '' AS etag, '' AS status WHERE false"
+            nothing = "NULL::BIGINT AS size, NULL::TIMESTAMPTZ AS last_modified"
+            return f"SELECT '' AS uri, '' AS etag, {nothing}, '' AS status WHERE false"
         files = self._copies([self._uri(run.file) for run in sorted(settling)], KEY_COLUMNS)
         this = f"WHERE model_id = '{self._model_id}'" if self._config.skip != "any-model" else ""
-        return f"SELECT uri, etag, status FROM {_sql_table(files)} {this}"
+        return f"SELECT uri, etag, size, last_modified, status FROM {_sql_table(files)} {this}"
 
     def _copies(self, uris: list[str], columns: list[str] | None) -> list[str]:
-        """Local paths of Parquet files; those of a bucket are copied here, their wanted columns only."""
-        if not uris or not storage.is_remote(uris[0]):
-            return uris
+        """Local paths of Parquet files; those of a bucket are copied here, their wanted columns only.
+
+        Paths below the spool: DuckDB would take brackets and stars in another folder's name for a pattern.
+        """
 
         def copy(uri: str) -> str:
             path = self._spool / hashlib.sha256(f"{uri} {columns}".encode()).hexdigest()
-            if not path.exists():
+            if path.exists():
+                return str(path)
+            if storage.is_remote(uri):
                 pq.write_table(read(uri, columns), path, compression="zstd")
+            else:
+                path.symlink_to(uri)
             return str(path)
 
         with concurrent.futures.ThreadPoolExecutor(NUM_COPY_THREADS) as pool:
@@ -310,6 +317,11 @@ class Predictions:
         """Removes what was staged."""
         with concurrent.futures.ThreadPoolExecutor(NUM_THREADS) as pool:
             list(pool.map(storage.delete, uris))
+
+    def give_up(self) -> None:
+        """After a refusal: where nothing was read for this work, the next one begins anew, later runs included."""
+        if self._runs == self._before and not any(uri.endswith(BLOCK) for uri in storage.list_files(self._work)):
+            self.close()
 
     def close(self) -> None:
         """Marks the work as complete: nothing of it is staged any more."""

@@ -9,6 +9,7 @@ a reader sees the old bytes or the new. Does not cache.
 import contextlib
 import datetime
 import errno
+import fcntl
 import os
 import shutil
 import stat
@@ -79,10 +80,13 @@ def fetch(uri: str, max_bytes: int) -> tuple[bytes | None, Entry]:
     """
     if is_remote(uri):
         return objectstore.get(uri, max_bytes)
-    with open(os.open(uri, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:  # opening a pipe would wait for its writer
-        found = os.fstat(file.fileno())
-        if not stat.S_ISREG(found.st_mode):
-            raise OSError(errno.EINVAL, "not a regular file", uri)
+    number = os.open(uri, os.O_RDONLY | os.O_NONBLOCK)  # opening a pipe would wait for its writer
+    found = os.fstat(number)
+    if not stat.S_ISREG(found.st_mode):
+        os.close(number)
+        kind = errno.EISDIR if stat.S_ISDIR(found.st_mode) else errno.EINVAL
+        raise OSError(kind, os.strerror(kind) if kind == errno.EISDIR else "not a regular file", uri)
+    with open(number, "rb") as file:
         data = file.read(min(found.st_size, max_bytes) + 1)  # of what it asks for, Python allocates all
         return (None if len(data) > max_bytes else data), _entry(uri, found)
 
@@ -111,6 +115,25 @@ def write(uri: str, data: bytes | memoryview, *, exclusive: bool = False) -> Non
             temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def replace(uri: str, data: bytes, expected: bytes) -> bool:
+    """Writes the whole object if it holds what is expected; whether it did. Of several at once, one succeeds.
+
+    On a disk among the processes of all machines that see its locks, on a store where it knows conditional writes.
+    Raises FileNotFoundError where there is no object, OSError for any other trouble.
+    """
+    if is_remote(uri):
+        return objectstore.replace(uri, data, expected)
+    folder = os.open(os.path.dirname(uri), os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        if Path(uri).read_bytes() != expected:
+            return False
+        write(uri, data)
+        return True
+    finally:
+        os.close(folder)  # and with it the lock
 
 
 def exists(uri: str) -> bool:

@@ -32,7 +32,10 @@ NUM_ON_DISK = 20
 LONGEST_S = 16.0
 """A whole job of these tests takes about so long here; a kill comes at any moment of it."""
 
-TITLES = {"driver": "jobs/infer.py", "worker": "ray::MapWorker", "node": "/raylet/raylet"}
+TITLES = {"driver": "jobs/infer.py", "worker": "ray::MapWorker", "node": "/raylet/raylet", "cluster": ""}
+"""What a victim's command line holds; of the cluster all are killed."""
+
+MAX_TRIES = 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,13 +85,11 @@ def place(number: int, corpus: Path, tmp_path: Path) -> Iterator[Place]:  # noqa
 @pytest.mark.parametrize("number", range(NUM_KILLS))
 def test_every_object_once_after_a_kill(number: int, place: Place, slow_network: Path, tmp_path: Path) -> None:  # noqa: F811
     moment = random.Random(f"{SEED}-{number}")
-    kind = ("driver", "worker", "node")[number % 3]
+    kind = list(TITLES)[number % len(TITLES)]
     wanted = Counter(storage.list_files(place.images))
     assert len(wanted) == 4000
     size = moment.choice(["1000", "2000000"])
-    tries = 0
-    while True:
-        # After a job that ended before its kill: there was none to kill at that moment, and it takes another one.
+    for tries in range(MAX_TRIES):  # until there is a victim: a job may end before its kill, or have no worker yet
         out = f"{place.out}/{tries}"
         here = dataclasses.replace(place, out=out, table=f"{place.table}/{tries}")
         night = ("--images", place.images, "--run", slow_network, "--out", out, "--stall-timeout-s", "60")
@@ -98,11 +99,15 @@ def test_every_object_once_after_a_kill(number: int, place: Place, slow_network:
             deadline = time.monotonic() + after
             while time.monotonic() < deadline and first.process.poll() is None:
                 time.sleep(0.05)
-            if victims := first.pids(TITLES[kind]):
-                kill(moment.choice(victims))
+            victims = first.pids(TITLES[kind]) if first.process.poll() is None else []
+            for pid in victims if kind == "cluster" else victims and [moment.choice(victims)]:
+                kill(pid)
+            if victims:
                 ended = first.wait()
                 break
-        tries += 1
+            assert first.process.poll() in (None, 0), first.said
+    else:
+        pytest.fail("there was never anything to kill")
     before = here.committed()
     assert set(before.values()) <= {1}
     with Job("infer", *night, cwd=tmp_path, env={**os.environ, **place.environment}) as second:

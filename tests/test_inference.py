@@ -20,7 +20,7 @@ from PIL import Image
 from captcha_ray import Recognizer, cluster, inference
 from captcha_ray.config import FailedError, InferConfig, InputError
 from captcha_ray.inference import Night
-from captcha_ray.predictions import Committed, Counts, Run
+from captcha_ray.predictions import Committed, Counts, Predictions, Run
 from captcha_ray.reader import BlockReader
 from captcha_ray.work import Work
 from tests.conftest import GLYPHS, draw_glyphs, glyph_texts, save_network
@@ -244,16 +244,23 @@ def test_a_long_night_makes_several_runs_with_every_object_in_one_of_them(
 
 @pytest.mark.usefixtures("small_blocks")
 def test_nothing_is_committed_while_too_many_have_failed_so_far(
-    ray_cluster: cluster.Cluster, network: Path, images: Path, tmp_path: Path
+    ray_cluster: cluster.Cluster, network: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first 16 of 40 cannot be read: less than half of the night, but all of what would be its first run."""
     for path in sorted(images.iterdir())[:16]:
         path.write_bytes(b"")
+    commit, staged = Predictions.commit, []
+
+    def watched(table: Predictions, blocks: list[str], describe: Any) -> Committed:
+        staged.append(len(list(Path(table.attempt).glob("*.staged"))))
+        return commit(table, blocks, describe)
+
+    monkeypatch.setattr(Predictions, "commit", watched)
     done = night(images, network, tmp_path / "out", objects_per_run=9)
+    assert staged[0] >= 4, "32 objects, half of them good, were read before the first run"
     assert done.committed.counts.errors == {"EmptyFile": 16}
-    for run in done.committed.runs:
-        counts = json.loads((tmp_path / "out" / run.folder / "_manifest.json").read_text())["counts"]
-        assert sum(counts["errors"].values()) <= counts["objects"] / 2
+    sizes = Counter(row["run_id"] for row in rows(tmp_path / "out"))
+    assert max(sizes.values()) == 16, "what has gathered is not one run"
     assert read_again(tmp_path / "out") == once(images)
 
 

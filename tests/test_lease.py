@@ -287,8 +287,8 @@ def test_a_lost_lease_is_found_out_and_left_alone(uri: str, monkeypatch: pytest.
         assert found(uri)["holder"] == "it"
 
 
-def test_of_many_that_begin_at_once_one_gets_in(tmp_path: Path) -> None:
-    uri = f"{tmp_path}/_lease.json"
+def rush(uri: str) -> tuple[int, list[str]]:
+    """Eight begin at once: how many hold the lease then, and what the others were told."""
     start, done = threading.Barrier(8), threading.Barrier(8)
     held: list[Lease] = []
     refused: list[str] = []
@@ -308,9 +308,37 @@ def test_of_many_that_begin_at_once_one_gets_in(tmp_path: Path) -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    assert (len(held), len(refused)) == (1, 7)
     assert all(" at work on " in sentence or "just begun to work on" in sentence for sentence in refused)
+    return len(held), refused
+
+
+def test_of_many_that_begin_at_once_one_gets_in(tmp_path: Path) -> None:
+    held, refused = rush(f"{tmp_path}/_lease.json")
+    assert (held, len(refused)) == (1, 7)
     assert not os.listdir(tmp_path)
+
+
+@pytest.mark.parametrize("number", range(20))
+def test_of_many_that_take_a_dead_lease_over_one_gets_in(tmp_path: Path, number: int) -> None:
+    uri = f"{tmp_path}/_lease.json"
+    leave(uri, **{**lease._process(), "started": 1})
+    held, refused = rush(uri)
+    assert (held, len(refused)) == (1, 7)
+    assert not os.listdir(tmp_path)
+
+
+def test_a_dead_lease_that_others_took_over_meanwhile_is_theirs(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    leave(uri, **{**lease._process(), "started": 1})
+    replace = storage.replace
+
+    def late(uri: str, data: bytes, expected: bytes) -> bool:
+        storage.write(uri, b'{"holder": "another"}')
+        return replace(uri, data, expected)
+
+    monkeypatch.setattr(storage, "replace", late)
+    with pytest.raises(InputError, match="another process has just begun to work on"), Lease(uri):
+        pass
+    assert found(uri) == {"holder": "another"}
 
 
 @pytest.fixture

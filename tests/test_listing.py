@@ -450,6 +450,19 @@ def test_an_inventory_lists_the_objects_of_today(bucket: str, write: Callable[..
     assert write(manifest, match=r"\+") == [row for row in expected if "+" in row["uri"]]
 
 
+def test_names_of_an_inventory_are_data(bucket: str, write: Callable[..., Any]) -> None:
+    """A quote in one would end the literal it stands in."""
+    storage.write(f"{bucket}/data/1.csv.gz", gzip.compress(b'"b","k.png","x"\n'))
+    odd = "a'\"b"
+    manifest = GOOD_MANIFEST | {
+        "destinationBucket": f"arn:aws:s3:::{bucket.removeprefix('s3://')}",
+        "fileSchema": f"Bucket, Key, {odd}",
+        "files": [{"key": "data/1.csv.gz"}],
+    }
+    storage.write(f"{bucket}/odd/manifest.json", json.dumps(manifest).encode())
+    assert [row["uri"] for row in write(f"{bucket}/odd/manifest.json")] == ["s3://b/k.png"]
+
+
 def test_a_table_of_an_inventory_that_is_gone_is_one_sentence(bucket: str, write: Callable[..., Any]) -> None:
     manifest = inventory(bucket, "CSV")
     gone = f"{bucket}/data/1.csv.gz"

@@ -584,6 +584,39 @@ def test_a_profile_reads_writes_and_lists(
     assert not isinstance(caught.value, PermissionError)
 
 
+def test_a_profile_names_the_address_of_its_store(
+    rclone_server: dict[str, str], use: Callable[..., None], tmp_path: Path
+) -> None:
+    """For listing and for reading alike; else keys meant for one store would be sent to another."""
+    address = f"endpoint_url = {rclone_server['AWS_ENDPOINT_URL']}\n"
+    use(profiles(tmp_path, f"[night]\n{KEYS}{address}"), AWS_PROFILE="night")
+    assert objectstore.endpoint() == rclone_server["AWS_ENDPOINT_URL"]
+    assert keys("s3://bucket") == ["key"]
+    assert objectstore.get("s3://bucket/key")[0] == DATA
+
+
+def test_an_object_is_replaced_only_if_it_is_what_it_is_thought_to_be(
+    rclone_server: dict[str, str], use: Callable[..., None]
+) -> None:
+    use(rclone_server)
+    objectstore.put("s3://bucket/lease", b"1")
+    assert not objectstore.replace("s3://bucket/lease", b"3", expected=b"2")
+    assert objectstore.get("s3://bucket/lease")[0] == b"1"
+    assert objectstore.replace("s3://bucket/lease", b"2", expected=b"1")
+    assert objectstore.get("s3://bucket/lease")[0] == b"2"
+    objectstore.delete("s3://bucket/lease")
+    with pytest.raises(FileNotFoundError):
+        objectstore.replace("s3://bucket/lease", b"2", expected=b"1")
+
+
+@pytest.mark.parametrize("head", ['<?xml version="1.0"?>\n', ""])
+def test_of_a_stores_answer_only_what_is_meant_for_people_is_kept(head: str) -> None:
+    answer = f"{head}<Error><Code>Denied</Code><Message>No.</Message><AWSAccessKeyId>AKIA</AWSAccessKeyId></Error>"
+    said = objectstore._sentence(ValueError(f"refused {answer} Debug source: x"))
+    assert said == "ValueError: refused Denied No."
+    assert objectstore._sentence(ValueError("plain")) == "ValueError: plain"
+
+
 @pytest.mark.parametrize("call", CALLS)
 def test_an_absent_or_empty_profile_is_named(
     rclone_server: dict[str, str], use: Callable[..., None], tmp_path: Path, call: str

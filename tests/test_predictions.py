@@ -72,10 +72,10 @@ class Writer:
         self.adopted = self.table.open()
         self.blocks = [self.table.adopted_block] if self.adopted.total else []
 
-    def plan(self, listed: list[Object]) -> list[Object]:
-        """What of a listing is to be read, sorted."""
+    def plan(self, listed: list[Object], **changes: Any) -> list[Object]:
+        """What of a listing is to be read, sorted. changes: to the size and date it says."""
         source, path = self._spool / "listed.parquet", self._spool / "todo.parquet"
-        rows = [{"uri": uri, "etag": etag, "size": 1, "last_modified": NOW} for uri, etag in listed]
+        rows = [{"uri": uri, "etag": etag, "size": len(uri), "last_modified": NOW, **changes} for uri, etag in listed]
         pq.write_table(pa.Table.from_pylist(rows, schema.LISTING_SCHEMA), source)
         count = self.table.plan(source, path)
         found = pq.read_table(path)
@@ -323,10 +323,33 @@ def test_an_object_that_is_changed_back_is_known(out: str) -> None:
     assert seen(out) == once(objects("2026-11-20/a", etag="2") + FIVE[:1])
 
 
-def test_an_object_listed_without_an_etag_is_done_when_its_uri_is(out: str) -> None:
+def test_an_object_listed_without_an_etag_is_told_by_its_size_and_date(out: str) -> None:
     Writer(out).night(FIVE[:2])
     listed = [(uri, "") for uri, _ in FIVE]
-    assert Writer(out).plan(listed) == sorted(listed[2:])
+    for known in ({}, {"size": None}, {"last_modified": None}, {"last_modified": NOW - datetime.timedelta(seconds=1)}):
+        assert Writer(out).plan(listed, **known) == sorted(listed[2:])
+    for changed in ({"size": 1}, {"last_modified": NOW + datetime.timedelta(seconds=1)}):
+        assert Writer(out).plan(listed, **changed) == listed
+        assert Writer(out).plan(FIVE, **changed) == FIVE[2:], "an etag decides alone"
+
+
+def test_a_folder_whose_name_is_a_pattern_is_not_its_neighbor(tmp_path: Path) -> None:
+    for name, read in (("o1", FIVE[:3]), ("o[1]", FIVE[2:])):
+        (tmp_path / name).mkdir()
+        Writer(str(tmp_path / name)).night(read)
+    assert Writer(str(tmp_path / "o[1]")).plan(FIVE) == FIVE[:2]
+    assert Writer(str(tmp_path / "o[1]"), retry_errors=True).plan(FIVE) == []
+
+
+def test_a_work_that_was_refused_is_forgotten_unless_something_was_read(local: str) -> None:
+    """Else its next try would take for its own, or not see, what other works commit meanwhile."""
+    Writer(local, skip="never").table.give_up()
+    Writer(local).night(FIVE[:2])
+    assert Writer(local, skip="never").plan(FIVE) == FIVE
+    again = Writer(local, skip="never")
+    again.stage(FIVE[:1])
+    again.table.give_up()
+    assert Writer(local, skip="never").adopted.total == 1
 
 
 def test_an_error_without_an_etag_is_read_again_once_its_etag_is_known(out: str) -> None:

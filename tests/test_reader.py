@@ -191,6 +191,14 @@ def test_a_block_of_good_and_broken_files_gives_every_row_in_its_place(
     check_readings(rows, network)
 
 
+def test_folders_among_the_images_take_no_file_numbers(work: Work, tmp_path: Path) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(5):
+        with pytest.raises(IsADirectoryError):
+            storage.fetch(str(tmp_path), MAX_BYTES)
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
 def test_a_pipe_among_the_images_is_an_error_and_not_waited_for(work: Work, tmp_path: Path) -> None:
     pipe = str(tmp_path / "pipe.png")
     os.mkfifo(pipe)
