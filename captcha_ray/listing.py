@@ -206,6 +206,7 @@ def connect(folder: Path) -> duckdb.DuckDBPyConnection:
         "autoinstall_known_extensions": False,
     }
     database = duckdb.connect(config=settings)
+    database.execute("SET enable_progress_bar = false")  # it would be drawn into logs
     database.execute("SET TimeZone = 'UTC'")  # of times that do not say theirs
     return database
 

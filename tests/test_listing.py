@@ -495,3 +495,8 @@ def test_what_is_no_manifest_is_one_sentence(
     with pytest.raises(InputError, match=f"{re.escape(str(manifest))} {re.escape(sentence)}") as caught:
         write(manifest)
     assert "\n" not in str(caught.value)
+
+
+def test_long_queries_draw_nothing(tmp_path: Path) -> None:
+    with listing.connect(tmp_path) as database:
+        assert database.execute("SELECT current_setting('enable_progress_bar')").fetchall() == [(False,)]
