@@ -411,13 +411,15 @@ class InferConfig(Config):
     skip: Literal["same-model", "any-model", "never"] = "same-model"
     """What counts as done: an unchanged object that this model has read, that any model has read, or none."""
     retry_errors: bool = False
-    """Read only the objects again whose row of this model is an error; the new row stands beside the old one."""
+    """Read only the objects again whose row of this model is an error and that have not changed since; the new row
+    stands beside the old one."""
     match: str = ""
     """Regular expression that must be found in an object's URI; others are passed over. Default: all are read."""
     date_pattern: str = ""
     """Regular expression with groups year, month, day, searched in the URI; partitions the table by date=YYYY-MM-DD."""
     max_error_fraction: float = 0.5
-    """Fraction of the objects that may fail; above it the job stops and commits nothing more."""
+    """Fraction of the objects that may fail; above it the job stops and commits nothing more. With --retry-errors all
+    may."""
     stall_timeout_s: float = 600.0
     """Seconds without any progress after which the job fails."""
     endpoint_url: str = ""

@@ -351,11 +351,16 @@ class _Job:
 
     def _may_fail(self) -> bool:
         """Whether so many objects have failed so far that nothing should be committed before the night is over."""
-        return self._errors > self._config.max_error_fraction * (self._committed.counts.total + self._rows)
+        return self._errors > self._max_error_fraction * (self._committed.counts.total + self._rows)
+
+    @property
+    def _max_error_fraction(self) -> float:
+        """Of objects that are known to fail, all may fail again."""
+        return 1.0 if self._config.retry_errors else self._config.max_error_fraction
 
     def _check_errors(self) -> None:
         """Stops as soon as the errors are more than the whole night allows."""
-        allowed = self._config.max_error_fraction * max(self._total, self._rows)
+        allowed = self._max_error_fraction * max(self._total, self._rows)
         if self._total and self._errors > allowed:
             kinds, example = Counter[str](), ""
             for block, _ in self._blocks:

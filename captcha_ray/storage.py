@@ -13,6 +13,7 @@ import fcntl
 import os
 import shutil
 import stat
+import sys
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -58,9 +59,7 @@ def absolute(uri: str) -> str:
 
 def read(uri: str) -> bytes:
     """The whole object. Raises FileNotFoundError where there is none, OSError for any other trouble."""
-    if not is_remote(uri):
-        return Path(uri).read_bytes()
-    data, _ = objectstore.get(uri)
+    data, _ = objectstore.get(uri) if is_remote(uri) else fetch(uri, sys.maxsize - 1)
     assert data is not None, "no limit was given"
     return data
 
@@ -200,7 +199,8 @@ def list_files(uri: str) -> Iterator[str]:
 
 
 def _walk(folder: str, above: frozenset[str] = frozenset()) -> Iterator[str]:
-    """above: real paths of the folders this one is in, so that links in a circle end."""
+    """above: real paths of the folders this one is in: links in a circle end, and those to a folder above the first one
+    lead to what was not asked for."""
     try:
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
     except OSError as error:
@@ -209,7 +209,7 @@ def _walk(folder: str, above: frozenset[str] = frozenset()) -> Iterator[str]:
     for entry in entries:
         if not entry.is_dir():
             yield entry.path
-        elif os.path.realpath(entry.path) not in inside:
+        elif not any(f"{known}/".startswith(f"{os.path.realpath(entry.path)}/") for known in inside):
             yield from _walk(entry.path, inside)
 
 

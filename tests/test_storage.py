@@ -212,11 +212,18 @@ def test_a_uri_without_a_bucket_is_refused() -> None:
         storage.read("s3:///key")
 
 
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OSError, match="not a regular file"):
+        storage.read(str(tmp_path / "pipe"))
+
+
 def test_links_are_followed_to_files_and_not_to_folders(tmp_path: Path) -> None:
     (tmp_path / "corpus" / "7").mkdir(parents=True)
     (tmp_path / "image").write_bytes(b"x")
     (tmp_path / "corpus" / "7" / "a").symlink_to(tmp_path / "image")
     (tmp_path / "corpus" / "loop").symlink_to(tmp_path / "corpus")
+    (tmp_path / "corpus" / "7" / "up").symlink_to("../..")
     assert list(storage.list_files(f"{tmp_path}/corpus")) == [f"{tmp_path}/corpus/7/a"]
 
 
