@@ -319,12 +319,12 @@ class TuneConfig(Config):
     search: Search = "optuna"
     """Who proposes values: optuna (tree-structured Parzen estimator), random, or grid (all combinations)."""
     scheduler: Scheduler = "asha"
-    """asha stops trials that are not among the best third after 1/27, 1/9 and 1/3 of the epochs; none stops no one."""
+    """asha stops trials that are not among the best quarter after 1/6 and 2/3 of the epochs; none stops no one."""
     space: str = ""
     """TOML file of the parameters to vary: name = [a, b], { low = a, high = b, log = true }, true or false."""
     vary: tuple[str, ...] = ()
     """Parameters to vary, after the file: name, name=a,b,c, name=low..high, name=low..high:log or name=off. Default:
-    learning_rate batch_size dropout."""
+    learning_rate batch_size dropout schedule augmentation."""
     final_seeds: int = 3
     """Trainings in full, each, of the best trial's config and of the recipe at the end; 0 for no comparison."""
     workers_per_trial: int = 1

@@ -83,7 +83,7 @@ def test_help_states_every_field_with_its_default(name: str, tmp_path: Path) -> 
         ("evaluate", ("--run", "empty"), "holds no checkpoint"),
         ("tune", ("--num-trials", "0"), "num_trials is 0; it must be at least 1"),
         ("tune", ("--vary", "dropuot"), "did you mean 'dropout'?"),
-        ("tune", ("--vary", "learning_rate=off", "batch_size=off", "dropout=off"), "the space is empty"),
+        ("tune", ("--vary", *(f"{name}=off" for name in space.DEFAULT)), "the space is empty"),
         ("tune", ("--recipe", "absent.json"), "absent.json does not exist"),
         ("train", ("--recipe", "full/precious.json"), "cannot be read as JSON"),
     ],

@@ -42,7 +42,10 @@ def test_a_search_leaves_trials_a_table_the_best_config_and_a_page(glyph_shards:
     run = tmp_path / "run"
     found = find(glyph_shards, run, "optimizer=sgd,adam", num_trials=5, final_seeds=2)
     assert [trial.number for trial in found.trials] == [0, 1, 2, 3, 4]
-    assert found.trials[0].values == {"learning_rate": 3e-3, "batch_size": 16, "dropout": 0.1, "optimizer": "adam"}
+    assert found.trials[0].values == {
+        "learning_rate": 3e-3, "batch_size": 16, "dropout": 0.1, "schedule": "constant", "augmentation": 0.0,
+        "optimizer": "adam",
+    }  # fmt: skip
     assert set(states(found)) <= {"finished", "stopped"}
     assert found.best.score == max(trial.score for trial in found.trials) > 0.5
 
@@ -51,13 +54,15 @@ def test_a_search_leaves_trials_a_table_the_best_config_and_a_page(glyph_shards:
     for row, trial in zip(rows, found.trials, strict=True):
         kept = RunDirectory(str(run / f"trials/{trial.number:04d}"))
         assert [epoch["val_loss"] for epoch in row["epochs"]] == [epoch["val_loss"] for epoch in kept.read_metrics()]
-        assert kept.read_json("config.json") == {
-            **RECIPE.to_dict(), **trial.values, "shards": glyph_shards.uri, "run": kept.uri
-        }  # fmt: skip
+        told = space.apply(RECIPE, trial.values).to_dict()
+        assert kept.read_json("config.json") == {**told, "shards": glyph_shards.uri, "run": kept.uri}
         assert not Path(kept.path("resume.safetensors")).exists()
 
     best = runs.recipe(str(run / "best.json"))
-    assert {name: getattr(best, name) for name in found.best.values} == found.best.values
+    told = space.apply(RECIPE, found.best.values).to_dict()
+    assert best.to_dict() == {
+        **told, "recipe": str(run / "best.json"), "shards": glyph_shards.uri, "run": str(run / "best")
+    }  # fmt: skip
     assert (best.epochs, best.shards, best.num_workers) == (6, glyph_shards.uri, 1)
     if found.best.number:
         assert found.comparison is not None
@@ -224,7 +229,7 @@ def test_what_cannot_be_searched_is_refused_and_nothing_is_overwritten(
         ("was started with parameters", lambda: find(glyph_shards, run, "dropout=0..0.1", epochs=1, resume=True)),
         ("was started with epochs 1, not 2", lambda: find(glyph_shards, run, epochs=2, resume=True)),
         ("a batch_size of 512 is more than the", lambda: find(glyph_shards, tmp_path / "a", "batch_size=16,512")),
-        ("the grid has 27 combinations", lambda: find(glyph_shards, tmp_path / "a", search="grid")),
+        ("the grid has 162 combinations", lambda: find(glyph_shards, tmp_path / "a", search="grid")),
         (
             "3 workers of 1 CPU each do not fit",
             lambda: find(glyph_shards, tmp_path / "a", "batch_size=off", workers_per_trial=3),

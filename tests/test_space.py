@@ -10,14 +10,17 @@ from captcha_ray.config import InputError, TrainConfig
 from captcha_ray.space import Choice, Range
 
 RECIPE = recipes.get("isfahan")
+OFF = [f"{name}=off" for name in space.DEFAULT]
 
 
-def test_the_default_space_is_learning_rate_batch_size_and_dropout() -> None:
+def test_the_default_space_is_declared_in_one_place() -> None:
     built = space.build(RECIPE, "", ())
     assert built == {
         "learning_rate": Range(1e-4, 1e-1, log=True),
         "batch_size": Choice((16, 32, 64)),
         "dropout": Range(0.0, 0.7),
+        "schedule": Choice(("constant", "one_cycle")),
+        "augmentation": Range(0.0, 1.0),
     }
 
 
@@ -50,7 +53,7 @@ def test_a_file_comes_first_and_words_after_it(tmp_path: Path) -> None:
         "weight_decay = true\n"
         "learning_rate = { low = 1e-3, high = 1e-2, log = true }\n"
     )
-    built = space.build(RECIPE, str(path), ["batch_size=4", "learning_rate=off"])
+    built = space.build(RECIPE, str(path), ["batch_size=4", "learning_rate=off", "schedule=off", "augmentation=off"])
     assert built == {"batch_size": Choice((4,)), "weight_decay": Range(1e-6, 1e-1, log=True)}
 
 
@@ -59,7 +62,7 @@ def test_a_file_comes_first_and_words_after_it(tmp_path: Path) -> None:
     [
         (["learnin_rate"], "unknown parameter of a search 'learnin_rate'; did you mean 'learning_rate'?"),
         (["epochs=1,2"], "unknown parameter of a search 'epochs'"),
-        (["learning_rate=off", "batch_size=off", "dropout=off"], "the space is empty"),
+        ([f"{name}=off" for name in space.DEFAULT], "the space is empty"),
         (["dropout=0..1"], "dropout=0..1 cannot be searched: dropout is 1.0; it must be 0 to below 1"),
         (["batch_size=1,2"], "batch_size=1,2 cannot be searched: batch_size is 1"),
         (["learning_rate=0..1:log"], "learning_rate is 0..1:log; a logarithmic range begins above 0"),
@@ -71,7 +74,7 @@ def test_a_file_comes_first_and_words_after_it(tmp_path: Path) -> None:
         (["optimizer=adagrad"], "'adagrad' is no value of optimizer; it takes sgd, rmsprop, adam, adamw"),
         (["optimizer=1..2"], "optimizer has no range"),
         (["learning_rate="], "'' is no value of learning_rate"),
-        (["augmentation", "shear_degrees"], "augmentation sets shear_degrees too"),
+        (["shear_degrees"], "augmentation sets shear_degrees too"),
     ],
 )
 def test_what_cannot_be_searched_is_refused_in_a_sentence(words: list[str], sentence: str) -> None:
@@ -109,7 +112,7 @@ def test_every_parameter_on_offer_fits_every_recipe() -> None:
     singles = [name for name in space.OFFERED if name not in space.FULL_AUGMENTATION]
     for name in recipes.RECIPES:
         assert set(space.build(recipes.get(name), "", singles)) == set(singles)
-    assert set(space.build(RECIPE, "", list(space.FULL_AUGMENTATION))) >= set(space.FULL_AUGMENTATION)
+    assert set(space.build(RECIPE, "", ["augmentation=off", *space.FULL_AUGMENTATION])) >= set(space.FULL_AUGMENTATION)
 
 
 def test_values_become_fields_and_augmentation_becomes_four_of_them() -> None:
@@ -118,18 +121,18 @@ def test_values_become_fields_and_augmentation_becomes_four_of_them() -> None:
         RECIPE,
         learning_rate=0.5,
         optimizer="sgd",
-        rotation_degrees=5.0,
-        shift_fraction=0.05,
-        shear_degrees=5.0,
-        zoom_fraction=0.1,
+        rotation_degrees=2.5,
+        shift_fraction=0.025,
+        shear_degrees=2.5,
+        zoom_fraction=0.05,
     )
 
 
 def test_a_recipe_stands_in_the_space_with_its_own_values() -> None:
-    built = space.build(RECIPE, "", ["augmentation", "optimizer"])
+    built = space.build(RECIPE, "", ["optimizer"])
     values = space.values_of(RECIPE, built)
     assert values == {
-        "learning_rate": 1e-3, "batch_size": 32, "dropout": 0.5, "augmentation": 0.0, "optimizer": "adam"
+        "learning_rate": 1e-3, "batch_size": 32, "dropout": 0.5, "schedule": "constant", "augmentation": 0.0, "optimizer": "adam"
     }  # fmt: skip
     assert space.apply(RECIPE, values) == RECIPE
     assert "augmentation" not in space.values_of(recipes.get("wmail"), built)
@@ -137,7 +140,7 @@ def test_a_recipe_stands_in_the_space_with_its_own_values() -> None:
 
 def test_a_grid_has_the_ends_and_the_middle_of_ranges_and_every_choice() -> None:
     built = space.build(
-        TrainConfig(), "", ["learning_rate=1e-4..1e-2:log", "batch_size=10..20", "dropout=off", "optimizer=sgd,adam"]
+        TrainConfig(), "", [*OFF, "learning_rate=1e-4..1e-2:log", "batch_size=10..20", "optimizer=sgd,adam"]
     )
     grid = space.grid(built)
     assert len(grid) == 3 * 3 * 2
@@ -147,7 +150,7 @@ def test_a_grid_has_the_ends_and_the_middle_of_ranges_and_every_choice() -> None
 
 
 def test_a_space_as_json_reads_as_it_was_written(tmp_path: Path) -> None:
-    built = space.build(RECIPE, "", ["batch_size=8..64:log", "optimizer=sgd"])
+    built = space.build(RECIPE, "", ["batch_size=8..64:log", "optimizer=sgd", "schedule=off", "augmentation=off"])
     assert space.to_dict(built) == {
         "learning_rate": {"low": 1e-4, "high": 1e-1, "log": True},
         "batch_size": {"low": 8, "high": 64, "log": True},
