@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from captcha_ray import Recognizer, config
+from captcha_ray import Recognizer, config, space
 from tests.conftest import draw_glyphs, glyph_texts
 from tests.ray_nodes import start_head
 from tests.s3_server import serve_s3

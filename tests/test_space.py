@@ -132,7 +132,8 @@ def test_a_recipe_stands_in_the_space_with_its_own_values() -> None:
     built = space.build(RECIPE, "", ["optimizer"])
     values = space.values_of(RECIPE, built)
     assert values == {
-        "learning_rate": 1e-3, "batch_size": 32, "dropout": 0.5, "schedule": "constant", "augmentation": 0.0, "optimizer": "adam"
+        "learning_rate": 1e-3, "batch_size": 32, "dropout": 0.5, "schedule": "constant", "augmentation": 0.0,
+        "optimizer": "adam",
     }  # fmt: skip
     assert space.apply(RECIPE, values) == RECIPE
     assert "augmentation" not in space.values_of(recipes.get("wmail"), built)
