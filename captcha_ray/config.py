@@ -71,6 +71,11 @@ class Config:
                 value, words = getattr(self, name), get_args(kind)
                 check(value in words, f"{name} is {value!r}; it must be one of {', '.join(words)}")
 
+    def _check_at_least(self, least: int, *names: str) -> None:
+        for name in names:
+            value = getattr(self, name)
+            check(value >= least, f"{name} is {value}; it must be at least {least}")
+
     def to_dict(self) -> dict[str, Any]:
         """All fields as JSON types; tuples become lists."""
         return json.loads(json.dumps(dataclasses.asdict(self)))  # type: ignore[call-overload, no-any-return]
@@ -137,8 +142,8 @@ class SynthesizeConfig(Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check(self.num_images >= 1, f"num_images is {self.num_images}; it must be at least 1")
-        check(self.seed >= 0, f"seed is {self.seed}; it must be at least 0")
+        self._check_at_least(1, "num_images")
+        self._check_at_least(0, "seed")
         if not self.out:
             object.__setattr__(self, "out", f"{DEMO}/corpus/{self.scheme}")
 
@@ -273,9 +278,7 @@ class TrainConfig(Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        positive = ("epochs", "num_workers", "cpus_per_worker")
-        for name in positive:
-            check(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; it must be at least 1")
+        self._check_at_least(1, "epochs", "num_workers", "cpus_per_worker")
         check(self.batch_size >= 2, f"batch_size is {self.batch_size}; batch normalization needs at least 2 images")
         not_negative = (
             "height",
@@ -342,10 +345,8 @@ class TuneConfig(Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("num_trials", "workers_per_trial", "cpus_per_worker"):
-            check(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; it must be at least 1")
-        for name in ("epochs", "final_seeds", "max_concurrent", "seed"):
-            check(getattr(self, name) >= 0, f"{name} is {getattr(self, name)}; it must not be negative")
+        self._check_at_least(1, "num_trials", "workers_per_trial", "cpus_per_worker")
+        self._check_at_least(0, "epochs", "final_seeds", "max_concurrent", "seed")
         gpus = self.gpus_per_trial
         check(
             0 <= gpus < 1 or (math.isfinite(gpus) and gpus > 0 and gpus == int(gpus)),

@@ -17,6 +17,7 @@ import rich.table
 import tyro
 
 from captcha_ray.config import FailedError, InputError
+from captcha_ray.space import text
 
 T = TypeVar("T")
 OUT = rich.console.Console(highlight=False, soft_wrap=True)
@@ -205,17 +206,13 @@ class SearchProgress:
         if self._best:
             rows.append((f"best: {self._best[0]}", *self._best[1:]))
         for name, values, epoch, accuracy in rows:
-            cells = (_value(values[parameter]) for parameter in self._names)
+            cells = (text(values[parameter]) for parameter in self._names)
             table.add_row(name, f"{epoch}/{self._num_epochs}", f"{accuracy:.2%}", *cells)
         return table
 
 
 def _values(values: dict[str, Any]) -> str:
-    return " ".join(f"{name}={_value(value)}" for name, value in values.items())
-
-
-def _value(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+    return " ".join(f"{name}={text(value)}" for name, value in values.items())
 
 
 def _bar() -> rich.progress.Progress:

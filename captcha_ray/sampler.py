@@ -25,11 +25,11 @@ class Sampler:
         sampler: optuna.samplers.BaseSampler = optuna.samplers.RandomSampler(seed=seed)
         if search == "optuna":
             sampler = optuna.samplers.TPESampler(
-                seed=seed, n_startup_trials=max(num_trials // 4, 4), constant_liar=True, multivariate=False
+                seed=seed, n_startup_trials=max(num_trials // 4, 4), constant_liar=True
             )
         self._study = optuna.create_study(direction="maximize", sampler=sampler)
         self._asked: dict[int, optuna.Trial] = {}
-        self._first: Iterator[Values] = iter(())
+        self._endless = search != "grid"
         if search == "grid":
             points = grid(space)
             check(
@@ -37,12 +37,9 @@ class Sampler:
                 f"the grid has {len(points):,} combinations, more than --num-trials {num_trials:,}; raise it, or vary "
                 f"fewer parameters or values",
             )
-            self._first = iter(points)
-            self._endless = False
         else:
-            inside = all(_holds(parameter, start.get(name)) for name, parameter in space.items())
-            self._first = iter([dict(start)] if inside else [])
-            self._endless = True
+            points = [dict(start)] if all(_holds(one, start.get(name)) for name, one in space.items()) else []
+        self._first: Iterator[Values] = iter(points)
 
     def replay(self, number: int, values: Values, score: float | None) -> None:
         """Takes a trial of an earlier session for the next proposal. score: None where it has not ended."""

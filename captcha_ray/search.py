@@ -11,7 +11,6 @@ import os
 import tempfile
 import time
 import types
-from collections.abc import Generator
 from typing import Any
 
 import numpy as np
@@ -22,17 +21,16 @@ import ray.train
 import ray.tune
 import ray.tune.schedulers
 import ray.tune.search
-import torch
 
-from captcha_ray import learning, schema, space, storage, training, trials
+from captcha_ray import schema, space, storage, training, trials
 from captcha_ray.cluster import check_fits, num_fitting
 from captcha_ray.config import FailedError, TrainConfig, TuneConfig, check
 from captcha_ray.console import SearchProgress
 from captcha_ray.lease import Lease
-from captcha_ray.recognizer import Recognizer
 from captcha_ray.runs import RunDirectory
 from captcha_ray.sampler import Sampler, importance
 from captcha_ray.space import Space
+from captcha_ray.trial_worker import Trainable, TrialJob, train_in_full
 from captcha_ray.trials import Comparison, Findings, Outcome, Trial
 
 RESUME_MAY_DIFFER = (
@@ -55,37 +53,11 @@ HOLDER: dict[str, float] = {"memory": 1 << 20}
 """What a trial of several workers asks for itself, bytes: its workers take the CPUs, and Ray Tune must be asked for
 something."""
 
-BATCH_SIZE = 256
-"""Images read at once where finished networks are compared."""
-
 QUIET = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # every trial's directory has its metrics
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # an interrupt ends the job; nothing has to be saved first
-    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
-    "RAY_AIR_NEW_OUTPUT": "0",
 }
 """Settings of Ray Tune; what the environment says goes first."""
-
-
-@dataclasses.dataclass(frozen=True)
-class TrialJob:
-    """What every trial is told. blocks: an object reference of one Arrow table each, train and val."""
-
-    config: TuneConfig
-    manifest: schema.Manifest
-    blocks: dict[str, list[Any]]
-
-    def epochs(self, config: TrainConfig) -> Generator[dict[str, Any]]:
-        """Trains one network; lines of its `metrics.jsonl`, those of before an interruption first."""
-        learning.keep_freed_memory()
-        torch.set_num_threads(self.config.cpus_per_worker)
-        spec = training.model_spec(config, self.manifest)
-        job = training.WorkerJob(config, spec, self.blocks, _say_nothing)
-        return training.epochs(job, torch.device("cuda" if self.config.gpus_per_trial else "cpu"))
-
-
-def _say_nothing(message: training.Announcement) -> None:
-    """Trials show no progress within an epoch."""
 
 
 def run(
@@ -99,8 +71,8 @@ def run(
     """Runs all trials, or those that are left, then trains the best one's config and the recipe in full and compares
     them, unless no comparison was asked for, or the best trial is the recipe itself.
 
-    Writes all of the run directory but the report. Raises InputError for
-    shards, workers, a space or a run directory that do not fit, FailedError where no trial gave a network.
+    Writes all of the run directory but the report. Raises InputError for shards, workers, a space or a run directory
+    that do not fit, FailedError where no trial gave a network.
     """
     directory = RunDirectory(config.run)
     config = dataclasses.replace(config, run=directory.uri, shards=storage.absolute(config.shards))
@@ -216,16 +188,12 @@ class _Searcher(ray.tune.search.Searcher):
         self, config: TuneConfig, recipe: TrainConfig, sampler: Sampler, begun: list[Trial], progress: SearchProgress
     ) -> None:
         super().__init__()
-        self._directory, self._recipe, self._sampler, self._progress = (
-            RunDirectory(config.run),
-            recipe,
-            sampler,
-            progress,
-        )
+        self._directory = RunDirectory(config.run)
+        self._recipe, self._sampler, self._progress = recipe, sampler, progress
         self._interrupted = [trial for trial in begun if trial.outcome is None]
         self._next, self._num_trials = len(begun), config.num_trials
         self._numbers: dict[str, int] = {}
-        self._before_s = max((trial.outcome.ended_s for trial in begun if trial.outcome), default=0.0)
+        self._before_s = trials.seconds_searched(begun)
         self._started = time.monotonic()
         for trial in begun:
             sampler.replay(trial.number, trial.values, trial.score if trial.outcome else None)
@@ -280,49 +248,6 @@ class _Searcher(ray.tune.search.Searcher):
         self._progress.end(number, ended.values, len(ended.epochs), ended.accuracy, ended.score, how)
 
 
-class _Trainable(ray.tune.Trainable):
-    """One trial after another in one process; a step is an epoch."""
-
-    def setup(self, config: dict[str, Any], job: TrialJob) -> None:  # type: ignore[override]  # by `with_parameters`
-        """Begins the first trial."""
-        self._job = job
-        self._begin(config)
-
-    def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Begins another trial; spares the start of a process and its imports."""
-        self._epochs.close()
-        self._begin(new_config)
-        return True
-
-    def _begin(self, config: dict[str, Any]) -> None:
-        self._done: list[dict[str, Any]] = []
-        self._epochs = self._job.epochs(TrainConfig.from_dict(config["config"]))
-
-    def step(self) -> dict[str, Any]:
-        """One epoch, or the word that there is none left; what goes wrong ends this trial only."""
-        status = reason = ""
-        try:
-            self._done.append(next(self._epochs))
-            if training.has_diverged(self._done[-1]):
-                status, reason = "diverged", f"the loss of epoch {self._done[-1]['epoch']} is not a number"
-        except StopIteration:
-            status = "finished"
-        except Exception as error:
-            status, reason = "failed", f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
-        return {
-            "epoch": self._done[-1]["epoch"] if self._done else 0,
-            "score": trials.WORST if reason else trials.score(self._done),
-            "accuracy": trials.accuracy(self._done),
-            "status": status,
-            "reason": reason,
-            "done": bool(status),
-        }
-
-    def cleanup(self) -> None:
-        """Ends the last trial."""
-        self._epochs.close()
-
-
 def _tune(job: TrialJob, searcher: _Searcher, scheduler: ray.tune.schedulers.TrialScheduler, concurrent: int) -> None:
     config = job.config
     for name, value in QUIET.items():
@@ -332,7 +257,7 @@ def _tune(job: TrialJob, searcher: _Searcher, scheduler: ray.tune.schedulers.Tri
     resources: dict[str, float] = {"cpu": config.cpus_per_worker, "gpu": config.gpus_per_trial} if alone else HOLDER
     with tempfile.TemporaryDirectory(prefix="captcha_ray-") as unused:
         tuner = ray.tune.Tuner(
-            ray.tune.with_resources(ray.tune.with_parameters(_Trainable, job=job), resources),
+            ray.tune.with_resources(ray.tune.with_parameters(Trainable, job=job), resources),
             tune_config=ray.tune.TuneConfig(
                 search_alg=searcher,
                 scheduler=scheduler,
@@ -366,9 +291,8 @@ def _compare(
         for name, one in (("recipe", recipe), ("best", winner))
     }
     alone = config.workers_per_trial == 1
-    train = _train_in_full.options(
-        num_cpus=config.cpus_per_worker if alone else 0, num_gpus=config.gpus_per_trial if alone else 0
-    )
+    cpus, gpus = (config.cpus_per_worker, config.gpus_per_trial) if alone else (0, 0)
+    train = train_in_full.options(max_retries=MAX_DEATHS, num_cpus=cpus, num_gpus=gpus)
     right: dict[str, list[bool]] = {}
     waiting: dict[Any, str] = {}
 
@@ -393,22 +317,3 @@ def _compare(
         take()
     read = {name: np.array([right[f"{name}-{k}"] for k in range(config.final_seeds)]) for name in ("best", "recipe")}
     return trials.compare(read["best"], read["recipe"])
-
-
-@ray.remote(max_retries=MAX_DEATHS)
-def _train_in_full(job: TrialJob, config: TrainConfig) -> list[bool]:
-    """Trains to the end; whether the best epoch's network reads each validation image right, in their order."""
-    for _ in job.epochs(config):
-        pass
-    table: pa.Table = ray.get(job.blocks["val"][0])
-    truths = table["text"].to_pylist()
-    if not storage.exists(storage.join(config.run, "checkpoint", "model.json")):
-        return [False] * len(truths)  # diverged in its first epoch
-    network = Recognizer.load(config.run, "cuda" if config.use_gpu else "cpu", config.precision)
-    pixels = schema.unpack_images(table["image"], job.manifest.image_spec)
-    texts = [
-        reading.text
-        for start in range(0, len(pixels), BATCH_SIZE)
-        for reading in network.readings(network.log_probabilities(pixels[start : start + BATCH_SIZE]))
-    ]
-    return [text == truth for text, truth in zip(texts, truths, strict=True)]

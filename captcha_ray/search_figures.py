@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullLocator, PercentFormatter
 
 from captcha_ray.figures import DPI, png
-from captcha_ray.space import Parameter, Range, Space
+from captcha_ray.space import Parameter, Range, Space, text
 from captcha_ray.trials import Trial
 
 COLORS = colormaps["viridis"]
@@ -95,9 +95,9 @@ def parallel_coordinates(space: Space, trials: Sequence[Trial], best: int) -> by
             markersize=4,
         )
     for index, name in enumerate(names):
-        for value, text in _marks(space[name]):
+        for height, mark in _marks(space[name]):
             axes.annotate(
-                text, (index, value), xytext=(4, 0), textcoords="offset points", fontsize=8, va="center", color="0.3"
+                mark, (index, height), xytext=(4, 0), textcoords="offset points", fontsize=8, va="center", color="0.3"
             )
     axes.set_xticks(range(len(names)), names, fontsize=9)
     axes.yaxis.set_major_locator(NullLocator())
@@ -171,7 +171,7 @@ def _height(parameter: Parameter, value: Any) -> float:
 
 def _marks(parameter: Parameter) -> list[tuple[float, str]]:
     """Heights with a text: the ends of a range, all values of a choice."""
-    return [(_height(parameter, v), f"{v:.3g}" if isinstance(v, float) else str(v)) for v in parameter.ends()]
+    return [(_height(parameter, v), text(v)) for v in parameter.ends()]
 
 
 def _ticks(axes: Axes, parameter: Parameter) -> None:
@@ -182,7 +182,7 @@ def _ticks(axes: Axes, parameter: Parameter) -> None:
         margin = 0.05 * (span[1] - span[0])
         axes.set_xlim(*((span[0] / 1.3, span[1] * 1.3) if parameter.log else (span[0] - margin, span[1] + margin)))
     else:
-        names = [text for _, text in _marks(parameter)]
+        names = [mark for _, mark in _marks(parameter)]
         axes.set_xticks(range(len(names)), names, fontsize=9)
         axes.set_xlim(-0.5, len(names) - 0.5)
 

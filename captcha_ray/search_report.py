@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from captcha_ray import page, search_figures
 from captcha_ray.page import duration, percent
 from captcha_ray.runs import RunDirectory
-from captcha_ray.space import Space
-from captcha_ray.trials import Comparison, Findings, Trial
+from captcha_ray.space import Space, text
+from captcha_ray.trials import Comparison, Findings, Trial, seconds_searched
 
 
 def write(run: RunDirectory, space: Space, findings: Findings) -> str:
@@ -43,7 +43,7 @@ def write(run: RunDirectory, space: Space, findings: Findings) -> str:
             ),
         ),
         page.section("Trials", page.table(*_rows(space, found), kind="numbers")),
-        page.section("What it cost", page.pairs(_cost(run, found))),
+        page.section("What it cost", page.pairs(_cost(run, findings))),
         *page.origins(run),
     ]
     return page.write(run, "Search", parts)
@@ -57,7 +57,7 @@ def _verdict(comparison: Comparison | None) -> str:
 
 def _result(best: Trial, comparison: Comparison | None) -> dict[str, str]:
     rows = {"Best trial": str(best.number), "Whole strings it read in the search": percent(best.accuracy)}
-    rows |= {name: _value(value) for name, value in best.values.items()}
+    rows |= {name: text(value) for name, value in best.values.items()}
     if comparison:
         rows["Whole strings read, its config"] = percent(comparison.best)
         rows["Whole strings read, the recipe"] = percent(comparison.recipe)
@@ -74,7 +74,7 @@ def _rows(space: Space, found: Sequence[Trial]) -> tuple[list[str], list[list[st
             percent(trial.accuracy),
             str(len(trial.epochs)),
             f"{trial.seconds:.1f}",
-            *(_value(trial.values[name]) for name in space),
+            *(text(trial.values[name]) for name in space),
             f"{trial.outcome.status}{': ' * bool(trial.outcome.reason)}{trial.outcome.reason}"
             if trial.outcome
             else "running",
@@ -83,20 +83,15 @@ def _rows(space: Space, found: Sequence[Trial]) -> tuple[list[str], list[list[st
     ]
 
 
-def _cost(run: RunDirectory, found: Sequence[Trial]) -> dict[str, str]:
+def _cost(run: RunDirectory, findings: Findings) -> dict[str, str]:
     config = run.read_json("config.json")
-    seconds = sum(trial.seconds for trial in found)
-    wall = max((trial.outcome.ended_s for trial in found if trial.outcome), default=0.0)
-    cores = config["workers_per_trial"] * config["cpus_per_worker"]
-    epochs = sum(len(trial.epochs) for trial in found)
+    cores, gpus = config["workers_per_trial"] * config["cpus_per_worker"], config["gpus_per_trial"]
+    in_full = len(findings.trials) * config["recipe_config"]["epochs"]
+    hours = findings.epoch_seconds / 3600
     return {
-        "Searching, without the comparison": duration(wall),
-        "Epochs": f"{epochs:,} of {len(found) * config['recipe_config']['epochs']:,}, were no trial stopped",
-        "Time of all epochs": duration(seconds),
-        "Core-hours": f"{seconds * cores / 3600:.3f}",
-        **({"GPU-hours": f"{seconds * config['gpus_per_trial'] / 3600:.3f}"} if config["gpus_per_trial"] else {}),
+        "Searching, without the comparison": duration(seconds_searched(findings.trials)),
+        "Epochs": f"{findings.num_epochs:,} of {in_full:,}, were no trial stopped",
+        "Time of all epochs": duration(findings.epoch_seconds),
+        "Core-hours": f"{hours * cores:.3f}",
+        **({"GPU-hours": f"{hours * gpus:.3f}"} if gpus else {}),
     }
-
-
-def _value(value: object) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -127,6 +127,11 @@ def apply(recipe: TrainConfig, values: dict[str, Any]) -> TrainConfig:
     return dataclasses.replace(recipe, **fields)
 
 
+def text(value: Any) -> str:
+    """A value for a person: numbers with three digits."""
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
 def grid(space: Space) -> list[dict[str, Any]]:
     """Every combination of the parameters' points, the last parameter changing fastest."""
     combinations = itertools.product(*(parameter.points() for parameter in space.values()))
@@ -224,7 +229,7 @@ def values_of(recipe: TrainConfig, space: Space) -> dict[str, Any]:
     """The recipe's own values of the space's parameters; without `augmentation` where its amounts are others."""
     values = {name: getattr(recipe, name) for name in space if name != AUGMENTATION}
     if AUGMENTATION in space:
-        strengths = {getattr(recipe, name) / amount for name, amount in FULL_AUGMENTATION.items()}
-        if len(strengths) == 1:
-            values[AUGMENTATION] = strengths.pop()
+        strengths = [getattr(recipe, name) / amount for name, amount in FULL_AUGMENTATION.items()]
+        if all(math.isclose(strength, strengths[0]) for strength in strengths):
+            values[AUGMENTATION] = strengths[0]
     return values

@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 from captcha_ray import storage
 from captcha_ray.config import TrainConfig
 from captcha_ray.runs import RunDirectory
+from captcha_ray.space import text
 
 WORST = -1.0
 """Score of a trial that diverged or failed: below any accuracy."""
@@ -65,10 +66,14 @@ class Trial:
     outcome: Outcome | None
 
     @property
+    def status(self) -> str:
+        """As its outcome says, or running."""
+        return self.outcome.status if self.outcome else "running"
+
+    @property
     def score(self) -> float:
         """Of its best epoch; `WORST` where it diverged or failed."""
-        bad = self.outcome is not None and self.outcome.status in ("diverged", "failed")
-        return WORST if bad else score(self.epochs)
+        return WORST if self.status in ("diverged", "failed") else score(self.epochs)
 
     @property
     def accuracy(self) -> float:
@@ -138,6 +143,11 @@ def best(trials: Sequence[Trial]) -> Trial | None:
     return max(able, key=lambda trial: (trial.score, -trial.number), default=None)
 
 
+def seconds_searched(trials: Sequence[Trial]) -> float:
+    """Time of searching until the last trial ended, pauses between resumes left out."""
+    return max((trial.outcome.ended_s for trial in trials if trial.outcome), default=0.0)
+
+
 def write_table(run: RunDirectory, trials: Sequence[Trial]) -> None:
     """Writes `trials.parquet`: a row a trial, its values under their parameters' names, its epochs as a list."""
     buffer = io.BytesIO()
@@ -150,7 +160,7 @@ def table(trials: Sequence[Trial]) -> pa.Table:
     names = list(trials[0].values) if trials else []
     columns: dict[str, Any] = {
         "trial": pa.array([t.number for t in trials], pa.int32()),
-        "status": pa.array([t.outcome.status if t.outcome else "running" for t in trials], pa.string()),
+        "status": pa.array([t.status for t in trials], pa.string()),
         "reason": pa.array([t.outcome.reason or None if t.outcome else None for t in trials], pa.string()),
         "score": pa.array([t.score for t in trials], pa.float64()),
         "exact_match": pa.array([t.accuracy for t in trials], pa.float64()),
@@ -218,15 +228,29 @@ class Findings:
     comparison: Comparison | None
     importance: dict[str, float]
 
+    @property
+    def num_epochs(self) -> int:
+        """Of all trials."""
+        return sum(len(trial.epochs) for trial in self.trials)
+
+    @property
+    def epoch_seconds(self) -> float:
+        """Time all epochs took, one after another."""
+        return sum(trial.seconds for trial in self.trials)
+
+    @property
+    def states(self) -> Counter[str]:
+        """How many trials ended how."""
+        return Counter(trial.status for trial in self.trials)
+
     def to_dict(self) -> dict[str, Any]:
         """What `results.json` says."""
-        states = Counter(trial.outcome.status if trial.outcome else "running" for trial in self.trials)
         return {
             "num_trials": len(self.trials),
-            "trials": dict(states),
-            "num_epochs": sum(len(trial.epochs) for trial in self.trials),
-            "epoch_seconds": round(sum(trial.seconds for trial in self.trials), 3),
-            "search_seconds": round(max((t.outcome.ended_s for t in self.trials if t.outcome), default=0.0), 3),
+            "trials": dict(self.states),
+            "num_epochs": self.num_epochs,
+            "epoch_seconds": round(self.epoch_seconds, 3),
+            "search_seconds": round(seconds_searched(self.trials), 3),
             "best": {"trial": self.best.number, "values": self.best.values, "exact_match": self.best.accuracy},
             "importance": self.importance,
             "comparison": dataclasses.asdict(self.comparison) if self.comparison else None,
@@ -234,11 +258,10 @@ class Findings:
 
     def describe(self) -> list[str]:
         """Lines for a person."""
-        states = Counter(trial.outcome.status if trial.outcome else "running" for trial in self.trials)
-        values = ", ".join(f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in self.best.values.items())
+        values = ", ".join(f"{name} {text(value)}" for name, value in self.best.values.items())
+        states = ", ".join(f"{count} {status}" for status, count in self.states.most_common())
         lines = [
-            f"{len(self.trials)} trials: {', '.join(f'{count} {status}' for status, count in states.most_common())}; "
-            f"{sum(len(trial.epochs) for trial in self.trials):,} epochs",
+            f"{len(self.trials)} trials: {states}; {self.num_epochs:,} epochs",
             f"best: trial {self.best.number} reads {self.best.accuracy:.2%} of the validation images, with {values}",
         ]
         if self.comparison:

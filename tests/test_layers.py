@@ -51,11 +51,20 @@ LAYERS = {
     "synthesis": 3,
     "training": 3,
     "search": 3,
+    "trial_worker": 3,
     "inference": 3,
     "evaluation": 3,
     "demo": 3,
 }
-WITHIN_RAY = {("demo", "corpus"), ("demo", "synthesis"), ("evaluation", "corpus"), ("search", "training")}
+WITHIN_RAY = {
+    ("demo", "corpus"),
+    ("demo", "synthesis"),
+    ("evaluation", "corpus"),
+    ("search", "training"),
+    ("search", "trial_worker"),
+    ("trial_worker", "evaluation"),
+    ("trial_worker", "training"),
+}
 """Arrows inside layer 3, besides those to `cluster`."""
 
 LAZY = {("__init__", "recognizer")}
