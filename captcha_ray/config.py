@@ -322,7 +322,7 @@ class TuneConfig(Config):
     search: Search = "optuna"
     """Who proposes values: optuna (tree-structured Parzen estimator), random, or grid (all combinations)."""
     scheduler: Scheduler = "asha"
-    """asha stops trials that are not among the best quarter after 1/6 and 2/3 of the epochs; none stops no one."""
+    """asha lets the best quarter of the trials go on after 1/6 of the epochs, again after 1/2; none stops no one."""
     space: str = ""
     """TOML file of the parameters to vary: name = [a, b], { low = a, high = b, log = true }, true or false."""
     vary: tuple[str, ...] = ()

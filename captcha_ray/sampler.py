@@ -1,8 +1,12 @@
 """Proposes the values of a search's next trial: Optuna's TPE, random values, or a grid. Knows no Ray and no files."""
 
-from collections.abc import Iterator, Mapping
+import dataclasses
+import itertools
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import optuna
 
 from captcha_ray.config import Search, check
@@ -11,60 +15,49 @@ from captcha_ray.space import Parameter, Range, Space, grid
 Values = dict[str, Any]
 
 
+@dataclasses.dataclass(frozen=True)
 class Sampler:
-    """Proposals one after another; what is told of the earlier ones shapes the later ones.
+    """Proposes trials; holds nothing back: the same number after the same earlier trials gets the same values.
 
     optuna: tree-structured Parzen estimator (J. Bergstra et al., "Algorithms for Hyper-Parameter Optimization", 2011)
     after a quarter of the trials at random; trials that still run count as bad ones, so that two at once do not try
-    the same. start: values of the recipe, proposed first where the space holds them, except in a grid.
+    the same. start: values of the recipe, proposed first where the space holds them, except in a grid. Raises
+    InputError for a grid of more combinations than trials.
     """
 
-    def __init__(self, search: Search, space: Space, start: Mapping[str, Any], num_trials: int, seed: int) -> None:
-        self._distributions = {name: _distribution(parameter) for name, parameter in space.items()}
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
+    search: Search
+    space: Space
+    start: Mapping[str, Any]
+    num_trials: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        combinations = math.prod(len(parameter.points()) for parameter in self.space.values())
+        check(
+            self.search != "grid" or combinations <= self.num_trials,
+            f"the grid has {combinations:,} combinations, more than --num-trials {self.num_trials:,}; raise it, or "
+            f"vary fewer parameters or values",
+        )
+
+    def propose(self, number: int, earlier: Sequence[tuple[Values, float | None]]) -> Values | None:
+        """The values of trial `number`; None where a grid is done. earlier: values of the other trials and their
+        scores, the higher the better; None where one has none yet."""
+        if self.search == "grid":
+            return next(itertools.islice(grid(self.space), number, None), None)
+        if number == 0 and all(_holds(one, self.start.get(name)) for name, one in self.space.items()):
+            return {name: self.start[name] for name in self.space}
+        seed = int(np.random.SeedSequence([self.seed, number]).generate_state(1)[0])
         sampler: optuna.samplers.BaseSampler = optuna.samplers.RandomSampler(seed=seed)
-        if search == "optuna":
+        if self.search == "optuna":
+            at_random = max(self.num_trials // 4, 4)
             sampler = optuna.samplers.TPESampler(
-                seed=seed, n_startup_trials=max(num_trials // 4, 4), constant_liar=True
+                seed=seed, n_startup_trials=at_random, constant_liar=True, multivariate=True
             )
-        self._study = optuna.create_study(direction="maximize", sampler=sampler)
-        self._asked: dict[int, optuna.Trial] = {}
-        self._endless = search != "grid"
-        if search == "grid":
-            points = grid(space)
-            check(
-                len(points) <= num_trials,
-                f"the grid has {len(points):,} combinations, more than --num-trials {num_trials:,}; raise it, or vary "
-                f"fewer parameters or values",
-            )
-        else:
-            points = [dict(start)] if all(_holds(one, start.get(name)) for name, one in space.items()) else []
-        self._first: Iterator[Values] = iter(points)
-
-    def replay(self, number: int, values: Values, score: float | None) -> None:
-        """Takes a trial of an earlier session for the next proposal. score: None where it has not ended."""
-        next(self._first, None)
-        self._study.enqueue_trial(values)
-        self._asked[number] = self._study.ask(self._distributions)
-        if score is not None:
-            self.tell(number, score)
-
-    def propose(self, number: int) -> Values | None:
-        """The values of trial `number`; None where a grid is done."""
-        values = next(self._first, None)
-        if values is not None:
-            self._study.enqueue_trial(values)
-        elif not self._endless:
-            return None
-        self._asked[number] = self._study.ask(self._distributions)
-        return dict(self._asked[number].params)
-
-    def tell(self, number: int, score: float) -> None:
-        """The score, the higher the better, of a trial that was proposed or replayed."""
-        self._study.tell(self._asked.pop(number), score)
+        study = _study(self.space, earlier, sampler)
+        return dict(study.ask(_distributions(self.space)).params)
 
 
-def importance(space: Space, trials: list[tuple[Values, float]]) -> dict[str, float]:
+def importance(space: Space, trials: Sequence[tuple[Values, float]]) -> dict[str, float]:
     """Share of each parameter in what tells good trials from the rest, adding up to 1; empty where nothing tells.
 
     PED-ANOVA (S. Watanabe et al., "PED-ANOVA: Efficiently Quantifying Hyperparameter Importance in Arbitrary
@@ -72,13 +65,27 @@ def importance(space: Space, trials: list[tuple[Values, float]]) -> dict[str, fl
     """
     if len({score for _, score in trials}) < 2 or len(trials) < 10:
         return {}
-    distributions = {name: _distribution(parameter) for name, parameter in space.items()}
-    study = optuna.create_study(direction="maximize")
-    for values, score in trials:
-        study.add_trial(optuna.trial.create_trial(params=values, distributions=distributions, value=score))
+    study = _study(space, trials)
     found = optuna.importance.get_param_importances(study, evaluator=optuna.importance.PedAnovaImportanceEvaluator())
     total = sum(found.values())
     return {name: value / total for name, value in found.items()} if total > 0 else {}
+
+
+def _study(
+    space: Space, trials: Sequence[tuple[Values, float | None]], sampler: optuna.samplers.BaseSampler | None = None
+) -> optuna.Study:
+    """What Optuna would know, had it proposed the trials."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(direction="maximize", sampler=sampler)
+    for values, score in trials:
+        state = optuna.trial.TrialState.RUNNING if score is None else optuna.trial.TrialState.COMPLETE
+        known = optuna.trial.create_trial(params=values, distributions=_distributions(space), value=score, state=state)
+        study.add_trial(known)
+    return study
+
+
+def _distributions(space: Space) -> dict[str, optuna.distributions.BaseDistribution]:
+    return {name: _distribution(parameter) for name, parameter in space.items()}
 
 
 def _distribution(parameter: Parameter) -> optuna.distributions.BaseDistribution:

@@ -1,8 +1,8 @@
-"""Searches a recipe's parameters on Ray Tune: Optuna proposes the trials, ASHA ends the poor ones.
+"""Searches a recipe's parameters on Ray Tune: Optuna proposes the trials, ASHA lets the good ones on.
 
-A trial is a training run that keeps every epoch in a directory of its own; nothing else is needed to go on after a
-kill. Trials that had ended are told to sampler and scheduler anew, the others repeat what they have reported and train
-on from there. Reads the training and validation splits only.
+A trial is a training run that keeps every epoch in a directory of its own. What to do next follows from those
+directories alone, so a kill loses nothing: a trial that was cut off trains on from its last epoch, as does one that
+was stopped and is let on later. Reads the training and validation splits only.
 """
 
 import dataclasses
@@ -10,7 +10,6 @@ import logging
 import os
 import tempfile
 import time
-import types
 from typing import Any
 
 import numpy as np
@@ -19,10 +18,9 @@ import ray
 import ray.data
 import ray.train
 import ray.tune
-import ray.tune.schedulers
 import ray.tune.search
 
-from captcha_ray import schema, space, storage, training, trials
+from captcha_ray import halving, schema, space, storage, training, trials
 from captcha_ray.cluster import check_fits, num_fitting
 from captcha_ray.config import FailedError, TrainConfig, TuneConfig, check
 from captcha_ray.console import SearchProgress
@@ -38,14 +36,6 @@ RESUME_MAY_DIFFER = (
 )  # fmt: skip
 """Fields that may change between the start of a search and its continuation; what the space comes to may not."""
 
-REDUCTION = 4
-"""ASHA lets the best quarter of the trials on, as in L. Li et al., "A System for Massively Parallel Hyperparameter
-Tuning" (2020)."""
-
-FIRST_LOOK = 6
-"""ASHA looks at a trial after a sixth of its epochs, and again after four times as many. Networks that begin with a
-plateau, as `multi_head_cnn` does, tell nothing earlier."""
-
 MAX_DEATHS = 2
 """How often a trial whose process dies is started anew before it counts as failed."""
 
@@ -54,6 +44,7 @@ HOLDER: dict[str, float] = {"memory": 1 << 20}
 something."""
 
 QUIET = {
+    "RAY_AIR_NEW_OUTPUT": "0",  # its box of settings is printed even where nothing else is
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # every trial's directory has its metrics
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # an interrupt ends the job; nothing has to be saved first
 }
@@ -85,16 +76,18 @@ def run(
         directory.reopen(told, manifest.to_dict(), RESUME_MAY_DIFFER)
     else:
         directory.create(told, manifest.to_dict())
+    expected = halving.expected_epochs(_rungs(config, recipe), config.num_trials)
     job = TrialJob(config, manifest, {"train": [merge(train)], "val": [merge(val)]})
     with (
         Lease(directory.path("_lease.json")),
-        SearchProgress(config.num_trials, recipe.epochs, list(searched)) as progress,
+        SearchProgress(config.num_trials, recipe.epochs, expected, list(searched)) as progress,
     ):
-        begun = trials.load(directory)
-        searcher = _Searcher(config, recipe, sampler, begun, progress)
-        if searcher.num_left:
-            _tune(job, searcher, _scheduler(config, recipe.epochs, begun), concurrent)
+        searcher = _Searcher(config, recipe, sampler, trials.load(directory), progress)
+        if searcher.has_work:
+            _tune(job, searcher, concurrent)
         found = trials.load(directory)
+        for trial in found:
+            _forget(directory, trial)
         trials.write_table(directory, found)
         best = trials.best(found)
         if best is None:
@@ -158,47 +151,32 @@ def _concatenate(*tables: pa.Table) -> pa.Table:
     return pa.concat_tables(tables).combine_chunks()
 
 
-def _scheduler(config: TuneConfig, epochs: int, begun: list[Trial]) -> ray.tune.schedulers.TrialScheduler:
-    """The scheduler, told of the trials that have ended."""
-    if config.scheduler == "none":
-        return ray.tune.schedulers.FIFOScheduler()  # type: ignore[no-untyped-call]
-    scheduler = ray.tune.schedulers.ASHAScheduler(
-        time_attr="epoch",
-        metric="score",
-        mode="max",
-        max_t=epochs,
-        grace_period=max(epochs // FIRST_LOOK, 1),
-        reduction_factor=REDUCTION,
-    )
-    nobody: Any = None  # it does not ask its controller anything
-    for trial in begun:
-        if trial.outcome and trial.epochs:
-            known: Any = types.SimpleNamespace(trial_id=f"{trial.number:04d} of an earlier session")
-            scheduler.on_trial_add(nobody, known)
-            for count, epoch in enumerate(trial.epochs, start=1):
-                result = {"epoch": epoch["epoch"], "score": trials.score(trial.epochs[:count])}
-                scheduler.on_trial_result(nobody, known, result)
-    return scheduler
+def _rungs(config: TuneConfig, recipe: TrainConfig) -> list[int]:
+    """Epochs after which a trial stops, to be let on if it is among the best."""
+    return halving.rungs(recipe.epochs) if config.scheduler == "asha" else [recipe.epochs]
 
 
 class _Searcher(ray.tune.search.Searcher):
-    """Between Ray Tune and what is kept: gives trials out, first those that were interrupted, and writes their ends."""
+    """Between Ray Tune and what is kept: says which trial to run up to which rung, and writes how it ended there."""
 
     def __init__(
         self, config: TuneConfig, recipe: TrainConfig, sampler: Sampler, begun: list[Trial], progress: SearchProgress
     ) -> None:
         super().__init__()
         self._directory = RunDirectory(config.run)
-        self._recipe, self._sampler, self._progress = recipe, sampler, progress
-        self._interrupted = [trial for trial in begun if trial.outcome is None]
-        self._next, self._num_trials = len(begun), config.num_trials
-        self._numbers: dict[str, int] = {}
+        self._config, self._recipe, self._sampler, self._progress = config, recipe, sampler, progress
+        self._rungs = _rungs(config, recipe)
+        self._trials = {trial.number: trial for trial in begun}
+        self._running: dict[str, int] = {}
+        self._stopped = {trial.number for trial in begun if trial.status == "stopped" and self._keeps_state(trial)}
         self._before_s = trials.seconds_searched(begun)
         self._started = time.monotonic()
         for trial in begun:
-            sampler.replay(trial.number, trial.values, trial.score if trial.outcome else None)
             if trial.outcome:
                 progress.end(trial.number, trial.values, len(trial.epochs), trial.accuracy, trial.score)
+
+    def _keeps_state(self, trial: Trial) -> bool:
+        return storage.exists(trials.trial_directory(self._directory, trial.number).path(training.STATE))
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing: Ray Tune writes a copy to resume from, which nobody reads."""
@@ -208,47 +186,74 @@ class _Searcher(ray.tune.search.Searcher):
         """Nothing, for the same reason."""
 
     @property
-    def num_left(self) -> int:
-        """Trials that have not ended."""
-        return len(self._interrupted) + max(self._num_trials - self._next, 0)
+    def has_work(self) -> bool:
+        """Whether there is a trial to run. Only while none runs."""
+        return self._choose() is not None
+
+    def _choose(self) -> tuple[Trial, int] | None:
+        """The trial to run now, perhaps a new one, and up to which epoch; None where none can be until others end."""
+        found, running = list(self._trials.values()), self._running.values()
+        for trial in found:
+            if trial.outcome is None and trial.number not in running:
+                return trial, halving.next_rung(self._rungs, len(trial.epochs))
+        better = self._promotable(last=False)
+        if better is None and (number := len(found)) < self._config.num_trials:
+            known = [(t.values, t.score if t.outcome else None) for t in found]
+            if (values := self._sampler.propose(number, known)) is not None:
+                return Trial(number, values, [], None), self._rungs[0]
+        if better is None and not running:
+            better = self._promotable(last=True)
+        return (better, halving.next_rung(self._rungs, len(better.epochs) + 1)) if better else None
+
+    def _promotable(self, last: bool) -> Trial | None:
+        found = list(self._trials.values())
+        return halving.promotable(self._rungs, found, self._stopped, self._config.num_trials, last)
 
     def suggest(self, trial_id: str) -> Any:
-        """The next trial's number and config; both are on disk before it starts."""
-        if self._interrupted:
-            number, values = (trial := self._interrupted.pop(0)).number, trial.values
-        elif self._next < self._num_trials and (proposed := self._sampler.propose(self._next)) is not None:
-            number, values = self._next, proposed
-            self._next += 1
+        """Number, config and last epoch of what to run; on disk before it starts."""
+        if (chosen := self._choose()) is None:
+            return None if self._running else self.FINISHED
+        trial, until = chosen
+        config = space.apply(self._recipe, trial.values)
+        config = dataclasses.replace(config, run=trials.trial_directory(self._directory, trial.number).uri)
+        if trial.outcome:
+            trial = trials.reopen(self._directory, trial)
+            self._stopped.discard(trial.number)
         else:
-            return self.FINISHED
-        directory = trials.trial_directory(self._directory, number)
-        config = dataclasses.replace(space.apply(self._recipe, values), run=directory.uri)
-        trials.begin(self._directory, number, values, config)
-        self._numbers[trial_id] = number
-        self._progress.begin(number, values)
-        return {"number": number, "config": config.to_dict()}
+            trials.begin(self._directory, trial.number, trial.values, config)
+        self._trials[trial.number] = trial
+        self._running[trial_id] = trial.number
+        self._progress.begin(trial.number, trial.values, len(trial.epochs))
+        return {"config": config.to_dict(), "until": until}
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """An epoch of a trial that goes on."""
-        self._progress.epoch(self._numbers[trial_id], result["epoch"], result["accuracy"])
+        self._progress.epoch(self._running[trial_id], result["epoch"], result["accuracy"])
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """A trial is over: by itself, by the scheduler, or because its process died too often."""
-        number = self._numbers.pop(trial_id)
+        """A trial has ended, or come to its rung, or its process died too often."""
+        number = self._running.pop(trial_id)
         if error or not result:
             status, reason = "failed", f"its process died {MAX_DEATHS + 1} times, perhaps for lack of memory"
         else:
-            last = result["epoch"] >= self._recipe.epochs
-            status, reason = result["status"] or ("finished" if last else "stopped"), result["reason"]
+            status, reason = result["status"], result["reason"]
         ended_s = self._before_s + time.monotonic() - self._started
         ended = trials.end(self._directory, number, Outcome(status, reason, ended_s))
-        storage.delete(trials.trial_directory(self._directory, number).path(training.STATE))
-        self._sampler.tell(number, ended.score)
+        self._trials[number] = ended
+        if status == "stopped":
+            self._stopped.add(number)
+        else:
+            _forget(self._directory, ended)
         how = f"{status}: {reason}" if reason else status
         self._progress.end(number, ended.values, len(ended.epochs), ended.accuracy, ended.score, how)
 
 
-def _tune(job: TrialJob, searcher: _Searcher, scheduler: ray.tune.schedulers.TrialScheduler, concurrent: int) -> None:
+def _forget(directory: RunDirectory, trial: Trial) -> None:
+    """Deletes what a trial would train on from."""
+    storage.delete(trials.trial_directory(directory, trial.number).path(training.STATE))
+
+
+def _tune(job: TrialJob, searcher: _Searcher, concurrent: int) -> None:
     config = job.config
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
@@ -260,8 +265,7 @@ def _tune(job: TrialJob, searcher: _Searcher, scheduler: ray.tune.schedulers.Tri
             ray.tune.with_resources(ray.tune.with_parameters(Trainable, job=job), resources),
             tune_config=ray.tune.TuneConfig(
                 search_alg=searcher,
-                scheduler=scheduler,
-                num_samples=searcher.num_left,
+                num_samples=-1,  # until the searcher has no more
                 max_concurrent_trials=concurrent,
                 reuse_actors=alone,
             ),

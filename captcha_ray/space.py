@@ -8,7 +8,7 @@ import dataclasses
 import itertools
 import math
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, get_args, get_origin, get_type_hints
 
 from captcha_ray import storage
@@ -132,10 +132,10 @@ def text(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
-def grid(space: Space) -> list[dict[str, Any]]:
+def grid(space: Space) -> Iterator[dict[str, Any]]:
     """Every combination of the parameters' points, the last parameter changing fastest."""
-    combinations = itertools.product(*(parameter.points() for parameter in space.values()))
-    return [dict(zip(space, values, strict=True)) for values in combinations]
+    for values in itertools.product(*(parameter.points() for parameter in space.values())):
+        yield dict(zip(space, values, strict=True))
 
 
 def to_dict(space: Space) -> dict[str, Any]:

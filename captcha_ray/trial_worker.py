@@ -36,7 +36,7 @@ def _say_nothing(message: training.Announcement) -> None:
 
 
 class Trainable(ray.tune.Trainable):
-    """One trial after another in one process; a step is an epoch."""
+    """One trial after another in one process, each up to a given epoch; a step is an epoch."""
 
     def setup(self, config: dict[str, Any], job: TrialJob) -> None:  # type: ignore[override]  # by `with_parameters`
         """Begins the first trial."""
@@ -51,7 +51,10 @@ class Trainable(ray.tune.Trainable):
 
     def _begin(self, config: dict[str, Any]) -> None:
         self._done: list[dict[str, Any]] = []
-        self._epochs = self._job.epochs(TrainConfig.from_dict(config["config"]))
+        self._until = config["until"]
+        told = TrainConfig.from_dict(config["config"])
+        self._num_epochs = told.epochs
+        self._epochs = self._job.epochs(told)
 
     def step(self) -> dict[str, Any]:
         """One epoch, or the word that there is none left; what goes wrong ends this trial only."""
@@ -60,10 +63,14 @@ class Trainable(ray.tune.Trainable):
             self._done.append(next(self._epochs))
             if training.has_diverged(self._done[-1]):
                 status, reason = "diverged", f"the loss of epoch {self._done[-1]['epoch']} is not a number"
+            elif self._done[-1]["epoch"] == self._until < self._num_epochs:
+                status = "stopped"
         except StopIteration:
             status = "finished"
         except Exception as error:
             status, reason = "failed", f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+        if status:
+            self._epochs.close()  # whoever trains on may be another process
         return {
             "epoch": self._done[-1]["epoch"] if self._done else 0,
             "score": trials.WORST if reason else trials.score(self._done),

@@ -48,8 +48,9 @@ EPOCH_FIELDS = {
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """How a trial ended. status: finished (all epochs, or patience spent), stopped (by the scheduler), diverged or
-    failed. reason: of the last two. ended_s: seconds of searching until then, pauses between resumes left out."""
+    """How a trial ended. status: finished (all epochs, or patience spent), stopped (at a rung, from where it may be let
+    on), diverged or failed. reason: of the last two. ended_s: seconds of searching until then, pauses between resumes
+    left out."""
 
     status: str
     reason: str
@@ -120,6 +121,12 @@ def end(run: RunDirectory, number: int, outcome: Outcome) -> Trial:
     ended = _load(run, number)
     assert ended is not None
     return ended
+
+
+def reopen(run: RunDirectory, trial: Trial) -> Trial:
+    """Writes down that a trial that was stopped goes on; the trial as it then stands."""
+    storage.delete(trial_directory(run, trial.number).path("outcome.json"))
+    return dataclasses.replace(trial, outcome=None)
 
 
 def load(run: RunDirectory) -> list[Trial]:

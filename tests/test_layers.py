@@ -32,6 +32,7 @@ LAYERS = {
     "page": 1,
     "space": 1,
     "sampler": 1,
+    "halving": 1,
     "trials": 1,
     "search_figures": 1,
     "search_report": 1,

@@ -24,13 +24,12 @@ def goodness(values: dict[str, Any]) -> float:
 
 def search(kind: Any, seed: int, num: int = 40) -> list[dict[str, Any]]:
     sampler = Sampler(kind, SPACE, START, num, seed)
-    proposed = []
+    earlier: list[tuple[dict[str, Any], float | None]] = []
     for number in range(num):
-        values = sampler.propose(number)
+        values = sampler.propose(number, earlier)
         assert values is not None
-        proposed.append(values)
-        sampler.tell(number, goodness(values))
-    return proposed
+        earlier.append((values, goodness(values)))
+    return [values for values, _ in earlier]
 
 
 @pytest.mark.parametrize("kind", ["optuna", "random"])
@@ -47,7 +46,7 @@ def test_the_recipe_comes_first_and_all_values_lie_in_the_space(kind: str) -> No
 
 def test_a_recipe_outside_the_space_is_not_proposed() -> None:
     sampler = Sampler("random", SPACE, {**START, "learning_rate": 2.0}, 4, 0)
-    assert sampler.propose(0) != {**START, "learning_rate": 2.0}
+    assert sampler.propose(0, []) != {**START, "learning_rate": 2.0}
 
 
 def test_optuna_learns_where_the_good_values_are() -> None:
@@ -64,7 +63,7 @@ def test_a_seed_proposes_the_same() -> None:
 def test_a_grid_is_proposed_in_full_and_then_nothing() -> None:
     space: Space = {"learning_rate": Choice((0.1, 0.2)), "optimizer": Choice(("sgd", "adam"))}
     sampler = Sampler("grid", space, {"learning_rate": 0.2, "optimizer": "adam"}, 4, 0)
-    assert [sampler.propose(number) for number in range(5)] == [
+    assert [sampler.propose(number, []) for number in range(5)] == [
         {"learning_rate": 0.1, "optimizer": "sgd"},
         {"learning_rate": 0.1, "optimizer": "adam"},
         {"learning_rate": 0.2, "optimizer": "sgd"},
@@ -78,26 +77,21 @@ def test_a_grid_larger_than_the_number_of_trials_is_refused() -> None:
         Sampler("grid", SPACE, START, 17, 0)
 
 
-def test_earlier_trials_are_taken_for_proposals() -> None:
-    """What a sampler proposes after a replay shows that it knows the replayed trials."""
-    told = Sampler("optuna", SPACE, START, 12, 0)
-    for number, values in enumerate(search("random", seed=1, num=30)):
-        told.replay(number, values, goodness(values))
-    late = [told.propose(number) for number in range(30, 40)]
-    scores = [goodness(values) for values in late if values]
-    random = [goodness(values) for values in search("random", seed=2)[-10:]]
-    assert sum(scores) / len(scores) > sum(random) / len(random)
-    assert START not in late
+@pytest.mark.parametrize("kind", ["optuna", "random"])
+def test_a_search_that_was_cut_off_goes_on_as_if_it_had_not_been(kind: Any) -> None:
+    whole = search(kind, seed=0, num=20)
+    earlier = [(values, goodness(values)) for values in whole[:12]]
+    assert Sampler(kind, SPACE, START, 20, 0).propose(12, earlier) == whole[12]
 
 
-def test_an_unfinished_trial_is_told_later_and_a_grid_goes_on_after_it() -> None:
-    space: Space = {"learning_rate": Choice((0.1, 0.2, 0.3))}
-    sampler = Sampler("grid", space, {}, 3, 0)
-    sampler.replay(0, {"learning_rate": 0.1}, None)
-    assert sampler.propose(1) == {"learning_rate": 0.2}
-    sampler.tell(0, 0.5)
-    sampler.tell(1, -1.0)
-    assert sampler.propose(2) == {"learning_rate": 0.3}
+def test_trials_that_run_count_as_bad_ones() -> None:
+    space: Space = {"learning_rate": Range(0.0, 1.0)}
+    sampler = Sampler("optuna", space, {}, 8, 0)
+    earlier: list[tuple[dict[str, Any], float | None]] = [({"learning_rate": k / 20}, k / 20) for k in range(20)]
+    running: list[tuple[dict[str, Any], float | None]] = [({"learning_rate": 0.97 + k / 1000}, None) for k in range(30)]
+    alone = [(sampler.propose(number, earlier) or {})["learning_rate"] for number in range(100, 130)]
+    beside = [(sampler.propose(number, [*earlier, *running]) or {})["learning_rate"] for number in range(100, 130)]
+    assert sum(value > 0.96 for value in alone) > 2 * sum(value > 0.96 for value in beside)
 
 
 def test_importance_names_the_parameter_that_matters() -> None:

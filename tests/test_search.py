@@ -124,12 +124,13 @@ def test_asha_stops_the_poor_trials_and_none_stops_nobody(glyph_shards: corpus.S
     options: dict[str, Any] = {"only": True, "search": "grid", "num_trials": 6, "epochs": 9, "max_concurrent": 1}
     stopped = find(glyph_shards, tmp_path / "asha", rates, **options)
     assert states(stopped) == ["finished", *["stopped"] * 5]
-    assert [len(trial.epochs) for trial in stopped.trials][:2] == [9, 1]
-    assert sum(len(trial.epochs) for trial in stopped.trials) <= 20  # they are all alike, and some get a second look
+    assert sorted(len(trial.epochs) for trial in stopped.trials) == [1, 1, 1, 1, 1, 9]
     every = find(glyph_shards, tmp_path / "none", rates, scheduler="none", **options)
     assert states(every) == ["finished"] * 6
     assert [len(trial.epochs) for trial in every.trials] == [9] * 6
-    assert every.trials[0].score == stopped.trials[0].score
+    losses = [[epoch["val_loss"] for epoch in found.trials[0].epochs] for found in (stopped, every)]
+    assert losses[0] == losses[1], "a trial that was let on did not train as one that never stopped"
+    assert not list(tmp_path.glob("*/trials/*/resume.safetensors"))
 
 
 @pytest.mark.usefixtures("ray_cluster")
@@ -202,6 +203,7 @@ def test_a_killed_search_continues_where_it_was_and_nobody_reads_the_test_split(
     assert [len(rows) for rows in after.values()] == [60] * 4
     assert len(list(run.glob("trials/*"))) == 4
     assert "4 trials: 4 finished" in said
+    assert "experiment" not in said, "Ray Tune's own output"
     with Job("tune", *command, "--resume", cwd=tmp_path) as job:
         assert job.wait() == 0
         assert "finished already" in job.said

@@ -143,7 +143,7 @@ def test_a_grid_has_the_ends_and_the_middle_of_ranges_and_every_choice() -> None
     built = space.build(
         TrainConfig(), "", [*OFF, "learning_rate=1e-4..1e-2:log", "batch_size=10..20", "optimizer=sgd,adam"]
     )
-    grid = space.grid(built)
+    grid = list(space.grid(built))
     assert len(grid) == 3 * 3 * 2
     assert sorted({row["learning_rate"] for row in grid}) == pytest.approx([1e-4, 1e-3, 1e-2])
     assert sorted({row["batch_size"] for row in grid}) == [10, 15, 20]

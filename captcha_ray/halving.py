@@ -1,0 +1,74 @@
+"""Asynchronous successive halving: which trials go on after a few epochs. Knows no Ray and no files.
+
+L. Li et al., "A System for Massively Parallel Hyperparameter Tuning" (2020), algorithm 2 (ASHA with promotions). Ray
+Tune's scheduler of that name lets a trial on as soon as it is among the best so far, which in a search of twenty nearly
+every second one once was, and never goes back to one that it has stopped.
+"""
+
+from collections.abc import Collection, Sequence
+
+from captcha_ray import trials
+from captcha_ray.trials import Trial
+
+REDUCTION = 4
+"""The best quarter of the trials at a rung goes on to the next, as in the paper."""
+
+FIRST_RUNG = 6
+"""The first rung lies at a sixth of the epochs. Networks that begin with a plateau, as `multi_head_cnn` does, tell
+nothing earlier."""
+
+SPACING = 3
+"""Each rung lies so many times as far as the one before."""
+
+HELD = 2 / 3
+"""Nobody goes on before this share of the trials has been to the first rung: among few, poor ones are the best."""
+
+
+def rungs(epochs: int) -> list[int]:
+    """Epochs after which trials are compared, the last of which is the end."""
+    found = [max(epochs // FIRST_RUNG, 1)]
+    while found[-1] * SPACING < epochs:
+        found.append(found[-1] * SPACING)
+    return [rung for rung in found if rung < epochs] + [epochs]
+
+
+def next_rung(rungs: Sequence[int], num_epochs: int) -> int:
+    """The first rung of at least so many epochs."""
+    return next(rung for rung in rungs if rung >= num_epochs)
+
+
+def promotable(
+    rungs: Sequence[int], found: Sequence[Trial], able: Collection[int], num_trials: int, last: bool
+) -> Trial | None:
+    """The trial to go on with, of those of the numbers in `able`; None where none has earned it.
+
+    The highest rung is looked at first. num_trials: of the whole search. last: no trial runs or will begin, so that,
+    where a rung has too few for a quarter of them, its best one goes on.
+    """
+    judged = sum(trial.outcome is not None or _reached(trial, rungs[0]) for trial in found)
+    if judged < HELD * num_trials and not last:
+        return None
+    for rung, beyond in zip(reversed(rungs[:-1]), reversed(rungs[1:]), strict=True):
+        there = [trial for trial in found if trial.score > trials.WORST and _reached(trial, rung)]
+        quota = len(there) // REDUCTION
+        if last and not any(_reached(trial, beyond) for trial in found):
+            quota = max(quota, 1)
+        there.sort(key=lambda trial: (-trials.score(trial.epochs[:rung]), trial.number))
+        for trial in there[:quota]:
+            if trial.number in able and not _reached(trial, rung + 1):
+                return trial
+    return None
+
+
+def expected_epochs(rungs: Sequence[int], num_trials: int) -> int:
+    """Epochs of a search, were no trial let on that a later one has outdone."""
+    total = before = 0
+    for rung in rungs:
+        total += num_trials * (rung - before)
+        num_trials, before = max(num_trials // REDUCTION, 1), rung
+    return total
+
+
+def _reached(trial: Trial, rung: int) -> bool:
+    """A trial whose patience was spent has been everywhere."""
+    return len(trial.epochs) >= rung or trial.status == "finished"
