@@ -74,7 +74,7 @@ def main() -> None:
             )
             results = json.loads((run / "results.json").read_text())
             spent[scheduler] = results["num_epochs"]
-            finals = sorted(run.glob("final/best-*/outcome.json"))
+            finals = sorted(run.glob("final/trial-*/outcome.json"))
             right[scheduler] = np.array([json.loads(path.read_text())["right"] for path in finals])
             print(
                 f"{scheduler}: {results['num_epochs']:,} epochs in {results['search_seconds']:.0f} s, with comparison "

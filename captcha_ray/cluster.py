@@ -145,7 +145,11 @@ def num_fitting(cpus_per_worker: int, gpus_per_worker: float) -> int:
     """How many workers of so many CPUs and GPUs each the nodes there are can hold; GPUs may be a fraction."""
     nodes = [node["Resources"] for node in _nodes() if node["Alive"]]
     by_cpu = [int(n.get("CPU", 0)) // cpus_per_worker for n in nodes]
-    by_gpu = [int(n.get("GPU", 0) / gpus_per_worker) for n in nodes] if gpus_per_worker else by_cpu
+    by_gpu = by_cpu
+    if 0 < gpus_per_worker < 1:  # a fraction is of one GPU, not spread over two
+        by_gpu = [int(n.get("GPU", 0)) * int(1 / gpus_per_worker) for n in nodes]
+    elif gpus_per_worker:
+        by_gpu = [int(n.get("GPU", 0) / gpus_per_worker) for n in nodes]
     return sum(map(min, by_cpu, by_gpu))
 
 

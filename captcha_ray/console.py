@@ -169,15 +169,17 @@ class SearchProgress:
         if OUT.is_terminal:
             self._live.stop()
 
-    def begin(self, number: int, values: dict[str, Any], epochs: int) -> None:
-        """A trial starts, or goes on after so many epochs."""
-        self._running[number] = (values, epochs, 0.0)
+    def begin(self, number: int, values: dict[str, Any], epochs: int, accuracy: float) -> None:
+        """A trial starts, or goes on after so many epochs, the best of which had that accuracy."""
+        self._running[number] = (values, epochs, accuracy)
         self._know(number, epochs)
 
     def epoch(self, number: int, epoch: int, accuracy: float) -> None:
         """A trial has done an epoch. accuracy: in validation, of its best epoch."""
+        if epoch <= self._running[number][1]:
+            return  # one it has repeated after an interruption
         self._running[number] = (self._running[number][0], epoch, accuracy)
-        self._epochs[number] = max(self._epochs[number], epoch)
+        self._epochs[number] = epoch
 
     def end(
         self, number: int, values: dict[str, Any], epochs: int, accuracy: float, score: float, how: str = ""

@@ -5,7 +5,7 @@ Tune's scheduler of that name lets a trial on as soon as it is among the best so
 every second one once was, and never goes back to one that it has stopped.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 
 from captcha_ray import trials
 from captcha_ray.trials import Trial
@@ -13,12 +13,9 @@ from captcha_ray.trials import Trial
 REDUCTION = 4
 """The best quarter of the trials at a rung goes on to the next, as in the paper."""
 
-FIRST_RUNG = 6
-"""The first rung lies at a sixth of the epochs. Networks that begin with a plateau, as `multi_head_cnn` does, tell
-nothing earlier."""
-
-SPACING = 3
-"""Each rung lies so many times as far as the one before."""
+RUNGS = (1 / 6, 1 / 2)
+"""Where trials stop, as shares of the epochs. Networks that begin with a plateau, as `multi_head_cnn` does, tell
+nothing before the first."""
 
 HELD = 2 / 3
 """Nobody goes on before this share of the trials has been to the first rung: among few, poor ones are the best."""
@@ -26,10 +23,7 @@ HELD = 2 / 3
 
 def rungs(epochs: int) -> list[int]:
     """Epochs after which trials are compared, the last of which is the end."""
-    found = [max(epochs // FIRST_RUNG, 1)]
-    while found[-1] * SPACING < epochs:
-        found.append(found[-1] * SPACING)
-    return [rung for rung in found if rung < epochs] + [epochs]
+    return sorted({*(max(int(epochs * share), 1) for share in RUNGS), epochs})
 
 
 def next_rung(rungs: Sequence[int], num_epochs: int) -> int:
@@ -37,12 +31,10 @@ def next_rung(rungs: Sequence[int], num_epochs: int) -> int:
     return next(rung for rung in rungs if rung >= num_epochs)
 
 
-def promotable(
-    rungs: Sequence[int], found: Sequence[Trial], able: Collection[int], num_trials: int, last: bool
-) -> Trial | None:
-    """The trial to go on with, of those of the numbers in `able`; None where none has earned it.
+def promotable(rungs: Sequence[int], found: Sequence[Trial], num_trials: int, last: bool) -> Trial | None:
+    """The stopped trial to go on with; None where none has earned it. The highest rung is looked at first.
 
-    The highest rung is looked at first. num_trials: of the whole search. last: no trial runs or will begin, so that,
+    found: all trials that were begun. num_trials: of the whole search. last: no trial runs or will begin, so that,
     where a rung has too few for a quarter of them, its best one goes on.
     """
     judged = sum(trial.outcome is not None or _reached(trial, rungs[0]) for trial in found)
@@ -51,11 +43,11 @@ def promotable(
     for rung, beyond in zip(reversed(rungs[:-1]), reversed(rungs[1:]), strict=True):
         there = [trial for trial in found if trial.score > trials.WORST and _reached(trial, rung)]
         quota = len(there) // REDUCTION
-        if last and not any(_reached(trial, beyond) for trial in found):
+        if last and not any(_reached(trial, beyond) for trial in there):
             quota = max(quota, 1)
         there.sort(key=lambda trial: (-trials.score(trial.epochs[:rung]), trial.number))
         for trial in there[:quota]:
-            if trial.number in able and not _reached(trial, rung + 1):
+            if trial.status == "stopped" and not _reached(trial, beyond):
                 return trial
     return None
 

@@ -94,7 +94,8 @@ class RunDirectory:
         self.write_json("environment.json", environment())
 
     def reopen(self, config: dict[str, Any], manifest: dict[str, Any], ignore: tuple[str, ...]) -> None:
-        """Checks that the run was started with the same config, but for the fields to ignore, and on the same shards.
+        """Checks that the run was started with the same config, but for the fields to ignore, and on the same shards;
+        it counts as unfinished from now on.
 
         Raises InputError where there is no run, naming the first field that differs, or where the shards were made
         anew since.
@@ -114,6 +115,7 @@ class RunDirectory:
         before = self.read_json("manifest.json")
         if any(before.get(name) != value for name, value in manifest.items() if name != "seconds"):
             raise InputError(f"the shards were made anew since {self.uri} was started; start another run on them")
+        storage.delete(self.path("_SUCCESS"))
 
     @property
     def finished(self) -> bool:
@@ -159,7 +161,7 @@ def read_json(uri: str) -> Any:
         raise InputError(f"{uri} cannot be read as JSON: {error}") from error
 
 
-def recipe(name: str) -> TrainConfig:
+def load_recipe(name: str) -> TrainConfig:
     """The recipe of that name, or the config in a JSON file, such as a search's `best.json`.
 
     Raises InputError where there is no such recipe or file, or the file holds no training config.

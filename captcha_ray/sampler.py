@@ -21,8 +21,8 @@ class Sampler:
 
     optuna: tree-structured Parzen estimator (J. Bergstra et al., "Algorithms for Hyper-Parameter Optimization", 2011)
     after a quarter of the trials at random; trials that still run count as bad ones, so that two at once do not try
-    the same. start: values of the recipe, proposed first where the space holds them, except in a grid. Raises
-    InputError for a grid of more combinations than trials.
+    the same. start: values of the recipe, proposed first where the space holds them, except in a grid. num_trials: of
+    the whole search; those of a grid are its combinations. Raises InputError for a grid of more than were allowed.
     """
 
     search: Search
@@ -32,12 +32,15 @@ class Sampler:
     seed: int
 
     def __post_init__(self) -> None:
+        if self.search != "grid":
+            return
         combinations = math.prod(len(parameter.points()) for parameter in self.space.values())
         check(
-            self.search != "grid" or combinations <= self.num_trials,
+            combinations <= self.num_trials,
             f"the grid has {combinations:,} combinations, more than --num-trials {self.num_trials:,}; raise it, or "
             f"vary fewer parameters or values",
         )
+        object.__setattr__(self, "num_trials", combinations)
 
     def propose(self, number: int, earlier: Sequence[tuple[Values, float | None]]) -> Values | None:
         """The values of trial `number`; None where a grid is done. earlier: values of the other trials and their

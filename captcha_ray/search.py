@@ -10,12 +10,14 @@ import logging
 import os
 import tempfile
 import time
+from collections import Counter
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import ray
 import ray.data
+import ray.exceptions
 import ray.train
 import ray.tune
 import ray.tune.search
@@ -66,37 +68,36 @@ def run(
     that do not fit, FailedError where no trial gave a network.
     """
     directory = RunDirectory(config.run)
+    told = {f"recipe.{name}": value for name, value in recipe.to_dict().items()}
+    told |= {f"space.{name}": str(searched.get(name, "off")) for name in space.OFFERED}
     config = dataclasses.replace(config, run=directory.uri, shards=storage.absolute(config.shards))
     recipe = _starting_point(config, recipe)
     _check_trials(recipe, searched, manifest)
     concurrent = num_concurrent(config)
     sampler = Sampler(config.search, searched, space.values_of(recipe, searched), config.num_trials, config.seed)
-    told = {**config.to_dict(), "recipe_config": recipe.to_dict(), "parameters": space.to_dict(searched)}
     if config.resume:
-        directory.reopen(told, manifest.to_dict(), RESUME_MAY_DIFFER)
+        directory.reopen(config.to_dict() | told, manifest.to_dict(), RESUME_MAY_DIFFER)
     else:
-        directory.create(told, manifest.to_dict())
-    expected = halving.expected_epochs(_rungs(config, recipe), config.num_trials)
+        directory.create(config.to_dict() | told, manifest.to_dict())
+    expected = halving.expected_epochs(_rungs(config, recipe), sampler.num_trials)
     job = TrialJob(config, manifest, {"train": [merge(train)], "val": [merge(val)]})
     with (
-        Lease(directory.path("_lease.json")),
-        SearchProgress(config.num_trials, recipe.epochs, expected, list(searched)) as progress,
+        Lease(directory.path("_lease.json")) as lease,
+        SearchProgress(sampler.num_trials, recipe.epochs, expected, list(searched)) as progress,
     ):
-        searcher = _Searcher(config, recipe, sampler, trials.load(directory), progress)
+        searcher = _Searcher(config, recipe, sampler, trials.load(directory), progress, lease)
         if searcher.has_work:
             _tune(job, searcher, concurrent)
         found = trials.load(directory)
-        for trial in found:
-            _forget(directory, trial)
         trials.write_table(directory, found)
         best = trials.best(found)
         if best is None:
             raise FailedError(f"none of {len(found)} trials gave a network: {_reasons(found)}")
         winner = space.apply(recipe, best.values)
         directory.write_json("best.json", winner.to_dict())
-        comparison = _compare(job, recipe, winner, concurrent, progress)
+        comparison = _compare(job, recipe, winner, best.number, concurrent, progress)
     shares = importance(searched, [(trial.values, trial.score) for trial in found])
-    findings = Findings(found, best, comparison, shares)
+    findings = Findings(found, best, winner == recipe, comparison, shares)
     directory.write_json("results.json", findings.to_dict())
     return findings
 
@@ -160,23 +161,26 @@ class _Searcher(ray.tune.search.Searcher):
     """Between Ray Tune and what is kept: says which trial to run up to which rung, and writes how it ended there."""
 
     def __init__(
-        self, config: TuneConfig, recipe: TrainConfig, sampler: Sampler, begun: list[Trial], progress: SearchProgress
+        self,
+        config: TuneConfig,
+        recipe: TrainConfig,
+        sampler: Sampler,
+        begun: list[Trial],
+        progress: SearchProgress,
+        lease: Lease,
     ) -> None:
         super().__init__()
         self._directory = RunDirectory(config.run)
-        self._config, self._recipe, self._sampler, self._progress = config, recipe, sampler, progress
+        self._recipe, self._sampler, self._progress, self._lease = recipe, sampler, progress, lease
         self._rungs = _rungs(config, recipe)
         self._trials = {trial.number: trial for trial in begun}
         self._running: dict[str, int] = {}
-        self._stopped = {trial.number for trial in begun if trial.status == "stopped" and self._keeps_state(trial)}
+        self._deaths: Counter[int] = Counter()
         self._before_s = trials.seconds_searched(begun)
         self._started = time.monotonic()
         for trial in begun:
             if trial.outcome:
                 progress.end(trial.number, trial.values, len(trial.epochs), trial.accuracy, trial.score)
-
-    def _keeps_state(self, trial: Trial) -> bool:
-        return storage.exists(trials.trial_directory(self._directory, trial.number).path(training.STATE))
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing: Ray Tune writes a copy to resume from, which nobody reads."""
@@ -197,8 +201,8 @@ class _Searcher(ray.tune.search.Searcher):
             if trial.outcome is None and trial.number not in running:
                 return trial, halving.next_rung(self._rungs, len(trial.epochs))
         better = self._promotable(last=False)
-        if better is None and (number := len(found)) < self._config.num_trials:
-            known = [(t.values, t.score if t.outcome else None) for t in found]
+        if better is None and (number := len(found)) < self._sampler.num_trials:
+            known = [(t.values, None if t.outcome is None and not t.epochs else t.score) for t in found]
             if (values := self._sampler.propose(number, known)) is not None:
                 return Trial(number, values, [], None), self._rungs[0]
         if better is None and not running:
@@ -207,10 +211,11 @@ class _Searcher(ray.tune.search.Searcher):
 
     def _promotable(self, last: bool) -> Trial | None:
         found = list(self._trials.values())
-        return halving.promotable(self._rungs, found, self._stopped, self._config.num_trials, last)
+        return halving.promotable(self._rungs, found, self._sampler.num_trials, last)
 
     def suggest(self, trial_id: str) -> Any:
         """Number, config and last epoch of what to run; on disk before it starts."""
+        self._lease.check()
         if (chosen := self._choose()) is None:
             return None if self._running else self.FINISHED
         trial, until = chosen
@@ -218,12 +223,11 @@ class _Searcher(ray.tune.search.Searcher):
         config = dataclasses.replace(config, run=trials.trial_directory(self._directory, trial.number).uri)
         if trial.outcome:
             trial = trials.reopen(self._directory, trial)
-            self._stopped.discard(trial.number)
         else:
             trials.begin(self._directory, trial.number, trial.values, config)
         self._trials[trial.number] = trial
         self._running[trial_id] = trial.number
-        self._progress.begin(trial.number, trial.values, len(trial.epochs))
+        self._progress.begin(trial.number, trial.values, len(trial.epochs), trial.accuracy)
         return {"config": config.to_dict(), "until": until}
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
@@ -231,26 +235,30 @@ class _Searcher(ray.tune.search.Searcher):
         self._progress.epoch(self._running[trial_id], result["epoch"], result["accuracy"])
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """A trial has ended, or come to its rung, or its process died too often."""
+        """A trial has ended, or come to its rung, or its process has died."""
+        self._lease.check()
         number = self._running.pop(trial_id)
         if error or not result:
+            self._deaths[number] += 1
+            if self._deaths[number] <= MAX_DEATHS:
+                return  # it goes on where it was, as after a resume
             status, reason = "failed", f"its process died {MAX_DEATHS + 1} times, perhaps for lack of memory"
         else:
             status, reason = result["status"], result["reason"]
+        directory = trials.trial_directory(self._directory, number)
+        if status in ("stopped", "finished") and not directory.read_metrics():
+            status, reason = "failed", f"no metrics in {directory.uri}; for several machines --run must be a bucket"
         ended_s = self._before_s + time.monotonic() - self._started
-        ended = trials.end(self._directory, number, Outcome(status, reason, ended_s))
-        self._trials[number] = ended
-        if status == "stopped":
-            self._stopped.add(number)
-        else:
-            _forget(self._directory, ended)
+        self._trials[number] = ended = trials.end(self._directory, number, Outcome(status, reason, ended_s))
+        if status != "stopped":
+            storage.delete(directory.path(training.STATE))
         how = f"{status}: {reason}" if reason else status
         self._progress.end(number, ended.values, len(ended.epochs), ended.accuracy, ended.score, how)
 
 
-def _forget(directory: RunDirectory, trial: Trial) -> None:
-    """Deletes what a trial would train on from."""
-    storage.delete(trials.trial_directory(directory, trial.number).path(training.STATE))
+def _resources(config: TuneConfig) -> tuple[float, float]:
+    """CPUs and GPUs of a trial's own process; its workers, where it has several, take theirs."""
+    return (config.cpus_per_worker, config.gpus_per_trial) if config.workers_per_trial == 1 else (0, 0)
 
 
 def _tune(job: TrialJob, searcher: _Searcher, concurrent: int) -> None:
@@ -258,8 +266,8 @@ def _tune(job: TrialJob, searcher: _Searcher, concurrent: int) -> None:
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # a trial that fails has its line and its reason
-    alone = config.workers_per_trial == 1
-    resources: dict[str, float] = {"cpu": config.cpus_per_worker, "gpu": config.gpus_per_trial} if alone else HOLDER
+    cpus, gpus = _resources(config)
+    resources = {"cpu": cpus, "gpu": gpus} if cpus else HOLDER
     with tempfile.TemporaryDirectory(prefix="captcha_ray-") as unused:
         tuner = ray.tune.Tuner(
             ray.tune.with_resources(ray.tune.with_parameters(Trainable, job=job), resources),
@@ -267,12 +275,11 @@ def _tune(job: TrialJob, searcher: _Searcher, concurrent: int) -> None:
                 search_alg=searcher,
                 num_samples=-1,  # until the searcher has no more
                 max_concurrent_trials=concurrent,
-                reuse_actors=alone,
+                reuse_actors=bool(cpus),
             ),
             run_config=ray.tune.RunConfig(
                 storage_path=unused,
                 verbose=0,
-                failure_config=ray.tune.FailureConfig(max_failures=MAX_DEATHS),
                 checkpoint_config=ray.tune.CheckpointConfig(checkpoint_at_end=False),
             ),
         )
@@ -280,22 +287,22 @@ def _tune(job: TrialJob, searcher: _Searcher, concurrent: int) -> None:
 
 
 def _compare(
-    job: TrialJob, recipe: TrainConfig, winner: TrainConfig, concurrent: int, progress: SearchProgress
+    job: TrialJob, recipe: TrainConfig, winner: TrainConfig, number: int, concurrent: int, progress: SearchProgress
 ) -> Comparison | None:
-    """Trains both with seeds that the search has not used, as many at once as fit. None where there is nothing to
-    compare: no seeds are asked for, or the best trial is the recipe."""
-    config = job.config
-    if not config.final_seeds or winner == recipe:
+    """Trains both with seeds that the search has not used, as many at once as fit. number: the winner's. None where
+    there is nothing to compare: no seeds are asked for, or the best trial is the recipe."""
+    config, seeds = job.config, range(job.config.final_seeds)
+    if not seeds or winner == recipe:
         return None
+    best = f"trial-{number:04d}"
     todo = {
         f"{name}-{k}": dataclasses.replace(
             one, run=storage.join(config.run, "final", f"{name}-{k}"), seed=config.seed + 1 + k
         )
-        for k in range(config.final_seeds)
-        for name, one in (("recipe", recipe), ("best", winner))
+        for k in seeds
+        for name, one in (("recipe", recipe), (best, winner))
     }
-    alone = config.workers_per_trial == 1
-    cpus, gpus = (config.cpus_per_worker, config.gpus_per_trial) if alone else (0, 0)
+    cpus, gpus = _resources(config)
     train = train_in_full.options(max_retries=MAX_DEATHS, num_cpus=cpus, num_gpus=gpus)
     right: dict[str, list[bool]] = {}
     waiting: dict[Any, str] = {}
@@ -303,7 +310,11 @@ def _compare(
     def take() -> None:
         done, _ = ray.wait(list(waiting))
         name = waiting.pop(done[0])
-        right[name] = ray.get(done[0])
+        try:
+            right[name] = ray.get(done[0])
+        except ray.exceptions.RayError as error:
+            cause = str(getattr(error, "cause", error)).strip().partition("\n")[0]
+            raise FailedError(f"the comparison's training {name} failed, --resume repeats it: {cause}") from error
         RunDirectory(todo[name].run).write_json("outcome.json", {"right": right[name]})
         storage.delete(storage.join(todo[name].run, training.STATE))
         progress.compared(name, sum(right[name]) / len(right[name]), len(right), len(todo))
@@ -319,5 +330,5 @@ def _compare(
         waiting[train.remote(job, one)] = name
     while waiting:
         take()
-    read = {name: np.array([right[f"{name}-{k}"] for k in range(config.final_seeds)]) for name in ("best", "recipe")}
-    return trials.compare(read["best"], read["recipe"])
+    of_best, of_recipe = (np.array([right[f"{name}-{k}"] for k in seeds]) for name in (best, "recipe"))
+    return trials.compare(of_best, of_recipe)

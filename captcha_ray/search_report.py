@@ -16,7 +16,11 @@ def write(run: RunDirectory, space: Space, findings: Findings) -> str:
     """
     found, best, comparison, importance = findings.trials, findings.best, findings.comparison, findings.importance
     parts = [
-        page.section("Result", page.paragraph(_verdict(comparison)), page.pairs(_result(best, comparison))),
+        page.section(
+            "Result",
+            page.paragraph(f"{findings.verdict[0].upper()}{findings.verdict[1:]}."),
+            page.pairs(_result(best, comparison)),
+        ),
         page.section(
             "Best so far", page.figure(run, "best_so_far", "Best score against time", search_figures.best_so_far(found))
         ),
@@ -47,12 +51,6 @@ def write(run: RunDirectory, space: Space, findings: Findings) -> str:
         *page.origins(run),
     ]
     return page.write(run, "Search", parts)
-
-
-def _verdict(comparison: Comparison | None) -> str:
-    if comparison is None:
-        return "No comparison with the recipe was made."
-    return f"Trained in full with {comparison.num_seeds} seeds each, {comparison.verdict}."
 
 
 def _result(best: Trial, comparison: Comparison | None) -> dict[str, str]:
@@ -86,12 +84,17 @@ def _rows(space: Space, found: Sequence[Trial]) -> tuple[list[str], list[list[st
 def _cost(run: RunDirectory, findings: Findings) -> dict[str, str]:
     config = run.read_json("config.json")
     cores, gpus = config["workers_per_trial"] * config["cpus_per_worker"], config["gpus_per_trial"]
-    in_full = len(findings.trials) * config["recipe_config"]["epochs"]
+    epochs = config["epochs"] or config["recipe.epochs"]
     hours = findings.epoch_seconds / 3600
     return {
         "Searching, without the comparison": duration(seconds_searched(findings.trials)),
-        "Epochs": f"{findings.num_epochs:,} of {in_full:,}, were no trial stopped",
+        "Epochs": f"{findings.num_epochs:,} of {len(findings.trials) * epochs:,}, were no trial stopped",
         "Time of all epochs": duration(findings.epoch_seconds),
         "Core-hours": f"{hours * cores:.3f}",
+        **(
+            {"Comparison, beside that": f"{2 * findings.comparison.num_seeds} trainings of {epochs} epochs"}
+            if findings.comparison
+            else {}
+        ),
         **({"GPU-hours": f"{hours * gpus:.3f}"} if gpus else {}),
     }

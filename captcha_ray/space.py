@@ -127,6 +127,16 @@ def apply(recipe: TrainConfig, values: dict[str, Any]) -> TrainConfig:
     return dataclasses.replace(recipe, **fields)
 
 
+def values_of(recipe: TrainConfig, space: Space) -> dict[str, Any]:
+    """The recipe's own values of the space's parameters; without `augmentation` where its amounts are others."""
+    values = {name: getattr(recipe, name) for name in space if name != AUGMENTATION}
+    if AUGMENTATION in space:
+        strengths = [getattr(recipe, name) / amount for name, amount in FULL_AUGMENTATION.items()]
+        if all(math.isclose(strength, strengths[0]) for strength in strengths):
+            values[AUGMENTATION] = strengths[0]
+    return values
+
+
 def text(value: Any) -> str:
     """A value for a person: numbers with three digits."""
     return f"{value:.3g}" if isinstance(value, float) else str(value)
@@ -144,6 +154,11 @@ def to_dict(space: Space) -> dict[str, Any]:
 
 
 def _check_fits(recipe: TrainConfig, space: Space) -> None:
+    optimizers = space["optimizer"].points() if "optimizer" in space else [recipe.optimizer]
+    check(
+        "momentum" not in space or not {"sgd", "rmsprop"}.isdisjoint(optimizers),
+        f"momentum means nothing to {' and '.join(optimizers)}; vary optimizer too, or leave momentum out",
+    )
     for name, parameter in space.items():
         for value in parameter.ends():
             try:
@@ -214,7 +229,8 @@ def _value(name: str, value: Any) -> Any:
             return kind(number)
         what = "a whole number" if kind is int else "a number"
         raise InputError(f"{value!r} is no value of {name}, which takes {what}")
-    check(value in get_args(kind), f"{value!r} is no value of {name}; it takes {', '.join(map(str, get_args(kind)))}")
+    taken = ", ".join(get_args(kind)) or "a number"
+    check(value in get_args(kind), f"{value!r} is no value of {name}, which takes {taken}")
     return value
 
 
@@ -223,13 +239,3 @@ def _kind(name: str) -> Any:
     kind = float if name == AUGMENTATION else get_type_hints(TrainConfig)[name]
     assert kind in (int, float) or get_origin(kind) is not None
     return kind
-
-
-def values_of(recipe: TrainConfig, space: Space) -> dict[str, Any]:
-    """The recipe's own values of the space's parameters; without `augmentation` where its amounts are others."""
-    values = {name: getattr(recipe, name) for name in space if name != AUGMENTATION}
-    if AUGMENTATION in space:
-        strengths = [getattr(recipe, name) / amount for name, amount in FULL_AUGMENTATION.items()]
-        if all(math.isclose(strength, strengths[0]) for strength in strengths):
-            values[AUGMENTATION] = strengths[0]
-    return values

@@ -53,12 +53,14 @@ Announcement = tuple[str, tuple[Any, ...]]
 
 @dataclasses.dataclass(frozen=True)
 class WorkerJob:
-    """What every worker is told. blocks: object references of Arrow tables, train and val."""
+    """What every worker is told. blocks: object references of Arrow tables, train and val. until: epoch to stop after,
+    before the config's last one; None for none."""
 
     config: TrainConfig
     spec: ModelSpec
     blocks: dict[str, list[Any]]
     announce: Callable[[Announcement], Any]
+    until: int | None = None
 
 
 def model_spec(config: TrainConfig, manifest: schema.Manifest) -> ModelSpec:
@@ -319,11 +321,11 @@ class Worker:
     @property
     def wants_epoch(self) -> bool:
         """Whether there is an epoch to do: not past the last, not diverged, patience not spent."""
-        done = len(self._history)
+        done, last = len(self._history), self._job.until or self._job.config.epochs
         diverged = done > 0 and has_diverged(self._history[-1])
         patience = self._job.config.patience
         spent = patience > 0 and done > 0 and done - best_epoch(self._history) >= patience
-        return done < self._job.config.epochs and not diverged and not spent
+        return done < last and not diverged and not spent
 
     def run_epoch(self) -> dict[str, Any]:
         """Trains and validates one epoch; rank 0 keeps it on disk. Returns its line of `metrics.jsonl`."""

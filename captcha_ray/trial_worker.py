@@ -9,7 +9,7 @@ import ray
 import ray.tune
 import torch
 
-from captcha_ray import learning, schema, storage, training, trials
+from captcha_ray import learning, schema, training, trials
 from captcha_ray.config import TrainConfig, TuneConfig
 from captcha_ray.evaluation import BATCH_SIZE, ReadImages
 
@@ -22,12 +22,13 @@ class TrialJob:
     manifest: schema.Manifest
     blocks: dict[str, list[Any]]
 
-    def epochs(self, config: TrainConfig) -> Generator[dict[str, Any]]:
-        """Trains one network; lines of its `metrics.jsonl`, those of before an interruption first."""
+    def epochs(self, config: TrainConfig, until: int | None = None) -> Generator[dict[str, Any]]:
+        """Trains one network, up to the epoch `until` or the last; lines of its `metrics.jsonl`, those of before an
+        interruption first."""
         learning.keep_freed_memory()
         torch.set_num_threads(self.config.cpus_per_worker)
         spec = training.model_spec(config, self.manifest)
-        job = training.WorkerJob(config, spec, self.blocks, _say_nothing)
+        job = training.WorkerJob(config, spec, self.blocks, _say_nothing, until)
         yield from training.epochs(job, torch.device("cuda" if config.use_gpu else "cpu"))
 
 
@@ -51,10 +52,9 @@ class Trainable(ray.tune.Trainable):
 
     def _begin(self, config: dict[str, Any]) -> None:
         self._done: list[dict[str, Any]] = []
-        self._until = config["until"]
         told = TrainConfig.from_dict(config["config"])
-        self._num_epochs = told.epochs
-        self._epochs = self._job.epochs(told)
+        self._until, self._num_epochs = config["until"], told.epochs
+        self._epochs = self._job.epochs(told, self._until)
 
     def step(self) -> dict[str, Any]:
         """One epoch, or the word that there is none left; what goes wrong ends this trial only."""
@@ -63,17 +63,13 @@ class Trainable(ray.tune.Trainable):
             self._done.append(next(self._epochs))
             if training.has_diverged(self._done[-1]):
                 status, reason = "diverged", f"the loss of epoch {self._done[-1]['epoch']} is not a number"
-            elif self._done[-1]["epoch"] == self._until < self._num_epochs:
-                status = "stopped"
         except StopIteration:
-            status = "finished"
+            at_rung = self._until <= len(self._done) < self._num_epochs
+            status = "stopped" if at_rung else "finished"
         except Exception as error:
             status, reason = "failed", f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
-        if status:
-            self._epochs.close()  # whoever trains on may be another process
         return {
             "epoch": self._done[-1]["epoch"] if self._done else 0,
-            "score": trials.WORST if reason else trials.score(self._done),
             "accuracy": trials.accuracy(self._done),
             "status": status,
             "reason": reason,
@@ -91,8 +87,6 @@ def train_in_full(job: TrialJob, config: TrainConfig) -> list[bool]:
     for _ in job.epochs(config):
         pass
     table: pa.Table = ray.get(job.blocks["val"][0])
-    if not storage.exists(storage.join(config.run, "checkpoint", "model.json")):
-        return [False] * len(table)  # diverged in its first epoch
     read = ReadImages(config.run)
     rows = [read(table.slice(start, BATCH_SIZE)) for start in range(0, len(table), BATCH_SIZE)]
     return [row["reading"] == row["text"] for part in rows for row in part.select(["reading", "text"]).to_pylist()]

@@ -2,7 +2,7 @@
 
     config.json  manifest.json  environment.json  trials.parquet  best.json  results.json  report.html  _SUCCESS
     trials/0007/{trial,config,outcome}.json  trials/0007/{metrics.jsonl,checkpoint/,tensorboard/}
-    final/{recipe,best}-0/  the same, for the trainings in full at the end
+    final/{recipe,trial-0007}-0/  the same, for the trainings in full at the end
 
 A trial has ended when `outcome.json` stands; until then its last epoch is where it goes on. Knows no Ray and no torch.
 """
@@ -27,10 +27,11 @@ from captcha_ray.space import text
 WORST = -1.0
 """Score of a trial that diverged or failed: below any accuracy."""
 
-CHARACTERS = 1e-3
-"""Weight of the characters' accuracy beside the whole strings': it tells trials apart that read no whole string yet."""
+CHARACTER_WEIGHT = 1e-6
+"""Of the characters' accuracy in a score: it only tells trials apart that read equally many whole strings."""
 
-NUM_RESAMPLES = 10_000
+NUM_DRAWS = 100_000
+"""Of the noise an interval is made of."""
 
 EPOCH_FIELDS = {
     "epoch": pa.int32(),
@@ -78,8 +79,8 @@ class Trial:
 
     @property
     def accuracy(self) -> float:
-        """Share of the validation images read as a whole, of its best epoch."""
-        return accuracy(self.epochs)
+        """Share of the validation images read as a whole, of its best epoch; 0 where it diverged or failed."""
+        return accuracy(self.epochs) if self.score > WORST else 0.0
 
     @property
     def seconds(self) -> float:
@@ -100,7 +101,7 @@ def accuracy(epochs: Sequence[dict[str, Any]]) -> float:
 def _score(epoch: dict[str, Any]) -> float:
     if epoch["train_loss"] is None or epoch["val_loss"] is None:
         return WORST
-    return float(epoch["val_exact_match"] + CHARACTERS * epoch["val_char_accuracy"])
+    return float(epoch["val_exact_match"] + CHARACTER_WEIGHT * epoch["val_char_accuracy"])
 
 
 def trial_directory(run: RunDirectory, number: int) -> RunDirectory:
@@ -210,30 +211,49 @@ class Comparison:
 
 
 def compare(best: npt.NDArray[np.bool_], recipe: npt.NDArray[np.bool_], seed: int = 0) -> Comparison:
-    """bool (seeds, images) each: whether the training of that seed read that image right.
+    """bool (seeds, images) each: whether the training of that seed read that image right; the images are the same.
 
-    The interval is that of a bootstrap over both: seeds and images are drawn anew, each with all that belongs to them
-    (A. Owen, "The pigeonhole bootstrap", 2007), so that neither lucky seeds nor lucky images make a difference.
+    The interval counts the luck of seeds, which differ between the two, and of images: the difference has the variance
+    of the seeds' means, by Student's t for so few, and that of the images' means beyond what seeds make of it (two-way
+    random effects). With a single seed there is nothing to tell the seeds' luck by, and it is left out.
     """
     assert best.shape == recipe.shape
     seeds, images = best.shape
-    gain = best.astype(np.float64) - recipe
     random = np.random.default_rng(seed)
-    rows = random.multinomial(seeds, np.full(seeds, 1 / seeds), NUM_RESAMPLES)  # how often each is drawn
-    columns = random.multinomial(images, np.full(images, 1 / images), NUM_RESAMPLES)
-    means = np.einsum("ns,si,ni->n", rows, gain, columns, optimize=True) / (seeds * images)
-    low, high = (float(v) for v in np.quantile(means, [0.025, 0.975]))
-    return Comparison(float(best.mean()), float(recipe.mean()), float(gain.mean()), low, high, images, seeds)
+    gain = best.mean(0) - recipe.mean(0)
+    by_image = gain.var(ddof=1) / images
+    noise = np.zeros(NUM_DRAWS)
+    if seeds > 1:
+        by_seed = sum(one.mean(1).var(ddof=1) / seeds for one in (best, recipe))
+        within = sum(one.var(0, ddof=1).mean() / (seeds * images) for one in (best, recipe))
+        by_image = max(by_image - within, 0.0)
+        noise += np.sqrt(by_seed) * random.standard_t(2 * (seeds - 1), NUM_DRAWS)
+    noise += np.sqrt(by_image) * random.standard_normal(NUM_DRAWS)
+    difference = float(gain.mean())
+    low, high = (float(v) for v in np.clip(difference + np.quantile(noise, [0.025, 0.975]), -1, 1))
+    return Comparison(float(best.mean()), float(recipe.mean()), difference, low, high, images, seeds)
 
 
 @dataclasses.dataclass(frozen=True)
 class Findings:
-    """What a search has found. importance: share of each parameter, empty where it cannot be told."""
+    """What a search has found. comparison: None where none was asked for, or where the best trial is the recipe.
+    importance: share of each parameter, empty where it cannot be told."""
 
     trials: list[Trial]
     best: Trial
+    best_is_recipe: bool
     comparison: Comparison | None
     importance: dict[str, float]
+
+    @property
+    def verdict(self) -> str:
+        """What the search has proved, in a sentence."""
+        if self.comparison:
+            count = self.comparison.num_seeds
+            return f"trained in full with {count} seed{'s' * (count > 1)} each: {self.comparison.verdict}"
+        if self.best_is_recipe:
+            return "the best trial is the recipe itself"
+        return "no comparison with the recipe was asked for"
 
     @property
     def num_epochs(self) -> int:
@@ -267,10 +287,8 @@ class Findings:
         """Lines for a person."""
         values = ", ".join(f"{name} {text(value)}" for name, value in self.best.values.items())
         states = ", ".join(f"{count} {status}" for status, count in self.states.most_common())
-        lines = [
+        return [
             f"{len(self.trials)} trials: {states}; {self.num_epochs:,} epochs",
             f"best: trial {self.best.number} reads {self.best.accuracy:.2%} of the validation images, with {values}",
+            self.verdict,
         ]
-        if self.comparison:
-            lines.append(f"trained in full with {self.comparison.num_seeds} seeds each: {self.comparison.verdict}")
-        return lines

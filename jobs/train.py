@@ -6,7 +6,7 @@ from captcha_ray.schema import Split
 
 
 def main() -> None:
-    config = console.parse(TrainConfig, default=runs.recipe(console.option("recipe", TrainConfig().recipe)))
+    config = console.parse(TrainConfig, default=runs.load_recipe(console.option("recipe", TrainConfig().recipe)))
     run = runs.RunDirectory(config.run)
     if config.resume and run.finished:
         console.say(f"{run.uri} is finished already; nothing to do")

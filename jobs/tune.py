@@ -1,17 +1,14 @@
 """python jobs/tune.py --recipe NAME --shards URI --run URI --num-trials N: searches for a better recipe."""
 
-from captcha_ray import cluster, console, runs, space, trials
+from captcha_ray import cluster, console, runs, space
 from captcha_ray.config import TuneConfig
 
 
 def main() -> None:
     config = console.parse(TuneConfig)
-    recipe = runs.recipe(config.recipe)
+    recipe = runs.load_recipe(config.recipe)
     searched = space.build(recipe, config.space, config.vary)
     run = runs.RunDirectory(config.run)
-    if config.resume and run.finished and len(trials.load(run)) >= config.num_trials:
-        console.say(f"{run.uri} is finished already; nothing to do")
-        return
     console.warn_without_gpu(config.gpus_per_trial > 0)
     with cluster.connect(meanwhile="captcha_ray.search"):
         from captcha_ray import corpus, demo, search, search_report  # noqa: PLC0415 -- imported while Ray starts

@@ -176,7 +176,7 @@ def test_a_search_in_a_log_is_one_line_a_trial_and_marks_the_best(log: io.String
         values = {"learning_rate": 0.00123456, "optimizer": "adam"}
         progress.end(0, values, 9, 0.5, 0.5)
         for number, (score, how) in enumerate(((0.25, "stopped"), (0.75, "finished"), (-1.0, "failed: no memory")), 1):
-            progress.begin(number, values, 0)
+            progress.begin(number, values, 0, 0.0)
             progress.epoch(number, 3, 0.25)
             progress.end(number, values, 3 * number, abs(score), score, how)
         progress.compared("best-0", 0.875, 1, 6)
@@ -197,10 +197,10 @@ def test_a_search_at_a_terminal_shows_running_trials_and_the_best(monkeypatch: p
     terminal = rich.console.Console(file=stream, force_terminal=True, width=100, highlight=False)
     monkeypatch.setattr(console, "OUT", terminal)
     with console.SearchProgress(4, 9, 40, ["dropout"]) as progress:
-        progress.begin(0, {"dropout": 0.1}, 0)
+        progress.begin(0, {"dropout": 0.1}, 0, 0.0)
         progress.end(0, {"dropout": 0.1}, 9, 0.5, 0.5, "finished")
-        progress.begin(1, {"dropout": 0.25}, 2)
-        progress.epoch(1, 4, 0.375)
+        progress.begin(1, {"dropout": 0.25}, 4, 0.375)
+        progress.epoch(1, 3, 0.125)
     drawn = stream.getvalue()
     assert re.search(r"1\W+4/9\W+37\.50%\W+0\.25", drawn)
     assert re.search(r"best: 0\W+9/9\W+50\.00%\W+0\.1", drawn)

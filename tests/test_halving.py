@@ -15,14 +15,13 @@ def stopped(number: int, *strings: float) -> Trial:
 
 
 def choose(found: list[Trial], rungs: list[int], last: bool = False, num_trials: int = 4) -> int | None:
-    able = {one.number for one in found if one.status == "stopped"}
-    chosen = halving.promotable(rungs, found, able, num_trials, last)
+    chosen = halving.promotable(rungs, found, num_trials, last)
     return None if chosen is None else chosen.number
 
 
 @pytest.mark.parametrize(
     ("epochs", "rungs"),
-    [(60, [10, 30, 60]), (120, [20, 60, 120]), (9, [1, 3, 9]), (7, [1, 3, 7]), (2, [1, 2]), (1, [1])],
+    [(60, [10, 30, 60]), (120, [20, 60, 120]), (10, [1, 5, 10]), (4, [1, 2, 4]), (2, [1, 2]), (1, [1])],
 )
 def test_rungs_lie_at_a_sixth_a_half_and_the_end(epochs: int, rungs: list[int]) -> None:
     assert halving.rungs(epochs) == rungs
@@ -63,13 +62,22 @@ def test_the_highest_rung_goes_first() -> None:
     assert choose(found, [1, 3, 9]) == 3
 
 
-def test_who_runs_has_failed_or_lost_his_state_does_not_go_on() -> None:
+def test_who_runs_or_has_failed_does_not_go_on() -> None:
     running = dataclasses.replace(stopped(0, 0.75), outcome=None)
     failed = Trial(1, {}, stopped(1, 1.0).epochs, Outcome("failed", "no memory", 1.0))
     found = [running, failed, stopped(2, 0.5), stopped(3, 0.25)]
     assert choose(found, [1, 3]) is None
     assert choose([*found, *(stopped(number, 0.125) for number in range(4, 9))], [1, 3]) == 2
-    assert halving.promotable([1, 3], [stopped(number, 0.5) for number in range(4)], set(), 4, last=True) is None
+
+
+def test_one_that_was_cut_off_beyond_its_rung_goes_on_all_the_same() -> None:
+    found = [stopped(0, 0.5, 0.75), *(stopped(number, 0.25) for number in range(1, 4))]
+    assert choose(found, [1, 3]) == 0
+
+
+def test_one_that_diverged_late_does_not_keep_others_from_the_end() -> None:
+    found = [trial(0, 0.5, 0.5, 0.5, status="diverged"), stopped(1, 0.25), stopped(2, 0.125)]
+    assert choose(found, [1, 3], last=True) == 1
 
 
 def test_at_the_end_of_a_small_search_the_best_one_is_trained_in_full() -> None:
@@ -92,13 +100,12 @@ def test_a_search_of_it_costs_less_than_a_third_and_finds_a_good_trial(at_once: 
         while len(running) < at_once:
             busy = {one.number for one in running}
             shown = [dataclasses.replace(one, outcome=None) if one.number in busy else one for one in found]
-            able = {one.number for one in shown if one.status == "stopped"}
-            chosen = halving.promotable(rungs, shown, able, 60, last=False)
+            chosen = halving.promotable(rungs, shown, 60, last=False)
             if chosen is None and len(found) < 60:
                 chosen = Trial(len(found), {}, [], None)
                 found.append(chosen)
             if chosen is None and not running:
-                chosen = halving.promotable(rungs, shown, able, 60, last=True)
+                chosen = halving.promotable(rungs, shown, 60, last=True)
             if chosen is None:
                 break
             running.append(chosen)

@@ -225,6 +225,19 @@ def test_the_same_commands_work_on_an_object_store(tmp_path: Path) -> None:
         status, _, err = job("train", *train, cwd=tmp_path, env=env)
         assert (status, [line for line in err.splitlines() if not line.startswith("warning:")]) == (0, [])
         assert job("train", *train, cwd=tmp_path, env=env)[0] == 2
+        tune = (
+            "--recipe",
+            "s3://bucket/run/config.json",
+            "--shards",
+            "s3://bucket/shards",
+            "--run",
+            "s3://bucket/search",
+        )
+        options = ("--num-trials", "4", "--epochs", "6", "--final-seeds", "1")
+        status, out, _ = job("tune", *tune, *options, cwd=tmp_path, env=env)
+        assert (status, "4 trials: 3 stopped, 1 finished; " in out) == (0, True)
+    assert json.loads((tmp_path / "bucket/search/best.json").read_text())["epochs"] == 6
+    assert (tmp_path / "bucket/search/report.html").exists()
     run = tmp_path / "bucket/run"
     assert (run / "_SUCCESS").exists()
     assert len((run / "metrics.jsonl").read_text().splitlines()) == 2

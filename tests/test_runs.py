@@ -95,17 +95,17 @@ def test_json_that_is_absent_or_broken_is_named(tmp_path: Path, data: bytes | No
 
 
 def test_a_recipe_is_a_name_or_a_config_in_a_file(tmp_path: Path) -> None:
-    assert runs.recipe("isfahan") == recipes.get("isfahan")
+    assert runs.load_recipe("isfahan") == recipes.get("isfahan")
     config = dataclasses.replace(recipes.get("isfahan"), dropout=0.25, resume=True)
     path = tmp_path / "best.json"
     path.write_text(json.dumps(config.to_dict()))
-    assert runs.recipe(str(path)) == dataclasses.replace(config, recipe=str(path), resume=False)
+    assert runs.load_recipe(str(path)) == dataclasses.replace(config, recipe=str(path), resume=False)
     path.write_text(json.dumps({**config.to_dict(), "droput": 0.5}))
     with pytest.raises(InputError, match="did you mean 'dropout'"):
-        runs.recipe(str(path))
+        runs.load_recipe(str(path))
     path.write_text("[1]")
     with pytest.raises(InputError, match="holds no config of a training"):
-        runs.recipe(str(path))
+        runs.load_recipe(str(path))
 
 
 def test_the_environment_has_versions_commit_and_command() -> None:

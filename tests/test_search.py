@@ -41,7 +41,7 @@ def states(found: Findings) -> list[str]:
 def test_a_search_leaves_trials_a_table_the_best_config_and_a_page(glyph_shards: corpus.Shards, tmp_path: Path) -> None:
     run = tmp_path / "run"
     slow = dataclasses.replace(RECIPE, learning_rate=1e-4)  # it reads next to nothing: another trial is the best
-    found = find(glyph_shards, run, "optimizer=sgd,adam", recipe=slow, num_trials=5, final_seeds=2)
+    found = find(glyph_shards, run, "optimizer=sgd,adam", recipe=slow, num_trials=5, final_seeds=3)
     assert [trial.number for trial in found.trials] == [0, 1, 2, 3, 4]
     assert found.trials[0].values == {
         "learning_rate": 1e-4, "batch_size": 16, "dropout": 0.1, "schedule": "constant", "augmentation": 0.0,
@@ -57,9 +57,9 @@ def test_a_search_leaves_trials_a_table_the_best_config_and_a_page(glyph_shards:
         assert [epoch["val_loss"] for epoch in row["epochs"]] == [epoch["val_loss"] for epoch in kept.read_metrics()]
         told = space.apply(slow, trial.values).to_dict()
         assert kept.read_json("config.json") == {**told, "shards": glyph_shards.uri, "run": kept.uri}
-        assert not Path(kept.path("resume.safetensors")).exists()
+        assert Path(kept.path("resume.safetensors")).exists() == (trial.status == "stopped")
 
-    best = runs.recipe(str(run / "best.json"))
+    best = runs.load_recipe(str(run / "best.json"))
     told = space.apply(slow, found.best.values).to_dict()
     assert best.to_dict() == {
         **told, "recipe": str(run / "best.json"), "shards": glyph_shards.uri, "run": str(run / "best")
@@ -67,8 +67,8 @@ def test_a_search_leaves_trials_a_table_the_best_config_and_a_page(glyph_shards:
     assert (best.epochs, best.shards, best.num_workers) == (6, glyph_shards.uri, 1)
     assert found.best.number > 0
     assert found.comparison is not None
-    assert (found.comparison.num_seeds, found.comparison.num_images) == (2, glyph_shards.manifest.num_images["val"])
-    for name in ("recipe-0", "recipe-1", "best-0", "best-1"):
+    assert (found.comparison.num_seeds, found.comparison.num_images) == (3, glyph_shards.manifest.num_images["val"])
+    for name in ("recipe-0", "recipe-1", f"trial-{found.best.number:04d}-0", f"trial-{found.best.number:04d}-1"):
         told = json.loads((run / f"final/{name}/config.json").read_text())
         right = json.loads((run / f"final/{name}/outcome.json").read_text())["right"]
         metrics = RunDirectory(str(run / "final" / name)).read_metrics()
@@ -130,16 +130,19 @@ def test_asha_stops_the_poor_trials_and_none_stops_nobody(glyph_shards: corpus.S
     assert [len(trial.epochs) for trial in every.trials] == [9] * 6
     losses = [[epoch["val_loss"] for epoch in found.trials[0].epochs] for found in (stopped, every)]
     assert losses[0] == losses[1], "a trial that was let on did not train as one that never stopped"
-    assert not list(tmp_path.glob("*/trials/*/resume.safetensors"))
+    assert not list(tmp_path.glob("none/trials/*/resume.safetensors"))
 
 
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_finished_search_goes_on_with_more_trials_and_keeps_those_it_has(
     glyph_shards: corpus.Shards, tmp_path: Path
 ) -> None:
-    first = find(glyph_shards, tmp_path / "run", num_trials=3, epochs=2)
+    options: dict[str, Any] = {"epochs": 2, "scheduler": "none"}
+    first = find(glyph_shards, tmp_path / "run", num_trials=3, **options)
+    RunDirectory(str(tmp_path / "run")).finish()
     outcomes = {path: path.stat().st_mtime_ns for path in (tmp_path / "run/trials").rglob("*") if path.is_file()}
-    again = find(glyph_shards, tmp_path / "run", num_trials=5, epochs=2, resume=True)
+    again = find(glyph_shards, tmp_path / "run", num_trials=5, resume=True, **options)
+    assert not (tmp_path / "run/_SUCCESS").exists(), "killed now, it would count as finished"
     assert again.trials[:3] == first.trials
     assert len(again.trials) == 5
     assert {path: path.stat().st_mtime_ns for path in outcomes} == outcomes
@@ -150,12 +153,14 @@ def test_a_finished_search_goes_on_with_more_trials_and_keeps_those_it_has(
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_trial_of_two_workers_trains_as_two_workers_do(glyph_shards: corpus.Shards, tmp_path: Path) -> None:
-    options: dict[str, Any] = {"only": True, "search": "grid", "epochs": 2, "workers_per_trial": 2, "final_seeds": 1}
-    found = find(glyph_shards, tmp_path / "run", "learning_rate=3e-3,1e-2", **options)
-    assert states(found) == ["finished", "finished"] or states(found) == ["finished", "stopped"]
+    rates = "learning_rate=3e-3,1e-9,2e-9,3e-9"
+    options: dict[str, Any] = {"only": True, "search": "grid", "epochs": 6, "workers_per_trial": 2, "final_seeds": 1}
+    found = find(glyph_shards, tmp_path / "run", rates, **options)
+    assert states(found) == ["finished", "stopped", "stopped", "stopped"]
+    assert [len(trial.epochs) for trial in found.trials] == [6, 1, 1, 1]
     told = json.loads((tmp_path / "run/trials/0000/config.json").read_text())
     assert told["num_workers"] == 2
-    one = find(glyph_shards, tmp_path / "one", "learning_rate=3e-3,1e-2", **{**options, "workers_per_trial": 1})
+    one = find(glyph_shards, tmp_path / "one", rates, **{**options, "workers_per_trial": 1})
     assert found.trials[0].epochs[0]["train_loss"] != one.trials[0].epochs[0]["train_loss"]
 
 
@@ -204,9 +209,14 @@ def test_a_killed_search_continues_where_it_was_and_nobody_reads_the_test_split(
     assert len(list(run.glob("trials/*"))) == 4
     assert "4 trials: 4 finished" in said
     assert "experiment" not in said, "Ray Tune's own output"
+    written = {path: path.stat().st_mtime_ns for path in run.glob("*/*/*") if path.is_file()}
     with Job("tune", *command, "--resume", cwd=tmp_path) as job:
         assert job.wait() == 0
-        assert "finished already" in job.said
+        assert "4 trials: 4 finished" in job.said
+    assert {path: path.stat().st_mtime_ns for path in written} == written, "something was trained again"
+    with Job("tune", *command, "--resume", "--vary", "dropout=0..0.1", cwd=tmp_path) as job:
+        assert job.wait() == 2
+        assert "was started with space.dropout '0..0.7', not '0..0.1'" in job.said
     for part, data in parts.items():
         part.write_bytes(data)
     train = ("--recipe", run / "best.json", "--run", tmp_path / "trained", "--epochs", "1")
@@ -223,7 +233,10 @@ def test_what_cannot_be_searched_is_refused_and_nothing_is_overwritten(
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     refused: list[tuple[str, Any]] = [
         ("already holds a run", lambda: find(glyph_shards, run, num_trials=1, epochs=1)),
-        ("was started with parameters", lambda: find(glyph_shards, run, "dropout=0..0.1", epochs=1, resume=True)),
+        (
+            "was started with space.dropout '0..0.7', not '0..0.1'",
+            lambda: find(glyph_shards, run, "dropout=0..0.1", epochs=1, resume=True),
+        ),
         ("was started with epochs 1, not 2", lambda: find(glyph_shards, run, epochs=2, resume=True)),
         ("a batch_size of 512 is more than the", lambda: find(glyph_shards, tmp_path / "a", "batch_size=16,512")),
         ("the grid has 162 combinations", lambda: find(glyph_shards, tmp_path / "a", search="grid")),
@@ -247,6 +260,7 @@ def test_fractions_of_a_gpu_let_several_trials_share_it(monkeypatch: pytest.Monk
     nodes = [{"Alive": True, "Resources": {"CPU": 16.0, "GPU": 1.0}}, {"Alive": True, "Resources": {"CPU": 8.0}}]
     monkeypatch.setattr(cluster, "_nodes", lambda: nodes)
     assert search.num_concurrent(TuneConfig(gpus_per_trial=0.25)) == 4
+    assert search.num_concurrent(TuneConfig(gpus_per_trial=0.6)) == 1
     assert search.num_concurrent(TuneConfig(gpus_per_trial=0.25, cpus_per_worker=8)) == 2
     assert search.num_concurrent(TuneConfig(gpus_per_trial=0.25, max_concurrent=3)) == 3
     assert search.num_concurrent(TuneConfig()) == 20

@@ -34,7 +34,6 @@ def test_the_default_space_is_declared_in_one_place() -> None:
         ("batch_size=8..64:log", "batch_size", Range(8, 64, log=True, whole=True)),
         ("batch_size=8, 8,64", "batch_size", Choice((8, 64))),
         ("optimizer=sgd,adam", "optimizer", Choice(("sgd", "adam"))),
-        ("momentum=0,0.9", "momentum", Choice((0.0, 0.9))),
         ("augmentation", "augmentation", Range(0.0, 1.0)),
     ],
 )
@@ -42,6 +41,11 @@ def test_a_word_narrows_widens_or_adds_a_parameter(word: str, name: str, paramet
     built = space.build(RECIPE, "", [word])
     assert built[name] == parameter
     assert list(built)[:3] == ["learning_rate", "batch_size", "dropout"]
+
+
+def test_momentum_is_searched_where_an_optimizer_has_it() -> None:
+    built = space.build(RECIPE, "", ["momentum=0,0.9", "optimizer=sgd,adam"])
+    assert built["momentum"] == Choice((0.0, 0.9))
 
 
 def test_a_file_comes_first_and_words_after_it(tmp_path: Path) -> None:
@@ -71,7 +75,9 @@ def test_a_file_comes_first_and_words_after_it(tmp_path: Path) -> None:
         (["learning_rate=a,b"], "'a' is no value of learning_rate, which takes a number"),
         (["learning_rate=nan"], "'nan' is no value of learning_rate"),
         (["batch_size=8.5"], "'8.5' is no value of batch_size, which takes a whole number"),
-        (["optimizer=adagrad"], "'adagrad' is no value of optimizer; it takes sgd, rmsprop, adam, adamw"),
+        (["optimizer=adagrad"], "'adagrad' is no value of optimizer, which takes sgd, rmsprop, adam, adamw"),
+        (["momentum"], "momentum means nothing to adam"),
+        (["momentum", "optimizer=adam,adamw"], "momentum means nothing to adam and adamw"),
         (["optimizer=1..2"], "optimizer has no range"),
         (["learning_rate="], "'' is no value of learning_rate"),
         (["shear_degrees"], "augmentation sets shear_degrees too"),
@@ -91,7 +97,7 @@ def test_what_cannot_be_searched_is_refused_in_a_sentence(words: list[str], sent
         ("dropout = { low = 0.1 }", "dropout lacks 'high'"),
         ("dropout = { low = 0.1, high = 0.2, lug = true }", "unknown key of dropout 'lug'; did you mean 'log'?"),
         ("dropout = { low = 0.1, high = 0.2, log = 1 }", "log of dropout is 1; it must be true or false"),
-        ("dropout = [true]", "True is no value of dropout"),
+        ("dropout = [true]", "True is no value of dropout, which takes a number"),
         ('[search]\ndropout = "off"', "unknown parameter of a search 'search'"),
     ],
 )
