@@ -14,7 +14,7 @@ from typing import Any
 import ray
 import ray.data
 
-from captcha_ray.config import InputError
+from captcha_ray.config import FailedError, InputError
 
 QUIET = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # Ray Train sees the end of training this late at most
@@ -97,6 +97,8 @@ def connect(meanwhile: str = "") -> Iterator[Cluster]:
         except (ConnectionError, RuntimeError) as error:
             where = f"no Ray cluster answers at {address}" if address else "Ray does not start on this machine"
             raise InputError(f"{where}: {str(error).splitlines()[0]}") from error
+        except Exception as error:  # what Ray raises where its processes are too slow to start
+            raise FailedError(f"Ray does not start, the machine may be busy: {str(error).splitlines()[0]}") from error
     if importing:
         importing.join()
     context = ray.data.DataContext.get_current()

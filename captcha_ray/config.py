@@ -312,7 +312,8 @@ class TuneConfig(Config):
     recipe: str = "demo-digits"
     """Recipe to start from: a name, or the URI of a best.json or of a run's config.json."""
     shards: str = f"{DEMO}/shards/digits"
-    """Folder or s3:// URI that jobs/preprocess.py wrote. The default one is made on first use."""
+    """Folder or s3:// URI that jobs/preprocess.py wrote; trials read images of their size. The default one is made on
+    first use."""
     run: str = f"{DEMO}/tune/digits"
     """Folder or s3:// URI for trials, table and report; must not hold another run."""
     num_trials: int = 20
@@ -326,10 +327,13 @@ class TuneConfig(Config):
     space: str = ""
     """TOML file of the parameters to vary: name = [a, b], { low = a, high = b, log = true }, true or false."""
     vary: tuple[str, ...] = ()
-    """Parameters to vary, after the file: name, name=a,b,c, name=low..high, name=low..high:log or name=off. Default:
-    learning_rate batch_size dropout schedule augmentation."""
+    """Parameters to vary, after the file and besides learning_rate, batch_size, dropout, schedule and augmentation,
+    which are varied anyway: name, name=a,b,c, name=low..high, name=low..high:log or name=off."""
+    only: bool = False
+    """Vary nothing but what --space and --vary name."""
     final_seeds: int = 3
-    """Trainings in full, each, of the best trial's config and of the recipe at the end; 0 for no comparison."""
+    """Trainings in full, each, of the best trial's config and of the recipe at the end; 0 for no comparison, 1 leaves
+    the luck of seeds out of it."""
     workers_per_trial: int = 1
     """Data-parallel workers of one trial."""
     cpus_per_worker: int = 1

@@ -23,7 +23,7 @@ from typing import Any
 from captcha_ray import recipes, storage
 from captcha_ray.config import InputError, TrainConfig, check
 
-PACKAGES = ("captcha_ray", "ray", "torch", "numpy", "pillow", "pyarrow", "obstore", "safetensors")
+PACKAGES = ("captcha_ray", "ray", "torch", "numpy", "pillow", "pyarrow", "obstore", "safetensors", "optuna")
 
 
 class EventLog:

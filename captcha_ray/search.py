@@ -22,7 +22,7 @@ import ray.train
 import ray.tune
 import ray.tune.search
 
-from captcha_ray import halving, schema, space, storage, training, trials
+from captcha_ray import console, halving, schema, space, storage, training, trials
 from captcha_ray.cluster import check_fits, num_fitting
 from captcha_ray.config import FailedError, TrainConfig, TuneConfig, check
 from captcha_ray.console import SearchProgress
@@ -34,12 +34,16 @@ from captcha_ray.trial_worker import Trainable, TrialJob, train_in_full
 from captcha_ray.trials import Comparison, Findings, Outcome, Trial
 
 RESUME_MAY_DIFFER = (
-    "resume", "run", "space", "vary", "num_trials", "final_seeds", "max_concurrent", "cpus_per_worker", "gpus_per_trial"
+    "resume", "run", "space", "vary", "only", "num_trials", "final_seeds", "max_concurrent", "cpus_per_worker",
+    "gpus_per_trial",
 )  # fmt: skip
 """Fields that may change between the start of a search and its continuation; what the space comes to may not."""
 
 MAX_DEATHS = 2
 """How often a trial whose process dies is started anew before it counts as failed."""
+
+FEW_EPOCHS = 5
+"""Fewer before the first stop are worth a warning."""
 
 HOLDER: dict[str, float] = {"memory": 1 << 20}
 """What a trial of several workers asks for itself, bytes: its workers take the CPUs, and Ray Tune must be asked for
@@ -79,13 +83,24 @@ def run(
         directory.reopen(config.to_dict() | told, manifest.to_dict(), RESUME_MAY_DIFFER)
     else:
         directory.create(config.to_dict() | told, manifest.to_dict())
-    expected = halving.expected_epochs(_rungs(config, recipe), sampler.num_trials)
+    rungs = _rungs(config, recipe)
+    expected = halving.expected_epochs(rungs, sampler.num_trials)
+    console.say(
+        f"{sampler.num_trials} trials of up to {recipe.epochs} epochs, {concurrent} at a time, varying "
+        + ", ".join(f"{name} {one}" for name, one in searched.items())
+    )
+    if len(rungs) > 1 and rungs[0] < FEW_EPOCHS:
+        console.warn(f"asha stops trials after {rungs[0]} epochs, where chance may decide; --scheduler none does not")
     job = TrialJob(config, manifest, {"train": [merge(train)], "val": [merge(val)]})
     with (
         Lease(directory.path("_lease.json")) as lease,
         SearchProgress(sampler.num_trials, recipe.epochs, expected, list(searched)) as progress,
     ):
-        searcher = _Searcher(config, recipe, sampler, trials.load(directory), progress, lease)
+        begun = trials.load(directory)
+        if begun:
+            ended = sum(trial.outcome is not None for trial in begun)
+            console.say(f"{ended} trials are kept; {len(begun) - ended} were cut off and go on after their last epoch")
+        searcher = _Searcher(config, recipe, sampler, begun, progress, lease)
         if searcher.has_work:
             _tune(job, searcher, concurrent)
         found = trials.load(directory)
@@ -107,9 +122,12 @@ def _reasons(found: list[Trial]) -> str:
 
 
 def _starting_point(config: TuneConfig, recipe: TrainConfig) -> TrainConfig:
-    """The recipe as the trials train it."""
+    """The recipe as the trials train it, on images of the shards' size."""
     return dataclasses.replace(
         recipe,
+        height=0,
+        width=0,
+        slots=0,
         shards=config.shards,
         run=storage.join(config.run, "best"),
         epochs=config.epochs or recipe.epochs,

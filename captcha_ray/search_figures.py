@@ -136,7 +136,7 @@ def _style(axes: Axes, x: str, y: str) -> None:
     axes.set_ylabel(y)
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axes.yaxis.set_major_formatter(PercentFormatter(1))
 
 
 def _dots(axes: Axes, at: Sequence[float], trials: Sequence[Trial], order: Sequence[float]) -> None:

@@ -96,13 +96,15 @@ DEFAULT = ("learning_rate", "batch_size", "dropout", "schedule", AUGMENTATION)
 """Varied where nothing else is said."""
 
 
-def build(recipe: TrainConfig, toml: str, vary: Sequence[str]) -> Space:
+def build(recipe: TrainConfig, toml: str, vary: Sequence[str], *, only: bool = False) -> Space:
     """`DEFAULT`, then the TOML file (URI, or empty), then `name[=values]` words; of a name the last one counts.
+
+    only: without `DEFAULT`.
 
     Raises InputError for unknown names (naming the nearest), values that the field cannot take, an empty space, and
     a parameter together with one of those it is made of.
     """
-    space: Space = {name: OFFERED[name] for name in DEFAULT}
+    space: Space = {} if only else {name: OFFERED[name] for name in DEFAULT}
     given: list[tuple[str, Any]] = list(_read_toml(toml).items()) if toml else []
     given += [_split(word) for word in vary]
     for name, value in given:
@@ -111,7 +113,7 @@ def build(recipe: TrainConfig, toml: str, vary: Sequence[str]) -> Space:
             space.pop(name, None)
         else:
             space[name] = _parameter(name, value)
-    check(bool(space), "the space is empty: every parameter is off; vary at least one, such as --vary learning_rate")
+    check(bool(space), "the space is empty; vary at least one parameter, such as --vary learning_rate")
     double = [name for name in FULL_AUGMENTATION if AUGMENTATION in space and name in space]
     check(not double, f"augmentation sets {', '.join(double)} too; vary either of them")
     _check_fits(recipe, space)

@@ -202,12 +202,14 @@ class Comparison:
     @property
     def verdict(self) -> str:
         """Which is better, in a sentence."""
-        between = f"{self.difference:+.2%} (95 % interval {self.low:+.2%} to {self.high:+.2%})"
+        luck = "" if self.num_seeds > 1 else ", without the luck of seeds"
+        between = f"{self.difference:+.2%} (95 % interval {self.low:+.2%} to {self.high:+.2%}{luck})"
+        read = f"the best trial's config reads {self.best:.2%}, the recipe {self.recipe:.2%}"
         if self.low > 0:
-            return f"the best trial's config reads more than the recipe: {between}"
+            return f"{read}, which is more: {between}"
         if self.high < 0:
-            return f"the recipe reads more than the best trial's config: {between}"
-        return f"the difference is noise: {between}"
+            return f"{read}, which is less: {between}"
+        return f"{read}, a difference that may be noise: {between}"
 
 
 def compare(best: npt.NDArray[np.bool_], recipe: npt.NDArray[np.bool_], seed: int = 0) -> Comparison:
@@ -254,6 +256,11 @@ class Findings:
         if self.best_is_recipe:
             return "the best trial is the recipe itself"
         return "no comparison with the recipe was asked for"
+
+    @property
+    def better(self) -> bool:
+        """Whether the best trial's config is proved to be better than the recipe, or nobody asked for a proof."""
+        return self.comparison.low > 0 if self.comparison else not self.best_is_recipe
 
     @property
     def num_epochs(self) -> int:

@@ -7,7 +7,7 @@ from captcha_ray.config import TuneConfig
 def main() -> None:
     config = console.parse(TuneConfig)
     recipe = runs.load_recipe(config.recipe)
-    searched = space.build(recipe, config.space, config.vary)
+    searched = space.build(recipe, config.space, config.vary, only=config.only)
     run = runs.RunDirectory(config.run)
     console.warn_without_gpu(config.gpus_per_trial > 0)
     with cluster.connect(meanwhile="captcha_ray.search"):
@@ -21,7 +21,12 @@ def main() -> None:
     for line in found.describe():
         console.say(line)
     console.say(f"report: {report}")
-    console.say(f"train it: python jobs/train.py --recipe {run.path('best.json')} --run URI")
+    if found.better:
+        console.say(f"train it: python jobs/train.py --recipe {run.path('best.json')} --run URI")
+    else:
+        console.say(
+            f"nothing is proved to be better than the recipe; the best trial's config is {run.path('best.json')}"
+        )
 
 
 if __name__ == "__main__":

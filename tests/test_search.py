@@ -25,11 +25,10 @@ RECIPE = TrainConfig(recipe="test", network="multi_head_cnn", epochs=6, batch_si
 def find(
     shards: corpus.Shards, run: Path, *vary: str, recipe: TrainConfig = RECIPE, only: bool = False, **changes: Any
 ) -> Findings:
-    """Searches `vary`, and of the default parameters those, too, unless `only`."""
-    words = [*([f"{name}=off" for name in space.DEFAULT] if only else []), *vary]
-    given = {"num_trials": 4, "final_seeds": 0, **changes}
-    config = TuneConfig(recipe="test", shards=shards.uri, run=str(run), vary=tuple(words), **given)
-    searched = space.build(recipe, "", words)
+    """Searches `vary`, and the default parameters too, unless `only`."""
+    given = {"num_trials": 4, "final_seeds": 0, "vary": vary, "only": only, **changes}
+    config = TuneConfig(recipe="test", shards=shards.uri, run=str(run), **given)
+    searched = space.build(recipe, "", vary, only=only)
     return search.run(config, recipe, searched, shards.manifest, shards.read("train"), shards.read("val"))
 
 
@@ -75,7 +74,7 @@ def test_a_search_leaves_trials_a_table_the_best_config_and_a_page(glyph_shards:
         assert told["seed"] == 1 + int(name[-1])
         assert len(metrics) == 6
         assert sum(right) / len(right) == pytest.approx(max(epoch["val_exact_match"] for epoch in metrics))
-    assert "the best trial's config reads more than the recipe" in found.comparison.verdict
+    assert "which is more: +" in found.comparison.verdict
     assert json.loads((run / "results.json").read_text()) == found.to_dict()
 
     uri = search_report.write(RunDirectory(str(run)), space.build(slow, "", ["optimizer=sgd,adam"]), found)
@@ -213,6 +212,7 @@ def test_a_killed_search_continues_where_it_was_and_nobody_reads_the_test_split(
     with Job("tune", *command, "--resume", cwd=tmp_path) as job:
         assert job.wait() == 0
         assert "4 trials: 4 finished" in job.said
+        assert "4 trials are kept; 0 were cut off" in job.said
     assert {path: path.stat().st_mtime_ns for path in written} == written, "something was trained again"
     with Job("tune", *command, "--resume", "--vary", "dropout=0..0.1", cwd=tmp_path) as job:
         assert job.wait() == 2
@@ -246,7 +246,10 @@ def test_what_cannot_be_searched_is_refused_and_nothing_is_overwritten(
         ),
         ("and 1 GPU", lambda: find(glyph_shards, tmp_path / "a", gpus_per_trial=1)),
         ("holds no run to resume", lambda: find(glyph_shards, tmp_path / "a", resume=True)),
-        ("recipe isfahan reads height 50", lambda: find(glyph_shards, tmp_path / "a", recipe=recipes.get("isfahan"))),
+        (
+            "reads one character an image, not 2",
+            lambda: find(glyph_shards, tmp_path / "a", recipe=recipes.get("wmail")),
+        ),
     ]
     for sentence, call in refused:
         with pytest.raises(InputError) as caught:

@@ -43,6 +43,12 @@ def test_a_word_narrows_widens_or_adds_a_parameter(word: str, name: str, paramet
     assert list(built)[:3] == ["learning_rate", "batch_size", "dropout"]
 
 
+def test_only_what_is_named_is_varied_where_that_is_asked_for() -> None:
+    assert list(space.build(RECIPE, "", ["optimizer", "dropout"], only=True)) == ["optimizer", "dropout"]
+    with pytest.raises(InputError, match="the space is empty"):
+        space.build(RECIPE, "", [], only=True)
+
+
 def test_momentum_is_searched_where_an_optimizer_has_it() -> None:
     built = space.build(RECIPE, "", ["momentum=0,0.9", "optimizer=sgd,adam"])
     assert built["momentum"] == Choice((0.0, 0.9))

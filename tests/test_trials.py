@@ -99,14 +99,14 @@ def right(rate: float, seeds: int = 3, images: int = 200, seed: int = 0) -> Any:
 def test_a_clear_difference_is_told_from_noise() -> None:
     found = trials.compare(right(0.9, seed=1), right(0.6, seed=2))
     assert found.low > 0
-    assert found.verdict.startswith("the best trial's config reads more than the recipe: +")
+    assert "which is more: +" in found.verdict
     assert found.best - found.recipe == pytest.approx(found.difference)
     assert found.low < found.difference < found.high
     assert (found.num_images, found.num_seeds) == (200, 3)
     back = trials.compare(right(0.6, seed=2), right(0.9, seed=1))
-    assert back.verdict.startswith("the recipe reads more than the best trial's config: -")
+    assert "which is less: -" in back.verdict
     same = trials.compare(right(0.75, seed=1), right(0.75, seed=2))
-    assert same.verdict.startswith("the difference is noise: ")
+    assert "a difference that may be noise: " in same.verdict
 
 
 @pytest.mark.parametrize("num_images", [100, 2000])
@@ -138,4 +138,4 @@ def test_one_lucky_seed_is_no_proof() -> None:
     lucky[0] = True
     found = trials.compare(lucky, np.zeros((3, 200), np.bool_))
     assert found.difference == pytest.approx(1 / 3)
-    assert found.verdict.startswith("the difference is noise")
+    assert "a difference that may be noise" in found.verdict
