@@ -18,13 +18,13 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from captcha_ray import learning, recipes
-from captcha_ray.augment import Affine
+from captcha_ray.augment import Augment
 from captcha_ray.config import ImageSpec, TrainConfig
 from captcha_ray.learning import Arithmetic, Batch
-from captcha_ray.models import build_model
+from captcha_ray.models import Network, build_model
 from captcha_ray.spec import ModelSpec
 
 CHARSET = "0123456789abcdefghijklmnopqrstuvwxyz"
@@ -132,7 +132,7 @@ def measure(config: TrainConfig, device: torch.device, seconds: float) -> list[L
         images = glyphs(config, READ_BATCH, seed=0).images
         model = new_model(config, device).eval()
 
-        def read(steps: int, model: nn.Module = model, a: Arithmetic = arithmetic, images: Tensor = images) -> None:
+        def read(steps: int, model: Network = model, a: Arithmetic = arithmetic, images: Tensor = images) -> None:
             for _ in range(steps):
                 probabilities(model, images, a)
 
@@ -187,11 +187,11 @@ def compare(config: TrainConfig, device: torch.device) -> dict[str, Agreement]:
     return result
 
 
-def trainer(config: TrainConfig, model: nn.Module, arithmetic: Arithmetic) -> Callable[[Batch, int], None]:
+def trainer(config: TrainConfig, model: Network, arithmetic: Arithmetic) -> Callable[[Batch, int], None]:
     """A function that makes n optimizer steps on a batch as the recipe says, but for Adam at 3e-3."""
     config = dataclasses.replace(config, optimizer="adam", learning_rate=3e-3)
     optimizer = learning.build_optimizer(config, model)
-    augment = Affine(config.rotation_degrees, config.shift_fraction, config.shear_degrees, config.zoom_fraction)
+    augment = Augment.of(config)
 
     def train(batch: Batch, steps: int) -> None:
         batches = itertools.repeat(batch, steps)
@@ -202,14 +202,14 @@ def trainer(config: TrainConfig, model: nn.Module, arithmetic: Arithmetic) -> Ca
     return train
 
 
-def probabilities(model: nn.Module, images: Tensor, arithmetic: Arithmetic) -> Tensor:
+def probabilities(model: Network, images: Tensor, arithmetic: Arithmetic) -> Tensor:
     """uint8 (N, H, W, C) -> float32 (N, S, K) on the CPU."""
     with torch.inference_mode(), arithmetic.autocast():
         logits: Tensor = model(arithmetic.to_input(images))
-    return torch.softmax(logits.float(), 2).cpu()
+        return model.log_probabilities(logits).exp().cpu()
 
 
-def new_model(config: TrainConfig, device: torch.device) -> nn.Module:
+def new_model(config: TrainConfig, device: torch.device) -> Network:
     """The recipe's network, freshly initialized, the same every time."""
     image = ImageSpec(height=config.height, width=config.width)
     torch.manual_seed(0)

@@ -1,9 +1,9 @@
-"""Random affine distortion of a batch, on the device the batch is on, seeded by a generator.
+"""Random distortion of a batch, on the device the batch is on, seeded by a generator.
 
-The parameters mean what they mean in Keras' `ImageDataGenerator` since its axes were put right (keras-preprocessing
-pull request 318, 2020): each image draws a rotation, a shift per axis, a shear (a slant along x) and a zoom per axis,
-uniformly; pixels from outside repeat the nearest edge. Unlike there, the center is the image's own where it is not
-square.
+The affine parameters mean what they mean in Keras' `ImageDataGenerator` since its axes were put right
+(keras-preprocessing pull request 318, 2020): each image draws a rotation, a shift per axis, a shear (a slant along x)
+and a zoom per axis, uniformly; pixels from outside repeat the nearest edge. Unlike there, the center is the image's own
+where it is not square.
 """
 
 import dataclasses
@@ -12,6 +12,8 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from captcha_ray.config import TrainConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,11 +27,74 @@ class Affine:
 
     def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """float (N, C, H, W) -> the same shape. The generator must live on the images' device."""
-        if not any(dataclasses.astuple(self)):
-            return images
-        theta = affine_matrices(self, images.shape, generator)
-        grid = F.affine_grid(theta, list(images.shape), align_corners=False)
-        return F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
+        return _sample(images, self.grid(images.shape, generator)) if self.is_any else images
+
+    @property
+    def is_any(self) -> bool:
+        """Whether there is anything to do."""
+        return any(dataclasses.astuple(self))
+
+    def grid(self, shape: torch.Size, generator: torch.Generator) -> Tensor:
+        """Where each pixel comes from, in normalized coordinates, float (N, H, W, 2)."""
+        return F.affine_grid(affine_matrices(self, shape, generator), list(shape), align_corners=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class Augment:
+    """Affine and elastic distortion, thicker and thinner strokes, contrast, brightness and noise, in this order.
+
+    elastic_pixels: standard deviation of local displacements, which vary over a twelfth of each side, as in P. Simard
+    et al., "Best practices for convolutional neural networks" (2003). stroke_fraction: share of the images whose dark
+    parts grow by a pixel, and share of those whose light parts do. contrast_fraction: largest change of contrast;
+    brightness changes by up to two thirds of it. noise_fraction: largest standard deviation of noise, of the range.
+    """
+
+    affine: Affine = Affine()
+    elastic_pixels: float = 0.0
+    stroke_fraction: float = 0.0
+    contrast_fraction: float = 0.0
+    noise_fraction: float = 0.0
+
+    @classmethod
+    def of(cls, config: TrainConfig) -> "Augment":
+        """As the config says."""
+        affine = Affine(config.rotation_degrees, config.shift_fraction, config.shear_degrees, config.zoom_fraction)
+        return cls(
+            affine, config.elastic_pixels, config.stroke_fraction, config.contrast_fraction, config.noise_fraction
+        )
+
+    def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """float (N, C, H, W) in [0, 1] -> the same shape. The generator must live on the images' device."""
+        n, _, height, width = images.shape
+        device = images.device
+
+        def draw(*shape: int) -> Tensor:  # uniform in [-1, 1)
+            return torch.rand(shape, generator=generator, device=device) * 2 - 1
+
+        if self.elastic_pixels:
+            coarse = (n, 2, max(height // 12, 2), max(width // 12, 2))
+            waves = torch.randn(coarse, generator=generator, device=device) * self.elastic_pixels
+            waves = F.interpolate(waves, (height, width), mode="bicubic", align_corners=False)
+            scale = torch.tensor([2 / width, 2 / height], device=device)  # pixels to normalized coordinates
+            grid = self.affine.grid(images.shape, generator) + waves.permute(0, 2, 3, 1) * scale
+            images = _sample(images, grid)
+        else:
+            images = self.affine(images, generator)
+        if self.stroke_fraction:
+            choice = draw(n, 1, 1, 1)
+            images = torch.where(choice < 2 * self.stroke_fraction - 1, -F.max_pool2d(-images, 3, 1, 1), images)
+            images = torch.where(choice >= 1 - 2 * self.stroke_fraction, F.max_pool2d(images, 3, 1, 1), images)
+        if self.contrast_fraction:
+            images = images * (1 + self.contrast_fraction * draw(n, 1, 1, 1))
+            images = images + self.contrast_fraction * 2 / 3 * draw(n, 1, 1, 1)
+        if self.noise_fraction:
+            strength = self.noise_fraction * draw(n, 1, 1, 1)
+            images = images + strength * torch.randn(images.shape, generator=generator, device=device)
+        return images
+
+
+def _sample(images: Tensor, grid: Tensor) -> Tensor:
+    return F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
 
 
 def affine_matrices(ranges: Affine, shape: torch.Size, generator: torch.Generator) -> Tensor:

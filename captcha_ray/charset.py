@@ -36,19 +36,28 @@ class Charset:
         """The characters of `text` that are not in the alphabet, each once, in order of appearance."""
         return "".join(dict.fromkeys(c for c in text if c not in self.characters))
 
-    def encode(self, texts: list[str], slots: int) -> npt.NDArray[np.int64]:
+    def encode(self, texts: list[str], slots: int, *, variable: bool = False) -> npt.NDArray[np.int64]:
         """Texts of exactly `slots` characters -> class indices, int64 (len(texts), slots).
 
+        variable: texts may have fewer, down to one; class K, one beyond the last character, fills their rows up.
         Raises InputError for an unknown character or another length.
         """
         index = {c: i for i, c in enumerate(self.characters)}
-        for text in texts:
-            if len(text) != slots:
-                raise InputError(f"label {text!r} has {len(text)} characters where the network reads {slots}")
+        classes = np.full((len(texts), slots), len(self), np.int64)
+        for row, text in zip(classes, texts, strict=True):
+            if not (1 if variable else slots) <= len(text) <= slots:
+                reads = f"1 to {slots}" if variable else f"{slots}"
+                raise InputError(f"label {text!r} has {len(text)} characters where the network reads {reads}")
             if unknown := self.unknown_in(text):
                 raise InputError(f"label {text!r} holds {unknown!r}, which the charset {self.characters!r} lacks")
-        return np.array([[index[c] for c in text] for text in texts], np.int64).reshape(len(texts), slots)
+            row[: len(text)] = [index[c] for c in text]
+        return classes
 
     def decode(self, classes: npt.NDArray[np.integer]) -> list[str]:
-        """Class indices, integer (N, slots) -> N texts."""
-        return ["".join(self.characters[k] for k in row) for row in classes]
+        """Class indices, integer (N, slots) -> N texts; each ends before its first class K."""
+        characters = [*self.characters, ""]
+        return ["".join(characters[k] for k in row[: _end(row, len(self))]) for row in classes.tolist()]
+
+
+def _end(row: list[int], end: int) -> int:
+    return row.index(end) if end in row else len(row)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from captcha_ray import identity, runs, storage
 from captcha_ray.config import InputError
 from captcha_ray.identity import DESCRIPTION, WEIGHTS
-from captcha_ray.models import build_model
+from captcha_ray.models import Network, build_model
 from captcha_ray.spec import ModelSpec
 
 
@@ -31,7 +31,7 @@ def save_model(folder: str, model: nn.Module, spec: ModelSpec) -> None:
     storage.write(storage.join(folder, DESCRIPTION), runs.to_json(description))
 
 
-def load_model(uri: str) -> tuple[nn.Module, ModelSpec, str]:
+def load_model(uri: str) -> tuple[Network, ModelSpec, str]:
     """(network, what it reads, fingerprint) of a run or of a checkpoint folder, on the CPU, in evaluation mode.
 
     Raises InputError where there is none, or where weights, description and architecture do not belong together.

@@ -11,7 +11,7 @@ import re
 from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
 
 Labels = Literal["folder", "filename", "table"]
-Network = Literal["glyph_vgg", "multi_head_cnn"]
+Network = Literal["glyph_vgg", "multi_head_cnn", "column_cnn"]
 Optimizer = Literal["sgd", "rmsprop", "adam", "adamw"]
 Precision = Literal["auto", "fp32", "bf16"]
 Schedule = Literal["constant", "one_cycle"]
@@ -231,6 +231,8 @@ class TrainConfig(Config):
     """Image width the shards must have, pixels; 0 takes what they have."""
     slots: int = 0
     """Characters per image the network reads; 0 takes the length of the shards' labels."""
+    variable_length: bool = False
+    """Read 1 to --slots characters per image instead of exactly as many; column_cnn only."""
     charset: str = ""
     """Alphabet the shards must have; default: take theirs."""
     epochs: int = 10
@@ -259,6 +261,14 @@ class TrainConfig(Config):
     """Augmentation: largest shear either way, degrees."""
     zoom_fraction: float = 0.0
     """Augmentation: largest zoom in or out per axis, fraction."""
+    elastic_pixels: float = 0.0
+    """Augmentation: standard deviation of local displacements, pixels."""
+    stroke_fraction: float = 0.0
+    """Augmentation: share of images whose strokes become thicker, and of those whose become thinner, by a pixel."""
+    contrast_fraction: float = 0.0
+    """Augmentation: largest change of contrast, fraction; brightness changes by up to two thirds of it."""
+    noise_fraction: float = 0.0
+    """Augmentation: largest standard deviation of noise, fraction of the range from black to white."""
     patience: int = 0
     """Stop after this many epochs without a better validation accuracy; 0 never stops early."""
     seed: int = 0
@@ -279,6 +289,10 @@ class TrainConfig(Config):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._check_at_least(1, "epochs", "num_workers", "cpus_per_worker")
+        check(
+            not self.variable_length or self.network == "column_cnn",
+            f"{self.network} reads the same number of characters in every image; --variable-length needs column_cnn",
+        )
         check(self.batch_size >= 2, f"batch_size is {self.batch_size}; batch normalization needs at least 2 images")
         not_negative = (
             "height",
@@ -289,6 +303,8 @@ class TrainConfig(Config):
             "rotation_degrees",
             "shift_fraction",
             "shear_degrees",
+            "elastic_pixels",
+            "noise_fraction",
             "patience",
             "seed",
             "max_failures",
@@ -299,8 +315,12 @@ class TrainConfig(Config):
         check(
             0 < self.learning_rate < math.inf, f"learning_rate is {self.learning_rate}; it must be finite and above 0"
         )
-        for name in ("label_smoothing", "dropout", "zoom_fraction"):
+        for name in ("label_smoothing", "dropout", "zoom_fraction", "contrast_fraction"):
             check(0 <= getattr(self, name) < 1, f"{name} is {getattr(self, name)}; it must be 0 to below 1")
+        check(
+            0 <= self.stroke_fraction <= 0.5,
+            f"stroke_fraction is {self.stroke_fraction}; it must be 0 to .5, as many images become thinner as thicker",
+        )
         check(self.shear_degrees < 90, f"shear_degrees is {self.shear_degrees}; it must be below 90 degrees")
         check(bool(self.shards) and bool(self.run), "shards and run must each name a folder or a URI")
 

@@ -387,12 +387,15 @@ def open_shards(uri: str) -> Shards:
     return Shards(uri, schema.Manifest.from_dict(manifest))
 
 
-def open_labeled(config: EvaluateConfig, own_shards: str, spec: ImageSpec, charset: str, slots: int) -> Labeled:
+def open_labeled(
+    config: EvaluateConfig, own_shards: str, spec: ImageSpec, charset: str, lengths: tuple[int, int]
+) -> Labeled:
     """A split of shards, or the images of `config.corpus` decoded on the fly to what the network reads.
 
-    own_shards: URI of those the network was trained on, the default, or "" for unknown; only their splits go by their
-    own names, others are "shards". Files of a corpus that have no label or cannot be decoded are left out of the
-    Dataset. Raises InputError where there is nothing to read, or the shards are not for such a network.
+    lengths: fewest and most characters it reads. own_shards: URI of those the network was trained on, the default, or
+    "" for unknown; only their splits go by their own names, others are "shards". Files of a corpus that have no label
+    or cannot be decoded are left out of the Dataset. Raises InputError where there is nothing to read, or the shards
+    are not for such a network.
     """
     if config.corpus or config.table:
         return read_corpus(config.corpus, labels.LabelRule(config.labels, config.label_pattern, config.table), spec)
@@ -402,9 +405,11 @@ def open_labeled(config: EvaluateConfig, own_shards: str, spec: ImageSpec, chars
     manifest = shards.manifest
     if foreign := Charset(charset).unknown_in(manifest.charset):
         raise InputError(f"labels of {shards.uri} hold {foreign!r}, which the network's charset {charset!r} lacks")
-    if not manifest.min_length == manifest.max_length == slots:
-        lengths = f"{manifest.min_length} to {manifest.max_length}"
-        raise InputError(f"labels of {shards.uri} have {lengths} characters, the network reads {slots}")
+    fewest, most = lengths
+    if not fewest <= manifest.min_length <= manifest.max_length <= most:
+        found_lengths = f"{manifest.min_length} to {manifest.max_length}"
+        reads = f"{most}" if fewest == most else f"{fewest} to {most}"
+        raise InputError(f"labels of {shards.uri} have {found_lengths} characters, the network reads {reads}")
     found = manifest.image_spec
     if found != spec:
         raise InputError(f"{shards.uri} holds images of {found}, the network reads {spec}")

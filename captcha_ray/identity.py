@@ -17,7 +17,10 @@ DESCRIPTION = "model.json"
 
 def fingerprint(spec: ModelSpec, weights: bytes) -> str:
     """SHA-256, hexadecimal, of all that decides what a network reads: weights, architecture, charset, slots, image."""
-    decisive = {name: value for name, value in spec.to_dict().items() if name != "dropout"}
+    decisive = spec.to_dict()
+    del decisive["dropout"]
+    if not spec.variable:  # checkpoints from before there were others
+        del decisive["variable"]
     description = json.dumps(decisive, sort_keys=True).encode()
     return hashlib.sha256(len(description).to_bytes(8, "big") + description + weights).hexdigest()
 

@@ -17,11 +17,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from captcha_ray.augment import Affine
 from captcha_ray.config import InputError, Precision, TrainConfig
+from captcha_ray.models import Network
+
+EARLY = 0.15
+"""Share of the steps in which networks that must find out where characters stand are told that they stand evenly."""
 
 WARMUP = 0.3
 """Share of the steps a one-cycle schedule warms up for, as in L. Smith and N. Topin, "Super-convergence" (2018)."""
@@ -182,26 +184,30 @@ def keep_freed_memory() -> None:
 
 
 def train_epoch(
-    model: nn.Module,
+    model: Network,
     optimizer: torch.optim.Optimizer,
     batches: Iterable[Batch],
     arithmetic: Arithmetic,
     *,
-    augment: Affine,
+    parallel: nn.Module | None = None,
+    augment: Callable[[Tensor, torch.Generator], Tensor],
     seed: int,
     world_size: int = 1,
     learning_rate: Callable[[int], float],
     label_smoothing: float = 0.0,
+    early_steps: int = 0,
     on_step: Callable[[int, int], None] = lambda step, images: None,
 ) -> tuple[EpochCounts, float]:
     """One pass of optimizer steps. Returns this worker's counts and the seconds it waited for data.
 
-    seed: of dropout and augmentation, different for each worker. learning_rate: by step of this epoch.
-    label_smoothing: shapes the gradient, not the counts. The gradient is
-    that of the mean over all workers' images of a step, however unevenly they hold them: each worker's sum is scaled
-    by world_size / step_images, since data-parallel gradients are averaged over workers.
+    parallel: what wraps the model where several workers train it. seed: of dropout and augmentation, different for each
+    worker. learning_rate: by step of this epoch. label_smoothing: shapes the gradient, not the counts. early_steps: at
+    the beginning of this epoch, see `Network.losses`. The gradient is that of the mean over all workers' images of a
+    step, however unevenly they hold them: each worker's sum is scaled by world_size / step_images, since data-parallel
+    gradients are averaged over workers.
     """
-    model.train()
+    forward = parallel or model
+    forward.train()
     torch.manual_seed(seed)
     generator = torch.Generator(arithmetic.device).manual_seed(seed)
     counter = _Counter(arithmetic.device)
@@ -211,38 +217,29 @@ def train_epoch(
         targets = batch.targets.to(arithmetic.device)
         inputs = augment(arithmetic.to_input(batch.images), generator)
         with arithmetic.autocast():
-            logits = model(inputs)
-        losses = image_losses(logits, targets)
-        smoothed = image_losses(logits, targets, label_smoothing) if label_smoothing else losses
+            outputs = forward(inputs)
+        taught = losses = model.losses(outputs, targets)
+        if label_smoothing or step < early_steps:
+            taught = model.losses(outputs, targets, label_smoothing, early=step < early_steps)
         optimizer.zero_grad(set_to_none=True)
-        (smoothed.sum() * (world_size / batch.step_images)).backward()  # type: ignore[no-untyped-call]
+        (taught.sum() * (world_size / batch.step_images)).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-        counter.add(logits, targets, losses)
+        counter.add(model, outputs, targets, losses)
         on_step(step, batch.step_images)
     return counter.counts(), counter.waited_s
 
 
 @torch.inference_mode()
-def evaluate(model: nn.Module, batches: Iterable[Batch], arithmetic: Arithmetic) -> EpochCounts:
+def evaluate(model: Network, batches: Iterable[Batch], arithmetic: Arithmetic) -> EpochCounts:
     """This worker's counts over its batches; the model's mode is left at evaluation."""
     model.eval()
     counter = _Counter(arithmetic.device)
     for batch in batches:
         targets = batch.targets.to(arithmetic.device)
         with arithmetic.autocast():
-            logits = model(arithmetic.to_input(batch.images))
-        counter.add(logits, targets, image_losses(logits, targets))
+            outputs = model(arithmetic.to_input(batch.images))
+        counter.add(model, outputs, targets, model.losses(outputs, targets))
     return counter.counts()
-
-
-def image_losses(logits: Tensor, targets: Tensor, label_smoothing: float = 0.0) -> Tensor:
-    """Cross-entropy summed over slots. logits: (N, S, K), targets: int64 (N, S) -> float32 (N,), nats.
-
-    label_smoothing: share of the target spread over all K classes (C. Szegedy et al., "Rethinking the Inception
-    Architecture", 2016).
-    """
-    losses = F.cross_entropy(logits.float().transpose(1, 2), targets, reduction="none", label_smoothing=label_smoothing)
-    return losses.sum(1)
 
 
 class _Counter:
@@ -263,9 +260,9 @@ class _Counter:
                 return
             yield batch
 
-    def add(self, logits: Tensor, targets: Tensor, losses: Tensor) -> None:
+    def add(self, model: Network, outputs: Tensor, targets: Tensor, losses: Tensor) -> None:
         with torch.no_grad():
-            right = logits.argmax(2) == targets  # (N, S)
+            right = model.log_probabilities(outputs).argmax(2) == targets  # (N, S)
             head = torch.stack([torch.full_like(losses[:1].sum(), len(losses)), losses.sum(), right.all(1).sum()])
             sums = torch.cat([head, right.sum(0)]).double()
             self._sums = sums if self._sums is None else self._sums + sums

@@ -1,16 +1,36 @@
-"""The networks: float images in [0, 1], (N, C, H, W) -> logits, (N, slots, classes). Softmax belongs to the loss.
+"""The networks: float images in [0, 1], (N, C, H, W) -> outputs, and what these mean: losses and readings.
 
-Shape letters: N images, C channels, H height, W width, S slots (characters), K classes (alphabet).
+Shape letters: N images, C channels, H height, W width, S slots (characters), K classes (alphabet), T columns.
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from captcha_ray.alignment import evenly_spaced, slot_probabilities
 from captcha_ray.config import ImageSpec, InputError
 from captcha_ray.spec import ModelSpec
 
 
-class GlyphVGG(nn.Module):
+class Network(nn.Module):
+    """A network whose outputs are logits of the characters of each slot, (N, S, K); others say what theirs are."""
+
+    def losses(self, outputs: Tensor, targets: Tensor, label_smoothing: float = 0.0, *, early: bool = False) -> Tensor:
+        """Negative log-likelihood of each image's text -> float32 (N,), nats; for slots, summed over them.
+
+        targets: int64 (N, S). label_smoothing: share of the target spread over all K classes (C. Szegedy et al.,
+        "Rethinking the Inception Architecture", 2016). early: training has just begun; networks that must first find
+        out where characters stand may then be told.
+        """
+        logits = outputs.float().transpose(1, 2)
+        return F.cross_entropy(logits, targets, reduction="none", label_smoothing=label_smoothing).sum(1)
+
+    def log_probabilities(self, outputs: Tensor) -> Tensor:
+        """Of the classes in each slot, float32 (N, S, K)."""
+        return outputs.float().log_softmax(2)
+
+
+class GlyphVGG(Network):
     """One character. Blocks of 1x32, 2x64 and 3x128 convolutions, then a dense layer of 512.
 
     After the Wmail project's network for digits of 18x60 (width x height) pixels. Any size from 8x8 works; the
@@ -64,7 +84,7 @@ class MaxPool(nn.MaxPool2d):
         return maps
 
 
-class MultiHeadCNN(nn.Module):
+class MultiHeadCNN(Network):
     """A fixed number of characters. Three convolutions, then two dense layers per character.
 
     After the Isfahan project's network for five characters in 200x50 (width x height) pixels: 16, 32 and 32 filters
@@ -98,7 +118,97 @@ class MultiHeadCNN(nn.Module):
         return torch.stack([head(flat) for head in self.heads], dim=1)
 
 
-def build_model(spec: ModelSpec) -> nn.Module:
+class ColumnCNN(Network):
+    """Any number of characters. Convolutions down to a row of columns, each of which says one character, or none.
+
+    All columns share the last layers and see little more than one character, so that the network learns characters
+    and not strings: it needs few images. Trained by connectionist temporal classification; reads by the probability of
+    each character in each slot over all alignments. Outputs: logits (N, T, K + 1), the blank last. `variable`: an
+    image holds 1 to S characters; then class K of a slot says that the text has ended.
+    """
+
+    def __init__(self, image: ImageSpec, num_classes: int, slots: int, dropout: float, *, variable: bool) -> None:
+        super().__init__()
+        self._slots, self._variable = slots, variable
+        stride = column_stride(image, slots)
+        self.features = nn.Sequential(
+            *_convolution(image.channels, 32, 5, stride=2),
+            *_convolution(32, 64, 3),
+            nn.MaxPool2d((2, stride // 2)),
+            *_convolution(64, 128, 3),
+            nn.Dropout2d(dropout / 3),
+            nn.MaxPool2d((2, 1)),
+            *_convolution(128, 128, 3),
+            nn.Dropout2d(dropout / 3),
+        )
+        height = (image.height + 1) // 2 // 2 // 2
+        self.columns = nn.Sequential(
+            *_convolution(128, 128, (height, 1), padding=0),
+            *_convolution(128, 128, (1, 3), padding=(0, 1)),
+            nn.Dropout(dropout),
+            nn.Conv2d(128, num_classes + 1, 1),
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        """float32 (N, C, H, W) in [0, 1] -> logits (N, T, K + 1)."""
+        maps = self.features(images)  # (N, 128, H // 8, T)
+        columns: Tensor = self.columns(maps)  # (N, K + 1, 1, T)
+        return columns.squeeze(2).transpose(1, 2)
+
+    def losses(self, outputs: Tensor, targets: Tensor, label_smoothing: float = 0.0, *, early: bool = False) -> Tensor:
+        """As `Network.losses`, over all alignments. targets: int64 (N, S), K where the text has ended.
+
+        early: of the alignment with evenly spaced characters instead. Without that, such networks stay for long where
+        every column says blank.
+        """
+        columns = outputs.float().log_softmax(2)
+        num_columns, blank = columns.shape[1], columns.shape[2] - 1
+        lengths = (targets < blank).sum(1)
+        if early:
+            losses = evenly_spaced(columns, targets, lengths)
+        else:
+            steps = torch.full_like(lengths, num_columns)
+            losses = F.ctc_loss(columns.transpose(0, 1), targets, steps, lengths, blank, reduction="none")
+        if label_smoothing:
+            spread = -columns.mean((1, 2)) * lengths
+            losses = torch.lerp(losses, spread, label_smoothing)
+        return losses
+
+    def log_probabilities(self, outputs: Tensor) -> Tensor:
+        """As `Network.log_probabilities`, (N, S, K), or (N, S, K + 1) where the number of characters varies."""
+        columns = outputs.float().log_softmax(2)
+        return slot_probabilities(columns, self._slots, variable=self._variable).clamp(min=1e-30).log().float()
+
+
+def _convolution(
+    channels: int,
+    width: int,
+    size: int | tuple[int, int],
+    *,
+    stride: int = 1,
+    padding: int | tuple[int, int] | None = None,
+) -> list[nn.Module]:
+    if padding is None:
+        assert isinstance(size, int)
+        padding = size // 2
+    return [
+        nn.Conv2d(channels, width, size, stride, padding, bias=False),
+        nn.BatchNorm2d(width),
+        nn.ReLU(inplace=True),
+    ]
+
+
+def column_stride(image: ImageSpec, slots: int) -> int:
+    """Pixels from one column to the next: 4, or 2 where that leaves fewer than 3 columns a character."""
+    return 4 if image.width // 4 >= 3 * slots else 2
+
+
+def num_columns(image: ImageSpec, slots: int) -> int:
+    """Columns that `ColumnCNN` sees in an image."""
+    return (image.width + 1) // 2 // (column_stride(image, slots) // 2)
+
+
+def build_model(spec: ModelSpec) -> Network:
     """The network of a spec, freshly initialized from torch's random state.
 
     Raises InputError where the architecture cannot read such images or so many characters.
@@ -109,4 +219,12 @@ def build_model(spec: ModelSpec) -> nn.Module:
         if min(spec.image.height, spec.image.width) < 8:
             raise InputError(f"glyph_vgg needs images of at least 8x8 pixels, not {spec.image}")
         return GlyphVGG(spec.image, len(spec.charset), spec.dropout)
+    if spec.network == "column_cnn":
+        columns, needed = num_columns(spec.image, spec.slots), 2 * spec.slots - 1  # a blank parts equal characters
+        if spec.image.height < 7 or columns < needed:
+            raise InputError(
+                f"column_cnn reads {spec.slots} characters in images of at least {2 * needed}x7 pixels (width x "
+                f"height), not {spec.image}"
+            )
+        return ColumnCNN(spec.image, len(spec.charset), spec.slots, spec.dropout, variable=spec.variable)
     return MultiHeadCNN(spec.image, len(spec.charset), spec.slots, spec.dropout)

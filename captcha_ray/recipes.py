@@ -72,9 +72,39 @@ def demo_text5() -> TrainConfig:
     )
 
 
+def text() -> TrainConfig:
+    """A fixed number of characters, in images of any size: the network that reads best here."""
+    return TrainConfig(
+        recipe="text",
+        network="column_cnn",
+        epochs=16,
+        batch_size=16,
+        optimizer="adamw",
+        learning_rate=3e-3,
+        schedule="one_cycle",
+        weight_decay=0.01,
+        dropout=0.3,
+        rotation_degrees=3.0,
+        shift_fraction=0.02,
+        shear_degrees=6.0,
+        zoom_fraction=0.06,
+        elastic_pixels=0.5,
+        stroke_fraction=0.15,
+        contrast_fraction=0.15,
+        noise_fraction=0.05,
+    )
+
+
+def text_ctc() -> TrainConfig:
+    """`text`, for images that hold 1 to as many characters as the longest label."""
+    return dataclasses.replace(text(), recipe="text-ctc", variable_length=True)
+
+
 RECIPES: dict[str, Callable[[], TrainConfig]] = {
     "wmail": wmail,
     "isfahan": isfahan,
+    "text": text,
+    "text-ctc": text_ctc,
     "demo-digits": demo_digits,
     "demo-text5": demo_text5,
 }

@@ -8,11 +8,11 @@ from typing import Any, overload
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import nn
 
 from captcha_ray import checkpoint, images, learning, storage
 from captcha_ray.charset import Charset
 from captcha_ray.config import InputError, Precision
+from captcha_ray.models import Network
 from captcha_ray.spec import ModelSpec
 
 Source = str | os.PathLike[str] | bytes | npt.NDArray[np.uint8]
@@ -41,7 +41,7 @@ class Recognizer:
     """
 
     def __init__(
-        self, model: nn.Module, spec: ModelSpec, device: str = "cpu", precision: Precision = "auto", model_id: str = ""
+        self, model: Network, spec: ModelSpec, device: str = "cpu", precision: Precision = "auto", model_id: str = ""
     ) -> None:
         learning.keep_freed_memory()
         self.spec = spec
@@ -89,23 +89,31 @@ class Recognizer:
         assert pixels.shape[1:] == self.spec.image.shape, f"{pixels.shape[1:]} is not {self.spec.image.shape}"
         with torch.inference_mode(), self._arithmetic.autocast():
             logits = self._model(self._arithmetic.to_input(torch.from_numpy(np.require(pixels, requirements="W"))))
-            result: npt.NDArray[np.float32] = torch.log_softmax(logits.float(), 2).cpu().numpy()
+        with torch.inference_mode():
+            result: npt.NDArray[np.float32] = self._model.log_probabilities(logits).cpu().numpy()
         return result
 
     def readings(self, log_probabilities: npt.NDArray[np.float32]) -> list[Reading]:
-        """float32 (N, slots, classes) -> N readings: each slot's likeliest character."""
+        """float32 (N, slots, classes) -> N readings: each slot's likeliest character, up to where the text ends.
+
+        That it ends there counts for the confidence, but is no character.
+        """
         texts = self._charset.decode(log_probabilities.argmax(2))
         confidences = np.exp(log_probabilities.max(2)).tolist()
-        return [Reading(text, min(c), tuple(c)) for text, c in zip(texts, confidences, strict=True)]
+        return [
+            Reading(text, min(c[: len(text) + 1]), tuple(c[: len(text)]))
+            for text, c in zip(texts, confidences, strict=True)
+        ]
 
     def losses(self, log_probabilities: npt.NDArray[np.float32], truths: list[str]) -> list[float]:
         """Cross-entropy of each truth, nats, summed over slots; nan where the network has no such output."""
         result = []
         for row, truth in zip(log_probabilities, truths, strict=True):
-            if len(truth) != self.spec.slots or self._charset.unknown_in(truth):
+            fewest, most = self.spec.lengths
+            if not fewest <= len(truth) <= most or self._charset.unknown_in(truth):
                 result.append(float("nan"))
             else:
-                classes = self._charset.encode([truth], self.spec.slots)[0]
+                classes = self._charset.encode([truth], self.spec.slots, variable=self.spec.variable)[0]
                 result.append(float(-row[np.arange(self.spec.slots), classes].sum()))
         return result
 

@@ -19,8 +19,15 @@ class ModelSpec(Config):
     """Class k is character k."""
     slots: int
     """Characters per image."""
+    variable: bool = False
+    """Whether an image may hold fewer characters than slots, down to one."""
     dropout: float = 0.5
     """Rate before the last layer; only training uses it."""
+
+    @property
+    def lengths(self) -> tuple[int, int]:
+        """Fewest and most characters of an image."""
+        return (1 if self.variable else self.slots), self.slots
 
     def __post_init__(self) -> None:
         known = typing.get_args(Network)

@@ -29,7 +29,7 @@ import torch.distributed
 from torch import Tensor, nn
 
 from captcha_ray import checkpoint, learning, schema, storage
-from captcha_ray.augment import Affine
+from captcha_ray.augment import Augment
 from captcha_ray.charset import Charset
 from captcha_ray.cluster import Cluster, check_fits
 from captcha_ray.config import InputError, TrainConfig, check
@@ -78,13 +78,22 @@ def model_spec(config: TrainConfig, manifest: schema.Manifest) -> ModelSpec:
         f"the shards were made for charset {manifest.charset!r}, not {config.charset!r}",
     )
     slots = config.slots or manifest.max_length
-    if not manifest.min_length == manifest.max_length == slots:
+    variable = config.variable_length
+    if not (1 if variable else slots) <= manifest.min_length <= manifest.max_length <= slots:
         lengths = f"{manifest.min_length} to {manifest.max_length}"
         raise InputError(
             f"labels in the shards have {lengths} characters, but the network reads the same number, {slots}, in every "
-            f"image; keep those by preprocessing with --length {slots}, or pass --slots 0 where all have another length"
+            f"image; keep those by preprocessing with --length {slots}, pass --slots 0 where all have another length, "
+            f"or train column_cnn with --variable-length"
         )
-    spec = ModelSpec(network=config.network, image=image, charset=manifest.charset, slots=slots, dropout=config.dropout)
+    spec = ModelSpec(
+        network=config.network,
+        image=image,
+        charset=manifest.charset,
+        slots=slots,
+        variable=variable,
+        dropout=config.dropout,
+    )
     with torch.device("meta"):
         build_model(spec)
     return spec
@@ -283,12 +292,10 @@ class Worker:
             if rank == 0:  # the last try may have ended between state and metrics
                 self._run.write_metrics(self._history)
         self._events = EventLog(self._run) if rank == 0 else None
-        self._model: nn.Module = self._network
+        self._parallel: nn.Module | None = None
         if world_size > 1:
-            self._model = ray.train.torch.prepare_model(self._network, move_to_device=False)
-        self._affine = Affine(
-            config.rotation_degrees, config.shift_fraction, config.shear_degrees, config.zoom_fraction
-        )
+            self._parallel = ray.train.torch.prepare_model(self._network, move_to_device=False)
+        self._augment = Augment.of(config)
         self._announced = 0.0
 
     def _feed(self, split: str, batch_size: int) -> learning.EpochFeed:
@@ -307,7 +314,7 @@ class Worker:
         counts = [len(range(rank, offset, self._world_size)) for rank in range(self._world_size)]
         return learning.EpochFeed(
             images[0] if len(images) == self._world_size == 1 else np.concatenate(images),
-            charset.encode(texts, self._job.spec.slots),
+            charset.encode(texts, self._job.spec.slots, variable=self._job.spec.variable),
             counts,
             self._rank,
             batch_size,
@@ -338,15 +345,17 @@ class Worker:
             return learning.learning_rate_at(config, (number - 1 + step / steps) / config.epochs)
 
         counts, waited_s = learning.train_epoch(
-            self._model,
+            self._network,
             self._optimizer,
             self._train.epoch(learning.derive_seed(config.seed, number, self._rank, 0)),
             self._arithmetic,
-            augment=self._affine,
+            parallel=self._parallel,
+            augment=self._augment,
             seed=learning.derive_seed(config.seed, number, self._rank, 1),
             world_size=self._world_size,
             learning_rate=learning_rate,
             label_smoothing=config.label_smoothing,
+            early_steps=round(learning.EARLY * config.epochs * steps) - (number - 1) * steps,
             on_step=self._announcer(number, started),
         )
         train = self._sum(counts)

@@ -7,7 +7,7 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from captcha_ray.augment import Affine, affine_matrices
+from captcha_ray.augment import Affine, Augment, affine_matrices
 
 HEIGHT, WIDTH = 24, 10
 SHAPE = torch.Size((4000, 1, HEIGHT, WIDTH))
@@ -165,3 +165,48 @@ def test_images_of_one_batch_are_distorted_differently_and_channels_of_one_image
         assert not torch.allclose(made[index], made[0], atol=1e-3)
     assert torch.equal(made[:, 0], made[:, 1])
     assert torch.equal(made[:, 0], made[:, 2])
+
+
+STROKE = torch.ones(200, 1, 9, 9)
+STROKE[:, :, :, 4] = 0  # a dark line, one pixel wide
+
+
+def test_without_amounts_nothing_changes_and_affine_alone_is_affine() -> None:
+    images = pictures(4)
+    assert torch.equal(Augment()(images, generator(0)), images)
+    affine = Affine(10, 0.1, 10, 0.1)
+    assert torch.equal(Augment(affine)(images, generator(5)), affine(images, generator(5)))
+
+
+def test_strokes_become_thicker_and_thinner_in_as_many_images_as_asked() -> None:
+    made = Augment(stroke_fraction=0.25)(STROKE, generator(1))
+    dark = (made[:, 0, 4] == 0).sum(1)  # pixels across the line
+    thicker, thinner = (dark == 3).float().mean().item(), (dark == 0).float().mean().item()
+    assert (thicker, thinner) == (pytest.approx(0.25, abs=0.1), pytest.approx(0.25, abs=0.1))
+    assert set(dark.tolist()) == {0, 1, 3}
+
+
+def test_elastic_distortion_moves_by_about_so_many_pixels_and_neighbors_alike() -> None:
+    ramp = torch.arange(48.0).expand(64, 1, 24, 48) / 48
+    moved = (Augment(elastic_pixels=1.0)(ramp, generator(2)) - ramp) * 48
+    inner = moved[..., 8:16, 12:36]
+    assert 0.4 < inner.std() < 1.2
+    assert (inner[..., 1:] - inner[..., :-1]).abs().mean() < inner.abs().mean()
+
+
+def test_contrast_brightness_and_noise_stay_within_their_amounts() -> None:
+    flat = torch.full((500, 1, 8, 8), 0.5)
+    made = Augment(contrast_fraction=0.3)(flat, generator(3))
+    assert torch.equal(made[:, :, :1, :1].expand_as(made), made)
+    assert 0.5 * 0.7 - 0.2 <= made.min() < 0.3
+    assert 0.7 < made.max() <= 0.5 * 1.3 + 0.2
+    noisy = Augment(noise_fraction=0.1)(flat, generator(3))
+    spread = noisy.std((1, 2, 3))
+    assert 0.09 < spread.max() < 0.13
+    assert spread.min() < 0.01
+
+
+def test_a_seed_draws_the_same_distortions_again() -> None:
+    augment, images = Augment(Affine(5), 0.5, 0.2, 0.2, 0.1), pictures(4)
+    assert torch.equal(augment(images, generator(6)), augment(images, generator(6)))
+    assert not torch.equal(augment(images, generator(6)), augment(images, generator(7)))

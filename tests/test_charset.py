@@ -62,3 +62,14 @@ def test_a_label_of_another_length_is_refused_with_both_lengths() -> None:
 def test_a_label_with_an_unknown_character_is_refused_by_name() -> None:
     with pytest.raises(InputError, match="label '1x' holds 'x', which the charset '12' lacks"):
         Charset("12").encode(["12", "1x"], 2)
+
+
+def test_shorter_texts_are_filled_up_with_the_class_after_the_last() -> None:
+    charset = Charset("ab")
+    encoded = charset.encode(["ba", "a", "bbb"], 3, variable=True)
+    assert encoded.tolist() == [[1, 0, 2], [0, 2, 2], [1, 1, 1]]
+    assert charset.decode(encoded) == ["ba", "a", "bbb"]
+    assert charset.decode(np.array([[0, 2, 1]])) == ["a"], "what stands behind the end is not read"
+    for text in ("", "abab"):
+        with pytest.raises(InputError, match=f"has {len(text)} characters where the network reads 1 to 3"):
+            charset.encode([text], 3, variable=True)

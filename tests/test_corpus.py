@@ -359,13 +359,13 @@ def test_shards_begun_with_other_settings_are_left_to_the_job_that_began_them(tm
 def test_a_network_is_only_measured_on_shards_it_could_read(glyph_shards: corpus.Shards, tmp_path: Path) -> None:
     spec = glyph_shards.manifest.image_spec
     config = EvaluateConfig(run="unused", shards=glyph_shards.uri)
-    assert corpus.open_labeled(config, glyph_shards.uri, spec, "abcd", 2).name == "test"
-    assert corpus.open_labeled(config, "/other/shards", spec, "abcd", 2).name == "shards"
+    assert corpus.open_labeled(config, glyph_shards.uri, spec, "abcd", (2, 2)).name == "test"
+    assert corpus.open_labeled(config, "/other/shards", spec, "abcd", (2, 2)).name == "shards"
     with pytest.raises(InputError, match="hold 'd', which the network's charset 'abc' lacks"):
-        corpus.open_labeled(config, "", spec, "abc", 2)
+        corpus.open_labeled(config, "", spec, "abc", (2, 2))
     with pytest.raises(InputError, match="have 2 to 2 characters, the network reads 5"):
-        corpus.open_labeled(config, "", spec, "abcd", 5)
+        corpus.open_labeled(config, "", spec, "abcd", (5, 5))
     with pytest.raises(InputError, match="the network reads"):
-        corpus.open_labeled(config, "", dataclasses.replace(spec, denoise=3), "abcd", 2)
+        corpus.open_labeled(config, "", dataclasses.replace(spec, denoise=3), "abcd", (2, 2))
     with pytest.raises(InputError, match="name --shards or --corpus"):
-        corpus.open_labeled(EvaluateConfig(run="unused"), "", spec, "abcd", 2)
+        corpus.open_labeled(EvaluateConfig(run="unused"), "", spec, "abcd", (2, 2))

@@ -41,6 +41,7 @@ LAYERS = {
     "console": 1,
     "spec": 1,
     "identity": 1,
+    "alignment": 2,
     "models": 2,
     "augment": 2,
     "learning": 2,

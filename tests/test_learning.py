@@ -17,7 +17,7 @@ from captcha_ray import checkpoint, learning, recipes
 from captcha_ray.augment import Affine
 from captcha_ray.config import ImageSpec, InputError, TrainConfig
 from captcha_ray.learning import Arithmetic, Batch, EpochCounts, EpochFeed
-from captcha_ray.models import build_model
+from captcha_ray.models import Network, build_model
 from captcha_ray.spec import ModelSpec
 
 CPU = torch.device("cpu")
@@ -53,16 +53,20 @@ def batch(images: npt.NDArray[np.uint8], targets: npt.NDArray[np.int64], step_im
     return Batch(torch.from_numpy(images), torch.from_numpy(targets), step_images or len(images))
 
 
-def new_model(spec: ModelSpec, seed: int = 0) -> nn.Module:
+class Plain(nn.Sequential, Network):
+    """Layers one after another; neither batch normalization nor dropout."""
+
+
+def new_model(spec: ModelSpec, seed: int = 0) -> Network:
     torch.manual_seed(seed)
     return build_model(spec).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
-def linear_model(spec: ModelSpec) -> nn.Module:
+def linear_model(spec: ModelSpec) -> Network:
     """Neither batch normalization nor dropout: an image's gradient does not depend on its neighbors."""
     torch.manual_seed(3)
     outputs = spec.slots * len(spec.charset)
-    return nn.Sequential(
+    return Plain(
         nn.Flatten(),
         nn.Linear(math.prod(spec.image.shape), 7),
         nn.Tanh(),
@@ -77,7 +81,7 @@ def linear_model(spec: ModelSpec) -> nn.Module:
 def test_loss_is_summed_over_slots() -> None:
     """Slot 1: logits (0, ln 3), class 1 has probability 3/4. Slot 2: (ln 4, 0), class 1 has 1/5."""
     logits = torch.tensor([[[0.0, math.log(3)], [math.log(4), 0.0]]])
-    losses = learning.image_losses(logits, torch.tensor([[1, 1]]))
+    losses = Network().losses(logits, torch.tensor([[1, 1]]))
     assert losses.tolist() == pytest.approx([math.log(4 / 3) + math.log(5)])
 
 
@@ -93,7 +97,7 @@ def test_epoch_loss_is_averaged_over_images() -> None:
 
 def test_gradient_is_that_of_the_mean_over_images_of_the_sum_over_slots() -> None:
     """For zero weights the gradient of output biases is softmax minus one-hot: 1/3 each, less the share of a class."""
-    model = nn.Sequential(nn.Flatten(), nn.Linear(120, 6), nn.Unflatten(1, (2, 3)))
+    model = Plain(nn.Flatten(), nn.Linear(120, 6), nn.Unflatten(1, (2, 3)))
     for parameter in model.parameters():
         nn.init.zeros_(parameter)
     images, _ = labelled(TINY, 4)
@@ -111,7 +115,7 @@ def test_gradient_is_that_of_the_mean_over_images_of_the_sum_over_slots() -> Non
 
 def test_label_smoothing_shapes_the_gradient_and_not_the_loss_that_is_told() -> None:
     """The target is one-hot less a share that goes to all three classes alike."""
-    model = nn.Sequential(nn.Flatten(), nn.Linear(120, 6), nn.Unflatten(1, (2, 3)))
+    model = Plain(nn.Flatten(), nn.Linear(120, 6), nn.Unflatten(1, (2, 3)))
     for parameter in model.parameters():
         nn.init.zeros_(parameter)
     images, _ = labelled(TINY, 1)
@@ -474,11 +478,11 @@ def test_an_interrupted_training_continues_bitwise_as_an_undisturbed_one(
     config = TrainConfig(**change, learning_rate=0.01, weight_decay=0.01)
     feed = EpochFeed(*labelled(TINY, 10), [10], 0, 4)
 
-    def start(seed: int) -> tuple[nn.Module, torch.optim.Optimizer]:
+    def start(seed: int) -> tuple[Network, torch.optim.Optimizer]:
         model = new_model(TINY, seed)
         return model, learning.build_optimizer(config, model)
 
-    def train(model: nn.Module, optimizer: torch.optim.Optimizer, epochs: range) -> None:
+    def train(model: Network, optimizer: torch.optim.Optimizer, epochs: range) -> None:
         for epoch in epochs:
             learning.train_epoch(
                 model,
@@ -571,7 +575,7 @@ def test_products_are_computed_in_the_chosen_precision_and_losses_in_fp32(bf16: 
     with Arithmetic(CPU, bf16).autocast():
         logits = nn.Linear(4, 6)(torch.ones(2, 4)).reshape(2, 2, 3)
     assert logits.dtype == dtype
-    assert learning.image_losses(logits, torch.zeros((2, 2), dtype=torch.int64)).dtype == torch.float32
+    assert Network().losses(logits, torch.zeros((2, 2), dtype=torch.int64)).dtype == torch.float32
 
 
 def test_pixels_become_channels_first_from_zero_to_one() -> None:

@@ -19,6 +19,7 @@ TEXT5 = ModelSpec(
     charset="0123456789abcdefghijklmnopqrstuvwxyz",
     slots=5,
 )
+COLUMNS = dataclasses.replace(TEXT5, network="column_cnn", charset="2345678bcdefgmnpwxy")
 
 
 def num_parameters(module: nn.Module) -> int:
@@ -129,6 +130,54 @@ def test_multi_head_cnn_gives_its_slots_for_any_size(height: int, width: int, ch
     image = ImageSpec(height=height, width=width, channels=channels)
     model = build_model(dataclasses.replace(TEXT5, image=image, slots=3)).eval()
     assert model(torch.rand(2, channels, height, width)).shape == (2, 3, 36)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(
+    ("height", "width", "slots", "columns"),
+    [(50, 200, 5, 50), (30, 70, 4, 17), (25, 80, 5, 20), (7, 15, 1, 4), (30, 15, 2, 8)],
+)
+def test_column_cnn_gives_a_row_of_columns_for_any_size(
+    height: int, width: int, slots: int, columns: int, channels: int
+) -> None:
+    image = ImageSpec(height=height, width=width, channels=channels)
+    model = build_model(dataclasses.replace(COLUMNS, image=image, slots=slots)).eval()
+    outputs = model(torch.rand(2, channels, height, width))
+    assert outputs.shape == (2, columns, 20)
+    assert model.log_probabilities(outputs).shape == (2, slots, 19)
+
+
+def test_column_cnn_has_fewer_parameters_than_half_a_million() -> None:
+    convolutions = 25 * 32 + 9 * 32 * 64 + 9 * 64 * 128 + 9 * 128 * 128 + 6 * 128 * 128 + 3 * 128 * 128
+    norms = 2 * (32 + 64 + 4 * 128)
+    assert num_parameters(build_model(COLUMNS)) == convolutions + norms + 129 * 20 == 391_668
+
+
+def test_a_column_sees_a_character_and_a_half_and_no_more() -> None:
+    model = build_model(COLUMNS).eval()
+    images = torch.rand(1, 1, 50, 200)
+    changed = images.clone()
+    changed[..., 100:] = 0
+    seen = (model(images) != model(changed)).any(2)[0].nonzero().flatten()
+    assert 25 - 8 < seen.min() <= 25
+
+
+def test_column_cnn_reads_fewer_characters_where_it_is_told_to() -> None:
+    model = build_model(dataclasses.replace(COLUMNS, variable=True)).eval()
+    outputs = torch.full((1, 50, 20), -9.0)
+    outputs[:, :, 19] = 9  # blank, but for two columns
+    outputs[:, 10, 4] = outputs[:, 30, 7] = 20
+    assert model.log_probabilities(outputs).argmax(2).tolist() == [[4, 7, 19, 19, 19]]
+    targets = torch.tensor([[4, 7, 19, 19, 19]])
+    assert model.losses(outputs, targets).item() == pytest.approx(0, abs=1e-3)
+    assert model.losses(outputs, torch.tensor([[4, 7, 7, 19, 19]])).item() > 10
+
+
+@pytest.mark.parametrize(("width", "height", "slots"), [(70, 6, 4), (13, 30, 5)])
+def test_column_cnn_refuses_images_that_are_too_small(width: int, height: int, slots: int) -> None:
+    image = ImageSpec(height=height, width=width)
+    with pytest.raises(InputError, match=f"column_cnn reads {slots} characters in images of at least"):
+        build_model(dataclasses.replace(COLUMNS, image=image, slots=slots))
 
 
 def test_heads_answer_independently_of_one_another() -> None:

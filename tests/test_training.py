@@ -6,10 +6,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
-from captcha_ray import checkpoint, cluster, corpus, evaluation, training
-from captcha_ray.config import InputError, TrainConfig
+from captcha_ray import checkpoint, cluster, corpus, evaluation, recipes, training
+from captcha_ray.config import InputError, PreprocessConfig, TrainConfig
+from captcha_ray.recognizer import Recognizer
 from captcha_ray.runs import RunDirectory
 from captcha_ray.schema import Manifest
 
@@ -229,3 +232,48 @@ def test_an_evaluation_is_published_beside_what_the_run_holds_already(
     moved = shutil.copytree(tmp_path / "run/checkpoint", tmp_path / "elsewhere")
     again = evaluation.evaluate(glyph_shards.labeled("test"), str(moved))
     assert again.counts.summary() == test.counts.summary()
+
+
+def draw_words(folder: Path, count: int) -> None:
+    """Words of 1 to 3 of the characters a to d, blocks at four heights, anywhere along 72x24 pixels."""
+    rng = np.random.default_rng(0)
+    folder.mkdir()
+    for k in range(count):
+        text = "".join("abcd"[c] for c in rng.integers(0, 4, rng.integers(1, 4)))
+        pixels = rng.integers(0, 60, (24, 72), np.uint8)
+        left = rng.integers(0, 72 - 20 * len(text) + 1)
+        for position, character in enumerate(text):
+            top, start = "abcd".index(character) * 5, left + 20 * position
+            pixels[top : top + 9, start : start + 14] = 230
+        Image.fromarray(pixels).save(folder / f"{text}-{k}.png")
+
+
+def test_words_of_several_lengths_are_learned_and_read(ray_cluster: cluster.Cluster, tmp_path: Path) -> None:
+    draw_words(tmp_path / "corpus", 300)
+    config = PreprocessConfig(
+        corpus=str(tmp_path / "corpus"),
+        labels="filename",
+        label_pattern="^([^-]+)",
+        height=24,
+        width=72,
+        splits=(0.7, 0.15, 0.15),
+        out=str(tmp_path / "shards"),
+    )
+    corpus.preprocess(config)
+    shards = corpus.open_shards(config.out)
+    fixed = dataclasses.replace(recipes.get("text"), shards=shards.uri, run=str(tmp_path / "run"), epochs=8)
+    with pytest.raises(InputError, match=r"have 1 to 3 characters, but .* or train column_cnn with --variable-length"):
+        fit(fixed, shards, ray_cluster)
+    variable = dataclasses.replace(recipes.get("text-ctc"), shards=shards.uri, run=str(tmp_path / "run"), epochs=8)
+    epochs = fit(variable, shards, ray_cluster)
+    assert epochs[-1]["val_exact_match"] > 0.9
+    found = evaluation.evaluate(shards.labeled("test"), variable.run).counts
+    assert found.strings_correct > 0.9 * found.num_images
+    assert found.loss_sum / found.num_images < 0.5
+    reader = Recognizer.load(variable.run)
+    paths = [next((tmp_path / "corpus").glob(f"{'?' * length}-*.png")) for length in (1, 2, 3)]
+    readings = reader.predict([str(path) for path in paths])
+    assert [reading.text for reading in readings] == [path.name.partition("-")[0] for path in paths]
+    for reading in readings:
+        assert len(reading.char_confidence) == len(reading.text)
+        assert 0 < reading.confidence <= min(reading.char_confidence)
