@@ -83,9 +83,10 @@ def connect(meanwhile: str = "") -> Iterator[Cluster]:
     if importing:
         importing.start()
     if ours:
+        if address:
+            _check_answers(address)
         try:
             if address:
-                _check_answers(address)
                 ray.init(address=address, logging_level=logging.WARNING, runtime_env={"env_vars": WORKERS})
             else:
                 # Token authentication is Ray's default here and stays on; this spares its announcement at every start.
