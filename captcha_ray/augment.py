@@ -27,12 +27,9 @@ class Affine:
 
     def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """float (N, C, H, W) -> the same shape. The generator must live on the images' device."""
-        return _sample(images, self.grid(images.shape, generator)) if self.is_any else images
-
-    @property
-    def is_any(self) -> bool:
-        """Whether there is anything to do."""
-        return any(dataclasses.astuple(self))
+        if not any(dataclasses.astuple(self)):
+            return images
+        return _sample(images, self.grid(images.shape, generator))
 
     def grid(self, shape: torch.Size, generator: torch.Generator) -> Tensor:
         """Where each pixel comes from, in normalized coordinates, float (N, H, W, 2)."""

@@ -21,32 +21,33 @@ class Sampler:
 
     optuna: tree-structured Parzen estimator (J. Bergstra et al., "Algorithms for Hyper-Parameter Optimization", 2011)
     after a quarter of the trials at random; trials that still run count as bad ones, so that two at once do not try
-    the same. start: values of the recipe, proposed first where the space holds them, except in a grid. num_trials: of
-    the whole search; those of a grid are its combinations. Raises InputError for a grid of more than were allowed.
+    the same. start: values of the recipe, proposed first where the space holds them, except in a grid. at_most: trials
+    of the whole search. Raises InputError for a grid of more combinations than that.
     """
 
     search: Search
     space: Space
     start: Mapping[str, Any]
-    num_trials: int
+    at_most: int
     seed: int
 
     def __post_init__(self) -> None:
-        if self.search != "grid":
-            return
-        combinations = math.prod(len(parameter.points()) for parameter in self.space.values())
         check(
-            combinations <= self.num_trials,
-            f"the grid has {combinations:,} combinations, more than --num-trials {self.num_trials:,}; raise it, or "
+            self.num_trials <= self.at_most,
+            f"the grid has {self.num_trials:,} combinations, more than --num-trials {self.at_most:,}; raise it, or "
             f"vary fewer parameters or values",
         )
-        object.__setattr__(self, "num_trials", combinations)
 
-    def propose(self, number: int, earlier: Sequence[tuple[Values, float | None]]) -> Values | None:
-        """The values of trial `number`; None where a grid is done. earlier: values of the other trials and their
-        scores, the higher the better; None where one has none yet."""
+    @property
+    def num_trials(self) -> int:
+        """How many there are to propose."""
+        return math.prod(len(one.points()) for one in self.space.values()) if self.search == "grid" else self.at_most
+
+    def propose(self, number: int, earlier: Sequence[tuple[Values, float | None]]) -> Values:
+        """The values of trial `number`, below `num_trials`. earlier: values of the other trials and their scores, the
+        higher the better; None where one has none yet."""
         if self.search == "grid":
-            return next(itertools.islice(grid(self.space), number, None), None)
+            return next(itertools.islice(grid(self.space), number, None))
         if number == 0 and all(_holds(one, self.start.get(name)) for name, one in self.space.items()):
             return {name: self.start[name] for name in self.space}
         seed = int(np.random.SeedSequence([self.seed, number]).generate_state(1)[0])

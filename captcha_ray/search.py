@@ -83,7 +83,7 @@ def run(
         directory.reopen(config.to_dict() | told, manifest.to_dict(), RESUME_MAY_DIFFER)
     else:
         directory.create(config.to_dict() | told, manifest.to_dict())
-    rungs = _rungs(config, recipe)
+    rungs = halving.rungs(recipe.epochs) if config.scheduler == "asha" else [recipe.epochs]
     expected = halving.expected_epochs(rungs, sampler.num_trials)
     console.say(
         f"{sampler.num_trials} trials of up to {recipe.epochs} epochs, {concurrent} at a time, varying "
@@ -100,7 +100,7 @@ def run(
         if begun:
             ended = sum(trial.outcome is not None for trial in begun)
             console.say(f"{ended} trials are kept; {len(begun) - ended} were cut off and go on after their last epoch")
-        searcher = _Searcher(config, recipe, sampler, begun, progress, lease)
+        searcher = _Searcher(directory, recipe, sampler, rungs, begun, progress, lease)
         if searcher.has_work:
             _tune(job, searcher, concurrent)
         found = trials.load(directory)
@@ -170,27 +170,22 @@ def _concatenate(*tables: pa.Table) -> pa.Table:
     return pa.concat_tables(tables).combine_chunks()
 
 
-def _rungs(config: TuneConfig, recipe: TrainConfig) -> list[int]:
-    """Epochs after which a trial stops, to be let on if it is among the best."""
-    return halving.rungs(recipe.epochs) if config.scheduler == "asha" else [recipe.epochs]
-
-
 class _Searcher(ray.tune.search.Searcher):
     """Between Ray Tune and what is kept: says which trial to run up to which rung, and writes how it ended there."""
 
     def __init__(
         self,
-        config: TuneConfig,
+        directory: RunDirectory,
         recipe: TrainConfig,
         sampler: Sampler,
+        rungs: list[int],
         begun: list[Trial],
         progress: SearchProgress,
         lease: Lease,
     ) -> None:
         super().__init__()
-        self._directory = RunDirectory(config.run)
+        self._directory, self._rungs = directory, rungs
         self._recipe, self._sampler, self._progress, self._lease = recipe, sampler, progress, lease
-        self._rungs = _rungs(config, recipe)
         self._trials = {trial.number: trial for trial in begun}
         self._running: dict[str, int] = {}
         self._deaths: Counter[int] = Counter()
@@ -221,8 +216,7 @@ class _Searcher(ray.tune.search.Searcher):
         better = self._promotable(last=False)
         if better is None and (number := len(found)) < self._sampler.num_trials:
             known = [(t.values, None if t.outcome is None and not t.epochs else t.score) for t in found]
-            if (values := self._sampler.propose(number, known)) is not None:
-                return Trial(number, values, [], None), self._rungs[0]
+            return Trial(number, self._sampler.propose(number, known), [], None), self._rungs[0]
         if better is None and not running:
             better = self._promotable(last=True)
         return (better, halving.next_rung(self._rungs, len(better.epochs) + 1)) if better else None

@@ -27,7 +27,6 @@ def search(kind: Any, seed: int, num: int = 40) -> list[dict[str, Any]]:
     earlier: list[tuple[dict[str, Any], float | None]] = []
     for number in range(num):
         values = sampler.propose(number, earlier)
-        assert values is not None
         earlier.append((values, goodness(values)))
     return [values for values, _ in earlier]
 
@@ -62,13 +61,13 @@ def test_a_seed_proposes_the_same() -> None:
 
 def test_a_grid_is_proposed_in_full_and_then_nothing() -> None:
     space: Space = {"learning_rate": Choice((0.1, 0.2)), "optimizer": Choice(("sgd", "adam"))}
-    sampler = Sampler("grid", space, {"learning_rate": 0.2, "optimizer": "adam"}, 4, 0)
-    assert [sampler.propose(number, []) for number in range(5)] == [
+    sampler = Sampler("grid", space, {"learning_rate": 0.2, "optimizer": "adam"}, 9, 0)
+    assert sampler.num_trials == 4
+    assert [sampler.propose(number, []) for number in range(4)] == [
         {"learning_rate": 0.1, "optimizer": "sgd"},
         {"learning_rate": 0.1, "optimizer": "adam"},
         {"learning_rate": 0.2, "optimizer": "sgd"},
         {"learning_rate": 0.2, "optimizer": "adam"},
-        None,
     ]
 
 
@@ -89,8 +88,8 @@ def test_trials_that_run_count_as_bad_ones() -> None:
     sampler = Sampler("optuna", space, {}, 8, 0)
     earlier: list[tuple[dict[str, Any], float | None]] = [({"learning_rate": k / 20}, k / 20) for k in range(20)]
     running: list[tuple[dict[str, Any], float | None]] = [({"learning_rate": 0.97 + k / 1000}, None) for k in range(30)]
-    alone = [(sampler.propose(number, earlier) or {})["learning_rate"] for number in range(100, 130)]
-    beside = [(sampler.propose(number, [*earlier, *running]) or {})["learning_rate"] for number in range(100, 130)]
+    alone = [sampler.propose(number, earlier)["learning_rate"] for number in range(100, 130)]
+    beside = [sampler.propose(number, [*earlier, *running])["learning_rate"] for number in range(100, 130)]
     assert sum(value > 0.96 for value in alone) > 2 * sum(value > 0.96 for value in beside)
 
 
