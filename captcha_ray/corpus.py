@@ -24,6 +24,7 @@ import ray.data
 from captcha_ray import console, images, labels, runs, schema, storage
 from captcha_ray.charset import Charset
 from captcha_ray.config import EvaluateConfig, ImageSpec, InputError, PreprocessConfig
+from captcha_ray.spec import ModelSpec
 
 NUM_FETCH_THREADS = 16
 """Concurrent reads a task keeps in flight against an object store; local files are read one after another."""
@@ -387,32 +388,27 @@ def open_shards(uri: str) -> Shards:
     return Shards(uri, schema.Manifest.from_dict(manifest))
 
 
-def open_labeled(
-    config: EvaluateConfig, own_shards: str, spec: ImageSpec, charset: str, lengths: tuple[int, int]
-) -> Labeled:
+def open_labeled(config: EvaluateConfig, own_shards: str, spec: ModelSpec) -> Labeled:
     """A split of shards, or the images of `config.corpus` decoded on the fly to what the network reads.
 
-    lengths: fewest and most characters it reads. own_shards: URI of those the network was trained on, the default, or
-    "" for unknown; only their splits go by their own names, others are "shards". Files of a corpus that have no label
-    or cannot be decoded are left out of the Dataset. Raises InputError where there is nothing to read, or the shards
-    are not for such a network.
+    own_shards: URI of those the network was trained on, the default, or "" for unknown; only their splits go by their
+    own names, others are "shards". Files of a corpus that have no label or cannot be decoded are left out of the
+    Dataset. Raises InputError where there is nothing to read, or the shards are not for such a network.
     """
     if config.corpus or config.table:
-        return read_corpus(config.corpus, labels.LabelRule(config.labels, config.label_pattern, config.table), spec)
+        rule = labels.LabelRule(config.labels, config.label_pattern, config.table)
+        return read_corpus(config.corpus, rule, spec.image)
     if not config.shards and not own_shards:
         raise InputError("there is no run to tell which shards to read; name --shards or --corpus")
     shards = open_shards(config.shards or own_shards)
     manifest = shards.manifest
-    if foreign := Charset(charset).unknown_in(manifest.charset):
-        raise InputError(f"labels of {shards.uri} hold {foreign!r}, which the network's charset {charset!r} lacks")
-    fewest, most = lengths
-    if not fewest <= manifest.min_length <= manifest.max_length <= most:
-        found_lengths = f"{manifest.min_length} to {manifest.max_length}"
-        reads = f"{most}" if fewest == most else f"{fewest} to {most}"
-        raise InputError(f"labels of {shards.uri} have {found_lengths} characters, the network reads {reads}")
-    found = manifest.image_spec
-    if found != spec:
-        raise InputError(f"{shards.uri} holds images of {found}, the network reads {spec}")
+    if foreign := Charset(spec.charset).unknown_in(manifest.charset):
+        raise InputError(f"labels of {shards.uri} hold {foreign!r}, which the network's charset {spec.charset!r} lacks")
+    if not spec.holds(manifest.min_length, manifest.max_length):
+        lengths = f"{manifest.min_length} to {manifest.max_length}"
+        raise InputError(f"labels of {shards.uri} have {lengths} characters, the network reads {spec.reads}")
+    if manifest.image_spec != spec.image:
+        raise InputError(f"{shards.uri} holds images of {manifest.image_spec}, the network reads {spec.image}")
     labeled = shards.labeled(config.split)
     return labeled if shards.uri == own_shards else dataclasses.replace(labeled, name="shards")
 

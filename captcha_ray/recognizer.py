@@ -87,10 +87,11 @@ class Recognizer:
     def log_probabilities(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         """uint8 (N, H, W, C), already of the model's size -> log-probabilities, float32 (N, slots, classes)."""
         assert pixels.shape[1:] == self.spec.image.shape, f"{pixels.shape[1:]} is not {self.spec.image.shape}"
-        with torch.inference_mode(), self._arithmetic.autocast():
-            logits = self._model(self._arithmetic.to_input(torch.from_numpy(np.require(pixels, requirements="W"))))
         with torch.inference_mode():
-            result: npt.NDArray[np.float32] = self._model.log_probabilities(logits).cpu().numpy()
+            inputs = self._arithmetic.to_input(torch.from_numpy(np.require(pixels, requirements="W")))
+            with self._arithmetic.autocast():
+                outputs = self._model(inputs)
+            result: npt.NDArray[np.float32] = self._model.log_probabilities(outputs).cpu().numpy()
         return result
 
     def readings(self, log_probabilities: npt.NDArray[np.float32]) -> list[Reading]:
@@ -109,8 +110,7 @@ class Recognizer:
         """Cross-entropy of each truth, nats, summed over slots; nan where the network has no such output."""
         result = []
         for row, truth in zip(log_probabilities, truths, strict=True):
-            fewest, most = self.spec.lengths
-            if not fewest <= len(truth) <= most or self._charset.unknown_in(truth):
+            if not self.spec.holds(len(truth), len(truth)) or self._charset.unknown_in(truth):
                 result.append(float("nan"))
             else:
                 classes = self._charset.encode([truth], self.spec.slots, variable=self.spec.variable)[0]

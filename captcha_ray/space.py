@@ -44,10 +44,6 @@ class Range:
         """The lowest and the highest value."""
         return [self.low, self.high]
 
-    def to_dict(self) -> Any:
-        """As in a TOML file."""
-        return {"low": self.low, "high": self.high, **({"log": True} if self.log else {})}
-
     def __str__(self) -> str:
         return f"{self.low:g}..{self.high:g}{':log' if self.log else ''}"
 
@@ -63,10 +59,6 @@ class Choice:
         return list(self.values)
 
     ends = points
-
-    def to_dict(self) -> Any:
-        """As in a TOML file."""
-        return list(self.values)
 
     def __str__(self) -> str:
         return ",".join(f"{v:g}" if isinstance(v, float) else str(v) for v in self.values)
@@ -148,11 +140,6 @@ def grid(space: Space) -> Iterator[dict[str, Any]]:
     """Every combination of the parameters' points, the last parameter changing fastest."""
     for values in itertools.product(*(parameter.points() for parameter in space.values())):
         yield dict(zip(space, values, strict=True))
-
-
-def to_dict(space: Space) -> dict[str, Any]:
-    """As JSON, and as a TOML file would say it."""
-    return {name: parameter.to_dict() for name, parameter in space.items()}
 
 
 def _check_fits(recipe: TrainConfig, space: Space) -> None:

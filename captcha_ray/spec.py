@@ -24,10 +24,14 @@ class ModelSpec(Config):
     dropout: float = 0.5
     """Rate before the last layer; only training uses it."""
 
+    def holds(self, shortest: int, longest: int) -> bool:
+        """Whether texts of so many characters are what the network reads."""
+        return (1 if self.variable else self.slots) <= shortest <= longest <= self.slots
+
     @property
-    def lengths(self) -> tuple[int, int]:
-        """Fewest and most characters of an image."""
-        return (1 if self.variable else self.slots), self.slots
+    def reads(self) -> str:
+        """How many characters an image holds, in words."""
+        return f"1 to {self.slots}" if self.variable else f"{self.slots}"
 
     def __post_init__(self) -> None:
         known = typing.get_args(Network)

@@ -77,22 +77,19 @@ def model_spec(config: TrainConfig, manifest: schema.Manifest) -> ModelSpec:
         config.charset in ("", manifest.charset),
         f"the shards were made for charset {manifest.charset!r}, not {config.charset!r}",
     )
-    slots = config.slots or manifest.max_length
-    variable = config.variable_length
-    if not (1 if variable else slots) <= manifest.min_length <= manifest.max_length <= slots:
-        lengths = f"{manifest.min_length} to {manifest.max_length}"
-        raise InputError(
-            f"labels in the shards have {lengths} characters, but the network reads the same number, {slots}, in every "
-            f"image; keep those by preprocessing with --length {slots}, pass --slots 0 where all have another length, "
-            f"or train column_cnn with --variable-length"
-        )
     spec = ModelSpec(
         network=config.network,
         image=image,
         charset=manifest.charset,
-        slots=slots,
-        variable=variable,
+        slots=config.slots or manifest.max_length,
+        variable=config.variable_length,
         dropout=config.dropout,
+    )
+    check(
+        spec.holds(manifest.min_length, manifest.max_length),
+        f"labels in the shards have {manifest.min_length} to {manifest.max_length} characters, but the network reads "
+        f"{spec.reads} in every image; keep those by preprocessing with --length {spec.slots}, pass --slots 0 where "
+        f"all have another length, or train column_cnn with --variable-length",
     )
     with torch.device("meta"):
         build_model(spec)

@@ -17,7 +17,7 @@ def main() -> None:
             raise SystemExit(status)
     spec = identity.load_spec(run.uri)
     with cluster.connect():
-        source = corpus.open_labeled(config, run.shards, spec.image, spec.charset, spec.lengths)
+        source = corpus.open_labeled(config, run.shards, spec)
         found = evaluation.evaluate(source, run.uri, config.num_workers, config.use_gpu)
     if config.out:
         storage.write(storage.absolute(config.out), runs.to_json({source.name: found.summary()}))

@@ -1,8 +1,10 @@
 """Fixtures that several test modules share: one Ray for the session, and small corpora of real image files."""
 
+import dataclasses
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -47,20 +49,25 @@ def glyph_texts(count: int, length: int, seed: int = 0) -> list[str]:
     return ["".join("abcd"[k] for k in row) for row in rows]
 
 
-@pytest.fixture(scope="session")
-def glyph_shards(ray_cluster: cluster.Cluster, tmp_path_factory: pytest.TempPathFactory) -> corpus.Shards:
-    """Finished shards of 203 images of 24x16 pixels with two characters each."""
-    folder = tmp_path_factory.mktemp("glyphs")
-    draw_glyphs(folder / "corpus", glyph_texts(203, 2))
-    config = PreprocessConfig(
+def config_for(folder: Path, **changes: Any) -> PreprocessConfig:
+    """From `corpus` in the folder to `shards` beside it, as `draw_glyphs` names and sizes its images."""
+    base = PreprocessConfig(
         corpus=str(folder / "corpus"),
         labels="filename",
         label_pattern="^([^-]+)",
         height=16,
         width=24,
-        splits=(0.6, 0.2, 0.2),
         out=str(folder / "shards"),
     )
+    return dataclasses.replace(base, **changes)
+
+
+@pytest.fixture(scope="session")
+def glyph_shards(ray_cluster: cluster.Cluster, tmp_path_factory: pytest.TempPathFactory) -> corpus.Shards:
+    """Finished shards of 203 images of 24x16 pixels with two characters each."""
+    folder = tmp_path_factory.mktemp("glyphs")
+    draw_glyphs(folder / "corpus", glyph_texts(203, 2))
+    config = config_for(folder, splits=(0.6, 0.2, 0.2))
     corpus.preprocess(config)
     return corpus.open_shards(config.out)
 

@@ -21,25 +21,14 @@ from PIL import Image
 
 from captcha_ray import corpus, images, runs, schema
 from captcha_ray.cluster import Cluster
-from captcha_ray.config import EvaluateConfig, ImageSpec, InputError, PreprocessConfig
+from captcha_ray.config import EvaluateConfig, ImageSpec, InputError
 from captcha_ray.labels import LabelRule
-from tests.conftest import draw_glyphs, glyph_texts
+from captcha_ray.spec import ModelSpec
+from tests.conftest import config_for, draw_glyphs, glyph_texts
 
 SMALL = ImageSpec(height=50, width=200)
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
-
-
-def config_for(tmp_path: Path, **changes: Any) -> PreprocessConfig:
-    base = PreprocessConfig(
-        corpus=str(tmp_path / "corpus"),
-        labels="filename",
-        label_pattern="^([^-]+)",
-        height=16,
-        width=24,
-        out=str(tmp_path / "shards"),
-    )
-    return dataclasses.replace(base, **changes)
 
 
 def shard_rows(out: str | Path) -> list[dict[str, Any]]:
@@ -357,15 +346,19 @@ def test_shards_begun_with_other_settings_are_left_to_the_job_that_began_them(tm
 
 
 def test_a_network_is_only_measured_on_shards_it_could_read(glyph_shards: corpus.Shards, tmp_path: Path) -> None:
-    spec = glyph_shards.manifest.image_spec
+    image = glyph_shards.manifest.image_spec
+    spec = ModelSpec(network="column_cnn", image=image, charset="abcd", slots=2)
     config = EvaluateConfig(run="unused", shards=glyph_shards.uri)
-    assert corpus.open_labeled(config, glyph_shards.uri, spec, "abcd", (2, 2)).name == "test"
-    assert corpus.open_labeled(config, "/other/shards", spec, "abcd", (2, 2)).name == "shards"
-    with pytest.raises(InputError, match="hold 'd', which the network's charset 'abc' lacks"):
-        corpus.open_labeled(config, "", spec, "abc", (2, 2))
-    with pytest.raises(InputError, match="have 2 to 2 characters, the network reads 5"):
-        corpus.open_labeled(config, "", spec, "abcd", (5, 5))
-    with pytest.raises(InputError, match="the network reads"):
-        corpus.open_labeled(config, "", dataclasses.replace(spec, denoise=3), "abcd", (2, 2))
+    assert corpus.open_labeled(config, glyph_shards.uri, spec).name == "test"
+    assert corpus.open_labeled(config, "/other/shards", spec).name == "shards"
+    assert corpus.open_labeled(config, "", dataclasses.replace(spec, slots=5, variable=True)).name == "shards"
+    for change, sentence in (
+        ({"charset": "abc"}, "hold 'd', which the network's charset 'abc' lacks"),
+        ({"slots": 5}, "have 2 to 2 characters, the network reads 5"),
+        ({"slots": 1, "variable": True}, "have 2 to 2 characters, the network reads 1 to 1"),
+        ({"image": dataclasses.replace(image, denoise=3)}, "the network reads"),
+    ):
+        with pytest.raises(InputError, match=sentence):
+            corpus.open_labeled(config, "", dataclasses.replace(spec, **change))
     with pytest.raises(InputError, match="name --shards or --corpus"):
-        corpus.open_labeled(EvaluateConfig(run="unused"), "", spec, "abcd", (2, 2))
+        corpus.open_labeled(EvaluateConfig(run="unused"), "", spec)

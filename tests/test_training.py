@@ -11,10 +11,11 @@ import pytest
 from PIL import Image
 
 from captcha_ray import checkpoint, cluster, corpus, evaluation, recipes, training
-from captcha_ray.config import InputError, PreprocessConfig, TrainConfig
+from captcha_ray.config import InputError, TrainConfig
 from captcha_ray.recognizer import Recognizer
 from captcha_ray.runs import RunDirectory
 from captcha_ray.schema import Manifest
+from tests import conftest
 
 TIMINGS = ("seconds", "images_per_second", "data_wait_fraction")
 
@@ -181,7 +182,7 @@ def test_more_workers_than_the_cluster_holds_is_one_sentence_before_any_work(
         ({"height": 60}, "hold images of 24x16 pixels .* reads height 60"),
         ({"width": 200}, "reads width 200; preprocess to that size, or pass --width 0"),
         ({"charset": "xyz"}, "made for charset 'abcd', not 'xyz'"),
-        ({"slots": 5}, "have 2 to 2 characters, but the network reads the same number, 5, in every"),
+        ({"slots": 5}, "have 2 to 2 characters, but the network reads 5 in every"),
         ({"network": "glyph_vgg"}, "glyph_vgg reads one character an image, not 2"),
     ],
 )
@@ -194,7 +195,7 @@ def test_shards_made_for_something_else_are_one_sentence(
 
 def test_labels_of_several_lengths_are_one_sentence(glyph_shards: corpus.Shards) -> None:
     manifest = Manifest.from_dict({**glyph_shards.manifest.to_dict(), "max_length": 7})
-    with pytest.raises(InputError, match=r"have 2 to 7 characters, but .* the same number, 5, in every"):
+    with pytest.raises(InputError, match=r"have 2 to 7 characters, but .* reads 5 in every"):
         training.model_spec(config_for(glyph_shards, Path("unused"), slots=5), manifest)
 
 
@@ -250,15 +251,7 @@ def draw_words(folder: Path, count: int) -> None:
 
 def test_words_of_several_lengths_are_learned_and_read(ray_cluster: cluster.Cluster, tmp_path: Path) -> None:
     draw_words(tmp_path / "corpus", 300)
-    config = PreprocessConfig(
-        corpus=str(tmp_path / "corpus"),
-        labels="filename",
-        label_pattern="^([^-]+)",
-        height=24,
-        width=72,
-        splits=(0.7, 0.15, 0.15),
-        out=str(tmp_path / "shards"),
-    )
+    config = conftest.config_for(tmp_path, height=24, width=72, splits=(0.7, 0.15, 0.15))
     corpus.preprocess(config)
     shards = corpus.open_shards(config.out)
     fixed = dataclasses.replace(recipes.get("text"), shards=shards.uri, run=str(tmp_path / "run"), epochs=8)
