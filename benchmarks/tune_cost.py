@@ -14,9 +14,10 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import tyro
 
-from captcha_ray import runs, trials
+from captcha_ray import runs, studies, trials
 from captcha_ray.runs import RunDirectory
 
 ROOT = Path(__file__).parent.parent
@@ -74,8 +75,8 @@ def main() -> None:
             )
             results = json.loads((run / "results.json").read_text())
             spent[scheduler] = results["num_epochs"]
-            finals = sorted(run.glob("final/trial-*/outcome.json"))
-            right[scheduler] = np.array([json.loads(path.read_text())["right"] for path in finals])
+            finals = sorted(run.glob("final/trial-*/readings.parquet"))
+            right[scheduler] = np.array([studies.right_in(pq.read_table(path)) for path in finals])
             print(
                 f"{scheduler}: {results['num_epochs']:,} epochs in {results['search_seconds']:.0f} s, with comparison "
                 f"{wall:.0f} s; best {results['best']}",

@@ -15,6 +15,9 @@ from torch import Tensor
 
 from captcha_ray.config import TrainConfig
 
+MIN_STROKE_HEIGHT = 24
+"""Height of an image, pixels, below which a stroke is too thin to become a pixel thinner."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Affine:
@@ -38,56 +41,85 @@ class Affine:
 
 @dataclasses.dataclass(frozen=True)
 class Augment:
-    """Affine and elastic distortion, thicker and thinner strokes, contrast, brightness and noise, in this order.
+    """Lines, affine and elastic distortion, thicker and thinner strokes, contrast, brightness, inversion and noise, in
+    this order.
 
-    elastic_pixels: standard deviation of local displacements, which vary over a twelfth of each side, as in P. Simard
-    et al., "Best practices for convolutional neural networks" (2003). stroke_fraction: share of the images whose dark
-    parts grow by a pixel, and share of those whose light parts do. contrast_fraction: largest change of contrast;
-    brightness changes by up to two thirds of it. noise_fraction: largest standard deviation of noise, of the range.
+    lines_fraction: share of the images that a line in about the color of their ink crosses, and of those that a second
+    one does. elastic_fraction: standard deviation of local displacements, of the height; they vary over 12 pixels, as
+    in P. Simard et al., "Best practices for convolutional neural networks" (2003). stroke_fraction: share of the images
+    whose dark parts grow by a pixel, and share of those whose light parts do. contrast_fraction: largest change of
+    contrast, of each color on its own; brightness changes by up to two thirds of it. invert_fraction: share of the
+    images whose light and dark change places. noise_fraction: largest standard deviation of noise, of the range.
     """
 
     affine: Affine = Affine()
-    elastic_pixels: float = 0.0
+    lines_fraction: float = 0.0
+    elastic_fraction: float = 0.0
     stroke_fraction: float = 0.0
     contrast_fraction: float = 0.0
+    invert_fraction: float = 0.0
     noise_fraction: float = 0.0
 
     @classmethod
     def of(cls, config: TrainConfig) -> "Augment":
         """As the config says."""
         affine = Affine(config.rotation_degrees, config.shift_fraction, config.shear_degrees, config.zoom_fraction)
-        return cls(
-            affine, config.elastic_pixels, config.stroke_fraction, config.contrast_fraction, config.noise_fraction
-        )
+        own = (field.name for field in dataclasses.fields(cls) if field.name != "affine")
+        return cls(affine, **{name: getattr(config, name) for name in own})
 
     def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """float (N, C, H, W) in [0, 1] -> the same shape. The generator must live on the images' device."""
-        n, _, height, width = images.shape
+        n, channels, height, width = images.shape
         device = images.device
 
         def draw(*shape: int) -> Tensor:  # uniform in [-1, 1)
             return torch.rand(shape, generator=generator, device=device) * 2 - 1
 
-        if self.elastic_pixels:
+        if self.lines_fraction:
+            for _ in range(2):
+                images = _cross(images, self.lines_fraction, generator)
+        if self.elastic_fraction:
             coarse = (n, 2, max(height // 12, 2), max(width // 12, 2))
-            waves = torch.randn(coarse, generator=generator, device=device) * self.elastic_pixels
+            waves = torch.randn(coarse, generator=generator, device=device) * self.elastic_fraction * height
             waves = F.interpolate(waves, (height, width), mode="bicubic", align_corners=False)
             scale = torch.tensor([2 / width, 2 / height], device=device)  # pixels to normalized coordinates
             grid = self.affine.grid(images.shape, generator) + waves.permute(0, 2, 3, 1) * scale
             images = _sample(images, grid)
         else:
             images = self.affine(images, generator)
-        if self.stroke_fraction:
+        if self.stroke_fraction and height >= MIN_STROKE_HEIGHT:
             choice = draw(n, 1, 1, 1)
             images = torch.where(choice < 2 * self.stroke_fraction - 1, -F.max_pool2d(-images, 3, 1, 1), images)
             images = torch.where(choice >= 1 - 2 * self.stroke_fraction, F.max_pool2d(images, 3, 1, 1), images)
         if self.contrast_fraction:
-            images = images * (1 + self.contrast_fraction * draw(n, 1, 1, 1))
-            images = images + self.contrast_fraction * 2 / 3 * draw(n, 1, 1, 1)
+            images = images * (1 + self.contrast_fraction * draw(n, channels, 1, 1))
+            images = images + self.contrast_fraction * 2 / 3 * draw(n, channels, 1, 1)
+        if self.invert_fraction:
+            images = torch.where(draw(n, 1, 1, 1) < 2 * self.invert_fraction - 1, 1 - images, images)
         if self.noise_fraction:
             strength = self.noise_fraction * draw(n, 1, 1, 1)
             images = images + strength * torch.randn(images.shape, generator=generator, device=device)
         return images
+
+
+def _cross(images: Tensor, fraction: float, generator: torch.Generator) -> Tensor:
+    """Draws a straight line over that share of the images: anywhere, rather flat than steep, a tenth to seven tenths of
+    the width long, 1/60 to 1/15 of the height thick, from halfway between paper and ink to ink."""
+    n, channels, height, width = images.shape
+    device = images.device
+    place = torch.rand((7, n, 1, 1), generator=generator, device=device)
+    values = images.flatten(2)
+    paper, dark, light = values.median(2).values, values.amin(2), values.amax(2)
+    ink = torch.where(paper - dark > light - paper, dark, light)
+    color = torch.lerp(paper, ink, 0.5 + 0.5 * torch.rand((n, channels), generator=generator, device=device))
+    angle = (place[0] - 0.5) * place[1] * math.pi
+    cos, sin = torch.cos(angle), torch.sin(angle)
+    x = torch.arange(width, device=device) - place[2] * width  # (N, 1, W)
+    y = torch.arange(height, device=device)[:, None] - place[3] * height  # (N, H, 1)
+    along = (x * cos + y * sin).clamp(min=0).minimum((0.1 + 0.6 * place[4]) * width)
+    distance = torch.hypot(x - along * cos, y - along * sin)  # (N, H, W)
+    covers = ((1 + 3 * place[5]) / 120 * height + 0.5 - distance).clamp(0, 1) * (place[6] < fraction)
+    return torch.lerp(images, color[:, :, None, None], covers[:, None])
 
 
 def _sample(images: Tensor, grid: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ What `identity` says of a checkpoint is verified when it is loaded. `resume.safe
 whole or not at all.
 """
 
+import dataclasses
 import json
 from typing import Any
 
@@ -23,6 +24,20 @@ def save_model(folder: str, model: nn.Module, spec: ModelSpec) -> None:
     """Writes the weights, then the description, below a folder URI."""
     weights = save({name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()})
     storage.write(storage.join(folder, WEIGHTS), weights)
+    _describe(folder, spec, weights)
+
+
+def set_temperature(uri: str, temperature: float) -> None:
+    """Has the network of a run or checkpoint folder divide its outputs by that; it is another network from then on.
+
+    Raises InputError where there is none, or its parts do not belong together.
+    """
+    folder = identity.find_checkpoint(uri)
+    spec, _, weights = identity.load_verified(folder)
+    _describe(folder, dataclasses.replace(spec, temperature=temperature), weights)
+
+
+def _describe(folder: str, spec: ModelSpec, weights: bytes) -> None:
     description = {
         "model": spec.to_dict(),
         "fingerprint": identity.fingerprint(spec, weights),

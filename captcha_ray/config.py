@@ -11,7 +11,7 @@ import re
 from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
 
 Labels = Literal["folder", "filename", "table"]
-Network = Literal["glyph_vgg", "multi_head_cnn", "column_cnn"]
+Network = Literal["auto", "glyph_vgg", "multi_head_cnn", "column_cnn"]
 Optimizer = Literal["sgd", "rmsprop", "adam", "adamw"]
 Precision = Literal["auto", "fp32", "bf16"]
 Schedule = Literal["constant", "one_cycle"]
@@ -131,8 +131,10 @@ class ImageSpec(Config):
 class SynthesizeConfig(Config):
     """Draws a seeded synthetic corpus, so that everything can be tried without a download."""
 
-    scheme: Literal["digits", "text5"] = "digits"
-    """digits: folders 0 to 9 of 18x60 (width x height) PNG; text5: <text>.png of 200x50, five characters."""
+    scheme: Literal["digits", "text5", "lines4", "lines4-small", "bits5", "color-digits"] = "digits"
+    """What to draw, sizes as width x height. In folders 0 to 9: digits of 18x60, color-digits of 15x30. As <text>.png:
+    text5, five characters in 200x50; lines4, four digits in colors with lines in 152x42; lines4-small, the same in
+    70x30; bits5, five digits in one bit in 80x25."""
     num_images: int = 4000
     """How many images to draw."""
     seed: int = 0
@@ -160,12 +162,12 @@ class PreprocessConfig(Config):
     """Regular expression searched in the file's stem; its first group, or all it matches, is the label."""
     table: str = ""
     """CSV or Parquet with columns path,text (paths relative to the table), for --labels table."""
-    height: int = 60
-    """Height every image is resized to, pixels."""
-    width: int = 18
-    """Width every image is resized to, pixels."""
-    channels: int = 1
-    """1 for gray, 3 for RGB."""
+    height: int = 0
+    """Height every image is resized to, pixels; 0 takes the corpus' own, the median of a sample, at most 64."""
+    width: int = 0
+    """Width every image is resized to, pixels; 0 takes the corpus' own at that height."""
+    channels: int = 0
+    """1 for gray, 3 for RGB; 0 for RGB where a sample of the corpus is in color, else gray."""
     denoise: int = 0
     """Side of a median filter, pixels, odd; 0 for none."""
     binarize: bool = False
@@ -187,7 +189,8 @@ class PreprocessConfig(Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _ = self.image
+        self._check_at_least(0, "height", "width", "channels")
+        _ = self.image(self.height or 4, self.width or 4, self.channels or 1)
         check(
             all(f >= 0 for f in self.splits) and abs(sum(self.splits) - 1) < 1e-6,
             f"splits is {self.splits}; the fractions must not be negative and must add up to 1",
@@ -205,26 +208,23 @@ class PreprocessConfig(Config):
         )
         check(bool(self.corpus) and bool(self.out), "corpus and out must each name a folder or a URI")
 
-    @property
-    def image(self) -> ImageSpec:
-        """The pixels to produce."""
-        return ImageSpec(
-            height=self.height, width=self.width, channels=self.channels, denoise=self.denoise, binarize=self.binarize
-        )
+    def image(self, height: int, width: int, channels: int) -> ImageSpec:
+        """The pixels to produce, at this size."""
+        return ImageSpec(height=height, width=width, channels=channels, denoise=self.denoise, binarize=self.binarize)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainConfig(Config):
     """Trains one network on shards, data-parallel, evaluates it on the test split and writes a report."""
 
-    recipe: str = "demo-digits"
-    """Named set of defaults for the fields below."""
+    recipe: str = "auto"
+    """Named set of defaults for the fields below; auto takes text, text-ctc or glyph by the labels of the shards."""
     shards: str = f"{DEMO}/shards/digits"
     """Folder or s3:// URI that jobs/preprocess.py wrote. The default one is made on first use."""
     run: str = f"{DEMO}/runs/digits"
     """Folder or s3:// URI for checkpoints, metrics and report; must not hold another run."""
-    network: Network = "glyph_vgg"
-    """Architecture."""
+    network: Network = "auto"
+    """Architecture; auto is column_cnn."""
     height: int = 0
     """Image height the shards must have, pixels; 0 takes what they have."""
     width: int = 0
@@ -235,16 +235,19 @@ class TrainConfig(Config):
     """Read 1 to --slots characters per image instead of exactly as many; column_cnn only."""
     charset: str = ""
     """Alphabet the shards must have; default: take theirs."""
-    epochs: int = 10
-    """Passes over the training split."""
-    batch_size: int = 32
-    """Images per worker and optimizer step, at most; a split is cut into batches of nearly equal size."""
+    epochs: int = 0
+    """Passes over the training split; 0 for as many as its size, its characters and their number ask for."""
+    batch_size: int = 0
+    """Images per worker and optimizer step, at most; a split is cut into batches of nearly equal size. 0 for 16 to 256,
+    by the size of the training split."""
     optimizer: Optimizer = "adam"
     """Update rule; sgd and rmsprop use --momentum."""
     learning_rate: float = 1e-3
     """Step size; the peak of it where the schedule is one_cycle."""
     schedule: Schedule = "constant"
-    """constant, or one_cycle: linear warm-up over 30 % of the steps, then cosine to zero."""
+    """constant, or one_cycle: linear warm-up, then cosine to zero."""
+    warmup_fraction: float = 0.3
+    """Share of the steps that one_cycle warms up for."""
     momentum: float = 0.0
     """Momentum of sgd and rmsprop."""
     weight_decay: float = 0.0
@@ -261,12 +264,18 @@ class TrainConfig(Config):
     """Augmentation: largest shear either way, degrees."""
     zoom_fraction: float = 0.0
     """Augmentation: largest zoom in or out per axis, fraction."""
-    elastic_pixels: float = 0.0
-    """Augmentation: standard deviation of local displacements, pixels."""
+    elastic_fraction: float = 0.0
+    """Augmentation: standard deviation of local displacements, fraction of the height."""
     stroke_fraction: float = 0.0
-    """Augmentation: share of images whose strokes become thicker, and of those whose become thinner, by a pixel."""
+    """Augmentation: share of images whose strokes become thicker, and of those whose become thinner, by a pixel; not of
+    images less than 24 pixels high."""
     contrast_fraction: float = 0.0
     """Augmentation: largest change of contrast, fraction; brightness changes by up to two thirds of it."""
+    lines_fraction: float = 0.0
+    """Augmentation: share of images that a random line crosses, and of those that a second one does; not of single
+    characters."""
+    invert_fraction: float = 0.0
+    """Augmentation: share of images whose light and dark change places."""
     noise_fraction: float = 0.0
     """Augmentation: largest standard deviation of noise, fraction of the range from black to white."""
     patience: int = 0
@@ -288,22 +297,26 @@ class TrainConfig(Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._check_at_least(1, "epochs", "num_workers", "cpus_per_worker")
+        self._check_at_least(1, "num_workers", "cpus_per_worker")
         check(
-            not self.variable_length or self.network == "column_cnn",
+            not self.variable_length or self.network in ("auto", "column_cnn"),
             f"{self.network} reads the same number of characters in every image; --variable-length needs column_cnn",
         )
-        check(self.batch_size >= 2, f"batch_size is {self.batch_size}; batch normalization needs at least 2 images")
+        check(
+            self.batch_size == 0 or self.batch_size >= 2,
+            f"batch_size is {self.batch_size}; batch normalization needs at least 2 images",
+        )
         not_negative = (
             "height",
             "width",
             "slots",
+            "epochs",
             "momentum",
             "weight_decay",
             "rotation_degrees",
             "shift_fraction",
             "shear_degrees",
-            "elastic_pixels",
+            "elastic_fraction",
             "noise_fraction",
             "patience",
             "seed",
@@ -315,8 +328,10 @@ class TrainConfig(Config):
         check(
             0 < self.learning_rate < math.inf, f"learning_rate is {self.learning_rate}; it must be finite and above 0"
         )
-        for name in ("label_smoothing", "dropout", "zoom_fraction", "contrast_fraction"):
+        for name in ("label_smoothing", "dropout", "zoom_fraction", "contrast_fraction", "warmup_fraction"):
             check(0 <= getattr(self, name) < 1, f"{name} is {getattr(self, name)}; it must be 0 to below 1")
+        for name in ("lines_fraction", "invert_fraction"):
+            check(0 <= getattr(self, name) <= 1, f"{name} is {getattr(self, name)}; it must be 0 to 1")
         check(
             0 <= self.stroke_fraction <= 0.5,
             f"stroke_fraction is {self.stroke_fraction}; it must be 0 to .5, as many images become thinner as thicker",
@@ -386,7 +401,8 @@ class TuneConfig(Config):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvaluateConfig(Config):
-    """Reads a split or a labelled corpus with a trained network and measures how well."""
+    """Reads a split or a labelled corpus with a trained network and measures how well; or measures its recipe, by
+    training it anew on parts of the images."""
 
     run: str = f"{DEMO}/runs/digits"
     """Run or checkpoint folder or s3:// URI. The default one is trained on first use."""
@@ -402,6 +418,12 @@ class EvaluateConfig(Config):
     """Regular expression for labels from file names, as in jobs/preprocess.py."""
     table: str = ""
     """CSV or Parquet with columns path,text, for --labels table."""
+    folds: int = 0
+    """Cross-validate instead: train as many networks, each on all splits of the shards but one fold, which it then
+    reads; 0 does not. Names the labels that they dispute."""
+    learning_curve: bool = False
+    """Train on 5, 10, 25, 50 and 100 % of the training split instead, read the test split, and tell how many more
+    images would reach 99 % of whole strings."""
     num_workers: int = 0
     """Reader actors on the cluster; 0 reads in this process."""
     use_gpu: bool = False
@@ -420,6 +442,18 @@ class EvaluateConfig(Config):
         check(not self.label_pattern or bool(self.corpus), "--label-pattern goes with --corpus")
         check(self.num_workers >= 0, f"num_workers is {self.num_workers}; it must not be negative")
         check(not self.use_gpu or self.num_workers > 0, "--use-gpu needs --num-workers of at least 1")
+        check(self.folds == 0 or 2 <= self.folds <= 100, f"folds is {self.folds}; it must be 2 to 100, or 0 for none")
+        check(not (self.folds and self.learning_curve), "--folds and --learning-curve exclude each other")
+        check(
+            not (self.trains and (self.corpus or self.num_workers or self.out)),
+            "--folds and --learning-curve train on shards, as the run was trained, and write to the run; --corpus, "
+            "--num-workers, --use-gpu and --out do not go with them",
+        )
+
+    @property
+    def trains(self) -> bool:
+        """Whether networks are trained, besides the one there is."""
+        return self.folds > 0 or self.learning_curve
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -457,6 +491,8 @@ class InferConfig(Config):
     """Images of more pixels than this are errors, and are not decoded."""
     max_stretch: float = 4.0
     """Images whose ratio of width to height differs from the network's by more than this factor are errors."""
+    min_confidence: float = 0.0
+    """Readings of less confidence, 0 to 1, get the status uncertain; the report names one for 99.9 % precision."""
     num_workers: int = 0
     """Workers that fetch, decode and recognize; 0 for one per CPU, or one per GPU with --use-gpu."""
     cpus_per_worker: int = 1
@@ -489,6 +525,7 @@ class InferConfig(Config):
             1 <= self.max_pixels <= MAX_MAX_PIXELS,
             f"max_pixels is {self.max_pixels}; it must be 1 to {MAX_MAX_PIXELS}, Pillow's own limit",
         )
+        check(0 <= self.min_confidence <= 1, f"min_confidence is {self.min_confidence}; it must be 0 to 1")
         check(self.max_stretch >= 1, f"max_stretch is {self.max_stretch}; it must be at least 1")
         check(self.num_workers >= 0, f"num_workers is {self.num_workers}; it must not be negative")
         check(self.price_per_core_hour >= 0, "price_per_core_hour must not be negative")

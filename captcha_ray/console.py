@@ -131,12 +131,13 @@ class TrainingProgress:
             at, done = self._started
             rate = (record["epoch"] - done) / max(time.monotonic() - at, 1e-9)
             left = f"  {_left(self._num_epochs - record['epoch'], rate)} left"
+        loss, characters = f"{record['train_loss']:.3f}", f"{record['train_char_accuracy']:.2%}"
+        if "val_loss" in record:
+            loss += f" val {record['val_loss']:.3f}"
+            characters += f" val {record['val_char_accuracy']:.2%}  strings val {record['val_exact_match']:.2%}"
         self._bar.console.print(
-            f"epoch {record['epoch']:>3}/{self._num_epochs}"
-            f"  loss {record['train_loss']:.3f} val {record['val_loss']:.3f}"
-            f"  characters {record['train_char_accuracy']:.2%} val {record['val_char_accuracy']:.2%}"
-            f"  strings val {record['val_exact_match']:.2%}"
-            f"  {record['images_per_second']:,.0f} images/s{left}{'  best' if best else ''}",
+            f"epoch {record['epoch']:>3}/{self._num_epochs}  loss {loss}  characters {characters}"
+            f"  {record['images_per_second']:,.0f} images/s{left}{'  best' if best and 'val_loss' in record else ''}",
             markup=False,
         )
 

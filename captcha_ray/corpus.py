@@ -12,8 +12,10 @@ import functools
 import hashlib
 import io
 import math
+import statistics
 import time
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -26,6 +28,8 @@ from captcha_ray.charset import Charset
 from captcha_ray.config import EvaluateConfig, ImageSpec, InputError, PreprocessConfig
 from captcha_ray.spec import ModelSpec
 
+T = TypeVar("T")
+
 NUM_FETCH_THREADS = 16
 """Concurrent reads a task keeps in flight against an object store; local files are read one after another."""
 
@@ -34,6 +38,13 @@ BLOCK_BYTES = 256 << 20
 
 QUARANTINE_ROWS = 1_000_000
 """Rows of one part of the quarantine."""
+
+NUM_SAMPLED = 512
+"""Files that are looked at for the size and color of a corpus."""
+
+HEIGHTS = (32, 64)
+"""Images of a corpus become at least and at most so high, pixels, where nothing else is asked for: less hides strokes
+from convolutions, more is work without use."""
 
 STARTED = "_STARTED.json"
 """Marks shards that a job began and has not finished; they are this project's to overwrite."""
@@ -57,6 +68,28 @@ def block_rows(num_files: int, image: ImageSpec) -> int:
     """Files per task and part: a function of the corpus alone, so that parts are the same for any cluster."""
     fitting = max(BLOCK_BYTES // math.prod(image.shape), 1)
     return min(max(-(-num_files // 64), 2048), 16_384, fitting)  # a task costs Ray Data about 0.1 s
+
+
+def choose_image(config: PreprocessConfig, uris: list[str]) -> ImageSpec:
+    """The pixels to produce; what the config leaves open follows from a sample of the corpus.
+
+    The median height, within `HEIGHTS`, and the median of width by height; RGB where more than a tenth are in color.
+    Raises InputError where nothing of the sample can be read.
+    """
+    given = (config.height, config.width, config.channels)
+    if all(given):
+        return config.image(*given)
+    sample = [uris[k * len(uris) // NUM_SAMPLED] for k in range(NUM_SAMPLED)] if len(uris) > NUM_SAMPLED else uris
+    with concurrent.futures.ThreadPoolExecutor(NUM_FETCH_THREADS) as pool:
+        seen = list(pool.map(lambda uri: _of_file(uri, lambda data: images.look(data, config.max_pixels)), sample))
+    looks = [one for one in seen if isinstance(one, images.Look)]
+    if not looks:
+        reasons = collections.Counter(one.reason for one in seen if isinstance(one, images.Unreadable))
+        raise InputError(f"{config.corpus} holds no image that can be used: {_counted(reasons)}")
+    height = config.height or min(max(round(statistics.median(one.height for one in looks)), HEIGHTS[0]), HEIGHTS[1])
+    width = round(height * statistics.median(one.width / one.height for one in looks))
+    colored = sum(one.colored for one in looks) > len(looks) / 10 and not config.binarize
+    return config.image(height, config.width or min(max(width, 4), 4096), config.channels or (3 if colored else 1))
 
 
 def decode_files(files: pa.Table, spec: ImageSpec, max_pixels: int) -> tuple[pa.Table, pa.Table]:
@@ -85,6 +118,11 @@ def decode_files(files: pa.Table, spec: ImageSpec, max_pixels: int) -> tuple[pa.
 
 
 def _decode_file(uri: str, spec: ImageSpec, max_pixels: int) -> images.Pixels | images.Unreadable:
+    return _of_file(uri, lambda data: images.decode(data, spec, max_pixels))
+
+
+def _of_file(uri: str, make: Callable[[bytes], T | images.Unreadable]) -> T | images.Unreadable:
+    """What is made of a file's bytes, or why they cannot be had."""
     try:
         data = storage.read(uri)
     except FileNotFoundError:
@@ -92,7 +130,7 @@ def _decode_file(uri: str, spec: ImageSpec, max_pixels: int) -> images.Pixels | 
     except (OSError, ValueError, InputError) as error:
         sentence = getattr(error, "strerror", None) or str(error)
         return images.Unreadable("unreadable", f"{type(error).__name__}: {sentence}")
-    return images.decode(data, spec, max_pixels)
+    return make(data)
 
 
 def _quarantine(rows: list[tuple[str, str, str]]) -> pa.Table:
@@ -100,12 +138,12 @@ def _quarantine(rows: list[tuple[str, str, str]]) -> pa.Table:
     return pa.table([pa.array(list(c), pa.string()) for c in columns], schema=schema.QUARANTINE_SCHEMA)
 
 
-def write_block(files: pa.Table, *, config: PreprocessConfig) -> pa.Table:
+def write_block(files: pa.Table, *, config: PreprocessConfig, image: ImageSpec) -> pa.Table:
     """One task: files of one block -> up to one part per split.
 
     files: columns uri, text, block (the block's number). Returns a row of `FILE_SCHEMA` per file.
     """
-    shard, bad = decode_files(files, config.image, config.max_pixels)
+    shard, bad = decode_files(files, image, config.max_pixels)
     splits = pa.array(
         [schema.split_of(h, config.split_seed, config.splits) for h in shard["sha256"].to_pylist()], pa.string()
     )
@@ -161,14 +199,15 @@ def preprocess(config: PreprocessConfig) -> schema.Manifest:
     if not listing.uris:
         raise InputError(f"{config.corpus} holds no images to read")
     files, refused = _check_labels(listing, config)
+    image = choose_image(config, files["uri"].to_pylist())
     _claim(config)
-    results = _run_blocks(files, config)
+    results = _run_blocks(files, config, image)
     kept = results.filter(pc.equal(results["reason"], ""))
     bad = results.filter(pc.not_equal(results["reason"], "")).select(schema.QUARANTINE_SCHEMA.names)
     removed = find_repeats(kept)
     kept = _remove(kept, removed, config.out)
     quarantine = pa.concat_tables([refused, bad.cast(schema.QUARANTINE_SCHEMA), removed])
-    manifest = _manifest(config, rule, listing, kept, quarantine, time.monotonic() - started)
+    manifest = _manifest(config, image, rule, listing, kept, quarantine, time.monotonic() - started)
     for number, start in enumerate(range(0, len(quarantine), QUARANTINE_ROWS)):
         _write_part(storage.join(config.out, quarantine_name(number)), quarantine.slice(start, QUARANTINE_ROWS))
     _clear(config.out, manifest, number_of_quarantine_parts=math.ceil(len(quarantine) / QUARANTINE_ROWS))
@@ -247,8 +286,8 @@ def _check_labels(listing: labels.Listing, config: PreprocessConfig) -> tuple[pa
     return pa.table([pa.array(list(c), pa.string()) for c in columns], names=["uri", "text"]), _quarantine(bad)
 
 
-def _run_blocks(files: pa.Table, config: PreprocessConfig) -> pa.Table:
-    rows = block_rows(len(files), config.image)
+def _run_blocks(files: pa.Table, config: PreprocessConfig, image: ImageSpec) -> pa.Table:
+    rows = block_rows(len(files), image)
     blocks = [
         files.slice(start, rows).append_column(
             "block", pa.repeat(pa.scalar(number, pa.int64()), min(rows, len(files) - start))
@@ -258,7 +297,10 @@ def _run_blocks(files: pa.Table, config: PreprocessConfig) -> pa.Table:
     if not blocks:
         raise InputError(f"{config.corpus} holds no file with a usable label")
     dataset = ray.data.from_arrow(blocks).map_batches(
-        functools.partial(write_block, config=config), batch_size=None, batch_format="pyarrow", zero_copy_batch=True
+        functools.partial(write_block, config=config, image=image),
+        batch_size=None,
+        batch_format="pyarrow",
+        zero_copy_batch=True,
     )
     results = []
     with console.progress("preprocess", len(files), "images") as advance:
@@ -302,8 +344,13 @@ def _remove(kept: pa.Table, removed: pa.Table, out: str) -> pa.Table:
     return kept.filter(pc.invert(gone))
 
 
+def _counted(reasons: collections.Counter[str]) -> str:
+    return ", ".join(f"{count:,} {reason}" for reason, count in reasons.most_common())
+
+
 def _manifest(
     config: PreprocessConfig,
+    image: ImageSpec,
     rule: labels.LabelRule,
     listing: labels.Listing,
     kept: pa.Table,
@@ -312,8 +359,7 @@ def _manifest(
 ) -> schema.Manifest:
     reasons = collections.Counter(quarantine["reason"].to_pylist())
     if not len(kept):
-        what = ", ".join(f"{count:,} {reason}" for reason, count in reasons.most_common())
-        raise InputError(f"{config.corpus} holds no image that can be used: {what}")
+        raise InputError(f"{config.corpus} holds no image that can be used: {_counted(reasons)}")
     texts = {s: kept.filter(pc.equal(kept["split"], s))["text"].to_pylist() for s in schema.SPLITS}
     every = [text for split in texts.values() for text in split]
     charset = Charset(config.charset) if config.charset else Charset.found_in(every)
@@ -324,7 +370,7 @@ def _manifest(
     return schema.Manifest(
         source=config.corpus,
         label_rule=rule.to_dict(),
-        image=config.image.to_dict(),
+        image=image.to_dict(),
         charset=charset.characters,
         min_length=min(map(len, every)),
         max_length=max(map(len, every)),
@@ -350,6 +396,10 @@ class Labeled:
     dataset: ray.data.Dataset
     num_files: int
 
+    def rows(self) -> pa.Table:
+        """All of them, in this process."""
+        return pa.concat_tables(self.dataset.iter_batches(batch_size=None, batch_format="pyarrow"))
+
 
 @dataclasses.dataclass(frozen=True)
 class Shards:
@@ -362,12 +412,12 @@ class Shards:
         """The split, to measure a network on. Raises InputError where it is empty."""
         return Labeled(split, self.uri, self.read(split), self.manifest.num_images[split])
 
-    def read(self, split: schema.Split) -> ray.data.Dataset:
+    def read(self, split: schema.Split | None = None) -> ray.data.Dataset:
         """A Dataset of the split's rows as `schema.shard_schema` names them, one block per part, in a fixed order.
 
-        Raises InputError where the split is empty.
+        split: None for all of them. Raises InputError where the split is empty.
         """
-        parts = self.manifest.parts[split]
+        parts = [part for name in schema.SPLITS if split in (None, name) for part in self.manifest.parts[name]]
         if not parts:
             raise InputError(f"the {split} split of {self.uri} is empty; preprocess more images or other --splits")
         uris = [{"uri": storage.join(self.uri, part)} for part in parts]

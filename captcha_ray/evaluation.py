@@ -10,15 +10,20 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray.data
 
-from captcha_ray import console, identity, report, schema, storage
+from captcha_ray import checkpoint, console, identity, report, schema, storage
+from captcha_ray.calibration import Confidences
 from captcha_ray.config import InputError
 from captcha_ray.corpus import Labeled
 from captcha_ray.metrics import Mistake, ReadingCounts
 from captcha_ray.recognizer import Recognizer
 from captcha_ray.runs import RunDirectory
+from captcha_ray.spec import ModelSpec
 
 NUM_MISTAKES = 30
 """Mistakes whose pictures are kept."""
+
+CALIBRATION_IMAGES = 2000
+"""Validation images the temperature is fitted by, at most: their number decides its second digit."""
 
 BATCH_SIZE = 256
 """Images read at once; larger ones are no faster on a CPU."""
@@ -73,15 +78,62 @@ def _read_rows(dataset: ray.data.Dataset, uri: str, num_workers: int, use_gpu: b
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """source: URI of what was read. mistakes: wrong readings, the surest first, at most `NUM_MISTAKES`."""
+    """source: URI of what was read. mistakes: wrong readings, the surest first, at most `NUM_MISTAKES`. facts: what
+    else there is to say, JSON types."""
 
     source: str
     counts: ReadingCounts
+    confidences: Confidences
     mistakes: list[Mistake]
+    facts: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def summary(self) -> dict[str, Any]:
         """As it stands in `results.json`."""
-        return {"source": self.source, **self.counts.summary()}
+        return {"source": self.source, **self.counts.summary(), "confidence": self.confidences.summary(), **self.facts}
+
+
+def calibrate(val: pa.Table, model: str) -> float:
+    """Sets the temperature of a run's network by labeled images it has not learned from; returns it.
+
+    val: rows of shards; up to `CALIBRATION_IMAGES` are read, in this process.
+    """
+    rows = val.slice(0, CALIBRATION_IMAGES)
+    recognizer = Recognizer.load(model)
+    images = schema.unpack_images(rows["image"], recognizer.spec.image)
+    temperature = recognizer.fit_temperature(images, rows["text"].to_pylist())
+    checkpoint.set_temperature(model, temperature)
+    return temperature
+
+
+class Tally:
+    """Adds up tables of readings, of a network as `spec` describes it."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        self.spec = spec
+        self._counts, self._confidences = ReadingCounts.of(spec.charset, [], [], []), Confidences.of([], [])
+        self._worst: list[tuple[float, str, int, Mistake]] = []  # the number spares comparing mistakes that are alike
+        self._numbers = itertools.count()
+
+    def add(self, table: pa.Table) -> None:
+        """Rows as `ReadImages` gives them."""
+        texts, readings, losses = (table[column].to_pylist() for column in ("text", "reading", "loss"))
+        self._counts += ReadingCounts.of(self.spec.charset, texts, readings, losses)
+        right = [text == reading for text, reading in zip(texts, readings, strict=True)]
+        self._confidences += Confidences.of(table["confidence"].to_pylist(), right)
+        for row in table.filter(pc.is_valid(table["wrong_image"])).to_pylist():
+            column = pa.array([row["wrong_image"]], pa.binary(len(row["wrong_image"])))
+            image = schema.unpack_images(column, self.spec.image)[0]
+            mistake = Mistake(row["uri"], row["text"], row["reading"], row["confidence"], image)
+            heapq.heappush(self._worst, (row["confidence"], row["uri"], next(self._numbers), mistake))
+            if len(self._worst) > NUM_MISTAKES:
+                heapq.heappop(self._worst)
+
+    def evaluation(self, source: str) -> Evaluation:
+        """What was added. source: URI of what was read. Raises InputError where that is nothing."""
+        if not self._counts.num_images:
+            raise InputError(f"no image of {source} can be read")
+        mistakes = [mistake for *_, mistake in sorted(self._worst, key=lambda w: (-w[0], w[1]))]
+        return Evaluation(source, self._counts, self._confidences, mistakes)
 
 
 def evaluate(source: Labeled, model: str, num_workers: int = 0, use_gpu: bool = False) -> Evaluation:
@@ -89,25 +141,12 @@ def evaluate(source: Labeled, model: str, num_workers: int = 0, use_gpu: bool = 
 
     num_workers: actors to read on; 0 reads in this process. Raises InputError where nothing can be read.
     """
-    spec = identity.load_spec(model)
-    counts = ReadingCounts.of(spec.charset, [], [], [])
-    worst: list[tuple[float, str, int, Mistake]] = []  # the number spares comparing mistakes that are alike
-    numbers = itertools.count()
+    tally = Tally(identity.load_spec(model))
     with console.progress(f"evaluate {source.name}", source.num_files, "images") as advance:
         for table in _read_rows(source.dataset, model, num_workers, use_gpu):
-            texts, readings, losses = (table[column].to_pylist() for column in ("text", "reading", "loss"))
-            counts += ReadingCounts.of(spec.charset, texts, readings, losses)
-            for row in table.filter(pc.is_valid(table["wrong_image"])).to_pylist():
-                column = pa.array([row["wrong_image"]], pa.binary(len(row["wrong_image"])))
-                image = schema.unpack_images(column, spec.image)[0]
-                mistake = Mistake(row["uri"], row["text"], row["reading"], row["confidence"], image)
-                heapq.heappush(worst, (row["confidence"], row["uri"], next(numbers), mistake))
-                if len(worst) > NUM_MISTAKES:
-                    heapq.heappop(worst)
+            tally.add(table)
             advance(len(table))
-    if not counts.num_images:
-        raise InputError(f"no image of {source.source} can be read")
-    return Evaluation(source.source, counts, [mistake for *_, mistake in sorted(worst, key=lambda w: (-w[0], w[1]))])
+    return tally.evaluation(source.source)
 
 
 def publish(run: RunDirectory, evaluations: Mapping[str, Evaluation], **facts: Any) -> dict[str, Any]:
@@ -124,12 +163,15 @@ def publish(run: RunDirectory, evaluations: Mapping[str, Evaluation], **facts: A
 
 def describe(results: dict[str, Any]) -> list[str]:
     """A line for a person per split of `results.json`."""
-    lines = []
-    for name, summary in results.items():
-        if isinstance(summary, dict) and summary.get("num_images"):
-            low, high = summary["exact_match_ci95"]
-            lines.append(
-                f"{name}: {summary['exact_match']:.2%} of {summary['num_images']:,} strings "
-                f"(95 % interval {low:.2%} to {high:.2%}), {summary['char_accuracy']:.2%} of characters"
-            )
-    return lines
+    splits = {name: summary for name, summary in results.items() if isinstance(summary, dict)}
+    return [describe_one(name, summary) for name, summary in splits.items() if summary.get("num_images")]
+
+
+def describe_one(name: str, summary: dict[str, Any]) -> str:
+    """A line for a person."""
+    low, high = summary["exact_match_ci95"]
+    return (
+        f"{name}: {summary['exact_match']:.2%} of {summary['num_images']:,} strings "
+        f"(95 % interval {low:.2%} to {high:.2%}), {summary['char_accuracy']:.2%} of characters, "
+        f"calibration error {summary['confidence']['calibration_error']:.2%}"
+    )

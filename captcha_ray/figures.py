@@ -21,6 +21,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from captcha_ray.learning_curve import Curve
 from captcha_ray.metrics import OTHER, Mistake
 
 DPI = 110
@@ -155,12 +156,62 @@ def mistakes(rows: Sequence[Mistake]) -> bytes:
     return png(figure)
 
 
+def calibration(bins: Sequence[Mapping[str, Any]]) -> bytes:
+    """PNG of the accuracy against the mean confidence of each bin; on the diagonal, confidence means what it says.
+
+    bins: confidence, accuracy and num_images of each; a dot's area grows with the logarithm of its images.
+    """
+    figure, axes = _axes("confidence", "whole strings right")
+    axes.plot([0, 1], [0, 1], color="gray", linestyle=":")
+    sizes = [12 * (1 + math.log2(1 + one["num_images"])) for one in bins]
+    axes.scatter([one["confidence"] for one in bins], [one["accuracy"] for one in bins], sizes, color="tab:blue")
+    axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axes.set_xlim(-0.02, 1.02)
+    _percent(axes)
+    return png(figure)
+
+
+def risk_coverage(points: Sequence[Mapping[str, float]]) -> bytes:
+    """PNG of the share of wrong readings against the share of images read, for all thresholds on the confidence."""
+    figure, axes = _axes("coverage: images at least as sure", "risk: share of these that is wrong")
+    axes.plot([point["coverage"] for point in points], [point["risk"] for point in points], color="tab:orange")
+    axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axes.yaxis.set_major_formatter(PercentFormatter(1))
+    axes.set_xlim(0, 1.02)
+    axes.set_ylim(0, 1.1 * max([point["risk"] for point in points] + [0.001]))
+    return png(figure)
+
+
+def learning_curve(curve: Mapping[str, Any]) -> bytes:
+    """PNG of `learning_curve.summary`: points with their intervals, the fitted curve, and the goal."""
+    figure, axes = _axes("training images", "whole strings read")
+    points = curve["points"]
+    images, read = [point["num_images"] for point in points], [point["exact_match"] for point in points]
+    below = [max(r - point["exact_match_ci95"][0], 0) for r, point in zip(read, points, strict=True)]
+    above = [max(point["exact_match_ci95"][1] - r, 0) for r, point in zip(read, points, strict=True)]
+    axes.errorbar(images, read, [below, above], fmt="o", color="tab:blue", capsize=3, label="measured, 95 % interval")
+    if curve["curve"]:
+        fitted = Curve(**curve["curve"])
+        x = np.geomspace(min(images), max(*images, min(curve["images_for_goal"] or 0, 10 * max(images))), 100)
+        axes.plot(x, [fitted.accuracy(value) for value in x], color="tab:orange", label="fitted")
+    axes.axhline(curve["goal"], color="gray", linestyle=":", label=f"{curve['goal']:.0%}")
+    axes.set_xscale("log")
+    _percent(axes)
+    _legend(axes)
+    return png(figure)
+
+
 def _curves(what: str) -> tuple[Figure, Axes]:
+    figure, axes = _axes("epoch", what)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    return figure, axes
+
+
+def _axes(across: str, up: str) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(7.2, 4.0), dpi=DPI, layout="constrained")
     axes = figure.add_subplot()
-    axes.set_xlabel("epoch")
-    axes.set_ylabel(what)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    axes.set_xlabel(across)
+    axes.set_ylabel(up)
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     return figure, axes

@@ -19,8 +19,9 @@ def fingerprint(spec: ModelSpec, weights: bytes) -> str:
     """SHA-256, hexadecimal, of all that decides what a network reads: weights, architecture, charset, slots, image."""
     decisive = spec.to_dict()
     del decisive["dropout"]
-    if not spec.variable:  # checkpoints from before there were others
-        del decisive["variable"]
+    for name, before in (("variable", False), ("temperature", 1.0)):  # as in checkpoints from before there were others
+        if decisive[name] == before:
+            del decisive[name]
     description = json.dumps(decisive, sort_keys=True).encode()
     return hashlib.sha256(len(description).to_bytes(8, "big") + description + weights).hexdigest()
 

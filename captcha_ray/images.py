@@ -16,6 +16,9 @@ from captcha_ray.config import ImageSpec
 MAX_PIXELS = 16_000_000
 """Default limit on the pixels of one source image; a text crop has thousands."""
 
+MIN_SATURATION = 48
+"""Difference between a pixel's channels above which it counts as colored; compression alone makes smaller ones."""
+
 FORMATS = ("PNG", "JPEG", "GIF", "BMP", "DIB", "WEBP", "TIFF", "PPM")
 """Formats that are tried. Not all that Pillow knows: some start other programs (EPS) or are rarely attacked code."""
 
@@ -62,6 +65,29 @@ def decode(
     except Exception as error:  # Pillow's plugins raise OSError, SyntaxError, ValueError, struct.error, EOFError, ...
         reason = "truncated" if "truncated" in str(error).lower() else "damaged"
         return Unreadable(reason, f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Look:
+    """Size of an image, pixels, and whether it is in color."""
+
+    width: int
+    height: int
+    colored: bool
+
+
+def look(data: bytes, max_pixels: int = MAX_PIXELS) -> Look | Unreadable:
+    """Size and color of an image file.
+
+    In color: at least a fiftieth of its pixels have channels that differ by more than `MIN_SATURATION`.
+    """
+    small = decode(data, ImageSpec(height=32, width=32, channels=3), max_pixels)
+    if isinstance(small, Unreadable):
+        return small
+    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        width, height = image.size
+    saturation = small.max(2).astype(int) - small.min(2)
+    return Look(width, height, bool((saturation > MIN_SATURATION).mean() >= 0.02))
 
 
 def prepare(image: Image.Image, spec: ImageSpec) -> Pixels:

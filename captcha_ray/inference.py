@@ -114,11 +114,12 @@ class Night:
         """A line for a person."""
         counts = self.committed.counts
         errors = ", ".join(f"{count:,} {kind}" for kind, count in counts.errors.most_common())
+        uncertain = f"{counts.uncertain:,} uncertain, " if counts.uncertain else ""
         total = counts.total
         where = ", ".join(run.folder for run in self.committed.runs[:3])
         more = f" and {len(self.committed.runs) - 3:,} more" if len(self.committed.runs) > 3 else ""
         return (
-            f"{total:,} of {self.listed:,} objects read: {counts.ok:,} ok, {counts.num_errors:,} errors"
+            f"{total:,} of {self.listed:,} objects read: {counts.ok:,} ok, {uncertain}{counts.num_errors:,} errors"
             f"{f' ({errors})' if errors else ''}; {self.skipped:,} skipped as done; "
             f"{f'committed as {where}{more} in' if where else 'nothing to add to'} {self.out}; "
             f"{self.seconds:.1f} s, {max(total - self.adopted, 0) / self.seconds:,.0f} objects/s"
@@ -203,6 +204,7 @@ class _Job:
             config.max_bytes,
             config.max_pixels,
             config.max_stretch,
+            config.min_confidence,
             config.cpus_per_worker,
         )
         self._seconds: dict[str, float] = {}

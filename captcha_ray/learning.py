@@ -22,11 +22,9 @@ from torch import Tensor, nn
 from captcha_ray.config import InputError, Precision, TrainConfig
 from captcha_ray.models import Network
 
-EARLY = 0.15
-"""Share of the steps in which networks that must find out where characters stand are told that they stand evenly."""
-
-WARMUP = 0.3
-"""Share of the steps a one-cycle schedule warms up for, as in L. Smith and N. Topin, "Super-convergence" (2018)."""
+GUIDED = (0.1, 0.3)
+"""Shares of the steps until which networks that must find out where characters stand are told that they stand evenly:
+wholly until the first, then less and less until the second."""
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """Parameters of glibc's mallopt, from malloc.h."""
@@ -131,9 +129,16 @@ def learning_rate_at(config: TrainConfig, fraction: float) -> float:
     """Step size after a fraction (0 to 1) of all steps; a function of it alone, so there is no state to resume."""
     if config.schedule == "constant":
         return config.learning_rate
-    if fraction < WARMUP:
-        return config.learning_rate * (0.04 + 0.96 * fraction / WARMUP)
-    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * (fraction - WARMUP) / (1 - WARMUP)))
+    warmup = config.warmup_fraction
+    if fraction < warmup:
+        return config.learning_rate * (0.04 + 0.96 * fraction / warmup)
+    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * (fraction - warmup) / (1 - warmup)))
+
+
+def guidance_at(fraction: float) -> float:
+    """Share of the loss that says where characters stand, after a fraction (0 to 1) of all steps."""
+    whole, none = GUIDED
+    return min(max((none - fraction) / (none - whole), 0.0), 1.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -195,16 +200,16 @@ def train_epoch(
     world_size: int = 1,
     learning_rate: Callable[[int], float],
     label_smoothing: float = 0.0,
-    early_steps: int = 0,
+    guidance: Callable[[int], float] = lambda step: 0.0,
     on_step: Callable[[int, int], None] = lambda step, images: None,
 ) -> tuple[EpochCounts, float]:
     """One pass of optimizer steps. Returns this worker's counts and the seconds it waited for data.
 
     parallel: what wraps the model where several workers train it. seed: of dropout and augmentation, different for each
-    worker. learning_rate: by step of this epoch. label_smoothing: shapes the gradient, not the counts. early_steps: at
-    the beginning of this epoch, see `Network.losses`. The gradient is that of the mean over all workers' images of a
-    step, however unevenly they hold them: each worker's sum is scaled by world_size / step_images, since data-parallel
-    gradients are averaged over workers.
+    worker. learning_rate: by step of this epoch. label_smoothing, and guidance by step of this epoch (see
+    `Network.losses`): shape the gradient, not the counts. The gradient is that of the mean over all workers' images of
+    a step, however unevenly they hold them: each worker's sum is scaled by world_size / step_images, since
+    data-parallel gradients are averaged over workers.
     """
     forward = parallel or model
     forward.train()
@@ -219,8 +224,8 @@ def train_epoch(
         with arithmetic.autocast():
             outputs = forward(inputs)
         taught = losses = model.losses(outputs, targets)
-        if label_smoothing or step < early_steps:
-            taught = model.losses(outputs, targets, label_smoothing, early=step < early_steps)
+        if label_smoothing or guidance(step):
+            taught = model.losses(outputs, targets, label_smoothing, guidance(step))
         optimizer.zero_grad(set_to_none=True)
         (taught.sum() * (world_size / batch.step_images)).backward()  # type: ignore[no-untyped-call]
         optimizer.step()

@@ -15,12 +15,12 @@ from captcha_ray.spec import ModelSpec
 class Network(nn.Module):
     """A network whose outputs are logits of the characters of each slot, (N, S, K); others say what theirs are."""
 
-    def losses(self, outputs: Tensor, targets: Tensor, label_smoothing: float = 0.0, *, early: bool = False) -> Tensor:
+    def losses(self, outputs: Tensor, targets: Tensor, label_smoothing: float = 0.0, guidance: float = 0.0) -> Tensor:
         """Negative log-likelihood of each image's text -> float32 (N,), nats; for slots, summed over them.
 
         targets: int64 (N, S). label_smoothing: share of the target spread over all K classes (C. Szegedy et al.,
-        "Rethinking the Inception Architecture", 2016). early: training has just begun; networks that must first find
-        out where characters stand may then be told.
+        "Rethinking the Inception Architecture", 2016). guidance: 0 to 1, share of the loss that networks which must
+        first find out where characters stand may be told it by.
         """
         logits = outputs.float().transpose(1, 2)
         return F.cross_entropy(logits, targets, reduction="none", label_smoothing=label_smoothing).sum(1)
@@ -133,11 +133,13 @@ class ColumnCNN(Network):
         stride = column_stride(image, slots)
         self.features = nn.Sequential(
             *_convolution(image.channels, 32, 5, stride=2),
-            *_convolution(32, 64, 3),
+            *_convolution(32, 32, 3),
             nn.MaxPool2d((2, stride // 2)),
-            *_convolution(64, 128, 3),
+            *_convolution(32, 64, 3),
+            *_convolution(64, 64, 3),
             nn.Dropout2d(dropout / 3),
             nn.MaxPool2d((2, 1)),
+            *_convolution(64, 128, 3),
             *_convolution(128, 128, 3),
             nn.Dropout2d(dropout / 3),
         )
@@ -155,20 +157,19 @@ class ColumnCNN(Network):
         columns: Tensor = self.columns(maps)  # (N, K + 1, 1, T)
         return columns.squeeze(2).transpose(1, 2)
 
-    def losses(self, outputs: Tensor, targets: Tensor, label_smoothing: float = 0.0, *, early: bool = False) -> Tensor:
+    def losses(self, outputs: Tensor, targets: Tensor, label_smoothing: float = 0.0, guidance: float = 0.0) -> Tensor:
         """As `Network.losses`, over all alignments. targets: int64 (N, S), K where the text has ended.
 
-        early: of the alignment with evenly spaced characters instead. Without that, such networks stay for long where
-        every column says blank.
+        guidance: share of the one alignment with evenly spaced characters. Without any, such networks stay for long
+        where every column says blank.
         """
         columns = outputs.float().log_softmax(2)
         num_columns, blank = columns.shape[1], columns.shape[2] - 1
         lengths = (targets < blank).sum(1)
-        if early:
-            losses = evenly_spaced(columns, targets, lengths)
-        else:
-            steps = torch.full_like(lengths, num_columns)
-            losses = F.ctc_loss(columns.transpose(0, 1), targets, steps, lengths, blank, reduction="none")
+        steps = torch.full_like(lengths, num_columns)
+        losses = F.ctc_loss(columns.transpose(0, 1), targets, steps, lengths, blank, reduction="none")
+        if guidance:
+            losses = torch.lerp(losses, evenly_spaced(columns, targets, lengths), guidance)
         if label_smoothing:
             spread = -columns.mean((1, 2)) * lengths
             losses = torch.lerp(losses, spread, label_smoothing)

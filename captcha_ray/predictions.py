@@ -96,15 +96,16 @@ class Run:
 
 @dataclasses.dataclass
 class Counts:
-    """Rows of a run. errors: by class."""
+    """Rows of a run. uncertain: read, but with less confidence than was asked for. errors: by class."""
 
     ok: int = 0
+    uncertain: int = 0
     errors: Counter[str] = dataclasses.field(default_factory=Counter)
 
     @property
     def total(self) -> int:
         """All rows."""
-        return self.ok + self.num_errors
+        return self.ok + self.uncertain + self.num_errors
 
     @property
     def num_errors(self) -> int:
@@ -115,14 +116,17 @@ class Counts:
     def of(cls, rows: pa.Table) -> "Counts":
         """Of rows with columns status and error."""
         bad = rows.filter(pc.equal(rows["status"], "error"))["error"].to_pylist()
-        return cls(len(rows) - len(bad), Counter(sentence.partition(":")[0] for sentence in bad))
+        uncertain = pc.sum(pc.equal(rows["status"], "uncertain")).as_py() or 0
+        kinds = Counter(sentence.partition(":")[0] for sentence in bad)
+        return cls(len(rows) - uncertain - len(bad), uncertain, kinds)
 
     def __add__(self, other: "Counts") -> "Counts":
-        return Counts(self.ok + other.ok, self.errors + other.errors)
+        return Counts(self.ok + other.ok, self.uncertain + other.uncertain, self.errors + other.errors)
 
     def to_dict(self) -> dict[str, Any]:
         """As it stands in a manifest."""
-        return {"objects": self.total, "ok": self.ok, "errors": dict(self.errors.most_common())}
+        errors = dict(self.errors.most_common())
+        return {"objects": self.total, "ok": self.ok, "uncertain": self.uncertain, "errors": errors}
 
 
 @dataclasses.dataclass
@@ -147,7 +151,9 @@ class Predictions:
         self._model_id = model_id
         self._spool = spool
         self._runs: set[Run] = set()
-        names = ("images", "match", "skip", "retry_errors", "max_bytes", "max_pixels", "max_stretch")
+        names = (
+            "images", "match", "skip", "retry_errors", "max_bytes", "max_pixels", "max_stretch", "min_confidence",
+        )  # fmt: skip
         decisive = [model_id, *(getattr(config, name) for name in names)]
         work = hashlib.sha256(json.dumps(decisive).encode()).hexdigest()[:16]
         self._work = storage.join(config.out, "_staging", work)

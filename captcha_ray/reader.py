@@ -99,12 +99,17 @@ class BlockReader:
             columns["text"].append(reading.text if reading else None)
             columns["confidence"].append(reading.confidence if reading else None)
             columns["char_confidence"].append(reading.char_confidence if reading else None)
-            columns["status"].append("ok" if reading else "error")
+            columns["status"].append(self._status(reading))
             columns["error"].append(error)
         self._report["recognized"] += len(good)
         columns["model_id"] = [self._work.model_id] * len(listed)
         columns["predicted_at"] = [now] * len(listed)
         return pa.table(columns, schema=predictions.STAGED_SCHEMA)
+
+    def _status(self, reading: Reading | None) -> str:
+        if reading is None:
+            return "error"
+        return "ok" if reading.confidence >= self._work.min_confidence else "uncertain"
 
     def _decode(self, fetched: list[bytes | images.Unreadable]) -> list[images.Pixels | images.Unreadable]:
         def decode(item: bytes | images.Unreadable) -> images.Pixels | images.Unreadable:

@@ -72,39 +72,53 @@ def demo_text5() -> TrainConfig:
     )
 
 
-def text() -> TrainConfig:
-    """A fixed number of characters, in images of any size: the network that reads best here."""
+def auto() -> TrainConfig:
+    """What reads best here, for any images: `text`, `text-ctc` or `glyph`, by the labels of the shards.
+
+    Epochs and batch size follow from the shards as well, see `rules`.
+    """
     return TrainConfig(
-        recipe="text",
-        network="column_cnn",
-        epochs=16,
-        batch_size=16,
+        recipe="auto",
         optimizer="adamw",
         learning_rate=3e-3,
         schedule="one_cycle",
+        warmup_fraction=0.15,
         weight_decay=0.01,
         dropout=0.3,
         rotation_degrees=3.0,
         shift_fraction=0.02,
         shear_degrees=6.0,
         zoom_fraction=0.06,
-        elastic_pixels=0.5,
+        lines_fraction=0.5,
+        elastic_fraction=0.01,
         stroke_fraction=0.15,
         contrast_fraction=0.15,
         noise_fraction=0.05,
     )
 
 
+def text() -> TrainConfig:
+    """A fixed number of characters, in images of any size."""
+    return dataclasses.replace(auto(), recipe="text", network="column_cnn")
+
+
 def text_ctc() -> TrainConfig:
-    """`text`, for images that hold 1 to as many characters as the longest label."""
+    """1 to as many characters as the longest label, in images of any size."""
     return dataclasses.replace(text(), recipe="text-ctc", variable_length=True)
+
+
+def glyph() -> TrainConfig:
+    """Single characters, in images of any size."""
+    return dataclasses.replace(text(), recipe="glyph", slots=1)
 
 
 RECIPES: dict[str, Callable[[], TrainConfig]] = {
     "wmail": wmail,
     "isfahan": isfahan,
+    "auto": auto,
     "text": text,
     "text-ctc": text_ctc,
+    "glyph": glyph,
     "demo-digits": demo_digits,
     "demo-text5": demo_text5,
 }

@@ -3,11 +3,16 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from captcha_ray import figures, page, storage
+from captcha_ray import calibration, figures, page, storage
 from captcha_ray.metrics import Mistake
 from captcha_ray.runs import RunDirectory
 
 NO_MISTAKES = "No mistakes on this split."
+
+DISPUTED = (
+    "Images whose label another text was read for, by a network that had not seen them; the surest readings first. "
+    "Those above 99 % are often wrong labels. All readings are in folds.parquet."
+)
 
 
 def write(run: RunDirectory, results: Mapping[str, Any], mistakes: Mapping[str, Sequence[Mistake]]) -> str:
@@ -22,6 +27,8 @@ def write(run: RunDirectory, results: Mapping[str, Any], mistakes: Mapping[str, 
     splits = {name: value for name, value in results.items() if isinstance(value, dict) and "num_images" in value}
     rest = {name: value for name, value in results.items() if name not in splits}
     parts = [_split(run, name, summary, mistakes.get(name)) for name, summary in splits.items()]
+    if curve := rest.pop("learning_curve", None):
+        parts.append(_learning_curve(run, curve))
     if epochs:
         parts.append(_training(run, epochs))
     parts.append(page.section("How long it took", page.pairs(_durations(rest.pop("seconds", None), epochs))))
@@ -33,10 +40,13 @@ def write(run: RunDirectory, results: Mapping[str, Any], mistakes: Mapping[str, 
 
 def _split(run: RunDirectory, name: str, summary: Mapping[str, Any], rows: Sequence[Mistake] | None) -> str:
     confusion = figures.confusion_matrix(**summary["confusion"])
+    folds = summary.get("folds")
     return page.section(
-        f"Split {name}",
+        f"Cross-validation in {len(folds)} folds" if folds else f"Split {name}",
         page.pairs(_measures(summary)),
-        "<h3>Mistakes</h3>",
+        *([_folds(folds)] if folds else []),
+        *([_confidence(run, name, summary["confidence"])] if "confidence" in summary else []),
+        *(["<h3>Disputed labels</h3>", page.paragraph(DISPUTED)] if folds else ["<h3>Mistakes</h3>"]),
         _mistakes(run, name, summary, rows),
         "<h3>Confusion of characters</h3>",
         page.figure(run, f"confusion_{name}", f"Confusion matrix of split {name}: truth by reading", confusion),
@@ -59,6 +69,56 @@ def _measures(summary: Mapping[str, Any]) -> dict[str, str]:
         "Whole-string accuracy": exact,
         **{f"Accuracy at position {position}": page.percent(value) for position, value in positions},
     }
+
+
+def _folds(folds: Sequence[Mapping[str, Any]]) -> str:
+    """A row per fold: what its network, trained on the others, read of it."""
+    body = []
+    for one in folds:
+        low, high = (page.percent(value) for value in one["exact_match_ci95"])
+        accuracies = [page.percent(one["exact_match"]), f"{low} to {high}", page.percent(one["char_accuracy"])]
+        body.append([one["fold"], str(one["num_images"]), str(one["num_exact_match"]), *accuracies])
+    return page.table(["Fold", "Images", "Right", "Whole strings", "95% interval", "Characters"], body, kind="numbers")
+
+
+def _confidence(run: RunDirectory, name: str, summary: Mapping[str, Any]) -> str:
+    """Calibration error, and the threshold for a precision, with what they look like."""
+    rows = {"Expected calibration error": page.percent(summary["calibration_error"])}
+    found = summary["threshold"]
+    if found is None:
+        said = "no confidence is high enough"
+    else:
+        low, high = (page.percent(value) for value in found["precision_ci95"])
+        said = (
+            f"{found['confidence']:.6f}, which {page.percent(found['coverage'])} of the images reach; of these "
+            f"{found['num_images']}, {page.percent(found['precision'])} are right (95% interval {low} to {high})"
+        )
+    target = calibration.PRECISION if found is None else found["target"]
+    rows[f"--min-confidence for {target:.1%} precision"] = said
+    reliability = figures.calibration(summary["bins"])
+    risk = figures.risk_coverage(summary["risk_coverage"])
+    return "\n".join(
+        [
+            "<h3>Confidence</h3>",
+            page.pairs(rows),
+            page.figure(run, f"calibration_{name}", "Accuracy against confidence", reliability),
+            page.figure(run, f"risk_{name}", "Risk against coverage", risk),
+        ]
+    )
+
+
+def _learning_curve(run: RunDirectory, curve: Mapping[str, Any]) -> str:
+    """What networks read that were trained on parts of the images, and how many images would do."""
+    body = []
+    for point in curve["points"]:
+        low, high = (page.percent(value) for value in point["exact_match_ci95"])
+        body.append([str(point["num_images"]), page.percent(point["exact_match"]), f"{low} to {high}"])
+    return page.section(
+        "Learning curve",
+        page.paragraph(f"{curve['answer']}."),
+        page.figure(run, "learning_curve", "Whole strings read against training images", figures.learning_curve(curve)),
+        page.table(["Training images", "Whole strings", "95% interval"], body, kind="numbers"),
+    )
 
 
 def _classes(summary: Mapping[str, Any]) -> str:

@@ -1,7 +1,10 @@
 """A run directory that explains itself after the shell history is gone.
 
-    config.json  environment.json  manifest.json  metrics.jsonl  results.json  report.html  figures/  tensorboard/
-    checkpoint/model.{safetensors,json}  resume.safetensors  _SUCCESS
+    config.json  settled.json  environment.json  manifest.json  metrics.jsonl  results.json  report.html  figures/
+    checkpoint/model.{safetensors,json}  tensorboard/  resume.safetensors  _SUCCESS
+
+`config.json` is what was asked for, `settled.json` what the shards made of it. Studies add `folds.parquet` and the
+trainings in `folds-K/` and `curve/`.
 
 Never deletes what it did not make; `_SUCCESS` is written last.
 """
@@ -9,6 +12,7 @@ Never deletes what it did not make; `_SUCCESS` is written last.
 import dataclasses
 import functools
 import importlib.metadata
+import io
 import json
 import os
 import platform
@@ -19,6 +23,9 @@ import tempfile
 import time
 from pathlib import Path
 from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from captcha_ray import recipes, storage
 from captcha_ray.config import InputError, TrainConfig, check
@@ -138,6 +145,16 @@ class RunDirectory:
     def read_json(self, name: str) -> Any:
         """Reads one JSON file of the run. Raises InputError where it is absent or not JSON."""
         return read_json(self.path(name))
+
+    def write_table(self, name: str, table: pa.Table) -> None:
+        """Writes one Parquet file of the run."""
+        buffer = io.BytesIO()
+        pq.write_table(table, buffer, compression="zstd")
+        storage.write(self.path(name), buffer.getvalue())
+
+    def read_table(self, name: str) -> pa.Table:
+        """Reads one Parquet file of the run."""
+        return pq.read_table(io.BytesIO(storage.read(self.path(name))))
 
     def write_metrics(self, epochs: list[dict[str, Any]]) -> None:
         """Writes `metrics.jsonl`, a line per epoch."""

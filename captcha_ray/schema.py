@@ -78,8 +78,9 @@ PREDICTION_SCHEMA = pa.schema(
 """One row per object, read or not.
 
 uri, etag, size, last_modified: the object as it was listed. text: what was read; null where nothing was. confidence:
-the least certain character's probability, 0 to 1. char_confidence: each character's. status: `ok` or `error`. error:
-`<Class>: <sentence>`, null where status is ok. model_id: fingerprint of weights, charset and preprocessing. run_id: the
+the least certain character's probability, 0 to 1. char_confidence: each character's. status: `ok`,
+`uncertain` (read, with less confidence than the job was asked for) or `error`. error: `<Class>: <sentence>`, null where
+there is a text. model_id: fingerprint of weights, charset and preprocessing. run_id: the
 run that committed the row. predicted_at: when it was read, UTC."""
 
 
@@ -168,8 +169,18 @@ def split_of(sha256: bytes, seed: int, splits: tuple[float, float, float]) -> Sp
 
     So it is the same for any number of workers and does not move when other images are added.
     """
-    digest = hashlib.sha256(seed.to_bytes(8, "big") + sha256).digest()
-    point = int.from_bytes(digest[:8], "big") / 2**64
+    point = place(sha256, seed)
     if point < splits[0]:
         return "train"
     return "val" if point < splits[0] + splits[1] or splits[2] == 0 else "test"
+
+
+def fold_of(sha256: bytes, seed: int, num_folds: int) -> int:
+    """The fold of an image, 0 to num_folds - 1, from the same."""
+    return int(place(sha256, seed) * num_folds)
+
+
+def place(sha256: bytes, seed: int, purpose: bytes = b"") -> float:
+    """A number from 0 to below 1, spread evenly over images, and drawn anew for each seed and purpose."""
+    digest = hashlib.sha256(seed.to_bytes(8, "big") + sha256 + purpose).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64

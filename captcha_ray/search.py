@@ -27,10 +27,12 @@ from captcha_ray.cluster import check_fits, num_fitting
 from captcha_ray.config import FailedError, TrainConfig, TuneConfig, check
 from captcha_ray.console import SearchProgress
 from captcha_ray.lease import Lease
+from captcha_ray.rules import settle
 from captcha_ray.runs import RunDirectory
 from captcha_ray.sampler import Sampler, importance
 from captcha_ray.space import Space
-from captcha_ray.trial_worker import Trainable, TrialJob, train_in_full
+from captcha_ray.studies import HOLDER, MAX_DEATHS, Training, right_in, train_all
+from captcha_ray.trial_worker import Trainable
 from captcha_ray.trials import Comparison, Findings, Outcome, Trial
 
 RESUME_MAY_DIFFER = (
@@ -39,15 +41,8 @@ RESUME_MAY_DIFFER = (
 )  # fmt: skip
 """Fields that may change between the start of a search and its continuation; what the space comes to may not."""
 
-MAX_DEATHS = 2
-"""How often a trial whose process dies is started anew before it counts as failed."""
-
 FEW_EPOCHS = 5
 """Fewer before the first stop are worth a warning."""
-
-HOLDER: dict[str, float] = {"memory": 1 << 20}
-"""What a trial of several workers asks for itself, bytes: its workers take the CPUs, and Ray Tune must be asked for
-something."""
 
 QUIET = {
     "RAY_AIR_NEW_OUTPUT": "0",  # its box of settings is printed even where nothing else is
@@ -75,7 +70,7 @@ def run(
     told = {f"recipe.{name}": value for name, value in recipe.to_dict().items()}
     told |= {f"space.{name}": str(searched.get(name, "off")) for name in space.OFFERED}
     config = dataclasses.replace(config, run=directory.uri, shards=storage.absolute(config.shards))
-    recipe = _starting_point(config, recipe)
+    recipe = settle(_starting_point(config, recipe), manifest)
     _check_trials(recipe, searched, manifest)
     concurrent = num_concurrent(config)
     sampler = Sampler(config.search, searched, space.values_of(recipe, searched), config.num_trials, config.seed)
@@ -91,7 +86,8 @@ def run(
     )
     if len(rungs) > 1 and rungs[0] < FEW_EPOCHS:
         console.warn(f"asha stops trials after {rungs[0]} epochs, where chance may decide; --scheduler none does not")
-    job = TrialJob(config, manifest, {"train": [merge(train)], "val": [merge(val)]})
+    judged = [merge(val)]
+    training_ = Training(recipe, manifest, {"train": [merge(train)], "val": judged, "test": judged})
     with (
         Lease(directory.path("_lease.json")) as lease,
         SearchProgress(sampler.num_trials, recipe.epochs, expected, list(searched)) as progress,
@@ -102,15 +98,15 @@ def run(
             console.say(f"{ended} trials are kept; {len(begun) - ended} were cut off and go on after their last epoch")
         searcher = _Searcher(directory, recipe, sampler, rungs, begun, progress, lease)
         if searcher.has_work:
-            _tune(job, searcher, concurrent)
+            _tune(config, training_, searcher, concurrent)
         found = trials.load(directory)
-        trials.write_table(directory, found)
+        directory.write_table("trials.parquet", trials.table(found))
         best = trials.best(found)
         if best is None:
             raise FailedError(f"none of {len(found)} trials gave a network: {_reasons(found)}")
         winner = space.apply(recipe, best.values)
         directory.write_json("best.json", winner.to_dict())
-        comparison = _compare(job, recipe, winner, best.number, concurrent, progress)
+        comparison = _compare(config, training_, winner, best.number, concurrent, progress)
     shares = importance(searched, [(trial.values, trial.score) for trial in found])
     findings = Findings(found, best, winner == recipe, comparison, shares)
     directory.write_json("results.json", findings.to_dict())
@@ -273,16 +269,15 @@ def _resources(config: TuneConfig) -> tuple[float, float]:
     return (config.cpus_per_worker, config.gpus_per_trial) if config.workers_per_trial == 1 else (0, 0)
 
 
-def _tune(job: TrialJob, searcher: _Searcher, concurrent: int) -> None:
-    config = job.config
+def _tune(config: TuneConfig, recipe: Training, searcher: _Searcher, concurrent: int) -> None:
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # a trial that fails has its line and its reason
     cpus, gpus = _resources(config)
-    resources = {"cpu": cpus, "gpu": gpus} if cpus else HOLDER
+    resources = {"cpu": cpus, "gpu": gpus} if cpus else {"memory": float(HOLDER)}
     with tempfile.TemporaryDirectory(prefix="captcha_ray-") as unused:
         tuner = ray.tune.Tuner(
-            ray.tune.with_resources(ray.tune.with_parameters(Trainable, job=job), resources),
+            ray.tune.with_resources(ray.tune.with_parameters(Trainable, training=recipe), resources),
             tune_config=ray.tune.TuneConfig(
                 search_alg=searcher,
                 num_samples=-1,  # until the searcher has no more
@@ -299,48 +294,27 @@ def _tune(job: TrialJob, searcher: _Searcher, concurrent: int) -> None:
 
 
 def _compare(
-    job: TrialJob, recipe: TrainConfig, winner: TrainConfig, number: int, concurrent: int, progress: SearchProgress
+    config: TuneConfig, recipe: Training, winner: TrainConfig, number: int, concurrent: int, progress: SearchProgress
 ) -> Comparison | None:
     """Trains both with seeds that the search has not used, as many at once as fit. number: the winner's. None where
     there is nothing to compare: no seeds are asked for, or the best trial is the recipe."""
-    config, seeds = job.config, range(job.config.final_seeds)
-    if not seeds or winner == recipe:
+    seeds = range(config.final_seeds)
+    if not seeds or winner == recipe.config:
         return None
     best = f"trial-{number:04d}"
-    todo = {
-        f"{name}-{k}": dataclasses.replace(
-            one, run=storage.join(config.run, "final", f"{name}-{k}"), seed=config.seed + 1 + k
+    todo = [
+        dataclasses.replace(
+            recipe,
+            config=dataclasses.replace(
+                one, run=storage.join(config.run, "final", f"{name}-{k}"), seed=config.seed + 1 + k
+            ),
         )
         for k in seeds
-        for name, one in (("recipe", recipe), (best, winner))
-    }
-    cpus, gpus = _resources(config)
-    train = train_in_full.options(max_retries=MAX_DEATHS, num_cpus=cpus, num_gpus=gpus)
+        for name, one in (("recipe", recipe.config), (best, winner))
+    ]
     right: dict[str, list[bool]] = {}
-    waiting: dict[Any, str] = {}
-
-    def take() -> None:
-        done, _ = ray.wait(list(waiting))
-        name = waiting.pop(done[0])
-        try:
-            right[name] = ray.get(done[0])
-        except ray.exceptions.RayError as error:
-            cause = str(getattr(error, "cause", error)).strip().partition("\n")[0]
-            raise FailedError(f"the comparison's training {name} failed, --resume repeats it: {cause}") from error
-        RunDirectory(todo[name].run).write_json("outcome.json", {"right": right[name]})
-        storage.delete(storage.join(todo[name].run, training.STATE))
-        progress.compared(name, sum(right[name]) / len(right[name]), len(right), len(todo))
-
-    for name, one in todo.items():
-        directory = RunDirectory(one.run)
-        if storage.exists(directory.path("outcome.json")):
-            right[name] = directory.read_json("outcome.json")["right"]
-            continue
-        directory.write_json("config.json", one.to_dict())
-        if len(waiting) == concurrent:
-            take()
-        waiting[train.remote(job, one)] = name
-    while waiting:
-        take()
+    for one, rows in train_all(todo, concurrent, config.gpus_per_trial):
+        right[one.name] = right_in(rows)
+        progress.compared(one.name, sum(right[one.name]) / len(right[one.name]), len(right), len(todo))
     of_best, of_recipe = (np.array([right[f"{name}-{k}"] for k in seeds]) for name in (best, "recipe"))
     return trials.compare(of_best, of_recipe)

@@ -1,6 +1,7 @@
 """The description that stands in every checkpoint. Needs neither torch nor storage."""
 
 import dataclasses
+import math
 import typing
 
 from captcha_ray.charset import Charset
@@ -23,6 +24,8 @@ class ModelSpec(Config):
     """Whether an image may hold fewer characters than slots, down to one."""
     dropout: float = 0.5
     """Rate before the last layer; only training uses it."""
+    temperature: float = 1.0
+    """What the network's outputs are divided by, so that probabilities mean what they say."""
 
     def holds(self, shortest: int, longest: int) -> bool:
         """Whether texts of so many characters are what the network reads."""
@@ -34,10 +37,11 @@ class ModelSpec(Config):
         return f"1 to {self.slots}" if self.variable else f"{self.slots}"
 
     def __post_init__(self) -> None:
-        known = typing.get_args(Network)
+        known = [name for name in typing.get_args(Network) if name != "auto"]
         check(self.network in known, f"network is {self.network!r}; known are {', '.join(known)}")
         Charset(self.charset)
         check(self.slots >= 1, f"slots is {self.slots}; it must be at least 1")
+        check(0 < self.temperature < math.inf, f"temperature is {self.temperature}; it must be finite and above 0")
         check(0 <= self.dropout < 1, f"dropout is {self.dropout}; it must be 0 to below 1")
 
     @classmethod

@@ -28,13 +28,14 @@ import torch._dynamo  # the first optimizer would import it, when nothing else g
 import torch.distributed
 from torch import Tensor, nn
 
-from captcha_ray import checkpoint, learning, schema, storage
+from captcha_ray import checkpoint, console, learning, schema, storage
 from captcha_ray.augment import Augment
 from captcha_ray.charset import Charset
 from captcha_ray.cluster import Cluster, check_fits
 from captcha_ray.config import InputError, TrainConfig, check
 from captcha_ray.console import TrainingProgress
 from captcha_ray.models import build_model
+from captcha_ray.rules import settle
 from captcha_ray.runs import EventLog, RunDirectory
 from captcha_ray.spec import ModelSpec
 
@@ -97,26 +98,36 @@ def model_spec(config: TrainConfig, manifest: schema.Manifest) -> ModelSpec:
 
 
 def fit(
-    config: TrainConfig, manifest: schema.Manifest, train: ray.data.Dataset, val: ray.data.Dataset, cluster: Cluster
+    config: TrainConfig,
+    manifest: schema.Manifest,
+    train: ray.data.Dataset,
+    val: ray.data.Dataset | None,
+    cluster: Cluster,
 ) -> dict[str, Any]:
     """Trains until the last epoch, or until patience runs out; afterwards the best network stands in `checkpoint/`.
     Returns what `results.json` says of the training.
+
+    val: None where all labels are to be learned from; then the last epoch's network counts as the best.
 
     A single CPU worker of an embedded Ray trains in this process (Ray Train's local mode: no other machine is to be
     had, and starting a worker takes longer than the small corpora people try first). Raises InputError for shards,
     workers or run directories that do not fit, and where the loss stops being a number.
     """
     started = time.perf_counter()
+    asked, config = config, settle(config, manifest)
     spec = model_spec(config, manifest)
     check_fits(config.num_workers, config.cpus_per_worker, config.use_gpu)
     check_batches(config, manifest)
     run = RunDirectory(config.run)
-    config = dataclasses.replace(config, run=run.uri, shards=storage.absolute(config.shards))
+    shards = storage.absolute(config.shards)
+    asked, config = (dataclasses.replace(one, run=run.uri, shards=shards) for one in (asked, config))
     if config.resume:
-        run.reopen(config.to_dict(), manifest.to_dict(), RESUME_MAY_DIFFER)
+        run.reopen(asked.to_dict(), manifest.to_dict(), RESUME_MAY_DIFFER)
     else:
-        run.create(config.to_dict(), manifest.to_dict())
-    blocks = {"train": train.materialize().to_arrow_refs(), "val": val.materialize().to_arrow_refs()}
+        run.create(asked.to_dict(), manifest.to_dict())
+    run.write_json("settled.json", config.to_dict())
+    console.say(describe(config, spec, manifest))
+    blocks = {"train": train.materialize().to_arrow_refs(), "val": val.materialize().to_arrow_refs() if val else []}
     local = cluster.embedded and config.num_workers == 1 and not config.use_gpu
     with TrainingProgress(config.epochs) as progress:
         if local:
@@ -138,6 +149,17 @@ def fit(
     }
 
 
+def describe(config: TrainConfig, spec: ModelSpec, manifest: schema.Manifest) -> str:
+    """What is to be trained, in a line for a person. config: settled."""
+    with torch.device("meta"):
+        size = sum(parameter.numel() for parameter in build_model(spec).parameters())
+    lengths = f"{spec.reads} of {len(spec.charset)} characters in {spec.image}"
+    return (
+        f"{spec.network} of {size:,} parameters for {lengths}: {config.epochs} epochs of "
+        f"{manifest.num_images['train']:,} images in batches of up to {config.batch_size}"
+    )
+
+
 def check_batches(config: TrainConfig, manifest: schema.Manifest) -> None:
     """Raises InputError where a step would have fewer images than batch normalization needs."""
     images, workers = manifest.num_images["train"], config.num_workers
@@ -147,6 +169,10 @@ def check_batches(config: TrainConfig, manifest: schema.Manifest) -> None:
         smallest >= 2,
         f"{images} training images cut over {workers} workers in batches of {config.batch_size} leave fewer than the "
         f"2 images a step that batch normalization needs; use fewer workers or another --batch-size",
+    )
+    check(
+        config.patience == 0 or manifest.num_images["val"] > 0,
+        f"patience is {config.patience}, but the shards have no validation split to tell whether epochs get better",
     )
 
 
@@ -278,7 +304,7 @@ class Worker:
         self._job, self._rank, self._world_size = job, rank, world_size
         self._arithmetic = learning.Arithmetic.choose(device, config.precision)
         self._train = self._feed("train", config.batch_size)
-        self._val = self._feed("val", EVALUATION_BATCH_SIZE)
+        self._val = self._feed("val", EVALUATION_BATCH_SIZE) if job.blocks["val"] else None
         torch.manual_seed(learning.derive_seed(config.seed))
         self._network = build_model(job.spec).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._optimizer = learning.build_optimizer(config, self._network)
@@ -352,17 +378,20 @@ class Worker:
             world_size=self._world_size,
             learning_rate=learning_rate,
             label_smoothing=config.label_smoothing,
-            early_steps=round(learning.EARLY * config.epochs * steps) - (number - 1) * steps,
+            guidance=lambda step: learning.guidance_at((number - 1 + step / steps) / config.epochs),
             on_step=self._announcer(number, started),
         )
         train = self._sum(counts)
         train_s = time.perf_counter() - started
         self._share_buffers()
-        val = self._sum(learning.evaluate(self._network, self._val.epoch(None), self._arithmetic))
+        val: dict[str, Any] = {}
+        if self._val:
+            counts = learning.evaluate(self._network, self._val.epoch(None), self._arithmetic)
+            val = self._sum(counts).ratios("val")
         record = {
             "epoch": number,
             **train.ratios("train"),
-            **val.ratios("val"),
+            **val,
             "images_per_second": train.num_images / train_s,
             "data_wait_fraction": waited_s / train_s,
             "learning_rate": learning_rate(steps),
@@ -420,9 +449,12 @@ class Worker:
 
 
 def best_epoch(epochs: list[dict[str, Any]]) -> int:
-    """Number of the epoch with the highest validation whole-string accuracy; of equals the one of lower loss."""
+    """Number of the epoch with the highest validation whole-string accuracy; of equals the one of lower loss; the last
+    where there is no validation."""
 
     def rank(epoch: dict[str, Any]) -> tuple[float, float, int]:
+        if "val_loss" not in epoch:
+            return 0.0, 0.0, epoch["epoch"]
         loss = math.inf if epoch["val_loss"] is None else epoch["val_loss"]
         return epoch["val_exact_match"] or 0.0, -loss, -epoch["epoch"]
 
@@ -431,7 +463,7 @@ def best_epoch(epochs: list[dict[str, Any]]) -> int:
 
 def has_diverged(epoch: dict[str, Any]) -> bool:
     """Whether a loss of the epoch is not a number."""
-    return epoch["train_loss"] is None or epoch["val_loss"] is None
+    return epoch["train_loss"] is None or epoch.get("val_loss", 0.0) is None
 
 
 def _finite(value: Any) -> Any:

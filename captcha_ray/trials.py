@@ -8,7 +8,6 @@ A trial has ended when `outcome.json` stands; until then its last epoch is where
 """
 
 import dataclasses
-import io
 import itertools
 from collections import Counter
 from collections.abc import Sequence
@@ -17,7 +16,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from captcha_ray import storage
 from captcha_ray.config import TrainConfig
@@ -156,15 +154,8 @@ def seconds_searched(trials: Sequence[Trial]) -> float:
     return max((trial.outcome.ended_s for trial in trials if trial.outcome), default=0.0)
 
 
-def write_table(run: RunDirectory, trials: Sequence[Trial]) -> None:
-    """Writes `trials.parquet`: a row a trial, its values under their parameters' names, its epochs as a list."""
-    buffer = io.BytesIO()
-    pq.write_table(table(trials), buffer)
-    storage.write(run.path("trials.parquet"), buffer.getvalue())
-
-
 def table(trials: Sequence[Trial]) -> pa.Table:
-    """The trials as a table."""
+    """A row a trial, its values under their parameters' names, its epochs as a list."""
     names = list(trials[0].values) if trials else []
     columns: dict[str, Any] = {
         "trial": pa.array([t.number for t in trials], pa.int32()),

@@ -10,7 +10,8 @@ BATCH_SIZE = 256
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """The network by URI and fingerprint, limits, and the folder URI of the blocks. num_threads: to decode on."""
+    """The network by URI and fingerprint, limits, and the folder URI of the blocks. min_confidence: of a reading
+    that counts as certain. num_threads: to decode on."""
 
     model: str
     model_id: str
@@ -19,6 +20,7 @@ class Work:
     max_bytes: int
     max_pixels: int
     max_stretch: float
+    min_confidence: float
     num_threads: int
 
     def todo(self, block: int) -> str:

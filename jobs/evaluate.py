@@ -1,10 +1,13 @@
-"""python jobs/evaluate.py --run URI [--shards URI --split test | --corpus URI --labels folder]: measures a network."""
+"""python jobs/evaluate.py --run URI [--shards URI --split test | --corpus URI --labels folder]: measures a network.
+
+With --folds K or --learning-curve: measures its recipe, by training it anew on parts of the images.
+"""
 
 import subprocess
 import sys
 from pathlib import Path
 
-from captcha_ray import cluster, console, corpus, evaluation, identity, runs, storage
+from captcha_ray import cluster, console, corpus, evaluation, identity, runs, storage, studies
 from captcha_ray.config import EvaluateConfig
 
 
@@ -15,6 +18,10 @@ def main() -> None:
         status = subprocess.run([sys.executable, str(Path(__file__).with_name("train.py"))], check=False).returncode
         if status:
             raise SystemExit(status)
+    if config.trains:
+        with cluster.connect():
+            studies.study(config, run, corpus.open_shards(config.shards or run.shards))
+        return
     spec = identity.load_spec(run.uri)
     with cluster.connect():
         source = corpus.open_labeled(config, run.shards, spec)

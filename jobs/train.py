@@ -17,8 +17,11 @@ def main() -> None:
 
         demo.ensure_shards(config.shards)
         shards = corpus.open_shards(config.shards)
-        facts = training.fit(config, shards.manifest, shards.read("train"), shards.read("val"), resources)
-        split: Split = "test" if shards.manifest.num_images["test"] else "val"
+        val = shards.labeled("val") if shards.manifest.num_images["val"] else None
+        facts = training.fit(config, shards.manifest, shards.read("train"), val.dataset if val else None, resources)
+        if val:
+            facts["temperature"] = evaluation.calibrate(val.rows(), run.uri)
+        split: Split = "test" if shards.manifest.num_images["test"] else "val" if val else "train"
         num_readers = 0 if resources.embedded else config.num_workers
         found = evaluation.evaluate(shards.labeled(split), run.uri, num_readers, config.use_gpu)
         results = evaluation.publish(run, {split: found}, **facts)

@@ -167,7 +167,7 @@ def test_images_of_one_batch_are_distorted_differently_and_channels_of_one_image
     assert torch.equal(made[:, 0], made[:, 2])
 
 
-STROKE = torch.ones(200, 1, 9, 9)
+STROKE = torch.ones(200, 1, 24, 9)
 STROKE[:, :, :, 4] = 0  # a dark line, one pixel wide
 
 
@@ -186,9 +186,67 @@ def test_strokes_become_thicker_and_thinner_in_as_many_images_as_asked() -> None
     assert set(dark.tolist()) == {0, 1, 3}
 
 
+def test_strokes_of_small_images_stay_as_they_are() -> None:
+    assert torch.equal(Augment(stroke_fraction=0.5)(STROKE[:, :, :23], generator(1)), STROKE[:, :, :23])
+
+
+PAPER, INK = 0.9, 0.2
+
+
+def crossed(fraction: float, n: int = 400) -> torch.Tensor:
+    """Light paper with a dark dot, that lines are drawn over; how far each pixel is from paper to ink, (N, H, W)."""
+    images = torch.full((n, 1, 50, 200), PAPER)
+    images[:, :, 25, 100] = INK
+    made = Augment(lines_fraction=fraction)(images, generator(8))
+    made[:, :, 25, 100] = PAPER
+    return ((PAPER - made) / (PAPER - INK))[:, 0]
+
+
+def test_lines_cross_as_many_images_as_asked_in_about_the_color_of_the_ink() -> None:
+    assert torch.equal(crossed(0.0), torch.zeros(400, 50, 200))
+    strongest = crossed(0.3).amax((1, 2))
+    visible = strongest > 0.1
+    assert 0.35 < visible.float().mean() < 0.55  # 1 - .7^2, less those that begin at the edge and lead out
+    assert strongest.max() <= 1 + 1e-5
+    assert strongest[visible].median() > 0.6
+
+
+def test_lines_are_thin_and_longer_than_wide() -> None:
+    for covers in crossed(0.5):
+        rows, columns = (covers > 0.1).nonzero(as_tuple=True)
+        if len(rows) > 60:
+            middle = columns.median()
+            across = (covers[:, middle] > 0.1).sum()
+            assert across < 25
+            assert columns.max() - columns.min() >= 5 or rows.max() - rows.min() >= 5
+
+
+def test_lines_on_dark_paper_are_light() -> None:
+    images = torch.full((100, 1, 50, 200), 0.1)
+    images[:, :, 25, 100] = 0.8
+    made = Augment(lines_fraction=1.0)(images, generator(8))
+    assert made.min() >= 0.1 - 1e-6
+    assert (made.amax((1, 2, 3)) <= 0.8 + 1e-6).all()
+    assert (made > 0.3).float().mean() > 0.01
+
+
+def test_as_many_images_as_asked_are_inverted_and_no_others_touched() -> None:
+    images = pictures(300)
+    made = Augment(invert_fraction=0.3)(images, generator(9))
+    inverted = torch.tensor([torch.allclose(a, 1 - b) for a, b in zip(made, images, strict=True)])
+    same = torch.tensor([torch.equal(a, b) for a, b in zip(made, images, strict=True)])
+    assert (inverted | same).all()
+    assert inverted.float().mean().item() == pytest.approx(0.3, abs=0.08)
+
+
+def test_colors_change_each_on_its_own() -> None:
+    made = Augment(contrast_fraction=0.3)(torch.full((50, 3, 8, 8), 0.5), generator(3))
+    assert (made[:, 0] - made[:, 1]).abs().amax((1, 2)).median() > 0.02
+
+
 def test_elastic_distortion_moves_by_about_so_many_pixels_and_neighbors_alike() -> None:
     ramp = torch.arange(48.0).expand(64, 1, 24, 48) / 48
-    moved = (Augment(elastic_pixels=1.0)(ramp, generator(2)) - ramp) * 48
+    moved = (Augment(elastic_fraction=1 / 24)(ramp, generator(2)) - ramp) * 48
     inner = moved[..., 8:16, 12:36]
     assert 0.4 < inner.std() < 1.2
     assert (inner[..., 1:] - inner[..., :-1]).abs().mean() < inner.abs().mean()
@@ -207,6 +265,6 @@ def test_contrast_brightness_and_noise_stay_within_their_amounts() -> None:
 
 
 def test_a_seed_draws_the_same_distortions_again() -> None:
-    augment, images = Augment(Affine(5), 0.5, 0.2, 0.2, 0.1), pictures(4)
+    augment, images = Augment(Affine(5), 0.5, 0.02, 0.2, 0.2, 0.5, 0.1), pictures(4)
     assert torch.equal(augment(images, generator(6)), augment(images, generator(6)))
     assert not torch.equal(augment(images, generator(6)), augment(images, generator(7)))

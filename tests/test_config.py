@@ -58,7 +58,8 @@ BAD: list[tuple[type[Config], dict[str, Any]]] = [
     (TrainConfig, {"optimizer": "Adam"}),
     (TrainConfig, {"schedule": "cosine"}),
     (TrainConfig, {"precision": "fp16"}),
-    *((TrainConfig, {name: 0}) for name in ("epochs", "num_workers", "cpus_per_worker")),
+    *((TrainConfig, {name: 0}) for name in ("num_workers", "cpus_per_worker")),
+    (TrainConfig, {"epochs": -1}),
     (TrainConfig, {"batch_size": 1}),
     *((TrainConfig, {name: -1}) for name in ("height", "width", "slots", "patience", "seed", "max_failures")),
     *(
@@ -228,7 +229,7 @@ def test_a_config_cannot_be_changed_after_it_was_checked() -> None:
 
 
 def test_an_image_is_named_width_by_height_by_channels() -> None:
-    image = PreprocessConfig(height=50, width=200, channels=3).image
+    image = ImageSpec(height=50, width=200, channels=3)
     assert (image.shape, str(image)) == ((50, 200, 3), "200x50x3")
 
 

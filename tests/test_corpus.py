@@ -79,13 +79,59 @@ def test_the_blocks_that_tasks_take_do_not_change_what_is_kept(tmp_path: Path, m
     assert quarantine(tmp_path / "shards") == quarantine(tmp_path / "many")
 
 
+OPEN = {"height": 0, "width": 0}
+
+
+def test_without_a_size_images_keep_the_median_one_of_the_corpus(tmp_path: Path) -> None:
+    draw_glyphs(tmp_path / "corpus", glyph_texts(30, 2), size=(120, 40))
+    draw_glyphs(tmp_path / "corpus", glyph_texts(9, 2, seed=1), seed=1, size=(30, 50))
+    (tmp_path / "corpus/ab-broken.png").write_bytes(b"broken")
+    manifest = corpus.preprocess(config_for(tmp_path, **OPEN))
+    assert manifest.image_spec == ImageSpec(height=40, width=120)
+    assert manifest.config["height"] == 0
+    assert corpus.preprocess(config_for(tmp_path, **OPEN)) == manifest  # finished already
+    half = corpus.preprocess(config_for(tmp_path, height=20, width=0, out=str(tmp_path / "half")))
+    assert half.image_spec == ImageSpec(height=20, width=60)
+
+
+@pytest.mark.parametrize(("size", "expected"), [((20, 10), (64, 32)), ((600, 200), (192, 64)), ((90, 50), (90, 50))])
+def test_small_images_are_enlarged_and_large_ones_made_smaller(
+    size: tuple[int, int], expected: tuple[int, int], tmp_path: Path
+) -> None:
+    draw_glyphs(tmp_path / "corpus", ["ab", "cd"], size=size)
+    image = corpus.preprocess(config_for(tmp_path, **OPEN)).image_spec
+    assert (image.width, image.height) == expected
+
+
+@pytest.mark.parametrize(("num_colored", "channels"), [(0, 1), (2, 1), (5, 3), (20, 3)])
+def test_shards_are_in_color_where_the_corpus_is(num_colored: int, channels: int, tmp_path: Path) -> None:
+    folder = draw_glyphs(tmp_path / "corpus", glyph_texts(20, 2))
+    for path in sorted(folder.iterdir())[:num_colored]:
+        gray = np.asarray(Image.open(path))
+        Image.fromarray(np.stack([gray, 255 - gray, gray], 2)).save(path)
+    for path in sorted(folder.iterdir())[num_colored:]:
+        Image.open(path).convert("RGBA").save(path)
+    assert corpus.preprocess(config_for(tmp_path)).image_spec.channels == channels
+    binary = config_for(tmp_path, binarize=True, out=str(tmp_path / "binary"))
+    assert corpus.preprocess(binary).image_spec.channels == 1
+
+
+def test_a_corpus_of_no_images_at_all_has_no_size(tmp_path: Path) -> None:
+    (tmp_path / "corpus").mkdir()
+    (tmp_path / "corpus/ab.png").write_bytes(b"broken")
+    with pytest.raises(InputError, match="holds no image that can be used: 1 not_an_image"):
+        corpus.preprocess(config_for(tmp_path, **OPEN))
+    assert not (tmp_path / "shards").exists()
+
+
 def test_a_block_gives_the_same_plain_and_through_ray(tmp_path: Path) -> None:
     draw_glyphs(tmp_path / "corpus", glyph_texts(20, 2))
     config = config_for(tmp_path)
     corpus.preprocess(config)
     files = sorted(str(p) for p in (tmp_path / "corpus").iterdir())
     block = pa.table({"uri": files, "text": [Path(f).name[:2] for f in files], "block": [0] * len(files)})
-    corpus.write_block(block, config=dataclasses.replace(config, out=str(tmp_path / "plain")))
+    image = ImageSpec(height=16, width=24)
+    corpus.write_block(block, config=dataclasses.replace(config, out=str(tmp_path / "plain")), image=image)
     for part in (tmp_path / "shards").glob("split=*/*.parquet"):
         plain = tmp_path / "plain" / part.relative_to(tmp_path / "shards")
         assert pq.read_table(plain).equals(pq.read_table(part))
@@ -288,7 +334,7 @@ def test_unfinished_shards_and_empty_splits_are_one_sentence(tmp_path: Path) -> 
 def test_a_labeled_corpus_is_read_without_shards(tmp_path: Path) -> None:
     folder = draw_glyphs(tmp_path / "corpus", glyph_texts(12, 2))
     (folder / "ab-broken.png").write_bytes(b"broken")
-    spec = config_for(tmp_path).image
+    spec = ImageSpec(height=16, width=24)
     source = corpus.read_corpus(str(folder), LabelRule("filename", "^([^-]+)"), spec)
     rows = source.dataset.take_all()
     assert (source.num_files, len(rows)) == (13, 12)
@@ -309,7 +355,7 @@ def test_the_image_buffer_is_shared_not_copied(ray_cluster: Cluster) -> None:
     buffer = io.BytesIO()
     pq.write_table(pa.table({"image": column}), buffer)
     back = pq.read_table(buffer)["image"]
-    spec = config_for(Path(), height=4, width=4).image
+    spec = ImageSpec(height=4, width=4)
     assert np.array_equal(schema.unpack_images(back, spec), pixels)
     assert np.array_equal(schema.unpack_images(back.slice(1), spec), pixels[1:])
 

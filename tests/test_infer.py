@@ -87,7 +87,7 @@ def check_table_of_three_nights(table: Path, bucket: Path, network: Path) -> Non
     assert row["confidence"] == pytest.approx(expected.confidence, rel=1e-5) == min(row["char_confidence"])
     assert (row["size"], row["status"], row["error"]) == (path.stat().st_size, "ok", None)
     manifest = json.loads((table / "date=2026-11-22/run=000001/_manifest.json").read_text())
-    assert manifest["counts"] == {"objects": 2, "ok": 2, "errors": {}}
+    assert manifest["counts"] == {"objects": 2, "ok": 2, "uncertain": 0, "errors": {}}
     assert (manifest["listed"], manifest["skipped"], manifest["model_id"]) == (61, 58, row["model_id"])
     assert {"list", "plan", "fetch", "decode", "recognize", "write", "wall"} <= set(manifest["seconds"])
     assert manifest["cost"]["per_million_images"] > 0

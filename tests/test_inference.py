@@ -178,7 +178,7 @@ def test_three_nights_read_what_is_new_and_nothing_twice(
     for row, reading in zip(good, readings, strict=True):
         assert row["char_confidence"] == pytest.approx(reading.char_confidence, rel=1e-3)
     manifest = json.loads((out / "run=000001/_manifest.json").read_text())
-    assert manifest["counts"] == {"objects": 41, "ok": 40, "errors": {"EmptyFile": 1}}
+    assert manifest["counts"] == {"objects": 41, "ok": 40, "uncertain": 0, "errors": {"EmptyFile": 1}}
     assert (manifest["listed"], manifest["skipped"], manifest["images"]) == (41, 0, str(images))
     assert manifest["model_id"] == table[0]["model_id"]
     assert manifest["cost"]["cores"] == 2
@@ -379,7 +379,7 @@ def test_a_table_that_another_job_is_at_work_on_is_refused(network: Path, images
 
 
 def a_night(ok: int, errors: dict[str, int], runs: int, skipped: int = 0) -> Night:
-    committed = Committed([Run("", k + 1) for k in range(runs)], Counts(ok, Counter(errors)))
+    committed = Committed([Run("", k + 1) for k in range(runs)], Counts(ok, 0, Counter(errors)))
     return Night("s3://b/out", ok + sum(errors.values()) + skipped, skipped, 0, committed, 2.0)
 
 

@@ -416,6 +416,18 @@ def test_one_cycle_warms_up_linearly_for_thirty_percent_and_falls_like_a_cosine_
     assert learning.learning_rate_at(config, fraction) == pytest.approx(0.2 * share)
 
 
+@pytest.mark.parametrize(("fraction", "share"), [(0.05, 0.52), (0.1, 1.0), (0.55, 0.5), (1.0, 0.0)])
+def test_one_cycle_warms_up_as_long_as_it_is_told(fraction: float, share: float) -> None:
+    config = TrainConfig(schedule="one_cycle", learning_rate=0.2, warmup_fraction=0.1)
+    assert learning.learning_rate_at(config, fraction) == pytest.approx(0.2 * share)
+    assert learning.learning_rate_at(TrainConfig(schedule="one_cycle", warmup_fraction=0.0), 0.0) == 1e-3
+
+
+@pytest.mark.parametrize(("fraction", "share"), [(0, 1), (0.1, 1), (0.15, 0.75), (0.2, 0.5), (0.3, 0), (1, 0)])
+def test_guidance_is_whole_at_first_and_falls_to_nothing(fraction: float, share: float) -> None:
+    assert learning.guidance_at(fraction) == pytest.approx(share)
+
+
 @pytest.mark.parametrize("fraction", [0.0, 0.5, 1.0])
 def test_a_constant_schedule_is_constant(fraction: float) -> None:
     assert learning.learning_rate_at(TrainConfig(schedule="constant", learning_rate=0.2), fraction) == 0.2

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from captcha_ray.alignment import evenly_spaced
 from captcha_ray.config import ImageSpec, InputError
 from captcha_ray.models import MaxPool, build_model
 from captcha_ray.spec import ModelSpec
@@ -148,9 +149,9 @@ def test_column_cnn_gives_a_row_of_columns_for_any_size(
 
 
 def test_column_cnn_has_fewer_parameters_than_half_a_million() -> None:
-    convolutions = 25 * 32 + 9 * 32 * 64 + 9 * 64 * 128 + 9 * 128 * 128 + 6 * 128 * 128 + 3 * 128 * 128
-    norms = 2 * (32 + 64 + 4 * 128)
-    assert num_parameters(build_model(COLUMNS)) == convolutions + norms + 129 * 20 == 391_668
+    convolutions = 25 * 32 + 9 * (32 * 32 + 32 * 64 + 64 * 64 + 64 * 128 + 128 * 128) + (6 + 3) * 128 * 128
+    norms = 2 * (2 * 32 + 2 * 64 + 4 * 128)
+    assert num_parameters(build_model(COLUMNS)) == convolutions + norms + 129 * 20 == 437_940
 
 
 def test_a_column_sees_a_character_and_a_half_and_no_more() -> None:
@@ -171,6 +172,17 @@ def test_column_cnn_reads_fewer_characters_where_it_is_told_to() -> None:
     targets = torch.tensor([[4, 7, 19, 19, 19]])
     assert model.losses(outputs, targets).item() == pytest.approx(0, abs=1e-3)
     assert model.losses(outputs, torch.tensor([[4, 7, 7, 19, 19]])).item() > 10
+
+
+def test_guidance_is_the_share_of_the_loss_of_evenly_spaced_characters() -> None:
+    torch.manual_seed(0)
+    model = build_model(COLUMNS).eval()
+    outputs, targets = model(torch.rand(3, 1, 50, 200)), torch.randint(0, 19, (3, 5))
+    alone, told, half = (model.losses(outputs, targets, guidance=share) for share in (0.0, 1.0, 0.5))
+    lengths = torch.full((3,), 5)
+    assert torch.allclose(told, evenly_spaced(outputs.log_softmax(2), targets, lengths))
+    assert torch.allclose(half, (alone + told) / 2)
+    assert not torch.allclose(alone, told, rtol=0.05)
 
 
 @pytest.mark.parametrize(("width", "height", "slots"), [(70, 6, 4), (13, 30, 5)])
@@ -216,6 +228,8 @@ def test_glyph_vgg_refuses_images_it_cannot_read(change: dict[str, Any], sentenc
     ("change", "sentence"),
     [
         ({"network": "resnet"}, "network is 'resnet'; known are glyph_vgg, multi_head_cnn"),
+        ({"network": "auto"}, "network is 'auto'; known are glyph_vgg, multi_head_cnn"),
+        ({"temperature": 0.0}, "temperature is 0.0; it must be finite and above 0"),
         ({"charset": ""}, "the charset is empty"),
         ({"charset": "aba"}, "holds a character twice"),
         ({"slots": 0}, "slots is 0"),

@@ -211,7 +211,7 @@ def test_runs_are_numbered_from_one_and_each_is_a_file_and_its_manifest(out: str
     assert (second.counts.ok, second.counts.errors, second.counts.total) == (2, {"Missing": 1}, 3)
     assert names(out) == [f"run=00000{k}/{name}" for k in (1, 2) for name in PARTS]
     manifest = json.loads(storage.read(storage.join(out, "run=000002/_manifest.json")))
-    counts = {"objects": 3, "ok": 2, "errors": {"Missing": 1}}
+    counts = {"objects": 3, "ok": 2, "uncertain": 0, "errors": {"Missing": 1}}
     assert manifest == {"run_id": "000002", "counts": counts, "ünï": 1}
     check_whole(out, once(FIVE))
 

@@ -85,7 +85,7 @@ def network(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture
 def work(network: str, tmp_path: Path) -> Work:
     _, model_id = identity.identify(network)
-    return Work(network, model_id, str(tmp_path / "attempt"), "", MAX_BYTES, 16_000_000, 4.0, 1)
+    return Work(network, model_id, str(tmp_path / "attempt"), "", MAX_BYTES, 16_000_000, 4.0, 0.0, 1)
 
 
 @pytest.fixture(scope="module")
@@ -323,3 +323,21 @@ def test_an_object_that_its_listing_calls_too_large_is_not_asked_for(
         rows = read(remote, listed(["s3://images/a.png"], size=MAX_BYTES + 1))
         assert not proxy.requests
     check_rows(rows, {"s3://images/a.png": "TooLarge: "}, work)
+
+
+def test_readings_of_less_confidence_than_asked_for_are_uncertain(work: Work, tmp_path: Path) -> None:
+    folder = fill(tmp_path / "images")
+    uris = [str(folder / name) for name in OBJECTS]
+    confidences = sorted(row["confidence"] for row in read(work, listed(uris)) if row["status"] == "ok")
+    assert len(confidences) == len(GOOD)
+    middle = confidences[len(confidences) // 2]
+    rows = read(Work(**{**vars(work), "min_confidence": middle}), listed(uris), block=1)
+    status = {row["uri"]: row["status"] for row in rows}
+    assert sorted(status.values()) == sorted(
+        ["ok" if c >= middle else "uncertain" for c in confidences] + ["error"] * (len(OBJECTS) - len(GOOD))
+    )
+    counts = predictions.Counts.of(pa.Table.from_pylist(rows))
+    assert (counts.ok, counts.uncertain) == (len(GOOD) - len(GOOD) // 2, len(GOOD) // 2)
+    assert counts.total == len(OBJECTS)
+    for row in rows:
+        assert (row["text"] is None) == (row["status"] == "error")

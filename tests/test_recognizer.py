@@ -17,6 +17,7 @@ from captcha_ray import Reading, Recognizer, checkpoint
 from captcha_ray.config import ImageSpec, InputError
 from captcha_ray.models import build_model
 from captcha_ray.spec import ModelSpec
+from tests.conftest import save_network
 
 SPEC = ModelSpec(network="multi_head_cnn", image=ImageSpec(height=12, width=20), charset="abcdé", slots=3)
 Pixels = npt.NDArray[np.uint8]
@@ -224,3 +225,43 @@ def test_the_package_offers_the_recognizer_and_imports_torch_only_for_it() -> No
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout == "module 'captcha_ray' has no attribute 'Recogniser' captcha_ray.recognizer\n"
+
+
+def drawn_truths(recognizer: Recognizer, images: Pixels, temperature: float) -> list[str]:
+    """Texts as likely as the network's outputs, divided by the temperature, say."""
+    log_p = recognizer.log_probabilities(images[..., None]) / temperature
+    p = np.exp(log_p - log_p.max(2, keepdims=True))
+    p /= p.sum(2, keepdims=True)
+    rng = np.random.default_rng(7)
+    return ["".join(rng.choice(list(SPEC.charset), p=slot) for slot in row) for row in p]
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
+def test_the_temperature_is_the_one_that_truths_were_drawn_with(recognizer: Recognizer, temperature: float) -> None:
+    images = pictures(1500, seed=3)
+    truths = drawn_truths(recognizer, images, temperature)
+    assert recognizer.fit_temperature(images[..., None], truths) == pytest.approx(temperature, rel=0.08)
+
+
+def test_a_network_without_mistakes_on_few_images_is_not_made_certain(recognizer: Recognizer) -> None:
+    images = pictures(20)
+    truths = [reading.text for reading in recognizer.predict(list(images))]
+    temperature = recognizer.fit_temperature(images[..., None], truths)
+    assert 0.126 < temperature < 1
+    with pytest.raises(InputError, match="'zzz' holds 'z'"):
+        recognizer.fit_temperature(images[:1, :, :, None], ["zzz"])
+
+
+def test_probabilities_are_those_at_the_temperature_of_the_checkpoint(tmp_path: Path) -> None:
+    save_network(tmp_path / "run", SPEC)
+    images = pictures(5)[..., None]
+    before = Recognizer.load(str(tmp_path / "run"), precision="fp32")
+    checkpoint.set_temperature(str(tmp_path / "run"), 2.0)
+    after = Recognizer.load(str(tmp_path / "run"), precision="fp32")
+    half = before.log_probabilities(images) / 2
+    expected = half - np.log(np.exp(half).sum(2, keepdims=True))
+    np.testing.assert_allclose(after.log_probabilities(images), expected, atol=1e-5)
+    assert after.spec.temperature == 2.0
+    assert after.model_id != before.model_id
+    checkpoint.set_temperature(str(tmp_path / "run"), 1.0)
+    assert Recognizer.load(str(tmp_path / "run")).model_id == before.model_id

@@ -69,7 +69,8 @@ def test_a_search_leaves_trials_a_table_the_best_config_and_a_page(glyph_shards:
     assert (found.comparison.num_seeds, found.comparison.num_images) == (3, glyph_shards.manifest.num_images["val"])
     for name in ("recipe-0", "recipe-1", f"trial-{found.best.number:04d}-0", f"trial-{found.best.number:04d}-1"):
         told = json.loads((run / f"final/{name}/config.json").read_text())
-        right = json.loads((run / f"final/{name}/outcome.json").read_text())["right"]
+        read = pq.read_table(run / f"final/{name}/readings.parquet").to_pylist()
+        right = [row["reading"] == row["text"] for row in read]
         metrics = RunDirectory(str(run / "final" / name)).read_metrics()
         assert told["seed"] == 1 + int(name[-1])
         assert len(metrics) == 6

@@ -8,9 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import load
 
-from captcha_ray import checkpoint, cluster, corpus, evaluation, recipes, training
+from captcha_ray import checkpoint, cluster, corpus, evaluation, identity, recipes, rules, runs, training
 from captcha_ray.config import InputError, TrainConfig
 from captcha_ray.recognizer import Recognizer
 from captcha_ray.runs import RunDirectory
@@ -270,3 +272,55 @@ def test_words_of_several_lengths_are_learned_and_read(ray_cluster: cluster.Clus
     for reading in readings:
         assert len(reading.char_confidence) == len(reading.text)
         assert 0 < reading.confidence <= min(reading.char_confidence)
+
+
+def test_without_validation_every_label_is_learned_and_the_last_epoch_is_kept(
+    ray_cluster: cluster.Cluster, tmp_path: Path
+) -> None:
+    conftest.draw_glyphs(tmp_path / "corpus", conftest.glyph_texts(60, 2))
+    prepared = conftest.config_for(tmp_path, splits=(1.0, 0.0, 0.0))
+    corpus.preprocess(prepared)
+    shards = corpus.open_shards(prepared.out)
+    config = config_for(shards, tmp_path / "run")
+    with pytest.raises(InputError, match="patience is 2, but the shards have no validation split"):
+        training.fit(dataclasses.replace(config, patience=2), shards.manifest, shards.read("train"), None, ray_cluster)
+    facts = training.fit(config, shards.manifest, shards.read("train"), None, ray_cluster)
+    epochs = RunDirectory(config.run).read_metrics()
+    assert (facts["best_epoch"], len(epochs)) == (3, 3)
+    assert not [name for name in epochs[0] if name.startswith("val_")]
+    state = checkpoint.load_model(config.run)[0].state_dict()
+    kept = load((tmp_path / "run/resume.safetensors").read_bytes())
+    assert all(torch.equal(kept[f"model.{name}"], tensor) for name, tensor in state.items())
+    found = evaluation.evaluate(shards.labeled("train"), config.run)
+    assert found.counts.num_images == 60
+    assert "results" not in evaluation.publish(RunDirectory(config.run), {"train": found}, **facts)
+
+
+def test_what_a_config_leaves_open_stands_in_the_run(
+    glyph_shards: corpus.Shards, ray_cluster: cluster.Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rules, "IMAGES_SEEN", 250)
+    monkeypatch.setattr(rules, "CLASS_SEEN", 1)
+    auto = dataclasses.replace(recipes.get("auto"), shards=glyph_shards.uri, run=str(tmp_path / "run"))
+    epochs = fit(auto, glyph_shards, ray_cluster)
+    run = RunDirectory(auto.run)
+    asked, settled = run.read_json("config.json"), run.read_json("settled.json")
+    assert (asked["network"], asked["epochs"], asked["batch_size"]) == ("auto", 0, 0)
+    assert (settled["network"], settled["batch_size"]) == ("column_cnn", 16)
+    assert settled["epochs"] == len(epochs) == -(-250 // glyph_shards.manifest.num_images["train"])
+    assert runs.load_recipe(run.path("config.json")).epochs == 0
+
+
+def test_calibration_makes_confidence_mean_what_it_says(
+    glyph_shards: corpus.Shards, ray_cluster: cluster.Cluster, tmp_path: Path
+) -> None:
+    config = config_for(glyph_shards, tmp_path / "run", epochs=4)
+    fit(config, glyph_shards, ray_cluster)
+    val = glyph_shards.labeled("val")
+    before = evaluation.evaluate(val, config.run).summary()
+    temperature = evaluation.calibrate(val.rows(), config.run)
+    after = evaluation.evaluate(val, config.run).summary()
+    assert identity.load_spec(config.run).temperature == temperature != 1.0
+    assert after["loss"] < before["loss"]
+    assert after["num_exact_match"] == before["num_exact_match"]
+    assert evaluation.calibrate(val.rows(), config.run) == pytest.approx(temperature)  # of what the network says itself

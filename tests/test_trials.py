@@ -80,7 +80,7 @@ def test_the_table_has_a_row_a_trial_for_other_readers_too(tmp_path: Path) -> No
     run = RunDirectory(str(tmp_path))
     bad = trial(1, status="failed", reason="RuntimeError: no memory")
     running = Trial(2, {"dropout": 0.2, "optimizer": "adam"}, [epoch(1, None, None)], None)
-    trials.write_table(run, [trial(0, 0.5, 0.75), bad, running])
+    run.write_table("trials.parquet", trials.table([trial(0, 0.5, 0.75), bad, running]))
     found = duckdb.sql(
         f"SELECT trial, status, reason, score, exact_match, num_epochs, seconds, ended_s, dropout, optimizer, "
         f"epochs[2].val_exact_match FROM '{tmp_path}/trials.parquet'"

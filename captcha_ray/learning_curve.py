@@ -1,0 +1,142 @@
+"""How accuracy grows with the number of training images, and how many more a given accuracy asks for.
+
+The odds of misreading a string fall with a power of the number of images: errors of many networks do (J. Hestness et
+al., "Deep Learning Scaling is Predictable, Empirically", 2017), and odds stay below certainty where there are few.
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from captcha_ray.metrics import wilson_interval
+
+FRACTIONS = (0.05, 0.1, 0.25, 0.5, 1.0)
+"""Of the training split, that a curve is measured at."""
+
+GOAL = 0.99
+"""Share of whole strings that people ask about."""
+
+NUM_DRAWS = 500
+"""Curves drawn for an interval."""
+
+BEYOND = 100
+"""Times the images there are; numbers above are guesses and not told."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Point:
+    """What a network read that was trained on so many images: `num_right` of `num_tested` strings."""
+
+    num_images: int
+    num_right: int
+    num_tested: int
+
+    @property
+    def accuracy(self) -> float:
+        """Share of whole strings."""
+        return self.num_right / self.num_tested
+
+    def to_dict(self) -> dict[str, Any]:
+        """As it stands in `results.json`."""
+        interval = wilson_interval(self.num_right, self.num_tested)
+        return {
+            "num_images": self.num_images,
+            "num_tested": self.num_tested,
+            "num_exact_match": self.num_right,
+            "exact_match": self.accuracy,
+            "exact_match_ci95": interval and list(interval),
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class Curve:
+    """log odds of an error = intercept - slope * log(images)."""
+
+    intercept: float
+    slope: float
+
+    @classmethod
+    def fit(cls, points: Sequence[Point]) -> "Curve":
+        """The likeliest curve through two points or more, of different numbers of images."""
+        return cls(*_fit(points, np.array([[point.num_right for point in points]]))[0])
+
+    def accuracy(self, num_images: float) -> float:
+        """Share of whole strings after training on so many images."""
+        return 1 / (1 + math.exp(self.intercept - self.slope * math.log(num_images)))
+
+    def images_for(self, accuracy: float) -> float:
+        """Images for that share; infinite where more do not help."""
+        if self.slope <= 0:
+            return math.inf
+        exponent = (self.intercept + math.log(accuracy / (1 - accuracy))) / self.slope
+        return math.exp(exponent) if exponent < 700 else math.inf
+
+
+def _fit(points: Sequence[Point], right: npt.NDArray[np.integer]) -> npt.NDArray[np.float64]:
+    """Binomial regression by Newton's method. right: (draws, points) -> (draws, 2), intercept and slope.
+
+    Half an error and half a success are added to each point, as D. Firth's correction does for one proportion: without
+    errors there would be no likeliest curve.
+    """
+    tested = np.array([point.num_tested for point in points], float) + 1
+    wrong = tested - right - 0.5
+    x = np.stack([np.ones(len(points)), -np.log([point.num_images for point in points])], 1)
+    center = x[:, 1].mean()
+    x[:, 1] -= center
+    found = np.zeros((len(right), 2))
+    for _ in range(50):
+        p = 1 / (1 + np.exp(-np.clip(found @ x.T, -30, 30)))
+        gradient = (wrong - tested * p) @ x
+        curvature = np.einsum("dp,pi,pj->dij", tested * p * (1 - p), x, x) + 1e-9 * np.eye(2)
+        step = np.linalg.solve(curvature, gradient[:, :, None])[:, :, 0]
+        found += np.clip(step, -2, 2)
+    found[:, 0] -= center * found[:, 1]
+    return found
+
+
+def summary(points: Sequence[Point], seed: int = 0) -> dict[str, Any]:
+    """Points, curve and answer as JSON types; the curve and its answer are None for fewer than two numbers of images.
+
+    images_for_goal: how many training images `GOAL` asks for, with an interval from curves through numbers drawn anew
+    from the curve; None stands for more than `BEYOND` times as many as there are.
+    """
+    found: dict[str, Any] = {"points": [point.to_dict() for point in points], "goal": GOAL, "curve": None}
+    if len({point.num_images for point in points}) >= 2:
+        curve = Curve.fit(points)
+        expected = [curve.accuracy(point.num_images) for point in points]
+        drawn = np.random.default_rng(seed).binomial(
+            [point.num_tested for point in points], expected, (NUM_DRAWS, len(points))
+        )
+        many = sorted(Curve(*row).images_for(GOAL) for row in _fit(points, drawn).tolist())
+        low, high = many[round(0.025 * NUM_DRAWS)], many[round(0.975 * NUM_DRAWS) - 1]
+        most = BEYOND * max(point.num_images for point in points)
+
+        def told(images: float) -> int | None:
+            return math.ceil(images) if images <= most else None
+
+        found["curve"] = dataclasses.asdict(curve)
+        found["images_for_goal"] = told(curve.images_for(GOAL))
+        found["images_for_goal_ci95"] = [told(low), told(high)]
+    found["answer"] = _answer(found)
+    return found
+
+
+def _answer(found: dict[str, Any]) -> str:
+    """The sentence people want."""
+    best = found["points"][-1]
+    have, reads = best["num_images"], f"{best['exact_match']:.1%} of whole strings with {best['num_images']:,} images"
+    if found["curve"] is None:
+        return f"{reads}; too few images for a curve"
+    goal, needed = f"{found['goal']:.0%}", found["images_for_goal"]
+    low, high = (f"{n:,}" if n is not None else f"more than {BEYOND * have:,}" for n in found["images_for_goal_ci95"])
+    if needed is None:
+        return f"{reads}; {goal} is out of sight: more images like these hardly help"
+    if needed <= have:
+        return f"{reads}; {goal} takes about {needed:,} (95 % interval {low} to {high}), so there are enough"
+    return (
+        f"{reads}; about {needed - have:,} more images reach {goal}: {needed:,} in all (95 % interval {low} to {high})"
+    )

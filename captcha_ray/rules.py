@@ -1,0 +1,52 @@
+"""What a training takes from its shards where its config leaves it open: network, lengths, batch size and epochs."""
+
+import dataclasses
+import math
+
+from captcha_ray.config import TrainConfig
+from captcha_ray.schema import Manifest
+
+BATCH_SIZES = (16, 256)
+"""Smallest and largest batch: smaller ones learn more from few images, larger ones keep many cores busy."""
+
+IMAGES_SEEN = 16_000
+"""Images a training sees at least, each as often as it is there to be seen. 856 real captchas of five characters are
+read as well after 16,000 as after 32,000, and less well after 10,000."""
+
+CLASS_SEEN = 4_000
+"""How often a training sees each character at least, were all equally frequent."""
+
+SEEN_EXPONENT = 0.75
+"""More images are worth fewer epochs: the images seen grow with this power of their number."""
+
+
+def settle(config: TrainConfig, manifest: Manifest) -> TrainConfig:
+    """The config with nothing left open, for shards of this manifest. One that leaves nothing open comes back as it is.
+
+    Lengths vary where labels' do and the config names no network: what a network was asked for, it is held to. No lines
+    are drawn over single characters, which they could make others of.
+    """
+    open_ = config.network == "auto"
+    return dataclasses.replace(
+        config,
+        network="column_cnn" if open_ else config.network,
+        variable_length=config.variable_length or (open_ and manifest.min_length < manifest.max_length),
+        batch_size=config.batch_size or batch_size(manifest.num_images["train"]),
+        epochs=config.epochs or epochs(manifest),
+        lines_fraction=config.lines_fraction if manifest.max_length > 1 else 0.0,
+    )
+
+
+def batch_size(num_images: int) -> int:
+    """The power of two at or below sqrt(images / 2), within `BATCH_SIZES`."""
+    smallest, largest = BATCH_SIZES
+    power = int(math.log2(max(num_images / 2, 1)) / 2)
+    return min(max(1 << power, smallest), largest)
+
+
+def epochs(manifest: Manifest) -> int:
+    """Enough for `IMAGES_SEEN` images, or more where there are many, or many characters and few on each."""
+    num_images = max(manifest.num_images["train"], 1)
+    many = IMAGES_SEEN * math.pow(num_images / 700, SEEN_EXPONENT)
+    characters = CLASS_SEEN * len(manifest.charset) / manifest.max_length
+    return math.ceil(max(IMAGES_SEEN, many, characters) / num_images)

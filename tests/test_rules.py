@@ -1,0 +1,93 @@
+"""What follows from a manifest where a config leaves it open."""
+
+import dataclasses
+from typing import Any
+
+import pytest
+
+from captcha_ray import recipes, rules
+from captcha_ray.models import build_model, num_columns
+from captcha_ray.schema import Manifest
+from captcha_ray.training import model_spec
+
+
+def manifest(num_images: int = 685, charset: str = "2345678bcdefgmnpwxy", length: int = 5, **other: Any) -> Manifest:
+    values: dict[str, Any] = {
+        "source": "corpus",
+        "label_rule": {},
+        "image": {"height": 50, "width": 200, "channels": 1},
+        "charset": charset,
+        "min_length": length,
+        "max_length": length,
+        "splits": (0.8, 0.1, 0.1),
+        "split_seed": 0,
+        "num_images": {"train": num_images, "val": 0, "test": 0},
+        "num_characters": {},
+        "num_quarantined": {},
+        "num_junk": 0,
+        "parts": {},
+        "seconds": 0.0,
+        "config": {},
+        "versions": {},
+    }
+    return Manifest(**(values | other))
+
+
+def test_what_a_config_names_stays() -> None:
+    for name in ("wmail", "isfahan", "demo-digits", "demo-text5"):
+        assert rules.settle(recipes.get(name), manifest()) == recipes.get(name)
+    asked = dataclasses.replace(recipes.get("auto"), epochs=3, batch_size=7)
+    settled = rules.settle(asked, manifest(min_length=2))
+    assert (settled.epochs, settled.batch_size) == (3, 7)
+
+
+@pytest.mark.parametrize(
+    ("num_images", "batch_size"),
+    [(1, 16), (50, 16), (2047, 16), (2048, 32), (8191, 32), (8192, 64), (131_072, 256), (10_000_000, 256)],
+)
+def test_batches_grow_with_the_square_root_of_the_images(num_images: int, batch_size: int) -> None:
+    assert rules.batch_size(num_images) == batch_size
+
+
+@pytest.mark.parametrize(
+    ("num_images", "epochs"), [(50, 320), (200, 80), (685, 24), (5_424, 14), (100_000, 7), (10_000_000, 3)]
+)
+def test_epochs_fall_with_the_images_and_what_is_seen_grows(num_images: int, epochs: int) -> None:
+    assert rules.epochs(manifest(num_images)) == epochs
+
+
+def test_more_characters_and_fewer_of_them_in_an_image_take_more_epochs() -> None:
+    many = "".join(map(chr, range(0x4E00, 0x4E00 + 100)))
+    assert rules.epochs(manifest(685, many)) == -(-4000 * 100 // 5 // 685)
+    assert rules.epochs(manifest(685, many, length=1)) == -(-4000 * 100 // 685)
+
+
+def test_auto_reads_what_the_labels_are() -> None:
+    auto = recipes.get("auto")
+    fixed, varying = rules.settle(auto, manifest()), rules.settle(auto, manifest(min_length=2))
+    single = rules.settle(auto, manifest(length=1, charset="0123456789"))
+    assert (fixed.network, fixed.variable_length, varying.variable_length) == ("column_cnn", False, True)
+    for settled, name in ((fixed, "text"), (varying, "text-ctc"), (single, "glyph")):
+        shards = manifest(length=1, charset="0123456789") if name == "glyph" else manifest()
+        named = rules.settle(recipes.get(name), shards)
+        different = {k for k, v in vars(settled).items() if v != getattr(named, k)}
+        assert different <= {"recipe", "slots"}
+
+
+def test_no_lines_over_single_characters() -> None:
+    assert rules.settle(recipes.get("text"), manifest()).lines_fraction == 0.5
+    assert rules.settle(recipes.get("glyph"), manifest(length=1)).lines_fraction == 0.0
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "length"),
+    [(200, 50, 5), (70, 30, 4), (152, 42, 4), (80, 25, 5), (15, 30, 1), (36, 44, 1), (400, 64, 12), (100, 32, 10)],
+)
+def test_any_size_gives_every_character_columns_enough_and_a_small_network(
+    width: int, height: int, length: int
+) -> None:
+    image = {"height": height, "width": width, "channels": 3}
+    shards = manifest(length=length, image=image)
+    spec = model_spec(rules.settle(recipes.get("auto"), shards), shards)
+    assert num_columns(spec.image, length) >= 3 * length
+    assert sum(parameter.numel() for parameter in build_model(spec).parameters()) <= 500_000

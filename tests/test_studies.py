@@ -1,0 +1,215 @@
+"""Cross-validation and the learning curve on real trainings of a small corpus: who trains on what, what is kept."""
+
+import dataclasses
+import itertools
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import ray
+
+from captcha_ray import corpus, evaluation, recipes, schema, studies
+from captcha_ray.config import EvaluateConfig, FailedError, InputError, TrainConfig
+from captcha_ray.runs import RunDirectory
+from tests.conftest import config_for, draw_glyphs, glyph_texts
+
+RECIPE = dataclasses.replace(
+    recipes.get("auto"), epochs=2, batch_size=16, dropout=0.0, lines_fraction=0.0, precision="fp32"
+)
+"""Enough to see who was trained on what; not to read well."""
+
+
+def begun(folder: Path, shards: corpus.Shards, **changes: Any) -> RunDirectory:
+    """A run directory as a training leaves it, as far as studies need it."""
+    run = RunDirectory(str(folder / "run"))
+    config = dataclasses.replace(RECIPE, shards=shards.uri, run=run.uri, **changes)
+    run.create(config.to_dict(), shards.manifest.to_dict())
+    return run
+
+
+def hashes(shards: corpus.Shards, split: schema.Split | None = None) -> dict[str, bytes]:
+    rows = shards.read(split).take_all()
+    return {row["uri"]: row["sha256"] for row in rows}
+
+
+@pytest.fixture(scope="module")
+def validated(glyph_shards: corpus.Shards, tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
+    """A run that was cross-validated in three folds."""
+    run = begun(tmp_path_factory.mktemp("validated"), glyph_shards)
+    studies.study(EvaluateConfig(run=run.uri, folds=3), run, glyph_shards)
+    return run
+
+
+def test_every_image_is_read_once_by_the_network_that_has_not_seen_it(
+    validated: RunDirectory, glyph_shards: corpus.Shards
+) -> None:
+    rows = validated.read_table("folds.parquet").to_pylist()
+    known = hashes(glyph_shards)
+    assert sorted(row["uri"] for row in rows) == sorted(known)
+    for row in rows:
+        assert row["fold"] == f"fold-{schema.fold_of(known[row['uri']], 0, 3)}"
+    for k in range(3):
+        directory = RunDirectory(validated.path("folds-3", f"fold-{k}"))
+        own = {row["uri"]: row["reading"] for row in rows if row["fold"] == f"fold-{k}"}
+        assert len(directory.read_metrics()) == 2
+        table = pa.Table.from_pylist(glyph_shards.read().take_all(), schema=schema.shard_schema(
+            glyph_shards.manifest.image_spec
+        ))  # fmt: skip
+        reread = evaluation.ReadImages(directory.uri)(table).to_pylist()
+        assert {row["uri"]: row["reading"] for row in reread if row["uri"] in own} == own
+
+
+def test_a_fold_is_trained_and_validated_on_the_others_in_the_shards_proportions(
+    glyph_shards: corpus.Shards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[studies.Training] = []
+
+    def refuse(todo: Any, *_: Any, **__: Any) -> Any:
+        taken.extend(todo)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(studies, "train_all", refuse)
+    run = begun(tmp_path, glyph_shards)
+    with pytest.raises(KeyboardInterrupt):
+        studies.study(EvaluateConfig(run=run.uri, folds=3), run, glyph_shards)
+    everything = set(hashes(glyph_shards))
+    for one in taken:
+        parts = {name: set(ray.get(refs[0])["uri"].to_pylist()) for name, refs in one.blocks.items()}
+        assert parts["train"] | parts["val"] | parts["test"] == everything
+        assert sum(map(len, parts.values())) == len(everything)
+        assert {name: len(part) for name, part in parts.items()} == one.manifest.num_images
+        assert len(parts["val"]) / (len(parts["val"]) + len(parts["train"])) == pytest.approx(0.25, abs=0.09)
+    tested = [set(ray.get(one.blocks["test"][0])["uri"].to_pylist()) for one in taken]
+    assert set().union(*tested) == everything
+
+
+def test_the_run_says_what_was_found(validated: RunDirectory, glyph_shards: corpus.Shards) -> None:
+    found = validated.read_json("results.json")["cross_validation"]
+    rows = validated.read_table("folds.parquet").to_pylist()
+    right = sum(row["reading"] == row["text"] for row in rows)
+    assert (found["num_images"], found["num_exact_match"]) == (203, right)
+    assert [one["fold"] for one in found["folds"]] == ["fold-0", "fold-1", "fold-2"]
+    assert sum(one["num_exact_match"] for one in found["folds"]) == right
+    assert found["num_disputed"] == sum(r["reading"] != r["text"] and r["confidence"] >= 0.99 for r in rows)
+    page = Path(validated.path("report.html")).read_text()
+    assert "Cross-validation in 3 folds" in page
+    assert "Disputed labels" in page
+    assert "fold-2" in page
+
+
+def test_what_is_done_is_not_done_again(
+    validated: RunDirectory, glyph_shards: corpus.Shards, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = validated.read_json("results.json")["cross_validation"]
+    monkeypatch.setattr(studies.train_in_full, "options", None)
+    studies.study(EvaluateConfig(run=validated.uri, folds=3), validated, glyph_shards)
+    assert validated.read_json("results.json")["cross_validation"] == before
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_wrong_labels_are_disputed_first(tmp_path: Path) -> None:
+    folder = draw_glyphs(tmp_path / "corpus", glyph_texts(240, 2))
+    wrong = {}
+    for path in sorted(folder.iterdir())[::60]:
+        text, _, number = path.stem.partition("-")
+        other = text[0] + "abcd"[("abcd".index(text[1]) + 1) % 4]
+        wrong[other] = path.rename(folder / f"{other}-{number}x.png").name
+    config = config_for(tmp_path, splits=(0.8, 0.2, 0.0))
+    corpus.preprocess(config)
+    shards = corpus.open_shards(config.out)
+    run = begun(tmp_path, shards, epochs=30)
+    studies.study(EvaluateConfig(run=run.uri, folds=2), run, shards)
+    rows = run.read_table("folds.parquet").to_pylist()
+    bad = sorted((row for row in rows if row["reading"] != row["text"]), key=lambda row: -row["confidence"])
+    assert {os.path.basename(row["uri"]) for row in bad[: len(wrong)]} == set(wrong.values())
+    assert (tmp_path / "run/figures/mistakes_cross_validation.png").exists()
+
+
+def test_the_curve_trains_on_nested_parts_without_validation_and_reads_the_test_split(
+    glyph_shards: corpus.Shards, tmp_path: Path
+) -> None:
+    run = begun(tmp_path, glyph_shards)
+    studies.study(EvaluateConfig(run=run.uri, learning_curve=True), run, glyph_shards)
+    curve = run.read_json("results.json")["learning_curve"]
+    train = glyph_shards.manifest.num_images["train"]
+    expected = [-(-train * percent // 100) for percent in (5, 10, 25, 50, 100)]
+    assert [point["num_images"] for point in curve["points"]] == expected
+    tested = hashes(glyph_shards, "test")
+    for size in expected:
+        directory = RunDirectory(run.path("curve", f"images-{size}"))
+        rows = pq.read_table(directory.path("readings.parquet")).to_pylist()
+        assert {row["uri"] for row in rows} == set(tested)
+        epochs = directory.read_metrics()
+        assert len(epochs) == 2
+        assert "val_loss" not in epochs[0]
+        assert not Path(directory.path("resume.safetensors")).exists()
+    assert "images" in curve["answer"]
+    assert "Learning curve" in Path(run.path("report.html")).read_text()
+
+
+def test_parts_of_a_curve_lie_within_the_next(
+    glyph_shards: corpus.Shards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[studies.Training] = []
+
+    def refuse(todo: Any, *_: Any, **__: Any) -> Any:
+        taken.extend(todo)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(studies, "train_all", refuse)
+    run = begun(tmp_path, glyph_shards, epochs=0)
+    with pytest.raises(KeyboardInterrupt):
+        studies.study(EvaluateConfig(run=run.uri, learning_curve=True), run, glyph_shards)
+    parts = [set(ray.get(one.blocks["train"][0])["uri"].to_pylist()) for one in taken]
+    assert all(smaller < larger for larger, smaller in itertools.pairwise(parts))
+    assert parts[0] == set(hashes(glyph_shards, "train"))
+    assert [one.config.epochs for one in taken] == sorted(one.config.epochs for one in taken)
+    assert taken[-1].config.epochs > 10 * taken[0].config.epochs  # as the rules have it for few images
+
+
+def test_a_training_that_fails_ends_the_study_in_one_sentence(glyph_shards: corpus.Shards, tmp_path: Path) -> None:
+    run = begun(tmp_path, glyph_shards)
+    broken = tmp_path / "run/folds-2/fold-0"
+    broken.mkdir(parents=True)
+    (broken / "resume.safetensors").write_bytes(b"no such state")
+    with pytest.raises(FailedError, match="the training fold-0 failed, the same command repeats it: "):
+        studies.study(EvaluateConfig(run=run.uri, folds=2), run, glyph_shards)
+
+
+def test_more_folds_than_images_can_fill_are_refused(glyph_shards: corpus.Shards, tmp_path: Path) -> None:
+    run = begun(tmp_path, glyph_shards)
+    with pytest.raises(InputError, match="203 images in 100 folds leave a fold of 0"):
+        studies.study(EvaluateConfig(run=run.uri, folds=100), run, glyph_shards)
+
+
+def test_a_bare_checkpoint_has_no_recipe_to_study(glyph_shards: corpus.Shards, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="holds no run, whose recipe could be trained anew"):
+        studies.study(EvaluateConfig(run=str(tmp_path), folds=2), RunDirectory(str(tmp_path)), glyph_shards)
+
+
+def test_folds_are_of_about_the_same_size_and_stay_when_images_are_added() -> None:
+    many = [np.random.default_rng(k).bytes(32) for k in range(5000)]
+    counts = np.bincount([schema.fold_of(h, 0, 5) for h in many])
+    assert counts.sum() == 5000
+    assert counts.min() > 900
+    assert [schema.fold_of(h, 1, 5) for h in many[:50]] != [schema.fold_of(h, 0, 5) for h in many[:50]]
+    places = [(schema.place(h, 0), schema.place(h, 0, b"validation")) for h in many]
+    assert abs(np.corrcoef(np.array(places).T)[0, 1]) < 0.05
+
+
+def test_configs_that_exclude_each_other() -> None:
+    for wrong, said in (
+        ({"folds": 1}, "must be 2 to 100"),
+        ({"folds": 3, "learning_curve": True}, "exclude each other"),
+        ({"folds": 3, "corpus": "x"}, "do not go with them"),
+        ({"learning_curve": True, "out": "x.json"}, "do not go with them"),
+    ):
+        with pytest.raises(InputError, match=said):
+            EvaluateConfig(**wrong)  # type: ignore[arg-type]
+    assert json.loads(json.dumps(EvaluateConfig(folds=5).to_dict()))["folds"] == 5
+    assert TrainConfig().recipe == "auto"
