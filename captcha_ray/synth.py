@@ -17,23 +17,38 @@ from typing import Literal, NamedTuple
 import captcha.image
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
-Scheme = Literal["digits", "text5"]
+Scheme = Literal["digits", "text5", "lines4", "lines4-small", "bits5", "color-digits"]
 
-CHARSETS: dict[Scheme, str] = {"digits": "0123456789", "text5": "2345678bcdefgmnpwxy"}
+CHARSETS: dict[Scheme, str] = {
+    "digits": "0123456789",
+    "text5": "2345678bcdefgmnpwxy",
+    "lines4": "0123456789",
+    "lines4-small": "0123456789",
+    "bits5": "0123456789",
+    "color-digits": "0123456789",
+}
 """Characters that occur, sorted; those of text5 are the ones in the captcha set of Wilhelmy & Rosas (2013)."""
 
-SIZES: dict[Scheme, tuple[int, int]] = {"digits": (18, 60), "text5": (200, 50)}
+SIZES: dict[Scheme, tuple[int, int]] = {
+    "digits": (18, 60),
+    "text5": (200, 50),
+    "lines4": (152, 42),
+    "lines4-small": (70, 30),
+    "bits5": (80, 25),
+    "color-digits": (15, 30),
+}
 """(width, height) in pixels."""
 
+TEXT_LENGTHS: dict[Scheme, int] = {"text5": 5, "lines4": 4, "lines4-small": 4, "bits5": 5}
+"""Characters in a picture of the schemes whose files are named by their text; the others have a folder per digit."""
+
 LABEL_PATTERN = r"^([^-]+)"
-"""Searched in the stem of a text5 file, finds the text in its first group: takes off the suffix of a repeated text."""
+"""Searched in the stem of a file named by its text, finds that in its first group: without a repeated text's suffix."""
 
 DIGIT_SUPPORT = (142, 695, 268, 289, 338, 290, 278, 321, 266, 536)
-"""Images of 0 to 9 in the published project's test set; `digits` keeps these proportions."""
-
-TEXT_LENGTH = 5
+"""Images of 0 to 9 in the published project's test set; `digits` and `color-digits` keep these proportions."""
 
 
 class Planned(NamedTuple):
@@ -46,17 +61,18 @@ class Planned(NamedTuple):
 def plan(scheme: Scheme, seed: int, num_images: int) -> list[Planned]:
     """What to draw for indices 0 to num_images - 1; paths are unique, the list's position is the index.
 
-    digits: `<digit>/<index>.png`, classes by `digit_counts` in seeded order. text5: `<text>.png`, or `<text>-<k>.png`
-    where k earlier indices have the same text; an index has the same text and path whatever num_images.
+    digits, color-digits: `<digit>/<index>.png`, classes by `digit_counts` in seeded order. Others: `<text>.png`,
+    or `<text>-<k>.png` where k earlier indices have the same text; an index has the same text and path whatever
+    num_images.
     """
     rng = np.random.default_rng(seed)
-    if scheme == "digits":
+    if scheme not in TEXT_LENGTHS:
         digits = rng.permutation(np.repeat(np.arange(len(DIGIT_SUPPORT)), digit_counts(num_images)))
         return [Planned(f"{digit}/{index:06d}.png", str(digit)) for index, digit in enumerate(digits.tolist())]
-    characters = np.array(list(CHARSETS["text5"]))
+    characters = np.array(list(CHARSETS[scheme]))
     earlier: dict[str, int] = {}
     planned = []
-    for row in characters[rng.integers(len(characters), size=(num_images, TEXT_LENGTH))].tolist():
+    for row in characters[rng.integers(len(characters), size=(num_images, TEXT_LENGTHS[scheme]))].tolist():
         text = "".join(row)
         k = earlier.get(text, 0)
         earlier[text] = k + 1
@@ -80,14 +96,15 @@ def digit_counts(num_images: int) -> npt.NDArray[np.int64]:
 
 
 def render(scheme: Scheme, seed: int, index: int, text: str) -> bytes:
-    """The PNG of one planned image: gray ("L") for digits, opaque RGBA, as the real ones are, for text5."""
+    """The PNG of one planned image.
+
+    Gray ("L") for digits, opaque RGBA, as the real ones are, for text5, black and white ("1") for bits5, else RGB.
+    """
     rng = random.Random(f"{scheme} {seed} {index}")
     drawer = _drawer(scheme)
-    with seeded_captcha(rng):
-        ink = drawer.generate_image(text, bg_color=(0, 0, 0), fg_color=(255, 255, 255)).convert("L")
-    pixels = drawer.paper * (1 - drawer.darkness / 255 * np.asarray(ink, np.float32))
+    pixels = drawer.draw(text, rng)
     pixels += drawer.noise * np.random.default_rng(rng.getrandbits(64)).standard_normal(pixels.shape, np.float32)
-    image = Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).convert(drawer.mode)
+    image = Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).convert(drawer.mode, dither=Image.Dither.NONE)
     file = io.BytesIO()
     image.save(file, format="png", compress_level=1)
     return file.getvalue()
@@ -127,6 +144,11 @@ class _Captcha(captcha.image.ImageCaptcha):
     mode: str
     left: int
     jitter: tuple[int, int]
+
+    def draw(self, text: str, rng: random.Random) -> npt.NDArray[np.float32]:
+        with seeded_captcha(rng):
+            ink = self.generate_image(text, bg_color=(0, 0, 0), fg_color=(255, 255, 255)).convert("L")
+        return self.paper * (1 - self.darkness / 255 * np.asarray(ink, np.float32))
 
     def create_captcha_image(
         self, chars: str, color: captcha.image.ColorTuple, background: captcha.image.ColorTuple
@@ -205,7 +227,118 @@ def _between(low: int, high: int) -> int:
     return low + drawn
 
 
+class _Plain:
+    """Digits side by side, each turned and shifted on its own, under dots and lines brighter than they are.
+
+    Drawn without the captcha package, which has one color a picture. A digit is turned either way by at most `turn`
+    degrees and shifted by at most `jitter` pixels (x, y); noise as in `_Captcha`.
+    """
+
+    mode = "RGB"
+    font_size: int
+    turn: float
+    jitter: tuple[int, int]
+    lines = (0, 0)  # at least and at most
+    dots = 0
+    noise: float
+
+    def __init__(self, scheme: Scheme) -> None:
+        self.size = SIZES[scheme]
+        font = ImageFont.truetype(captcha.image.DEFAULT_FONTS[0], self.font_size)
+        self.glyphs = {character: _glyph(character, font) for character in CHARSETS[scheme]}
+
+    def draw(self, text: str, rng: random.Random) -> npt.NDArray[np.float32]:
+        width, height = self.size
+        image = Image.new("RGB", self.size, self.paper(rng))
+        for position, character in enumerate(text):
+            glyph = self.glyphs[character].rotate(rng.uniform(-self.turn, self.turn), Image.Resampling.BICUBIC)
+            x, y = (round(rng.uniform(-most, most) - self.font_size / 2) for most in self.jitter)
+            image.paste(self.ink(rng), (x + (2 * position + 1) * width // (2 * len(text)), y + height // 2), glyph)
+        strokes = ImageDraw.Draw(image)
+        for _ in range(rng.randint(*self.lines)):  # bright: one as dark as the digits makes a 7 of a 1
+            ends = [(rng.uniform(*span) * width, rng.uniform(0.1, 0.9) * height) for span in ((0, 0.25), (0.75, 1))]
+            strokes.line(ends, fill=_color(rng, (40, 100), (50, 70)))
+        for _ in range(self.dots):
+            x, y = rng.randrange(width), rng.randrange(height)
+            strokes.rectangle((x, y, x + 1, y + 1), fill=self.ink(rng))
+        return np.array(image, np.float32)
+
+    def ink(self, rng: random.Random) -> str:
+        return _color(rng, (60, 100), (18, 34))
+
+    def paper(self, rng: random.Random) -> str:
+        return _color(rng, (30, 80), (90, 96))
+
+
+class _Lines4(_Plain):
+    font_size = 34
+    turn = 20
+    jitter = (5, 6)
+    lines = (2, 4)
+    dots = 12
+    noise = 4.0
+
+
+class _Lines4Small(_Lines4):
+    font_size = 23
+    turn = 15
+    jitter = (1, 4)
+    dots = 6
+
+
+class _Bits5(_Plain):
+    """Black digits with clean edges; specks, black and white, are the noise that crosses the middle gray."""
+
+    mode = "1"
+    font_size = 20
+    turn = 10
+    jitter = (1, 3)
+    noise = 85.0
+
+    def draw(self, text: str, rng: random.Random) -> npt.NDArray[np.float32]:
+        return 255 * (super().draw(text, rng) >= 128).astype(np.float32)
+
+    def ink(self, rng: random.Random) -> str:
+        return "black"
+
+    def paper(self, rng: random.Random) -> str:
+        return "white"
+
+
+class _ColorDigits(_Plain):
+    font_size = 22
+    turn = 12
+    jitter = (1, 5)
+    dots = 2
+    noise = 20.0
+
+
+def _color(rng: random.Random, saturation: tuple[int, int], lightness: tuple[int, int]) -> str:
+    """A color of any hue, as Pillow reads it; the ranges are in percent, both ends included."""
+    return f"hsl({rng.randrange(360)}, {rng.randint(*saturation)}%, {rng.randint(*lightness)}%)"
+
+
+def _glyph(character: str, font: ImageFont.FreeTypeFont) -> Image.Image:
+    """Opacity ("L") of a character amid a square of the font's size, which holds it however it is turned."""
+    size = round(font.size)
+    image = Image.new("L", (size, size))
+    ImageDraw.Draw(image).text((size / 2, size / 2), character, fill=255, font=font, anchor="mm")
+    return image
+
+
 @functools.cache
-def _drawer(scheme: Scheme) -> _Captcha:
+def _drawer(scheme: Scheme) -> _Captcha | _Plain:
     """One per process: loading its font takes longer than drawing."""
-    return _Digits() if scheme == "digits" else _Text5()
+    match scheme:
+        case "digits":
+            return _Digits()
+        case "text5":
+            return _Text5()
+        case "lines4":
+            return _Lines4(scheme)
+        case "lines4-small":
+            return _Lines4Small(scheme)
+        case "bits5":
+            return _Bits5(scheme)
+        case "color-digits":
+            return _ColorDigits(scheme)
