@@ -2,9 +2,8 @@
 
 The network and its training are those of "OCR model for reading Captchas" (A K Nain, 2020, Keras 3 version of 2024),
 written anew: two convolutions, two bidirectional LSTMs over the columns, CTC, Adam at 1e-3, batch 16, images in [0, 1],
-no augmentation, decoding by the best class of each column, cut to the longest text trained on. Otherwise than there:
-- batches are drawn anew every epoch, which it learns sooner from: in the same order every epoch, as there, it reads
-  nothing for 65 epochs on 685 captchas;
+batches in the same order every epoch, no augmentation, decoding by the best class of each column, cut to the longest
+text trained on. Otherwise than there:
 - the images are in memory, where the example decodes its files anew every epoch;
 - texts may differ in length;
 - the decoder's blank is the trained one, the last class (a version of the example calls `keras.ops.ctc_decode`, whose
@@ -96,8 +95,7 @@ def decode(probabilities: npt.NDArray[np.float32], charset: str, longest: int) -
 
 def batches(images: npt.NDArray[np.uint8], labels: npt.NDArray[np.int32] | None, size: int) -> Any:
     columns = np.ascontiguousarray(images.transpose(0, 2, 1))[..., None]
-    data = tf.data.Dataset.from_tensor_slices((columns,) if labels is None else (columns, labels))
-    data = (data if labels is None else data.shuffle(len(images))).batch(size)
+    data = tf.data.Dataset.from_tensor_slices((columns,) if labels is None else (columns, labels)).batch(size)
     return data.map(lambda x, *y: (tf.image.convert_image_dtype(x, tf.float32), *y)).prefetch(tf.data.AUTOTUNE)
 
 

@@ -91,7 +91,7 @@ def train_all(
 
     todo: taken from as there is room, so that what a training needs is only then made. calibrated: fit a temperature
     by the validation part. watch: told now and then how many epochs a training has done. Raises FailedError for a
-    training that cannot be done.
+    training that cannot be done, InputError for a directory that holds another one, of other images perhaps.
     """
     waiting: dict[Any, Training] = {}
 
@@ -113,11 +113,15 @@ def train_all(
 
     for one in todo:
         directory = RunDirectory(one.config.run)
+        told = (one.config.to_dict(), one.manifest.to_dict())
+        if storage.exists(directory.path("config.json")):
+            directory.reopen(*told, training.RESUME_MAY_DIFFER)
+        else:
+            directory.create(*told)
         if storage.exists(directory.path(READINGS)):
             watch(one, one.config.epochs)
             yield one, directory.read_table(READINGS)
             continue
-        directory.write_json("config.json", one.config.to_dict())
         if len(waiting) == concurrent:
             yield take()
         alone = one.config.num_workers == 1
@@ -254,6 +258,7 @@ def measure_curve(
     order = np.argsort([schema.place(h, manifest.split_seed, b"curve") for h in table["sha256"].to_pylist()])
     sizes = sorted({math.ceil(fraction * len(order)) for fraction in fractions})
     wanted = [size for size in sizes if size >= max(len(manifest.charset) / manifest.max_length, 4)]
+    check(bool(wanted), f"{len(order)} training images are too few for a learning curve")
     everything = ray.put(table)
 
     def parts() -> Iterator[Training]:

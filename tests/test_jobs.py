@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -77,10 +78,12 @@ def test_help_states_every_field_with_its_default(name: str, tmp_path: Path) -> 
         ("preprocess", ("--labels", "table"), "--table goes with 'table'"),
         ("synthesize", ("--num-images", "0"), "num_images is 0"),
         ("synthesize", ("--out", "full"), "is not empty"),
-        ("train", ("--epochs", "0"), "epochs is 0; it must be at least 1"),
+        ("train", ("--epochs", "-1"), "epochs is -1; it must be finite and not negative"),
         ("train", ("--recipe", "isfahn"), "unknown recipe 'isfahn'; did you mean 'isfahan'?"),
         ("train", ("--shards", "empty"), "holds no finished shards"),
         ("evaluate", ("--run", "empty"), "holds no checkpoint"),
+        ("evaluate", ("--run", "empty", "--folds", "5"), "holds no run, whose recipe could be trained anew"),
+        ("evaluate", ("--folds", "1"), "folds is 1; it must be 2 to 100"),
         ("tune", ("--num-trials", "0"), "num_trials is 0; it must be at least 1"),
         ("tune", ("--vary", "dropuot"), "did you mean 'dropout'?"),
         ("tune", ("--vary", *(f"{name}=off" for name in space.DEFAULT)), "the space is empty"),
@@ -225,6 +228,9 @@ def test_the_same_commands_work_on_an_object_store(tmp_path: Path) -> None:
         status, _, err = job("train", *train, cwd=tmp_path, env=env)
         assert (status, [line for line in err.splitlines() if not line.startswith("warning:")]) == (0, [])
         assert job("train", *train, cwd=tmp_path, env=env)[0] == 2
+        status, out, err = job("evaluate", "--run", "s3://bucket/run", "--folds", "2", cwd=tmp_path, env=env)
+        assert (status, err) == (0, "")
+        assert re.search(r"all 2 folds: .* of 90 strings", out)
         tune = (
             "--recipe",
             "s3://bucket/run/config.json",
@@ -240,6 +246,8 @@ def test_the_same_commands_work_on_an_object_store(tmp_path: Path) -> None:
     assert (tmp_path / "bucket/search/report.html").exists()
     run = tmp_path / "bucket/run"
     assert (run / "_SUCCESS").exists()
+    assert pq.read_table(run / "folds.parquet").num_rows == 90
+    assert "Cross-validation in 2 folds" in (run / "report.html").read_text()
     assert len((run / "metrics.jsonl").read_text().splitlines()) == 2
     assert list((run / "tensorboard").iterdir())
     assert json.loads((run / "environment.json").read_text())["versions"]["ray"]

@@ -174,11 +174,32 @@ def test_parts_of_a_curve_lie_within_the_next(
 
 def test_a_training_that_fails_ends_the_study_in_one_sentence(glyph_shards: corpus.Shards, tmp_path: Path) -> None:
     run = begun(tmp_path, glyph_shards)
-    broken = tmp_path / "run/folds-2/fold-0"
-    broken.mkdir(parents=True)
-    (broken / "resume.safetensors").write_bytes(b"no such state")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(studies.train_in_full, "options", None)
+        with pytest.raises(TypeError):
+            studies.study(EvaluateConfig(run=run.uri, folds=2), run, glyph_shards)
+    (tmp_path / "run/folds-2/fold-0/resume.safetensors").write_bytes(b"no such state")
     with pytest.raises(FailedError, match="the training fold-0 failed, the same command repeats it: "):
         studies.study(EvaluateConfig(run=run.uri, folds=2), run, glyph_shards)
+
+
+def test_folds_of_other_shards_are_not_taken_for_these(validated: RunDirectory, tmp_path: Path) -> None:
+    draw_glyphs(tmp_path / "corpus", glyph_texts(90, 2, seed=5))
+    config = config_for(tmp_path)
+    corpus.preprocess(config)
+    with pytest.raises(InputError, match=r"the shards were made anew since .*folds-3/fold-0 was started"):
+        studies.study(EvaluateConfig(run=validated.uri, folds=3), validated, corpus.open_shards(config.out))
+
+
+def test_too_few_images_for_a_curve_are_refused(tmp_path: Path) -> None:
+    draw_glyphs(tmp_path / "corpus", ["ab", "cd", "ad", "cb", "bb", "da"])
+    config = config_for(tmp_path, splits=(0.4, 0.0, 0.6))
+    corpus.preprocess(config)
+    shards = corpus.open_shards(config.out)
+    assert shards.manifest.num_images["train"] < 4
+    run = begun(tmp_path, shards)
+    with pytest.raises(InputError, match="training images are too few for a learning curve"):
+        studies.study(EvaluateConfig(run=run.uri, learning_curve=True), run, shards)
 
 
 def test_more_folds_than_images_can_fill_are_refused(glyph_shards: corpus.Shards, tmp_path: Path) -> None:
