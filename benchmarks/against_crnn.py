@@ -19,7 +19,7 @@ import pyarrow as pa
 import ray
 import tyro
 
-from captcha_ray import cluster, corpus, recipes, runs, schema, studies
+from captcha_ray import cluster, corpus, recipes, runs, schema, trainings
 from captcha_ray.config import Labels, PreprocessConfig
 from captcha_ray.metrics import wilson_interval
 from captcha_ray.rules import settle
@@ -88,7 +88,7 @@ def ours(
         cpus_per_worker=options.num_threads,
     )
     blocks = {"train": [ray.put(train)], "val": [ray.put(test)], "test": []}
-    epochs = list(studies.Training(settle(asked, part), part, blocks).epochs())
+    epochs = list(trainings.Training(settle(asked, part), part, blocks).epochs())
     seconds = np.cumsum([len(train) / epoch["images_per_second"] for epoch in epochs])
     return [(float(s), epoch["val_exact_match"]) for s, epoch in zip(seconds, epochs, strict=True)]
 

@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import tyro
 
-from captcha_ray import runs, studies, trials
+from captcha_ray import runs, trainings, trials
 from captcha_ray.runs import RunDirectory
 
 ROOT = Path(__file__).parent.parent
@@ -76,7 +76,7 @@ def main() -> None:
             results = json.loads((run / "results.json").read_text())
             spent[scheduler] = results["num_epochs"]
             finals = sorted(run.glob("final/trial-*/readings.parquet"))
-            right[scheduler] = np.array([studies.right_in(pq.read_table(path)) for path in finals])
+            right[scheduler] = np.array([trainings.right_in(pq.read_table(path)) for path in finals])
             print(
                 f"{scheduler}: {results['num_epochs']:,} epochs in {results['search_seconds']:.0f} s, with comparison "
                 f"{wall:.0f} s; best {results['best']}",

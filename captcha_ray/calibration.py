@@ -1,5 +1,5 @@
 """Whether confidence means what it says: how often readings of a given confidence are right, and what a threshold on
-the confidence lets through. An immutable collection of readings; `a + b` holds both.
+the confidence lets through.
 """
 
 import dataclasses
@@ -34,11 +34,6 @@ class Confidences:
         """From one value of each per reading."""
         assert len(confidence) == len(right)
         return cls(np.asarray(confidence, np.float64), np.asarray(right, np.bool_))
-
-    def __add__(self, other: "Confidences") -> "Confidences":
-        return Confidences(
-            np.concatenate([self.confidence, other.confidence]), np.concatenate([self.right, other.right])
-        )
 
     def bins(self) -> list[dict[str, Any]]:
         """Bins that hold readings: low, high (edges), num_images, confidence (mean) and accuracy in it."""

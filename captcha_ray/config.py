@@ -163,7 +163,7 @@ class PreprocessConfig(Config):
     table: str = ""
     """CSV or Parquet with columns path,text (paths relative to the table), for --labels table."""
     height: int = 0
-    """Height every image is resized to, pixels; 0 takes the corpus' own, the median of a sample, at most 64."""
+    """Height every image is resized to, pixels; 0 takes the corpus' own, the median of a sample, but 32 to 64."""
     width: int = 0
     """Width every image is resized to, pixels; 0 takes the corpus' own at that height."""
     channels: int = 0
@@ -238,8 +238,8 @@ class TrainConfig(Config):
     epochs: int = 0
     """Passes over the training split; 0 for as many as its size, its characters and their number ask for."""
     batch_size: int = 0
-    """Images per worker and optimizer step, at most; a split is cut into batches of nearly equal size. 0 for 16 to 256,
-    by the size of the training split."""
+    """Images per worker and optimizer step, at most; a split is cut into batches of nearly equal size. 0 for 16 to 256
+    over all workers, by the size of the training split."""
     optimizer: Optimizer = "adam"
     """Update rule; sgd and rmsprop use --momentum."""
     learning_rate: float = 1e-3
@@ -427,7 +427,7 @@ class EvaluateConfig(Config):
     num_workers: int = 0
     """Reader actors on the cluster; 0 reads in this process."""
     use_gpu: bool = False
-    """Reserve one GPU per reader."""
+    """Reserve one GPU per reader, or per training."""
     out: str = ""
     """JSON file to write the figures to. Default: the run's results.json and report.html."""
 
@@ -441,13 +441,13 @@ class EvaluateConfig(Config):
         check_label_rule(self.labels, self.label_pattern, self.table)
         check(not self.label_pattern or bool(self.corpus), "--label-pattern goes with --corpus")
         check(self.num_workers >= 0, f"num_workers is {self.num_workers}; it must not be negative")
-        check(not self.use_gpu or self.num_workers > 0, "--use-gpu needs --num-workers of at least 1")
+        check(not self.use_gpu or self.num_workers > 0 or self.trains, "--use-gpu needs --num-workers of at least 1")
         check(self.folds == 0 or 2 <= self.folds <= 100, f"folds is {self.folds}; it must be 2 to 100, or 0 for none")
         check(not (self.folds and self.learning_curve), "--folds and --learning-curve exclude each other")
         check(
-            not (self.trains and (self.corpus or self.num_workers or self.out)),
-            "--folds and --learning-curve train on shards, as the run was trained, and write to the run; --corpus, "
-            "--num-workers, --use-gpu and --out do not go with them",
+            not (self.trains and (self.corpus or self.table or self.num_workers or self.out or self.split != "test")),
+            "--folds and --learning-curve train on shards and write to the run; --corpus, --table, --split, "
+            "--num-workers and --out do not go with them",
         )
 
     @property

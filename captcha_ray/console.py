@@ -85,16 +85,16 @@ def progress(what: str, total: int | None, unit: str) -> Iterator[Callable[..., 
             now = time.monotonic()
             rate = done / max(now - started, 1e-9)
             note = f", {note}" if note else ""
-            bar.update(task, completed=done, note=f"{rate:,.0f} {unit}/s{note}")
+            bar.update(task, completed=done, note=f"{_rate(rate)} {unit}/s{note}")
             if not OUT.is_terminal and now - last >= 10:
                 last = now
                 left = f", {_left(total - done, rate)} left" if total is not None else ""
                 of = f" of {total:,}" if total is not None else ""
-                say(f"{what}: {done:,}{of} {unit}, {rate:,.0f} {unit}/s{note}{left}")
+                say(f"{what}: {done:,}{of} {unit}, {_rate(rate)} {unit}/s{note}{left}")
 
         yield advance
     seconds = time.monotonic() - started
-    say(f"{what}: {done:,} {unit} in {seconds:.1f} s ({done / max(seconds, 1e-9):,.0f} {unit}/s)")
+    say(f"{what}: {done:,} {unit} in {seconds:.1f} s ({_rate(done / max(seconds, 1e-9))} {unit}/s)")
 
 
 class TrainingProgress:
@@ -241,6 +241,10 @@ def _bar() -> rich.progress.Progress:
         transient=True,
         disable=not OUT.is_terminal,
     )
+
+
+def _rate(rate: float) -> str:
+    return f"{rate:,.0f}" if rate >= 10 or not rate else f"{rate:.2g}"
 
 
 def _left(amount: float, rate: float) -> str:

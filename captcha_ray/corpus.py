@@ -396,9 +396,11 @@ class Labeled:
     dataset: ray.data.Dataset
     num_files: int
 
-    def rows(self) -> pa.Table:
-        """All of them, in this process."""
-        return pa.concat_tables(self.dataset.iter_batches(batch_size=None, batch_format="pyarrow"))
+    def sample(self, at_most: int) -> pa.Table:
+        """About so many of them, in this process."""
+        thin = functools.partial(schema.thin, at_most=at_most, of=self.num_files)
+        few = self.dataset.map_batches(thin, batch_size=None, batch_format="pyarrow")
+        return pa.concat_tables(few.iter_batches(batch_size=None, batch_format="pyarrow"))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -23,7 +23,7 @@ NUM_MISTAKES = 30
 """Mistakes whose pictures are kept."""
 
 CALIBRATION_IMAGES = 2000
-"""Validation images the temperature is fitted by, at most: their number decides its second digit."""
+"""Validation images the temperature is fitted by, about and at most: their number decides its second digit."""
 
 BATCH_SIZE = 256
 """Images read at once; larger ones are no faster on a CPU."""
@@ -95,12 +95,11 @@ class Evaluation:
 def calibrate(val: pa.Table, model: str) -> float:
     """Sets the temperature of a run's network by labeled images it has not learned from; returns it.
 
-    val: rows of shards; up to `CALIBRATION_IMAGES` are read, in this process.
+    val: rows of shards, which are read in this process; `CALIBRATION_IMAGES` are enough.
     """
-    rows = val.slice(0, CALIBRATION_IMAGES)
     recognizer = Recognizer.load(model)
-    images = schema.unpack_images(rows["image"], recognizer.spec.image)
-    temperature = recognizer.fit_temperature(images, rows["text"].to_pylist())
+    images = schema.unpack_images(val["image"], recognizer.spec.image)
+    temperature = recognizer.fit_temperature(images, val["text"].to_pylist())
     checkpoint.set_temperature(model, temperature)
     return temperature
 
@@ -110,7 +109,8 @@ class Tally:
 
     def __init__(self, spec: ModelSpec) -> None:
         self.spec = spec
-        self._counts, self._confidences = ReadingCounts.of(spec.charset, [], [], []), Confidences.of([], [])
+        self._counts = ReadingCounts.of(spec.charset, [], [], [])
+        self._confidences: list[tuple[list[float], list[bool]]] = []
         self._worst: list[tuple[float, str, int, Mistake]] = []  # the number spares comparing mistakes that are alike
         self._numbers = itertools.count()
 
@@ -119,7 +119,7 @@ class Tally:
         texts, readings, losses = (table[column].to_pylist() for column in ("text", "reading", "loss"))
         self._counts += ReadingCounts.of(self.spec.charset, texts, readings, losses)
         right = [text == reading for text, reading in zip(texts, readings, strict=True)]
-        self._confidences += Confidences.of(table["confidence"].to_pylist(), right)
+        self._confidences.append((table["confidence"].to_pylist(), right))
         for row in table.filter(pc.is_valid(table["wrong_image"])).to_pylist():
             column = pa.array([row["wrong_image"]], pa.binary(len(row["wrong_image"])))
             image = schema.unpack_images(column, self.spec.image)[0]
@@ -133,7 +133,8 @@ class Tally:
         if not self._counts.num_images:
             raise InputError(f"no image of {source} can be read")
         mistakes = [mistake for *_, mistake in sorted(self._worst, key=lambda w: (-w[0], w[1]))]
-        return Evaluation(source, self._counts, self._confidences, mistakes)
+        confidence, right = (list(itertools.chain.from_iterable(part)) for part in zip(*self._confidences, strict=True))
+        return Evaluation(source, self._counts, Confidences.of(confidence, right), mistakes)
 
 
 def evaluate(source: Labeled, model: str, num_workers: int = 0, use_gpu: bool = False) -> Evaluation:

@@ -9,7 +9,7 @@ import math
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageFilter, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFilter, ImageOps, UnidentifiedImageError
 
 from captcha_ray.config import ImageSpec
 
@@ -86,6 +86,8 @@ def look(data: bytes, max_pixels: int = MAX_PIXELS) -> Look | Unreadable:
         return small
     with Image.open(io.BytesIO(data), formats=FORMATS) as image:
         width, height = image.size
+        if image.getexif().get(ExifTags.Base.Orientation, 1) >= 5:  # lies on its side
+            width, height = height, width
     saturation = small.max(2).astype(int) - small.min(2)
     return Look(width, height, bool((saturation > MIN_SATURATION).mean() >= 0.02))
 

@@ -101,17 +101,22 @@ def _fit(points: Sequence[Point], right: npt.NDArray[np.integer]) -> npt.NDArray
 def summary(points: Sequence[Point], seed: int = 0) -> dict[str, Any]:
     """Points, curve and answer as JSON types; the curve and its answer are None for fewer than two numbers of images.
 
-    images_for_goal: how many training images `GOAL` asks for, with an interval from curves through numbers drawn anew
-    from the curve; None stands for more than `BEYOND` times as many as there are.
+    images_for_goal: how many training images `GOAL` asks for; None stands for more than `BEYOND` times as many as there
+    are. Its interval comes from curves through numbers drawn anew from the curve, with as many fewer test images as
+    the points lie further off the curve than chance would have them (Pearson's dispersion, from three points on): each
+    point is one training.
     """
     found: dict[str, Any] = {"points": [point.to_dict() for point in points], "goal": GOAL, "curve": None}
     if len({point.num_images for point in points}) >= 2:
         curve = Curve.fit(points)
-        expected = [curve.accuracy(point.num_images) for point in points]
-        drawn = np.random.default_rng(seed).binomial(
-            [point.num_tested for point in points], expected, (NUM_DRAWS, len(points))
-        )
-        many = sorted(Curve(*row).images_for(GOAL) for row in _fit(points, drawn).tolist())
+        expected = np.array([curve.accuracy(point.num_images) for point in points])
+        tested = np.array([point.num_tested for point in points])
+        off = [point.accuracy for point in points] - expected
+        dispersion = (off**2 * tested / (expected * (1 - expected))).sum() / max(len(points) - 2, 1)
+        fewer = np.maximum((tested / max(dispersion, 1)).astype(int), 1)
+        drawn = np.random.default_rng(seed).binomial(fewer, expected, (NUM_DRAWS, len(points)))
+        like = [Point(point.num_images, 0, int(n)) for point, n in zip(points, fewer, strict=True)]
+        many = sorted(Curve(*row).images_for(GOAL) for row in _fit(like, drawn).tolist())
         low, high = many[round(0.025 * NUM_DRAWS)], many[round(0.975 * NUM_DRAWS) - 1]
         most = BEYOND * max(point.num_images for point in points)
 
@@ -127,16 +132,21 @@ def summary(points: Sequence[Point], seed: int = 0) -> dict[str, Any]:
 
 def _answer(found: dict[str, Any]) -> str:
     """The sentence people want."""
-    best = found["points"][-1]
+    best, goal = found["points"][-1], f"{found['goal']:.0%}"
     have, reads = best["num_images"], f"{best['exact_match']:.1%} of whole strings with {best['num_images']:,} images"
+    if best["exact_match"] >= found["goal"]:
+        return f"{reads}, which is at least {goal}: more images are not needed for that"
     if found["curve"] is None:
         return f"{reads}; too few images for a curve"
-    goal, needed = f"{found['goal']:.0%}", found["images_for_goal"]
+    needed = found["images_for_goal"]
     low, high = (f"{n:,}" if n is not None else f"more than {BEYOND * have:,}" for n in found["images_for_goal_ci95"])
     if needed is None:
         return f"{reads}; {goal} is out of sight: more images like these hardly help"
     if needed <= have:
-        return f"{reads}; {goal} takes about {needed:,} (95 % interval {low} to {high}), so there are enough"
+        return (
+            f"{reads}; the curve puts {goal} at about {needed:,} (95 % interval {low} to {high}), fewer than there "
+            f"are, and {best['num_tested']:,} test images cannot tell more"
+        )
     return (
         f"{reads}; about {needed - have:,} more images reach {goal}: {needed:,} in all (95 % interval {low} to {high})"
     )

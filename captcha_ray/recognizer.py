@@ -16,6 +16,9 @@ from captcha_ray.config import InputError, Precision
 from captcha_ray.models import Network
 from captcha_ray.spec import ModelSpec
 
+MIN_CALIBRATION = 50
+"""Characters that a temperature is fitted by, at least: they let confidence reach about 1 - 1 / their number."""
+
 Source = str | os.PathLike[str] | bytes | npt.NDArray[np.uint8]
 
 
@@ -100,7 +103,8 @@ class Recognizer:
         return outputs.float()
 
     def fit_temperature(self, pixels: npt.NDArray[np.uint8], truths: list[str], batch_size: int = 256) -> float:
-        """The temperature at which the network's probabilities of the truths' characters are likeliest, 1/8 to 8.
+        """The temperature at which the network's probabilities of the truths' characters are likeliest, 1/8 to 8; 1 for
+        fewer than `MIN_CALIBRATION` characters, from which nothing can be told.
 
         uint8 (N, H, W, C), texts that the network can read. C. Guo et al., "On Calibration of Modern Neural Networks"
         (2017); with a share of 1 / (characters + 2) of the targets spread over all classes, as J. Platt,
@@ -109,6 +113,8 @@ class Recognizer:
         """
         classes = self._charset.encode(truths, self.spec.slots, variable=self.spec.variable)
         targets = torch.from_numpy(classes).to(self._arithmetic.device)
+        if targets.numel() < MIN_CALIBRATION:
+            return 1.0
         spread = 1 / (targets.numel() + 2)
         with torch.inference_mode():
             starts = range(0, len(pixels), batch_size)
@@ -119,7 +125,7 @@ class Recognizer:
                 of_target = log_p.gather(2, targets[:, :, None]).mean()
                 return -float(torch.lerp(of_target, log_p.mean(), spread))
 
-            return math.exp(_minimum(loss, -math.log(8), math.log(8)))
+            return round(math.exp(_minimum(loss, -math.log(8), math.log(8))), 4)
 
     def readings(self, log_probabilities: npt.NDArray[np.float32]) -> list[Reading]:
         """float32 (N, slots, classes) -> N readings: each slot's likeliest character, up to where the text ends.

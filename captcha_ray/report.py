@@ -1,5 +1,6 @@
 """One page that tells how well a run reads: `report.html` and the pictures in `figures/`. Measures nothing itself."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,8 +11,9 @@ from captcha_ray.runs import RunDirectory
 NO_MISTAKES = "No mistakes on this split."
 
 DISPUTED = (
-    "Images whose label another text was read for, by a network that had not seen them; the surest readings first. "
-    "Those above 99 % are often wrong labels. All readings are in folds.parquet."
+    "In place of {} labels another text was read with a confidence of at least 99 %, by a network that had not seen "
+    "the image: often the label is wrong. Below, all images that were read otherwise than labeled, the surest readings "
+    "first; folds.parquet has every reading."
 )
 
 
@@ -46,7 +48,11 @@ def _split(run: RunDirectory, name: str, summary: Mapping[str, Any], rows: Seque
         page.pairs(_measures(summary)),
         *([_folds(folds)] if folds else []),
         *([_confidence(run, name, summary["confidence"])] if "confidence" in summary else []),
-        *(["<h3>Disputed labels</h3>", page.paragraph(DISPUTED)] if folds else ["<h3>Mistakes</h3>"]),
+        *(
+            ["<h3>Disputed labels</h3>", page.paragraph(DISPUTED.format(summary["num_disputed"]))]
+            if folds
+            else ["<h3>Mistakes</h3>"]
+        ),
         _mistakes(run, name, summary, rows),
         "<h3>Confusion of characters</h3>",
         page.figure(run, f"confusion_{name}", f"Confusion matrix of split {name}: truth by reading", confusion),
@@ -89,9 +95,12 @@ def _confidence(run: RunDirectory, name: str, summary: Mapping[str, Any]) -> str
         said = "no confidence is high enough"
     else:
         low, high = (page.percent(value) for value in found["precision_ci95"])
+        enough = "" if found["precision_ci95"][0] >= found["target"] else "; too few readings to be sure of it"
+        asked = math.floor(found["confidence"] * 1e6) / 1e6  # rounded up, it would leave that reading out
         said = (
-            f"{found['confidence']:.6f}, which {page.percent(found['coverage'])} of the images reach; of these "
-            f"{found['num_images']}, {page.percent(found['precision'])} are right (95% interval {low} to {high})"
+            f"{asked:.6f}, which {page.percent(found['coverage'])} of the images reach; of these "
+            f"{found['num_images']}, {page.percent(found['precision'])} are right "
+            f"(95% interval {low} to {high}){enough}"
         )
     target = calibration.PRECISION if found is None else found["target"]
     rows[f"--min-confidence for {target:.1%} precision"] = said

@@ -180,6 +180,15 @@ def fold_of(sha256: bytes, seed: int, num_folds: int) -> int:
     return int(place(sha256, seed) * num_folds)
 
 
+def thin(rows: pa.Table, at_most: int, of: int | None = None) -> pa.Table:
+    """About so many rows of shards, chosen by their pixels; all of them where they are no more. of: how many there are,
+    where `rows` are a part of them."""
+    share = at_most / max(len(rows) if of is None else of, 1)
+    if share >= 1:
+        return rows
+    return rows.filter(pa.array([place(sha, 0, b"sample") < share for sha in rows["sha256"].to_pylist()], pa.bool_()))
+
+
 def place(sha256: bytes, seed: int, purpose: bytes = b"") -> float:
     """A number from 0 to below 1, spread evenly over images, and drawn anew for each seed and purpose."""
     digest = hashlib.sha256(seed.to_bytes(8, "big") + sha256 + purpose).digest()

@@ -31,7 +31,7 @@ from captcha_ray.rules import settle
 from captcha_ray.runs import RunDirectory
 from captcha_ray.sampler import Sampler, importance
 from captcha_ray.space import Space
-from captcha_ray.studies import HOLDER, MAX_DEATHS, Training, right_in, train_all
+from captcha_ray.trainings import HOLDER, MAX_DEATHS, Training, right_in, train_all
 from captcha_ray.trial_worker import Trainable
 from captcha_ray.trials import Comparison, Findings, Outcome, Trial
 
@@ -161,7 +161,7 @@ def merge(split: ray.data.Dataset) -> Any:
     return _concatenate.remote(*split.materialize().to_arrow_refs())
 
 
-@ray.remote
+@ray.remote(num_cpus=0)
 def _concatenate(*tables: pa.Table) -> pa.Table:
     return pa.concat_tables(tables).combine_chunks()
 
@@ -313,7 +313,7 @@ def _compare(
         for name, one in (("recipe", recipe.config), (best, winner))
     ]
     right: dict[str, list[bool]] = {}
-    for one, rows in train_all(todo, concurrent, config.gpus_per_trial):
+    for one, rows in train_all(todo, concurrent, config.gpus_per_trial, again="--resume repeats it"):
         right[one.name] = right_in(rows)
         progress.compared(one.name, sum(right[one.name]) / len(right[one.name]), len(right), len(todo))
     of_best, of_recipe = (np.array([right[f"{name}-{k}"] for k in seeds]) for name in (best, "recipe"))

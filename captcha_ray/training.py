@@ -114,11 +114,11 @@ def fit(
     workers or run directories that do not fit, and where the loss stops being a number.
     """
     started = time.perf_counter()
-    asked, config = config, settle(config, manifest)
+    run = RunDirectory(config.run)
+    asked, config = config, _settled(config, manifest, run)
     spec = model_spec(config, manifest)
     check_fits(config.num_workers, config.cpus_per_worker, config.use_gpu)
     check_batches(config, manifest)
-    run = RunDirectory(config.run)
     shards = storage.absolute(config.shards)
     asked, config = (dataclasses.replace(one, run=run.uri, shards=shards) for one in (asked, config))
     if config.resume:
@@ -147,6 +147,14 @@ def fit(
         "num_epochs": len(epochs),
         "seconds": time.perf_counter() - started,
     }
+
+
+def _settled(config: TrainConfig, manifest: schema.Manifest, run: RunDirectory) -> TrainConfig:
+    """The config with nothing left open; a run that is continued goes on as it was begun, whatever the rules now."""
+    if not config.resume or not storage.exists(run.path("settled.json")):
+        return settle(config, manifest)
+    begun = TrainConfig.from_dict(run.read_json("settled.json"))
+    return dataclasses.replace(begun, **{name: getattr(config, name) for name in RESUME_MAY_DIFFER})
 
 
 def describe(config: TrainConfig, spec: ModelSpec, manifest: schema.Manifest) -> str:
@@ -433,7 +441,7 @@ class Worker:
         """The state last but for what follows from it: a kill before repeats the epoch, which gives the same again."""
         record = self._history[-1]
         best = best_epoch(self._history) == record["epoch"]
-        if best:
+        if best and ("val_loss" in record or record["epoch"] == self._job.config.epochs):
             checkpoint.save_model(self._run.path("checkpoint"), self._network, self._job.spec)
         if self._events:
             self._events.add(record)

@@ -7,8 +7,8 @@ import ray.tune
 
 from captcha_ray import trials
 from captcha_ray.config import TrainConfig
-from captcha_ray.studies import Training
 from captcha_ray.training import has_diverged
+from captcha_ray.trainings import Training
 
 
 class Trainable(ray.tune.Trainable):

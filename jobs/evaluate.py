@@ -14,13 +14,13 @@ from captcha_ray.config import EvaluateConfig
 def main() -> None:
     config = console.parse(EvaluateConfig)
     run = runs.RunDirectory(config.run)
-    if config == EvaluateConfig() and storage.is_empty(run.uri):
+    if config.run == EvaluateConfig().run and storage.is_empty(run.uri):
         status = subprocess.run([sys.executable, str(Path(__file__).with_name("train.py"))], check=False).returncode
         if status:
             raise SystemExit(status)
     if config.trains:
         with cluster.connect():
-            studies.study(config, run, corpus.open_shards(config.shards or run.shards))
+            studies.study(config, run)
         return
     spec = identity.load_spec(run.uri)
     with cluster.connect():

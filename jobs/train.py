@@ -20,7 +20,7 @@ def main() -> None:
         val = shards.labeled("val") if shards.manifest.num_images["val"] else None
         facts = training.fit(config, shards.manifest, shards.read("train"), val.dataset if val else None, resources)
         if val:
-            facts["temperature"] = evaluation.calibrate(val.rows(), run.uri)
+            facts["temperature"] = evaluation.calibrate(val.sample(evaluation.CALIBRATION_IMAGES), run.uri)
         split: Split = "test" if shards.manifest.num_images["test"] else "val" if val else "train"
         num_readers = 0 if resources.embedded else config.num_workers
         found = evaluation.evaluate(shards.labeled(split), run.uri, num_readers, config.use_gpu)

@@ -73,10 +73,3 @@ def test_a_long_curve_keeps_its_ends_and_not_all_between() -> None:
     assert points[-1]["coverage"] == 1.0
     assert points[-1]["risk"] == pytest.approx(1 - found.right.mean())
     assert points[0]["threshold"] == found.confidence.max()
-
-
-def test_two_collections_together_are_one_of_all() -> None:
-    rng = np.random.default_rng(2)
-    confidence, right = rng.uniform(size=60), rng.uniform(size=60) < 0.7
-    parts = Confidences(confidence[:13], right[:13]) + Confidences(confidence[13:], right[13:])
-    assert parts.summary() == Confidences(confidence, right).summary()

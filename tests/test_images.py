@@ -419,3 +419,23 @@ def test_an_image_of_the_wrong_shape_is_not_decoded_and_one_too_large_is_called_
     assert decode(data[:60], GRAY, max_stretch=2.0) == Unreadable("wrong_aspect", "200x10 pixels do not fit 4x4")
     found = decode(data, GRAY, max_pixels=1999, max_stretch=2.0)
     assert found == Unreadable("too_large", "200x10 pixels are more than 1999")
+
+
+def test_a_look_tells_the_size_a_picture_is_seen_in_and_whether_it_is_in_color() -> None:
+    gray = np.random.default_rng(0).integers(0, 256, (40, 120), np.uint8)
+    red = np.zeros((40, 120, 3), np.uint8)
+    red[:, :4, 0] = 255  # a thirtieth of it
+    for array, colored in ((gray, False), (np.stack([gray] * 3, 2), False), (red, True), (red[:, 4:], False)):
+        stream = io.BytesIO()
+        Image.fromarray(array).save(stream, "PNG")
+        found = images.look(stream.getvalue())
+        assert found == images.Look(array.shape[1], 40, colored)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    stream = io.BytesIO()
+    Image.fromarray(gray).save(stream, "JPEG", exif=exif)
+    assert images.look(stream.getvalue()) == images.Look(40, 120, False)
+    assert images.look(b"broken") == images.Unreadable(
+        "not_an_image", "these bytes begin no PNG, JPEG, GIF, BMP, WebP, TIFF or PNM file"
+    )
+    assert images.look(stream.getvalue(), max_pixels=100).reason == "too_large"  # type: ignore[union-attr]

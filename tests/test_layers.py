@@ -55,6 +55,7 @@ LAYERS = {
     "corpus": 3,
     "synthesis": 3,
     "training": 3,
+    "trainings": 3,
     "studies": 3,
     "search": 3,
     "trial_worker": 3,
@@ -66,14 +67,17 @@ WITHIN_RAY = {
     ("demo", "corpus"),
     ("demo", "synthesis"),
     ("evaluation", "corpus"),
-    ("search", "studies"),
     ("search", "training"),
+    ("search", "trainings"),
     ("search", "trial_worker"),
     ("studies", "corpus"),
     ("studies", "evaluation"),
     ("studies", "training"),
-    ("trial_worker", "studies"),
+    ("studies", "trainings"),
+    ("trainings", "evaluation"),
+    ("trainings", "training"),
     ("trial_worker", "training"),
+    ("trial_worker", "trainings"),
 }
 """Arrows inside layer 3, besides those to `cluster`."""
 

@@ -1,5 +1,6 @@
 """The fitted curve: it finds the curve that numbers were drawn from, and answers in a sentence."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -38,6 +39,19 @@ def test_the_interval_holds_the_truth_about_as_often_as_it_says() -> None:
     assert 51 <= held <= 60
 
 
+def test_points_far_off_the_curve_widen_the_interval() -> None:
+    near = points(tested=500)
+    far = [
+        dataclasses.replace(point, num_right=point.num_right + shift)
+        for point, shift in zip(near, (60, -60, 40, -30, 5), strict=True)
+    ]
+    widths = []
+    for some in (near, far):
+        low, high = summary(some)["images_for_goal_ci95"]
+        widths.append(math.log((high or 80_000) / low))
+    assert widths[1] > 2 * widths[0]
+
+
 def test_the_sentence_says_how_many_more() -> None:
     found = summary(points(tested=2000))
     needed = found["images_for_goal"]
@@ -49,7 +63,11 @@ def test_the_sentence_says_how_many_more() -> None:
 def test_where_there_are_enough_the_sentence_says_so() -> None:
     found = summary(points(Curve(3.0, 2.0)))
     assert found["images_for_goal"] < 800
-    assert "so there are enough" in found["answer"]
+    assert found["answer"].endswith("which is at least 99%: more images are not needed for that")
+    lucky = summary([Point(100, 0, 100), Point(200, 0, 100), Point(400, 0, 100), Point(800, 100, 100)])
+    assert "more images are not needed" in lucky["answer"], "whatever the curve says"
+    unlucky = summary([*points(Curve(3.0, 2.0))[:-1], Point(800, 168, 172)])
+    assert "fewer than there are, and 172 test images cannot tell more" in unlucky["answer"]
 
 
 def test_where_more_do_not_help_no_number_is_made_up() -> None:
@@ -72,5 +90,6 @@ def test_no_errors_at_all_still_give_a_curve() -> None:
 def test_one_number_of_images_is_no_curve() -> None:
     found = summary([Point(40, 50, 100)])
     assert found["curve"] is None
+    assert summary([Point(40, 100, 100)])["answer"].endswith("not needed for that")
     assert found["answer"] == "50.0% of whole strings with 40 images; too few images for a curve"
     assert found["points"][0]["exact_match"] == 0.5

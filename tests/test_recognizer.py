@@ -244,12 +244,27 @@ def test_the_temperature_is_the_one_that_truths_were_drawn_with(recognizer: Reco
 
 
 def test_a_network_without_mistakes_on_few_images_is_not_made_certain(recognizer: Recognizer) -> None:
-    images = pictures(20)
+    images = pictures(50)
     truths = [reading.text for reading in recognizer.predict(list(images))]
     temperature = recognizer.fit_temperature(images[..., None], truths)
     assert 0.126 < temperature < 1
+    assert recognizer.fit_temperature(images[:16, :, :, None], truths[:16]) == 1.0  # 48 characters
     with pytest.raises(InputError, match="'zzz' holds 'z'"):
         recognizer.fit_temperature(images[:1, :, :, None], ["zzz"])
+
+
+def test_a_temperature_is_fitted_to_texts_of_several_lengths() -> None:
+    image = ImageSpec(height=16, width=48)
+    spec = ModelSpec(network="column_cnn", image=image, charset="abcd", slots=3, variable=True, dropout=0.0)
+    torch.manual_seed(1)
+    columns = Recognizer(build_model(spec), spec, precision="fp32")
+    images = np.random.default_rng(0).integers(0, 256, (80, 16, 48, 1), np.uint8)
+    rng = np.random.default_rng(1)
+    truths = ["".join(rng.choice(list("abcd"), size=length)) for length in rng.integers(1, 4, 80)]
+    log_p = columns.log_probabilities(images)
+    assert log_p.shape == (80, 3, 5)
+    found = columns.fit_temperature(images, truths)
+    assert found > 1.5, "a network that knows nothing must not be sure of anything"
 
 
 def test_probabilities_are_those_at_the_temperature_of_the_checkpoint(tmp_path: Path) -> None:

@@ -56,6 +56,12 @@ def test_epochs_fall_with_the_images_and_what_is_seen_grows(num_images: int, epo
     assert rules.epochs(manifest(num_images)) == epochs
 
 
+@pytest.mark.parametrize(("num_workers", "batch_size"), [(1, 64), (4, 16), (8, 8), (64, 2)])
+def test_workers_share_the_batch(num_workers: int, batch_size: int) -> None:
+    config = dataclasses.replace(recipes.get("auto"), num_workers=num_workers)
+    assert rules.settle(config, manifest(10_000)).batch_size == batch_size
+
+
 def test_more_characters_and_fewer_of_them_in_an_image_take_more_epochs() -> None:
     many = "".join(map(chr, range(0x4E00, 0x4E00 + 100)))
     assert rules.epochs(manifest(685, many)) == -(-4000 * 100 // 5 // 685)

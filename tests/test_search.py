@@ -173,6 +173,7 @@ def preprocessed(folder: Path) -> Path:
     return folder / "shards"
 
 
+@pytest.mark.slow
 def test_a_killed_search_continues_where_it_was_and_nobody_reads_the_test_split(tmp_path: Path) -> None:
     shards = preprocessed(tmp_path)
     parts = {part: part.read_bytes() for part in shards.glob("split=test/*.parquet")}

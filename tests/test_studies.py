@@ -13,8 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 
-from captcha_ray import corpus, evaluation, recipes, schema, studies
+from captcha_ray import corpus, evaluation, identity, recipes, schema, studies, trainings
 from captcha_ray.config import EvaluateConfig, FailedError, InputError, TrainConfig
+from captcha_ray.lease import Lease
 from captcha_ray.runs import RunDirectory
 from tests.conftest import config_for, draw_glyphs, glyph_texts
 
@@ -37,11 +38,16 @@ def hashes(shards: corpus.Shards, split: schema.Split | None = None) -> dict[str
     return {row["uri"]: row["sha256"] for row in rows}
 
 
+def uris(blocks: list[Any]) -> set[str]:
+    """Of all rows of the blocks."""
+    return {uri for block in blocks for uri in ray.get(block)["uri"].to_pylist()}
+
+
 @pytest.fixture(scope="module")
 def validated(glyph_shards: corpus.Shards, tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
     """A run that was cross-validated in three folds."""
     run = begun(tmp_path_factory.mktemp("validated"), glyph_shards)
-    studies.study(EvaluateConfig(run=run.uri, folds=3), run, glyph_shards)
+    studies.study(EvaluateConfig(run=run.uri, folds=3), run)
     return run
 
 
@@ -67,7 +73,7 @@ def test_every_image_is_read_once_by_the_network_that_has_not_seen_it(
 def test_a_fold_is_trained_and_validated_on_the_others_in_the_shards_proportions(
     glyph_shards: corpus.Shards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    taken: list[studies.Training] = []
+    taken: list[trainings.Training] = []
 
     def refuse(todo: Any, *_: Any, **__: Any) -> Any:
         taken.extend(todo)
@@ -76,15 +82,15 @@ def test_a_fold_is_trained_and_validated_on_the_others_in_the_shards_proportions
     monkeypatch.setattr(studies, "train_all", refuse)
     run = begun(tmp_path, glyph_shards)
     with pytest.raises(KeyboardInterrupt):
-        studies.study(EvaluateConfig(run=run.uri, folds=3), run, glyph_shards)
+        studies.study(EvaluateConfig(run=run.uri, folds=3), run)
     everything = set(hashes(glyph_shards))
     for one in taken:
-        parts = {name: set(ray.get(refs[0])["uri"].to_pylist()) for name, refs in one.blocks.items()}
+        parts = {name: uris(refs) for name, refs in one.blocks.items()}
         assert parts["train"] | parts["val"] | parts["test"] == everything
         assert sum(map(len, parts.values())) == len(everything)
         assert {name: len(part) for name, part in parts.items()} == one.manifest.num_images
         assert len(parts["val"]) / (len(parts["val"]) + len(parts["train"])) == pytest.approx(0.25, abs=0.09)
-    tested = [set(ray.get(one.blocks["test"][0])["uri"].to_pylist()) for one in taken]
+    tested = [uris(one.blocks["test"]) for one in taken]
     assert set().union(*tested) == everything
 
 
@@ -106,16 +112,16 @@ def test_what_is_done_is_not_done_again(
     validated: RunDirectory, glyph_shards: corpus.Shards, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = validated.read_json("results.json")["cross_validation"]
-    monkeypatch.setattr(studies.train_in_full, "options", None)
-    studies.study(EvaluateConfig(run=validated.uri, folds=3), validated, glyph_shards)
+    monkeypatch.setattr(trainings.train_in_full, "options", None)
+    studies.study(EvaluateConfig(run=validated.uri, folds=3), validated)
     assert validated.read_json("results.json")["cross_validation"] == before
 
 
 @pytest.mark.usefixtures("ray_cluster")
 def test_wrong_labels_are_disputed_first(tmp_path: Path) -> None:
-    folder = draw_glyphs(tmp_path / "corpus", glyph_texts(240, 2))
+    folder = draw_glyphs(tmp_path / "corpus", glyph_texts(400, 2))
     wrong = {}
-    for path in sorted(folder.iterdir())[::60]:
+    for path in sorted(folder.iterdir())[::100]:
         text, _, number = path.stem.partition("-")
         other = text[0] + "abcd"[("abcd".index(text[1]) + 1) % 4]
         wrong[other] = path.rename(folder / f"{other}-{number}x.png").name
@@ -123,18 +129,24 @@ def test_wrong_labels_are_disputed_first(tmp_path: Path) -> None:
     corpus.preprocess(config)
     shards = corpus.open_shards(config.out)
     run = begun(tmp_path, shards, epochs=30)
-    studies.study(EvaluateConfig(run=run.uri, folds=2), run, shards)
+    studies.study(EvaluateConfig(run=run.uri, folds=2), run)
     rows = run.read_table("folds.parquet").to_pylist()
     bad = sorted((row for row in rows if row["reading"] != row["text"]), key=lambda row: -row["confidence"])
     assert {os.path.basename(row["uri"]) for row in bad[: len(wrong)]} == set(wrong.values())
     assert (tmp_path / "run/figures/mistakes_cross_validation.png").exists()
+    found = run.read_json("results.json")["cross_validation"]
+    sure = sum(row["confidence"] >= studies.DISPUTED for row in bad)
+    assert found["num_disputed"] == sure > 0
+    assert f"In place of {sure} labels" in (tmp_path / "run/report.html").read_text()
+    temperatures = [identity.load_spec(run.path("folds-2", name)).temperature for name in ("fold-0", "fold-1")]
+    assert 1.0 not in temperatures
 
 
 def test_the_curve_trains_on_nested_parts_without_validation_and_reads_the_test_split(
     glyph_shards: corpus.Shards, tmp_path: Path
 ) -> None:
     run = begun(tmp_path, glyph_shards)
-    studies.study(EvaluateConfig(run=run.uri, learning_curve=True), run, glyph_shards)
+    studies.study(EvaluateConfig(run=run.uri, learning_curve=True), run)
     curve = run.read_json("results.json")["learning_curve"]
     train = glyph_shards.manifest.num_images["train"]
     expected = [-(-train * percent // 100) for percent in (5, 10, 25, 50, 100)]
@@ -155,7 +167,7 @@ def test_the_curve_trains_on_nested_parts_without_validation_and_reads_the_test_
 def test_parts_of_a_curve_lie_within_the_next(
     glyph_shards: corpus.Shards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    taken: list[studies.Training] = []
+    taken: list[trainings.Training] = []
 
     def refuse(todo: Any, *_: Any, **__: Any) -> Any:
         taken.extend(todo)
@@ -164,10 +176,13 @@ def test_parts_of_a_curve_lie_within_the_next(
     monkeypatch.setattr(studies, "train_all", refuse)
     run = begun(tmp_path, glyph_shards, epochs=0)
     with pytest.raises(KeyboardInterrupt):
-        studies.study(EvaluateConfig(run=run.uri, learning_curve=True), run, glyph_shards)
-    parts = [set(ray.get(one.blocks["train"][0])["uri"].to_pylist()) for one in taken]
+        studies.study(EvaluateConfig(run=run.uri, learning_curve=True), run)
+    parts = [uris(one.blocks["train"]) for one in taken]
     assert all(smaller < larger for larger, smaller in itertools.pairwise(parts))
-    assert parts[0] == set(hashes(glyph_shards, "train"))
+    known = hashes(glyph_shards, "train")
+    assert parts[0] == set(known)
+    first = sorted(known, key=lambda uri: schema.place(known[uri], 0, b"curve"))[: len(parts[-1])]
+    assert parts[-1] == set(first), "chosen by their pixels, not by their names, which hold the labels"
     assert [one.config.epochs for one in taken] == sorted(one.config.epochs for one in taken)
     assert taken[-1].config.epochs > 10 * taken[0].config.epochs  # as the rules have it for few images
 
@@ -175,20 +190,50 @@ def test_parts_of_a_curve_lie_within_the_next(
 def test_a_training_that_fails_ends_the_study_in_one_sentence(glyph_shards: corpus.Shards, tmp_path: Path) -> None:
     run = begun(tmp_path, glyph_shards)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(studies.train_in_full, "options", None)
+        patch.setattr(trainings.train_in_full, "options", None)
         with pytest.raises(TypeError):
-            studies.study(EvaluateConfig(run=run.uri, folds=2), run, glyph_shards)
+            studies.study(EvaluateConfig(run=run.uri, folds=2), run)
     (tmp_path / "run/folds-2/fold-0/resume.safetensors").write_bytes(b"no such state")
     with pytest.raises(FailedError, match="the training fold-0 failed, the same command repeats it: "):
-        studies.study(EvaluateConfig(run=run.uri, folds=2), run, glyph_shards)
+        studies.study(EvaluateConfig(run=run.uri, folds=2), run)
+
+
+def test_a_loss_that_is_no_number_is_no_result(glyph_shards: corpus.Shards, tmp_path: Path) -> None:
+    run = begun(tmp_path, glyph_shards, learning_rate=1e30, optimizer="sgd")
+    with pytest.raises(FailedError, match=r"diverged in epoch \d: the loss is not a number; lower --learning-rate"):
+        studies.study(EvaluateConfig(run=run.uri, folds=2), run)
+
+
+def test_patience_and_several_workers_of_a_run_do_not_keep_its_recipe_from_a_study(
+    glyph_shards: corpus.Shards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[trainings.Training] = []
+
+    def refuse(todo: Any, *_: Any, **__: Any) -> Any:
+        taken.extend(todo)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(studies, "train_all", refuse)
+    run = begun(tmp_path, glyph_shards, patience=5, num_workers=8)
+    with pytest.raises(KeyboardInterrupt):
+        studies.study(EvaluateConfig(run=run.uri, learning_curve=True), run)
+    configs = [one.config for one in taken]
+    assert {(one.patience, one.num_workers, one.batch_size) for one in configs} == {(0, 1, 8 * 16)}
+
+
+def test_a_second_study_of_a_run_at_the_same_time_is_refused(glyph_shards: corpus.Shards, tmp_path: Path) -> None:
+    run = begun(tmp_path, glyph_shards)
+    with Lease(run.path("_lease.json")), pytest.raises(InputError, match="at work"):
+        studies.study(EvaluateConfig(run=run.uri, folds=2), run)
 
 
 def test_folds_of_other_shards_are_not_taken_for_these(validated: RunDirectory, tmp_path: Path) -> None:
     draw_glyphs(tmp_path / "corpus", glyph_texts(90, 2, seed=5))
     config = config_for(tmp_path)
     corpus.preprocess(config)
+    other = EvaluateConfig(run=validated.uri, folds=3, shards=config.out)
     with pytest.raises(InputError, match=r"the shards were made anew since .*folds-3/fold-0 was started"):
-        studies.study(EvaluateConfig(run=validated.uri, folds=3), validated, corpus.open_shards(config.out))
+        studies.study(other, validated)
 
 
 @pytest.mark.usefixtures("ray_cluster")
@@ -202,18 +247,18 @@ def test_too_few_images_for_a_curve_are_refused(tmp_path: Path) -> None:
     assert 1 <= shards.manifest.num_images["train"] <= 3
     run = begun(tmp_path, shards)
     with pytest.raises(InputError, match="training images are too few for a learning curve"):
-        studies.study(EvaluateConfig(run=run.uri, learning_curve=True), run, shards)
+        studies.study(EvaluateConfig(run=run.uri, learning_curve=True), run)
 
 
 def test_more_folds_than_images_can_fill_are_refused(glyph_shards: corpus.Shards, tmp_path: Path) -> None:
     run = begun(tmp_path, glyph_shards)
     with pytest.raises(InputError, match="203 images in 100 folds leave a fold of 0"):
-        studies.study(EvaluateConfig(run=run.uri, folds=100), run, glyph_shards)
+        studies.study(EvaluateConfig(run=run.uri, folds=100), run)
 
 
 def test_a_bare_checkpoint_has_no_recipe_to_study(glyph_shards: corpus.Shards, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="holds no run, whose recipe could be trained anew"):
-        studies.study(EvaluateConfig(run=str(tmp_path), folds=2), RunDirectory(str(tmp_path)), glyph_shards)
+        studies.study(EvaluateConfig(run=str(tmp_path), folds=2), RunDirectory(str(tmp_path)))
 
 
 def test_folds_are_of_about_the_same_size_and_stay_when_images_are_added() -> None:
@@ -231,6 +276,8 @@ def test_configs_that_exclude_each_other() -> None:
         ({"folds": 1}, "must be 2 to 100"),
         ({"folds": 3, "learning_curve": True}, "exclude each other"),
         ({"folds": 3, "corpus": "x"}, "do not go with them"),
+        ({"folds": 3, "split": "val"}, "do not go with them"),
+        ({"folds": 3, "labels": "table", "table": "x.csv"}, "do not go with them"),
         ({"learning_curve": True, "out": "x.json"}, "do not go with them"),
     ):
         with pytest.raises(InputError, match=said):

@@ -288,12 +288,29 @@ def test_without_validation_every_label_is_learned_and_the_last_epoch_is_kept(
     epochs = RunDirectory(config.run).read_metrics()
     assert (facts["best_epoch"], len(epochs)) == (3, 3)
     assert not [name for name in epochs[0] if name.startswith("val_")]
+    saved = dataclasses.replace(config, run=str(tmp_path / "cut"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RunDirectory, "write_metrics", cut_off_after(2))
+        with pytest.raises(KeyboardInterrupt):
+            training.fit(saved, shards.manifest, shards.read("train"), None, ray_cluster)
+    assert not (tmp_path / "cut/checkpoint").exists(), "a network that is not the last one"
     state = checkpoint.load_model(config.run)[0].state_dict()
     kept = load((tmp_path / "run/resume.safetensors").read_bytes())
     assert all(torch.equal(kept[f"model.{name}"], tensor) for name, tensor in state.items())
     found = evaluation.evaluate(shards.labeled("train"), config.run)
     assert found.counts.num_images == 60
     assert "results" not in evaluation.publish(RunDirectory(config.run), {"train": found}, **facts)
+
+
+def cut_off_after(calls: int) -> Any:
+    """A stand-in for `RunDirectory.write_metrics` that is interrupted at its last call."""
+    left = iter(range(calls, 0, -1))
+
+    def write(run: RunDirectory, epochs: list[dict[str, Any]]) -> None:
+        if next(left) == 1:
+            raise KeyboardInterrupt
+
+    return write
 
 
 def test_what_a_config_leaves_open_stands_in_the_run(
@@ -309,6 +326,20 @@ def test_what_a_config_leaves_open_stands_in_the_run(
     assert (settled["network"], settled["batch_size"]) == ("column_cnn", 16)
     assert settled["epochs"] == len(epochs) == -(-250 // glyph_shards.manifest.num_images["train"])
     assert runs.load_recipe(run.path("config.json")).epochs == 0
+    monkeypatch.setattr(rules, "IMAGES_SEEN", 2500)
+    resumed = fit(dataclasses.replace(auto, resume=True), glyph_shards, ray_cluster)
+    assert resumed == epochs, "a run goes on as it was begun, though the rules have changed"
+
+
+def test_a_sample_is_of_the_size_asked_for_and_not_the_first_rows(glyph_shards: corpus.Shards) -> None:
+    train = glyph_shards.labeled("train")
+    uris = [row["uri"] for row in train.dataset.take_all()]
+    few = train.sample(30)["uri"].to_pylist()
+    assert 15 <= len(few) <= 45
+    assert [uri for uri in uris if uri in few] == few
+    assert few != uris[: len(few)]
+    assert max(uris.index(uri) for uri in few) > len(uris) // 2
+    assert train.sample(1000)["uri"].to_pylist() == uris
 
 
 def test_calibration_makes_confidence_mean_what_it_says(
@@ -318,9 +349,11 @@ def test_calibration_makes_confidence_mean_what_it_says(
     fit(config, glyph_shards, ray_cluster)
     val = glyph_shards.labeled("val")
     before = evaluation.evaluate(val, config.run).summary()
-    temperature = evaluation.calibrate(val.rows(), config.run)
+    temperature = evaluation.calibrate(val.sample(2000), config.run)
     after = evaluation.evaluate(val, config.run).summary()
     assert identity.load_spec(config.run).temperature == temperature != 1.0
     assert after["loss"] < before["loss"]
     assert after["num_exact_match"] == before["num_exact_match"]
-    assert evaluation.calibrate(val.rows(), config.run) == pytest.approx(temperature)  # of what the network says itself
+    assert evaluation.calibrate(val.sample(2000), config.run) == pytest.approx(
+        temperature
+    )  # of what the network says itself

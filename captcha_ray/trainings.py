@@ -1,0 +1,135 @@
+"""Whole trainings as tasks of a cluster, side by side, each of which ends by reading images it has not seen.
+
+Every training keeps its epochs, and at last what it has read, in a directory of its own, so that one that was cut off
+goes on where it was and one that has ended is not repeated.
+"""
+
+import dataclasses
+from collections.abc import Callable, Generator, Iterable, Iterator
+from typing import Any
+
+import pyarrow as pa
+import ray
+import ray.exceptions
+import torch
+
+from captcha_ray import evaluation, learning, schema, storage, training
+from captcha_ray.config import FailedError, InputError, TrainConfig
+from captcha_ray.runs import RunDirectory
+
+READINGS = "readings.parquet"
+"""In a training's directory: what it has read of its test part."""
+
+MAX_DEATHS = 2
+"""How often a training whose process dies goes on in another before it counts as failed."""
+
+LOOK_S = 1.0
+"""Seconds between two looks at how far trainings are."""
+
+HOLDER = 1 << 20
+"""Bytes of memory that a training of several workers asks for itself: its workers take the CPUs."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """One training. config: settled; `run` names its directory. blocks: references of Arrow tables, for train, val
+    (none: the last epoch's network is kept) and test."""
+
+    config: TrainConfig
+    manifest: schema.Manifest
+    blocks: dict[str, list[Any]]
+
+    @property
+    def name(self) -> str:
+        """Last part of its directory's name."""
+        return self.config.run.rpartition("/")[2]
+
+    def epochs(self, until: int | None = None) -> Generator[dict[str, Any]]:
+        """Trains in this process, up to the epoch `until` or the last; lines of its `metrics.jsonl`, those of before an
+        interruption first."""
+        learning.keep_freed_memory()
+        torch.set_num_threads(self.config.cpus_per_worker)
+        spec = training.model_spec(self.config, self.manifest)
+        job = training.WorkerJob(self.config, spec, self.blocks, lambda message: None, until)
+        yield from training.epochs(job, torch.device("cuda" if self.config.use_gpu else "cpu"))
+
+
+@ray.remote
+def train_in_full(one: Training, calibrated: bool) -> pa.Table:
+    """Trains to the end and reads the test part; what `evaluation.ReadImages` gives, in the part's order.
+
+    Raises InputError where the loss stops being a number.
+    """
+    *_, last = one.epochs()
+    if training.has_diverged(last):
+        raise InputError(f"it diverged in epoch {last['epoch']}: the loss is not a number; lower --learning-rate")
+    if calibrated and one.blocks["val"]:
+        rows = pa.concat_tables(ray.get(one.blocks["val"]))
+        evaluation.calibrate(schema.thin(rows, evaluation.CALIBRATION_IMAGES), one.config.run)
+    read, size = evaluation.ReadImages(one.config.run), evaluation.BATCH_SIZE
+    tables: list[pa.Table] = [ray.get(block) for block in one.blocks["test"]]
+    return pa.concat_tables([read(t.slice(start, size)) for t in tables for start in range(0, len(t), size)])
+
+
+def train_all(
+    todo: Iterable[Training],
+    concurrent: int,
+    gpus: float = 0.0,
+    *,
+    calibrated: bool = False,
+    watch: Callable[[Training, int], None] | None = None,
+    again: str = "the same command repeats it",
+) -> Iterator[tuple[Training, pa.Table]]:
+    """Trains them, so many at once; gives each with what it has read, as they end. Those that have ended cost nothing.
+
+    todo: taken from as there is room, so that what a training needs is only then made. calibrated: fit a temperature
+    by the validation part. watch: told now and then how many epochs a training has done. again: how a failed one is
+    repeated. Raises FailedError for a training that cannot be done, InputError for a directory that holds another one,
+    of other images perhaps.
+    """
+    waiting: dict[Any, Training] = {}
+    tell = watch or (lambda one, epochs: None)
+
+    def take() -> tuple[Training, pa.Table]:
+        while not (done := ray.wait(list(waiting), timeout=LOOK_S)[0]):
+            for one in waiting.values() if watch else ():
+                tell(one, len(RunDirectory(one.config.run).read_metrics()))
+        one = waiting.pop(done[0])
+        try:
+            table = ray.get(done[0])
+        except ray.exceptions.RayError as error:
+            cause = str(getattr(error, "cause", error)).strip().partition("\n")[0]
+            raise FailedError(f"the training {one.name} failed, {again}: {cause}") from error
+        directory = RunDirectory(one.config.run)
+        directory.write_table(READINGS, table)
+        storage.delete(directory.path(training.STATE))
+        tell(one, one.config.epochs)
+        return one, table
+
+    for one in todo:
+        directory = RunDirectory(one.config.run)
+        told = (one.config.to_dict(), one.manifest.to_dict())
+        if storage.exists(directory.path("config.json")):
+            directory.reopen(*told, training.RESUME_MAY_DIFFER)
+        else:
+            directory.create(*told)
+        if storage.exists(directory.path(READINGS)):
+            tell(one, one.config.epochs)
+            yield one, directory.read_table(READINGS)
+            continue
+        if len(waiting) == concurrent:
+            yield take()
+        alone = one.config.num_workers == 1
+        options = {
+            "num_cpus": one.config.cpus_per_worker if alone else 0,
+            "num_gpus": gpus if alone else 0,
+            "memory": None if alone else HOLDER,
+        }
+        waiting[train_in_full.options(max_retries=MAX_DEATHS, **options).remote(one, calibrated)] = one
+    while waiting:
+        yield take()
+
+
+def right_in(rows: pa.Table) -> list[bool]:
+    """Whether each reading is the whole truth."""
+    return [row["reading"] == row["text"] for row in rows.select(["reading", "text"]).to_pylist()]
