@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow.dataset
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -406,3 +407,18 @@ def a_night(ok: int, errors: dict[str, int], runs: int, skipped: int = 0) -> Nig
 )
 def test_a_night_is_said_in_one_line(done: Night, line: str) -> None:
     assert done.describe() == line
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_night_tells_uncertain_readings_from_certain_ones(images: Path, network: Path, tmp_path: Path) -> None:
+    every = night(images, network, tmp_path / "every")
+    assert " uncertain, " not in every.describe()
+    confidences = sorted(row["confidence"] for row in pq.read_table(tmp_path / "every").to_pylist())
+    middle = (confidences[9] + confidences[10]) / 2
+    found = night(images, network, tmp_path / "some", min_confidence=middle)
+    assert "40 of 40 objects read: 30 ok, 10 uncertain, 0 errors" in found.describe()
+    rows = pq.read_table(tmp_path / "some").to_pylist()
+    assert all((row["status"] == "ok") == (row["confidence"] >= middle) for row in rows)
+    manifest = json.loads((tmp_path / "some/run=000001/_manifest.json").read_text())
+    assert manifest["counts"] == {"objects": 40, "ok": 30, "uncertain": 10, "errors": {}}
+    assert night(images, network, tmp_path / "some", min_confidence=middle).skipped == 40

@@ -601,7 +601,14 @@ def test_a_block_that_was_torn_when_the_power_failed_is_read_again(local: str) -
 
 def test_blocks_of_another_network_or_under_other_limits_are_not_taken_over(local: str) -> None:
     Writer(local).stage(FIVE)
-    for other in ({"model": OTHER}, {"skip": "any-model"}, {"max_bytes": 7}, {"max_pixels": 7}, {"max_stretch": 7.0}):
+    for other in (
+        {"model": OTHER},
+        {"skip": "any-model"},
+        {"max_bytes": 7},
+        {"max_pixels": 7},
+        {"max_stretch": 7.0},
+        {"min_confidence": 0.7},
+    ):
         assert Writer(local, **other).adopted == Counts()  # type: ignore[arg-type]
     assert Writer(local, stall_timeout_s=7, num_workers=3, objects_per_run=7).adopted.ok == 5
 

@@ -15,7 +15,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from PIL import Image
 
-from captcha_ray import figures, page, report
+from captcha_ray import figures, learning_curve, page, report
+from captcha_ray.calibration import Confidences
 from captcha_ray.metrics import OTHER, Mistake, ReadingCounts
 from captcha_ray.runs import RunDirectory
 
@@ -430,3 +431,70 @@ def test_the_picture_of_a_split_that_was_not_read_again_stays(tmp_path: Path) ->
     assert (tmp_path / "figures/mistakes_test.png").read_bytes() == before
     assert base64.b64encode(before).decode() in (tmp_path / "report.html").read_text()
     assert "Mistakes: 1." in page.texts["p"]
+
+
+def sure(*rows: tuple[float, bool]) -> dict[str, Any]:
+    """Confidence and right of readings, as `results.json` has it."""
+    return Confidences.of([confidence for confidence, _ in rows], [right for _, right in rows]).summary()
+
+
+SURE = sure(*[(0.99999999, True)] * 5000, *[(0.6, True)] * 3000, *[(0.6, False)] * 2000)
+
+
+def test_the_threshold_is_told_so_that_it_can_be_asked_for(tmp_path: Path, figure: list[Figure]) -> None:
+    pairs = write(tmp_path, {"test": {**GOOD, "confidence": SURE}}).pairs()
+    said = pairs["--min-confidence for 99.9% precision"]
+    assert said == (
+        "0.999999, which 50.00% of the images reach; of these 5000, 100.00% are right (95% interval 99.92% to 100.00%)"
+    )
+    assert pairs["Expected calibration error"] == "0.00%"
+    reliability, risk = figure[1:3]
+    assert np.asarray(reliability.axes[0].collections[0].get_offsets()).tolist() == [
+        [pytest.approx(0.6), 0.6],
+        [pytest.approx(1), 1.0],
+    ]
+    curve = risk.axes[0].get_lines()[0]
+    assert np.asarray(curve.get_xdata()).tolist() == [0.5, 1.0]
+    assert heights(curve) == [0.0, 0.2]
+
+
+def test_a_threshold_from_few_readings_is_called_that(tmp_path: Path) -> None:
+    few = {**GOOD, "confidence": sure(*[(0.9, True)] * 86)}
+    said = write(tmp_path, {"test": few}).pairs()["--min-confidence for 99.9% precision"]
+    assert said.startswith("0.900000, which 100.00% of the images reach; of these 86, 100.00% are right")
+    assert said.endswith("; too few readings to be sure of it")
+    none = {**GOOD, "confidence": sure((0.9, False), (0.5, True))}
+    pairs = write(tmp_path, {"test": none}).pairs()
+    assert pairs["--min-confidence for 99.9% precision"] == "no confidence is high enough"
+
+
+def test_folds_have_a_row_each_and_disputes_their_number(tmp_path: Path) -> None:
+    keys = ("num_images", "num_exact_match", "exact_match", "exact_match_ci95", "char_accuracy")
+    folds = [{"fold": f"fold-{k}"} | {key: GOOD[key] for key in keys} for k in range(2)]
+    page = write(
+        tmp_path,
+        {"cross_validation": {**GOOD, "confidence": SURE, "folds": folds, "num_disputed": 7}},
+        {"cross_validation": [mistake("ba", "bb", 0.999)]},
+    )
+    assert page.table("Fold")[1:] == [
+        [f"fold-{k}", "20", "19", "95.00%", "76.39% to 99.11%", "97.50%"] for k in range(2)
+    ]
+    said = " ".join(page.texts["p"])
+    assert "In place of 7 labels another text was read" in said
+    assert "Cross-validation in 2 folds" in page.texts["h2"]
+    assert "Disputed labels" in page.texts["h3"]
+
+
+@pytest.mark.parametrize("sizes", [(40, 400), (40,)])
+def test_a_learning_curve_has_its_points_and_its_answer(
+    sizes: tuple[int, ...], tmp_path: Path, figure: list[Figure]
+) -> None:
+    curve = learning_curve.summary([learning_curve.Point(size, size // 5, 100) for size in sizes])
+    page = write(tmp_path, {"learning_curve": curve, "test": GOOD})
+    assert [row[:2] for row in page.table("Training images")[1:]] == [[str(size), f"{size // 5}.00%"] for size in sizes]
+    assert f"{curve['answer']}." in page.texts["p"]
+    axes = figure[-1].axes[0]
+    points = axes.containers[0].lines[0]
+    assert np.asarray(points.get_xdata()).tolist() == list(sizes)
+    assert heights(points) == [size / 500 for size in sizes]
+    assert len([line for line in axes.get_lines() if line.get_label() == "fitted"]) == (len(sizes) > 1)
