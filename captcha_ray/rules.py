@@ -16,6 +16,9 @@ characters are read worse after half of that, and from 200 no better after 1,400
 CLASS_SEEN = 4_000
 """How often a training sees each character at least, were all equally frequent and texts of the greatest length."""
 
+MAX_EPOCHS = 400
+"""The fewest images are not looked at more often than this: there is nothing left in them to learn."""
+
 MANY, SEEN_EXPONENT = 700, 0.75
 """From `MANY` images on a training sees more; the images it sees grow with this power of their number."""
 
@@ -45,8 +48,9 @@ def batch_size(num_images: int) -> int:
 
 
 def epochs(manifest: Manifest) -> int:
-    """Enough for `IMAGES_SEEN` images, or more where there are many, or many characters and few on each."""
+    """Enough for `IMAGES_SEEN` images, or more where there are many, or many characters and few on each; at most
+    `MAX_EPOCHS`."""
     num_images = max(manifest.num_images["train"], 1)
     many = IMAGES_SEEN * math.pow(num_images / MANY, SEEN_EXPONENT)
     characters = CLASS_SEEN * len(manifest.charset) / manifest.max_length
-    return math.ceil(max(IMAGES_SEEN, many, characters) / num_images)
+    return min(math.ceil(max(IMAGES_SEEN, many, characters) / num_images), MAX_EPOCHS)
