@@ -22,9 +22,10 @@ from torch import Tensor, nn
 from captcha_ray.config import InputError, Precision, TrainConfig
 from captcha_ray.models import Network
 
-GUIDED = (0.1, 0.3)
+GUIDED = (0.03, 0.1)
 """Shares of the steps until which networks that must find out where characters stand are told that they stand evenly:
-wholly until the first, then less and less until the second."""
+wholly until the first, then less and less until the second. Briefly, as they seldom do: told so for longer, a network
+with few images learns these by heart instead of the characters."""
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """Parameters of glibc's mallopt, from malloc.h."""
