@@ -221,6 +221,9 @@ class TrainConfig(Config):
     """Named set of defaults for the fields below; auto takes text, text-ctc or glyph by the labels of the shards."""
     shards: str = f"{DEMO}/shards/digits"
     """Folder or s3:// URI that jobs/preprocess.py wrote. The default one is made on first use."""
+    unlabelled: str = ""
+    """Folder or s3:// URI of images without labels, to learn from as well: a network trained on the shards reads them,
+    and those it is sure of are trained on like labeled ones. Default: none."""
     run: str = f"{DEMO}/runs/digits"
     """Folder or s3:// URI for checkpoints, metrics and report; must not hold another run."""
     network: Network = "auto"

@@ -25,7 +25,7 @@ import ray.data
 
 from captcha_ray import console, images, labels, runs, schema, storage
 from captcha_ray.charset import Charset
-from captcha_ray.config import EvaluateConfig, ImageSpec, InputError, PreprocessConfig
+from captcha_ray.config import EvaluateConfig, ImageSpec, InputError, PreprocessConfig, check
 from captcha_ray.spec import ModelSpec
 
 T = TypeVar("T")
@@ -472,13 +472,27 @@ def read_corpus(corpus: str, rule: labels.LabelRule, spec: ImageSpec) -> Labeled
     files = list(dict.fromkeys(labeled))  # a table may name a file twice
     if not files:
         raise InputError(f"{corpus} holds no labeled images")
+    return Labeled("corpus", storage.absolute(corpus or rule.table), _decoded(files, spec), len(set(listing.uris)))
+
+
+def read_images(folder: str, spec: ImageSpec) -> tuple[ray.data.Dataset, int]:
+    """Images without labels, decoded on the fly, their texts empty; and how many files there are.
+
+    Raises InputError where there are none. Files that cannot be decoded are left out of the Dataset.
+    """
+    uris = labels.list_corpus(storage.absolute(folder), labels.LabelRule("filename")).uris
+    check(bool(uris), f"{folder} holds no images to read")
+    return _decoded([(uri, "") for uri in uris], spec), len(uris)
+
+
+def _decoded(files: list[tuple[str, str]], spec: ImageSpec) -> ray.data.Dataset:
+    """Rows of shards made of (URI, text)."""
     table = pa.table({"uri": [u for u, _ in files], "text": [t for _, t in files]})
     rows = block_rows(len(table), spec)
     blocks = [table.slice(start, rows) for start in range(0, len(table), rows)]
-    dataset = ray.data.from_arrow(blocks).map_batches(
+    return ray.data.from_arrow(blocks).map_batches(
         functools.partial(_decode_only, spec=spec), batch_size=None, batch_format="pyarrow", zero_copy_batch=True
     )
-    return Labeled("corpus", storage.absolute(corpus or rule.table), dataset, len(set(listing.uris)))
 
 
 def _decode_only(files: pa.Table, *, spec: ImageSpec) -> pa.Table:

@@ -125,6 +125,7 @@ def _starting_point(config: TuneConfig, recipe: TrainConfig) -> TrainConfig:
         width=0,
         slots=0,
         shards=config.shards,
+        unlabelled="",
         run=storage.join(config.run, "best"),
         epochs=config.epochs or recipe.epochs,
         num_workers=config.workers_per_trial,

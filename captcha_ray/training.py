@@ -64,6 +64,16 @@ class WorkerJob:
     until: int | None = None
 
 
+@dataclasses.dataclass(frozen=True)
+class MoreImages:
+    """What a training learns from beside its shards. rows: as `schema.shard_schema` has them. facts: for
+    `results.json`."""
+
+    rows: ray.data.Dataset
+    num_images: int
+    facts: dict[str, Any]
+
+
 def model_spec(config: TrainConfig, manifest: schema.Manifest) -> ModelSpec:
     """The network for these shards. Raises InputError where they are not what the config or network reads."""
     image = manifest.image_spec
@@ -103,11 +113,13 @@ def fit(
     train: ray.data.Dataset,
     val: ray.data.Dataset | None,
     cluster: Cluster,
+    find_more: Callable[[TrainConfig], MoreImages] | None = None,
 ) -> dict[str, Any]:
     """Trains until the last epoch, or until patience runs out; afterwards the best network stands in `checkpoint/`.
     Returns what `results.json` says of the training.
 
-    val: None where all labels are to be learned from; then the last epoch's network counts as the best.
+    val: None where all labels are to be learned from; then the last epoch's network counts as the best. find_more:
+    asked for images besides `train`, once the run's directory is claimed and the config found to fit.
 
     A single CPU worker of an embedded Ray trains in this process (Ray Train's local mode: no other machine is to be
     had, and starting a worker takes longer than the small corpora people try first). Raises InputError for shards,
@@ -120,14 +132,25 @@ def fit(
     check_fits(config.num_workers, config.cpus_per_worker, config.use_gpu)
     check_batches(config, manifest)
     shards = storage.absolute(config.shards)
-    asked, config = (dataclasses.replace(one, run=run.uri, shards=shards) for one in (asked, config))
+    unlabelled = storage.absolute(config.unlabelled) if config.unlabelled else ""
+    asked, config = (
+        dataclasses.replace(one, run=run.uri, shards=shards, unlabelled=unlabelled) for one in (asked, config)
+    )
     if config.resume:
         run.reopen(asked.to_dict(), manifest.to_dict(), RESUME_MAY_DIFFER)
     else:
         run.create(asked.to_dict(), manifest.to_dict())
+    blocks = {"train": train.materialize().to_arrow_refs(), "val": val.materialize().to_arrow_refs() if val else []}
+    facts: dict[str, Any] = {}
+    if find_more:
+        more = find_more(asked)
+        facts["unlabelled"] = more.facts
+        blocks["train"] += more.rows.to_arrow_refs()
+        images = manifest.num_images | {"train": manifest.num_images["train"] + more.num_images}
+        manifest = dataclasses.replace(manifest, num_images=images)
+        config = _settled(asked, manifest, run)
     run.write_json("settled.json", config.to_dict())
     console.say(describe(config, spec, manifest))
-    blocks = {"train": train.materialize().to_arrow_refs(), "val": val.materialize().to_arrow_refs() if val else []}
     local = cluster.embedded and config.num_workers == 1 and not config.use_gpu
     with TrainingProgress(config.epochs) as progress:
         if local:
@@ -142,7 +165,7 @@ def fit(
         )
     if has_diverged(epochs[-1]):
         raise InputError(f"training diverged in epoch {len(epochs)}: the loss is not a number; lower --learning-rate")
-    return {
+    return facts | {
         "best_epoch": best_epoch(epochs),
         "num_epochs": len(epochs),
         "seconds": time.perf_counter() - started,

@@ -13,12 +13,14 @@ def main() -> None:
         return
     console.warn_without_gpu(config.use_gpu)
     with cluster.connect(meanwhile="captcha_ray.training") as resources:
-        from captcha_ray import corpus, demo, evaluation, training  # noqa: PLC0415 -- imported while Ray starts
+        from captcha_ray import corpus, demo, evaluation, selftraining, training  # noqa: PLC0415 -- while Ray starts
 
         demo.ensure_shards(config.shards)
         shards = corpus.open_shards(config.shards)
         val = shards.labeled("val") if shards.manifest.num_images["val"] else None
-        facts = training.fit(config, shards.manifest, shards.read("train"), val.dataset if val else None, resources)
+        more = selftraining.prepare(config, shards, val, resources)
+        train = shards.read("train")
+        facts = training.fit(config, shards.manifest, train, val.dataset if val else None, resources, more)
         if val:
             facts["temperature"] = evaluation.calibrate(val.sample(evaluation.CALIBRATION_IMAGES), run.uri)
         split: Split = "test" if shards.manifest.num_images["test"] else "val" if val else "train"
