@@ -13,23 +13,25 @@ from typing import Any
 
 import ray
 import ray.data
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from captcha_ray.config import FailedError, InputError
 
 QUIET = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # Ray Train sees the end of training this late at most
+    "RAY_BACKEND_LOG_LEVEL": "fatal",  # Ray's own use of restartable actors prints an error at each start
 }
-"""Settings of Ray that only a person at one machine notices; what the environment says goes first."""
+"""Settings of this process, for a person who looks at it; what the environment says goes first. What goes wrong comes
+as an exception all the same."""
 
 QUIET_ALONE = {
-    "RAY_BACKEND_LOG_LEVEL": "fatal",  # Ray's own use of restartable actors prints an error at each start
     # What a dashboard would show, and there is none: each of Ray's processes spends about a percent of a core on it.
     "RAY_enable_metrics_collection": "0",
     "RAY_event_stats": "0",
     "RAY_task_events_report_interval_ms": "0",
     "RAY_USAGE_STATS_ENABLED": "0",  # nothing leaves the machine
 }
-"""The same for a Ray that this process starts; what goes wrong in it comes as an exception all the same."""
+"""The same for a Ray that this process starts."""
 
 WORKERS = {
     # glibc gives threads arenas that cannot hold more than 64 MiB at a stretch; larger buffers go back to the kernel
@@ -137,6 +139,11 @@ def _check_answers(address: str) -> None:
         socket.create_connection((host.strip("[]"), int(port)), CONNECT_TIMEOUT_S).close()
     except OSError as error:
         raise InputError(f"no Ray cluster answers at {address}: {error.strerror or error}") from error
+
+
+def here() -> NodeAffinitySchedulingStrategy:
+    """Where to put actors that the driver cannot do without: on its own node, which is lost only with the driver."""
+    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
 
 
 def _nodes() -> list[dict[str, Any]]:

@@ -285,8 +285,9 @@ class TrainConfig(Config):
     """Stop after this many epochs without a better validation accuracy; 0 never stops early."""
     seed: int = 0
     """Seeds weights, order, dropout and augmentation."""
-    num_workers: int = 1
-    """Data-parallel workers."""
+    num_workers: int | str = 1
+    """Data-parallel workers, such as 4; or LEAST:MOST, such as 1:4, to go on with fewer while a node is gone and with
+    more when there is room again. A step has --batch-size images of MOST workers then, however many they are."""
     cpus_per_worker: int = 1
     """CPU cores each worker reserves on a cluster; a single worker on this machine uses all of them."""
     use_gpu: bool = False
@@ -298,9 +299,19 @@ class TrainConfig(Config):
     resume: bool = False
     """Continue the run in --run after an interruption."""
 
+    @property
+    def workers(self) -> tuple[int, int]:
+        """The least and the most workers. Raises InputError where `num_workers` does not say them."""
+        parts = str(self.num_workers).split(":")
+        if len(parts) > 2 or not all(part.isdecimal() for part in parts):
+            raise InputError(f"num_workers is {self.num_workers!r}; it must be a number, or LEAST:MOST like 1:4")
+        return int(parts[0]), int(parts[-1])
+
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._check_at_least(1, "num_workers", "cpus_per_worker")
+        self._check_at_least(1, "cpus_per_worker")
+        least, most = self.workers
+        check(1 <= least <= most, f"num_workers is {self.num_workers}; it must be at least 1, or LEAST:MOST like 1:4")
         check(
             not self.variable_length or self.network in ("auto", "column_cnn"),
             f"{self.network} reads the same number of characters in every image; --variable-length needs column_cnn",

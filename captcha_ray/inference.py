@@ -285,7 +285,7 @@ class _Job:
 
     def _read(self, num_blocks: int) -> None:
         """Has the workers read all blocks; commits whenever there are rows enough."""
-        board: Any = cluster.Board.remote()  # type: ignore[attr-defined]
+        board: Any = cluster.Board.options(scheduling_strategy=cluster.here()).remote()  # type: ignore[attr-defined]
         results = self._dataset(num_blocks, board)
 
         def read_all(give: Callable[[dict[str, Any]], None]) -> None:

@@ -107,15 +107,15 @@ class Recognizer:
         fewer than `MIN_CALIBRATION` characters, from which nothing can be told.
 
         uint8 (N, H, W, C), texts that the network can read. C. Guo et al., "On Calibration of Modern Neural Networks"
-        (2017); with a share of 1 / (characters + 2) of the targets spread over all classes, as J. Platt,
-        "Probabilistic outputs for support vector machines" (1999) has it for two: without mistakes among few images,
-        the likeliest temperature would be none at all.
+        (2017); with a share of 1 / 2 / (characters + 1) of the targets spread over all classes, the estimate of
+        R. Krichevsky and V. Trofimov, "The performance of universal encoding" (1981), where no character was misread:
+        without mistakes among few images, the likeliest temperature would be none at all.
         """
         classes = self._charset.encode(truths, self.spec.slots, variable=self.spec.variable)
         targets = torch.from_numpy(classes).to(self._arithmetic.device)
         if targets.numel() < MIN_CALIBRATION:
             return 1.0
-        spread = 1 / (targets.numel() + 2)
+        spread = 0.5 / (targets.numel() + 1)
         with torch.inference_mode():
             starts = range(0, len(pixels), batch_size)
             outputs = torch.cat([self._outputs(pixels[start : start + batch_size]) for start in starts])

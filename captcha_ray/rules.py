@@ -34,7 +34,7 @@ def settle(config: TrainConfig, manifest: Manifest) -> TrainConfig:
         config,
         network="column_cnn" if open_ else config.network,
         variable_length=config.variable_length or (open_ and manifest.min_length < manifest.max_length),
-        batch_size=config.batch_size or max(batch_size(manifest.num_images["train"]) // config.num_workers, 2),
+        batch_size=config.batch_size or max(batch_size(manifest.num_images["train"]) // config.workers[1], 2),
         epochs=config.epochs or epochs(manifest),
         lines_fraction=config.lines_fraction if manifest.max_length > 1 else 0.0,
     )

@@ -139,7 +139,7 @@ def _starting_point(config: TuneConfig, recipe: TrainConfig) -> TrainConfig:
 def _check_trials(recipe: TrainConfig, searched: Space, manifest: schema.Manifest) -> None:
     """Raises InputError where the shards are not what the recipe reads, or a batch is larger than the split."""
     training.model_spec(recipe, manifest)
-    images = manifest.num_images["train"] // recipe.num_workers
+    images = manifest.num_images["train"] // recipe.workers[1]
     for size in searched["batch_size"].ends() if "batch_size" in searched else [recipe.batch_size]:
         check(
             size <= images,

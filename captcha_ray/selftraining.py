@@ -88,7 +88,7 @@ def label(
             evaluation.calibrate(val.sample(evaluation.CALIBRATION_IMAGES), teacher.uri)
         teacher.finish()
     known = pa.concat_tables(shards.read().select_columns(["sha256"]).iter_batches(batch_format="pyarrow"))
-    compute: Any = ray.data.ActorPoolStrategy(size=config.num_workers)
+    compute: Any = ray.data.ActorPoolStrategy(size=config.workers[0])
     sure = images.map_batches(
         ReadSurely,
         fn_constructor_args=(teacher.uri, known["sha256"].combine_chunks()),

@@ -62,7 +62,7 @@ def study(config: EvaluateConfig, run: RunDirectory) -> None:
 def _alone(recipe: TrainConfig, use_gpu: bool) -> TrainConfig:
     """The recipe with one worker, which takes the batch of all: a study trains several networks at once, not one, and
     on labeled images alone."""
-    together = recipe.batch_size * recipe.num_workers
+    together = recipe.batch_size * recipe.workers[1]
     return dataclasses.replace(recipe, num_workers=1, batch_size=together, use_gpu=use_gpu, resume=False, unlabelled="")
 
 

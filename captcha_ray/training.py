@@ -9,6 +9,7 @@ Does not read corpora, does not evaluate the test split.
 import concurrent.futures
 import contextlib
 import dataclasses
+import logging
 import math
 import tempfile
 import threading
@@ -31,7 +32,7 @@ from torch import Tensor, nn
 from captcha_ray import checkpoint, console, learning, schema, storage
 from captcha_ray.augment import Augment
 from captcha_ray.charset import Charset
-from captcha_ray.cluster import Cluster, check_fits
+from captcha_ray.cluster import Cluster, check_fits, here
 from captcha_ray.config import InputError, TrainConfig, check
 from captcha_ray.console import TrainingProgress
 from captcha_ray.models import build_model
@@ -42,6 +43,10 @@ from captcha_ray.spec import ModelSpec
 STATE = "resume.safetensors"
 EVALUATION_BATCH_SIZE = 256
 ANNOUNCE_INTERVAL_S = 0.25
+RESIZE_S = 60.0
+"""Seconds after which an elastic training that lacks workers looks for room for more. A change costs it the epoch that
+it is at, and some seconds for new processes."""
+
 POLL_S = 1.0
 """Seconds between two looks at the metrics of workers elsewhere."""
 
@@ -129,7 +134,7 @@ def fit(
     run = RunDirectory(config.run)
     asked, config = config, _settled(config, manifest, run)
     spec = model_spec(config, manifest)
-    check_fits(config.num_workers, config.cpus_per_worker, config.use_gpu)
+    check_fits(config.workers[0], config.cpus_per_worker, config.use_gpu)
     check_batches(config, manifest)
     shards = storage.absolute(config.shards)
     unlabelled = storage.absolute(config.unlabelled) if config.unlabelled else ""
@@ -151,7 +156,7 @@ def fit(
         config = _settled(asked, manifest, run)
     run.write_json("settled.json", config.to_dict())
     console.say(describe(config, spec, manifest))
-    local = cluster.embedded and config.num_workers == 1 and not config.use_gpu
+    local = cluster.embedded and config.workers[1] == 1 and not config.use_gpu
     with TrainingProgress(config.epochs) as progress:
         if local:
             _run_trainer(WorkerJob(config, spec, blocks, lambda message: _show(progress, message)), local=True)
@@ -193,7 +198,7 @@ def describe(config: TrainConfig, spec: ModelSpec, manifest: schema.Manifest) ->
 
 def check_batches(config: TrainConfig, manifest: schema.Manifest) -> None:
     """Raises InputError where a step would have fewer images than batch normalization needs."""
-    images, workers = manifest.num_images["train"], config.num_workers
+    images, workers = manifest.num_images["train"], config.workers[1]
     num_steps = math.ceil(math.ceil(images / workers) / config.batch_size)
     smallest = images // workers // max(num_steps, 1)
     check(
@@ -210,10 +215,13 @@ def check_batches(config: TrainConfig, manifest: schema.Manifest) -> None:
 def _run_trainer(job: WorkerJob, local: bool) -> None:
     config = job.config
     resources: dict[str, float] = {"CPU": config.cpus_per_worker, **({"GPU": 1} if config.use_gpu else {})}
+    least, most = config.workers
+    group: Any = most if least == most else (least, most)
     scaling = ray.train.ScalingConfig(
-        num_workers=0 if local else config.num_workers,
+        num_workers=0 if local else group,
         use_gpu=config.use_gpu,
         resources_per_worker=None if local else resources,
+        elastic_resize_monitor_interval_s=RESIZE_S,  # type: ignore[call-arg]
     )
     with tempfile.TemporaryDirectory(
         prefix="captcha_ray-"
@@ -249,7 +257,7 @@ class _Relay:
 
     def __init__(self, progress: TrainingProgress) -> None:
         self._progress = progress
-        self._mailbox: Any = _Mailbox.remote()  # type: ignore[attr-defined]
+        self._mailbox: Any = _Mailbox.options(scheduling_strategy=here()).remote()  # type: ignore[attr-defined]
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
@@ -292,7 +300,7 @@ def epochs(job: WorkerJob, device: torch.device) -> Generator[dict[str, Any]]:
     A single worker trains in this process on the device, several on Ray Train. Raises InputError where the metrics of
     several workers cannot be read here.
     """
-    if job.config.num_workers == 1:
+    if job.config.workers[1] == 1:
         with contextlib.closing(Worker(job, 0, 1, device)) as worker:
             yield from worker.epochs
             while worker.wants_epoch:
@@ -317,6 +325,7 @@ def epochs(job: WorkerJob, device: torch.device) -> Generator[dict[str, Any]]:
 def train_worker(arguments: dict[str, Any]) -> None:
     """The loop of one worker, under Ray Train. arguments: {"job": WorkerJob}."""
     job: WorkerJob = arguments["job"]
+    logging.getLogger().setLevel(logging.WARNING)  # Ray Train's would say each epoch's metrics on the terminal
     learning.keep_freed_memory()
     context = ray.train.get_context()
     device = ray.train.torch.get_device() if job.config.use_gpu else torch.device("cpu")
@@ -334,7 +343,8 @@ class Worker:
         config = job.config
         self._job, self._rank, self._world_size = job, rank, world_size
         self._arithmetic = learning.Arithmetic.choose(device, config.precision)
-        self._train = self._feed("train", config.batch_size)
+        step_images = config.batch_size * config.workers[1]  # as many with fewer workers: what is learned is the same
+        self._train = self._feed("train", -(-step_images // world_size))
         self._val = self._feed("val", EVALUATION_BATCH_SIZE) if job.blocks["val"] else None
         torch.manual_seed(learning.derive_seed(config.seed))
         self._network = build_model(job.spec).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -426,6 +436,7 @@ class Worker:
             "images_per_second": train.num_images / train_s,
             "data_wait_fraction": waited_s / train_s,
             "learning_rate": learning_rate(steps),
+            "num_workers": self._world_size,
             "seconds": time.perf_counter() - started,
         }
         self._history.append({name: _finite(value) for name, value in record.items()})

@@ -119,7 +119,7 @@ def train_all(
             continue
         if len(waiting) == concurrent:
             yield take()
-        alone = one.config.num_workers == 1
+        alone = one.config.workers[1] == 1
         options = {
             "num_cpus": one.config.cpus_per_worker if alone else 0,
             "num_gpus": gpus if alone else 0,

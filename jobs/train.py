@@ -24,7 +24,7 @@ def main() -> None:
         if val:
             facts["temperature"] = evaluation.calibrate(val.sample(evaluation.CALIBRATION_IMAGES), run.uri)
         split: Split = "test" if shards.manifest.num_images["test"] else "val" if val else "train"
-        num_readers = 0 if resources.embedded else config.num_workers
+        num_readers = 0 if resources.embedded else config.workers[0]
         found = evaluation.evaluate(shards.labeled(split), run.uri, num_readers, config.use_gpu)
         results = evaluation.publish(run, {split: found}, **facts)
         run.finish()

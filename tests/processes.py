@@ -6,31 +6,31 @@ import subprocess
 import sys
 import uuid
 from pathlib import Path
+from typing import Self
 
 JOBS = Path(__file__).parent.parent / "jobs"
 MARK = "CAPTCHA_RAY_TEST_MARK"
 
 
-class Job:
-    """jobs/<name>.py, running. Its output stands in `log`; leaving the block ends it and whatever it started."""
+class Marked:
+    """A process and all that it starts, wherever it is reparented to: they bear a mark in their environment.
 
-    def __init__(self, name: str, *arguments: str | Path, cwd: Path, env: dict[str, str] | None = None) -> None:
+    Its output stands in `log`; leaving the block ends it and whatever it started.
+    """
+
+    def __init__(self, command: list[str], name: str, *, cwd: Path, env: dict[str, str]) -> None:
         self.mark = uuid.uuid4().hex
         self.log = cwd / f"{name}-{self.mark}.log"
-        environment = {key: value for key, value in (env or os.environ).items() if key != "RAY_ADDRESS"}
-        command = [sys.executable, str(JOBS / f"{name}.py"), *map(str, arguments)]
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
-                command, cwd=cwd, env={**environment, MARK: self.mark}, stdout=log, stderr=log, text=True
+                command, cwd=cwd, env={**env, MARK: self.mark}, stdout=log, stderr=log, text=True
             )
 
-    def __enter__(self) -> "Job":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for pid in self.pids():
-            kill(pid)
-        self.process.wait(60)
+        self.kill()
 
     @property
     def said(self) -> str:
@@ -38,7 +38,7 @@ class Job:
         return self.log.read_text()
 
     def pids(self, title: str = "") -> list[int]:
-        """Processes of the job whose command line holds `title`."""
+        """Processes whose command line holds `title`."""
         found = []
         for folder in Path("/proc").glob("[0-9]*"):
             try:
@@ -48,6 +48,25 @@ class Job:
             except OSError:
                 continue  # it has ended meanwhile
         return found
+
+    def kill(self) -> None:
+        """SIGKILL to all of it."""
+        for pid in self.pids():
+            kill(pid)
+        self.process.wait(60)
+
+
+class Job(Marked):
+    """jobs/<name>.py, running, with a Ray of its own or on the cluster that `address` names."""
+
+    def __init__(
+        self, name: str, *arguments: str | Path, cwd: Path, env: dict[str, str] | None = None, address: str = ""
+    ) -> None:
+        environment = {key: value for key, value in (env or os.environ).items() if key != "RAY_ADDRESS"}
+        if address:
+            environment["RAY_ADDRESS"] = address
+        command = [sys.executable, str(JOBS / f"{name}.py"), *map(str, arguments)]
+        super().__init__(command, name, cwd=cwd, env=environment)
 
     def wait(self) -> int:
         """Its exit status, once it has ended."""

@@ -1,65 +1,102 @@
-"""Real Ray nodes for tests, as processes of their own on loopback, started and stopped by their ids."""
+"""Real Ray nodes for tests, as processes of their own on this machine, started and stopped by their ids."""
 
 import contextlib
 import os
+import shutil
 import socket
-import subprocess
 import sys
+import tempfile
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
+from tests.processes import Marked
 from tests.waiting import wait_until
 
 TOKEN = "0123456789abcdef0123456789abcdef"
 
+STOP_S = 30
+"""Seconds that a node may take to stop when it is asked to; then it is killed."""
 
-def free_ports(count: int) -> list[int]:
+
+def free_ports(count: int, host: str = "127.0.0.1") -> list[int]:
     """Ports that nothing listens on now."""
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
         for each in sockets:
-            each.bind(("127.0.0.1", 0))
+            each.bind((host, 0))
         return [each.getsockname()[1] for each in sockets]
+
+
+class Node(Marked):
+    """A node with what runs on it. within: a command that runs Ray's, such as that of a network namespace."""
+
+    def __init__(self, *options: str, folder: Path, env: dict[str, str], within: tuple[str, ...] = ()) -> None:
+        ray = str(Path(sys.executable).with_name("ray"))
+        # Every port that has a default is given: with a Ray already on this machine the default is taken, and a node
+        # whose agent cannot listen runs on without accepting jobs. A folder of its own, as on a machine of its own, or
+        # nodes would take each other's sockets and show each other's logs; its name is short, for sockets' sake.
+        (agent,) = free_ports(1)
+        self._temporary = tempfile.mkdtemp(prefix="ray-")
+        command = [*within, ray, "start", "--block", "--dashboard-agent-listen-port", str(agent)]
+        super().__init__([*command, "--temp-dir", self._temporary, *options], "node", cwd=folder, env=env)
+
+    def __exit__(self, *_: object) -> None:
+        self.process.terminate()
+        with contextlib.suppress(AssertionError):
+            wait_until(lambda: not self.pids(), None, STOP_S)
+        self.kill()
+        shutil.rmtree(self._temporary, ignore_errors=True)
+
+
+class Nodes:
+    """A head node and others that come and go. env: of a client; `RAY_API_SERVER_ADDRESS` is set for `ray job submit`,
+    `RAY_ADDRESS` is not. address: what to set it to."""
+
+    def __init__(self, folder: Path, host: str = "127.0.0.1") -> None:
+        token = folder / "token"
+        token.write_text(TOKEN)
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        self._folder, self._host = folder, host
+        self._gcs, self._dashboard, self._client = free_ports(3, host)
+        self.address = f"{host}:{self._gcs}"
+        self.env = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+        self.env |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "PATH": path}
+        self.env |= {"RAY_API_SERVER_ADDRESS": f"http://{host}:{self._dashboard}"}
+
+    def head(self, num_cpus: int) -> Node:
+        """Starts the head node; it accepts jobs. Another one may take its place, at the same address."""
+        options = ["--head", "--node-ip-address", self._host, "--port", str(self._gcs), "--num-cpus", str(num_cpus)]
+        options += ["--dashboard-host", self._host, "--dashboard-port", str(self._dashboard)]
+        node = Node(*options, "--ray-client-server-port", str(self._client), folder=self._folder, env=self.env)
+        try:
+            wait_until(self._accepts_jobs, node.process, 120, lambda: node.said)
+        except BaseException:
+            node.kill()
+            raise
+        return node
+
+    def add(self, num_cpus: int = 1, host: str = "", within: tuple[str, ...] = (), **env: str) -> Node:
+        """Starts another node; it joins some seconds later. host: its own address. env: of all that runs on it."""
+        options = ("--address", self.address, "--num-cpus", str(num_cpus), "--node-ip-address", host or self._host)
+        return Node(*options, folder=self._folder, env=self.env | env, within=within)
+
+    def _accepts_jobs(self) -> bool:
+        """The dashboard answers some seconds before there is an agent that runs what is submitted."""
+        headers = {"Authorization": f"Bearer {TOKEN}", "Content-Type": "application/json"}
+        url = f"{self.env['RAY_API_SERVER_ADDRESS']}/api/jobs/"
+        try:
+            with urllib.request.urlopen(
+                urllib.request.Request(url, b'{"entrypoint": "true"}', headers), timeout=30
+            ) as answer:
+                return bool(answer.status == 200)
+        except OSError:
+            return False
 
 
 @contextlib.contextmanager
 def start_head(folder: Path, num_cpus: int = 2) -> Iterator[dict[str, str]]:
-    """A head node with token authentication that accepts jobs; gives the environment of a client of it.
-
-    folder: for the token and the log. `RAY_API_SERVER_ADDRESS` is set for `ray job submit`; `RAY_ADDRESS` is not.
-    """
-    # Every port that has a default is given: with a Ray already on this machine the default is taken, and a node whose
-    # agent cannot listen runs on without accepting jobs.
-    gcs, dashboard, client, agent = free_ports(4)
-    token = folder / "token"
-    token.write_text(TOKEN)
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    env = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    env |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "PATH": path}
-    command = [str(Path(sys.executable).with_name("ray")), "start", "--head", "--block"]
-    command += ["--node-ip-address", "127.0.0.1", "--port", str(gcs), "--num-cpus", str(num_cpus)]
-    command += ["--dashboard-host", "127.0.0.1", "--dashboard-port", str(dashboard)]
-    command += ["--ray-client-server-port", str(client), "--dashboard-agent-listen-port", str(agent)]
-    log = folder / "head.log"
-    answers = [""]
-
-    def accepts_jobs() -> bool:
-        """The dashboard answers some seconds before there is an agent that runs what is submitted."""
-        headers = {"Authorization": f"Bearer {TOKEN}", "Content-Type": "application/json"}
-        request = urllib.request.Request(f"http://127.0.0.1:{dashboard}/api/jobs/", b'{"entrypoint": "true"}', headers)
-        try:
-            with urllib.request.urlopen(request, timeout=30) as answer:
-                return bool(answer.status == 200)
-        except OSError as error:
-            answers[0] = f"{error}"
-            return False
-
-    with log.open("w") as output:
-        head = subprocess.Popen(command, env=env, text=True, stdout=output, stderr=output)
-    try:
-        wait_until(accepts_jobs, head, 120, lambda: f"{answers[0]}\n{log.read_text()}")
-        yield {**env, "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard}"}
-    finally:
-        head.terminate()
-        head.wait(60)
+    """A head node with token authentication that accepts jobs; gives the environment of a client of it."""
+    nodes = Nodes(folder)
+    with nodes.head(num_cpus):
+        yield nodes.env

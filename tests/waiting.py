@@ -7,13 +7,14 @@ from collections.abc import Callable
 
 def wait_until(
     ready: Callable[[], bool],
-    process: subprocess.Popen[str],
+    process: subprocess.Popen[str] | None,
     seconds: float = 120,
     explain: Callable[[], str] = lambda: "nothing happened in time",
 ) -> None:
-    """Polls until `ready`, failing with what `explain` gives if the process ends or the time is up first."""
+    """Polls until `ready`, failing with what `explain` gives if the process, where there is one, ends first or the time
+    is up."""
     deadline = time.monotonic() + seconds
     while not ready():
-        assert process.poll() is None, f"the process ended early: {explain()}"
+        assert process is None or process.poll() is None, f"the process ended early: {explain()}"
         assert time.monotonic() < deadline, explain()
         time.sleep(0.05)
