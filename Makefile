@@ -22,18 +22,16 @@ $(INSTALLED): pyproject.toml constraints.txt
 demo: install ## draw two corpora, train both networks, write reports, read a folder into Parquet (5 minutes on two cores)
 	$(BIN)/python jobs/synthesize.py --scheme digits --num-images 4000 --out $(DEMO)/corpus/digits
 	$(BIN)/python jobs/preprocess.py --corpus $(DEMO)/corpus/digits --labels folder --height 60 --width 18 --out $(DEMO)/shards/digits
-	$(BIN)/python jobs/train.py --recipe demo-digits --shards $(DEMO)/shards/digits --run $(DEMO)/runs/digits $(call resume,digits)
+	$(BIN)/python jobs/train.py --recipe demo-digits --shards $(DEMO)/shards/digits --run $(DEMO)/runs/digits --resume
 	$(BIN)/python jobs/synthesize.py --scheme text5 --num-images 5000 --out $(DEMO)/corpus/text5
 	$(BIN)/python jobs/preprocess.py --corpus $(DEMO)/corpus/text5 --labels filename --label-pattern '^([^-]+)' --height 50 --width 200 --out $(DEMO)/shards/text5
-	$(BIN)/python jobs/train.py --recipe demo-text5 --shards $(DEMO)/shards/text5 --run $(DEMO)/runs/text5 $(call resume,text5)
+	$(BIN)/python jobs/train.py --recipe demo-text5 --shards $(DEMO)/shards/text5 --run $(DEMO)/runs/text5 --resume
 	$(BIN)/python jobs/infer.py --images $(DEMO)/corpus/text5 --run $(DEMO)/runs/text5 --out $(DEMO)/predictions
 	@echo
 	@echo "one character:   $(CURDIR)/$(DEMO)/runs/digits/report.html"
 	@echo "five characters: $(CURDIR)/$(DEMO)/runs/text5/report.html"
 	@echo "networks: $(DEMO)/runs/*/checkpoint   corpora: $(DEMO)/corpus   shards: $(DEMO)/shards"
 	@echo "what was read: $(DEMO)/predictions; the same command again reads only what is new"
-
-resume = $(if $(wildcard $(DEMO)/runs/$(1)/config.json),--resume)
 
 lint: install ## style
 	$(BIN)/ruff check .

@@ -5,17 +5,21 @@ import dataclasses
 import importlib
 import logging
 import os
+import re
+import signal
 import socket
 import sys
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import ray
 import ray.data
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from captcha_ray.config import FailedError, InputError
+from captcha_ray import storage
+from captcha_ray.config import FailedError, InputError, check
 
 QUIET = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # Ray Train sees the end of training this late at most
@@ -74,8 +78,8 @@ def connect(meanwhile: str = "") -> Iterator[Cluster]:
     """The cluster that `RAY_ADDRESS` names, or a Ray started here that ends with the block.
 
     meanwhile: name of a module to import while Ray starts; torch and Ray take four seconds each, on two cores both at
-    once. An already connected process (a test, a notebook) keeps its connection. Raises InputError where the address
-    does not answer.
+    once. An already connected process (a test, a notebook) keeps its connection. Inside, SIGTERM is KeyboardInterrupt.
+    Raises InputError where the address does not answer, does not let this process in, or runs another Ray or Python.
     """
     address = os.environ.get("RAY_ADDRESS")
     for name, value in (QUIET if address else QUIET | QUIET_ALONE | WORKERS).items():
@@ -85,23 +89,7 @@ def connect(meanwhile: str = "") -> Iterator[Cluster]:
     if importing:
         importing.start()
     if ours:
-        if address:
-            _check_answers(address)
-        try:
-            if address:
-                ray.init(address=address, logging_level=logging.WARNING, runtime_env={"env_vars": WORKERS})
-            else:
-                # Token authentication is Ray's default here and stays on; this spares its announcement at every start.
-                logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
-                # "local", because without an address Ray joins whatever cluster was last started on this machine, or
-                # waits for it in vain where it is gone.
-                with _silent():  # of native code, which says that it was told its log level
-                    ray.init("local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-        except (ConnectionError, RuntimeError) as error:
-            where = f"no Ray cluster answers at {address}" if address else "Ray does not start on this machine"
-            raise InputError(f"{where}: {str(error).splitlines()[0]}") from error
-        except Exception as error:  # what Ray raises where its processes are too slow to start
-            raise FailedError(f"Ray does not start, the machine may be busy: {str(error).splitlines()[0]}") from error
+        _start(address)
     if importing:
         importing.join()
     context = ray.data.DataContext.get_current()
@@ -109,11 +97,58 @@ def connect(meanwhile: str = "") -> Iterator[Cluster]:
     context.execution_options.preserve_order = True
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     try:
-        resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-        yield Cluster(int(resources.get("CPU", 0)), int(resources.get("GPU", 0)), embedded=not address)
+        with _terminable():
+            resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+            yield Cluster(int(resources.get("CPU", 0)), int(resources.get("GPU", 0)), embedded=not address)
     finally:
         if ours:
             ray.shutdown()
+
+
+def _start(address: str | None) -> None:
+    try:
+        if address:
+            _check_answers(address)
+            with _silent():  # as below; where it fails, native code says so once a second
+                ray.init(address=address, logging_level=logging.WARNING, runtime_env={"env_vars": WORKERS})
+        else:
+            # Token authentication is Ray's default here and stays on; this spares its announcement at every start.
+            logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
+            # "local", because without an address Ray joins whatever cluster was last started on this machine, or
+            # waits for it in vain where it is gone.
+            with _silent():  # of native code, which says that it was told its log level
+                ray.init("local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    except (ConnectionError, RuntimeError) as error:
+        raise InputError(_why_not(address, str(error))) from error
+    except InputError:
+        raise
+    except Exception as error:  # what Ray raises where its processes are too slow to start
+        raise FailedError(f"Ray does not start, the machine may be busy: {str(error).splitlines()[0]}") from error
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM ends the block as Ctrl-C does, actors and all: so `ray job stop`, Kubernetes and `kill` ask a job to end.
+
+    The exception's argument is its number then. Ray's own handler ends the process with a trace.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    asked: list[int] = []
+
+    def end(number: int, frame: Any) -> None:
+        asked.append(number)
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    except KeyboardInterrupt:  # Ray Train's may be another one than ours
+        raise KeyboardInterrupt(*asked) from None
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextlib.contextmanager
@@ -139,6 +174,51 @@ def _check_answers(address: str) -> None:
         socket.create_connection((host.strip("[]"), int(port)), CONNECT_TIMEOUT_S).close()
     except OSError as error:
         raise InputError(f"no Ray cluster answers at {address}: {error.strerror or error}") from error
+
+
+def _why_not(address: str | None, said: str) -> str:
+    """A sentence for what Ray says where it cannot be had."""
+    if not address:
+        return f"Ray does not start on this machine: {said.splitlines()[0]}"
+    if versions := re.findall(r"(?:Ray|Python): (\S+)", said):
+        theirs, ours = versions[:2], versions[2:]
+        return (
+            f"the cluster at {address} runs Ray {theirs[0]} and Python {theirs[1]}, this is Ray {ours[0]} and Python "
+            f"{ours[1]}; install the same here, or submit the job to run there"
+        )
+    return (
+        f"no Ray cluster answers at {address}: {said.splitlines()[0]}; where it asks for a token, set "
+        f"RAY_AUTH_MODE=token and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH to the cluster's own"
+    )
+
+
+def check_shared(**paths: str) -> None:
+    """Raises InputError where work may run on other machines and one of them does not see the same local path.
+
+    paths: by the name of their flag; URIs of stores are everybody's. Looked at from every node that has CPUs or GPUs.
+    """
+    home = ray.get_runtime_context().get_node_id()
+    others = [n for n in _nodes() if n["Alive"] and n["NodeID"] != home and {"CPU", "GPU"} & n["Resources"].keys()]
+    local = {name: storage.absolute(path) for name, path in paths.items() if path and not storage.is_remote(path)}
+    for name, path in local.items() if others else ():
+        with storage.probe(path) as probe:
+            seen = {
+                node["NodeManagerAddress"]: _exists.options(
+                    scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=True)
+                ).remote(probe)
+                for node in others
+            }
+            for host, answer in seen.items():
+                check(
+                    ray.get(answer),
+                    f"{path} is a folder of this machine that node {host} of the cluster does not see; --{name} must "
+                    f"be a bucket (s3://...) or a folder that all nodes mount",
+                )
+
+
+@ray.remote(num_cpus=0)
+def _exists(path: str) -> bool:
+    return Path(path).exists()
 
 
 def here() -> NodeAffinitySchedulingStrategy:

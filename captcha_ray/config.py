@@ -297,7 +297,7 @@ class TrainConfig(Config):
     max_failures: int = 3
     """How often lost workers are replaced, continuing from the last epoch, before the job fails."""
     resume: bool = False
-    """Continue the run in --run after an interruption."""
+    """Continue the run in --run after an interruption; start it where there is none."""
 
     @property
     def workers(self) -> tuple[int, int]:
@@ -394,7 +394,7 @@ class TuneConfig(Config):
     seed: int = 0
     """Seeds proposals and trainings; the trainings at the end use the seeds after it."""
     resume: bool = False
-    """Continue the search in --run after an interruption, or with more --num-trials."""
+    """Continue the search in --run after an interruption, or with more --num-trials; start it where there is none."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

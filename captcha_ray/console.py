@@ -4,6 +4,7 @@ import contextlib
 import gc
 import math
 import os
+import signal
 import sys
 import time
 import traceback
@@ -40,13 +41,18 @@ def option(name: str, default: str) -> str:
 
 
 def run(job: Callable[[], None]) -> None:
-    """Runs a job and ends the process: 0 done, 2 bad input in one sentence, 1 failure, 130 interrupted."""
+    """Runs a job and ends the process: 0 done, 2 bad input in one sentence, 1 failure, 130 interrupted, 143 asked to
+    end."""
     try:
         job()
     except InputError as error:
         _fail(2, str(error))
-    except KeyboardInterrupt:
-        _fail(130, "interrupted; what was finished is kept, the same command continues (a training: with --resume)")
+    except KeyboardInterrupt as interrupt:
+        number = interrupt.args[0] if interrupt.args else signal.SIGINT
+        _fail(
+            128 + number,
+            "interrupted; what was finished is kept, the same command continues (a training: with --resume)",
+        )
     except FailedError as error:
         _fail(1, str(error))
     except Exception as error:

@@ -83,6 +83,15 @@ class RunDirectory:
         """URI of a file in the run."""
         return storage.join(self.uri, *parts)
 
+    def begin(
+        self, config: dict[str, Any], manifest: dict[str, Any], *, resume: bool, may_differ: tuple[str, ...] = ()
+    ) -> None:
+        """Claims the directory as `create` does; to resume, as `reopen` does where a run was begun there."""
+        if resume and storage.exists(self.path("config.json")):
+            self.reopen(config, manifest, may_differ)
+        else:
+            self.create(config, manifest)
+
     def create(self, config: dict[str, Any], manifest: dict[str, Any]) -> None:
         """Claims the directory by writing `config.json`, the shards' `manifest.json` and `environment.json`.
 
@@ -100,18 +109,15 @@ class RunDirectory:
         self.write_json("manifest.json", manifest)
         self.write_json("environment.json", environment())
 
-    def reopen(self, config: dict[str, Any], manifest: dict[str, Any], ignore: tuple[str, ...]) -> None:
-        """Checks that the run was started with the same config, but for the fields to ignore, and on the same shards;
-        it counts as unfinished from now on.
+    def reopen(self, config: dict[str, Any], manifest: dict[str, Any], may_differ: tuple[str, ...]) -> None:
+        """Checks that the run was started with the same config, but for the fields that may differ, and on the same
+        shards; it counts as unfinished from now on.
 
-        Raises InputError where there is no run, naming the first field that differs, or where the shards were made
-        anew since.
+        Raises InputError naming the first field that differs, or where the shards were made anew since.
         """
-        if not storage.exists(self.path("config.json")):
-            raise InputError(f"{self.uri} holds no run to resume; start it without --resume")
         started = self.read_json("config.json")
         for name, value in config.items():
-            if name not in ignore and started.get(name) != value:
+            if name not in may_differ and started.get(name) != value:
                 was = started.get(name)
                 raise InputError(
                     f"{self.uri} was started with {name} {was!r}, not {value!r}; resume with the same flags"

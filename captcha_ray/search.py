@@ -74,10 +74,8 @@ def run(
     _check_trials(recipe, searched, manifest)
     concurrent = num_concurrent(config)
     sampler = Sampler(config.search, searched, space.values_of(recipe, searched), config.num_trials, config.seed)
-    if config.resume:
-        directory.reopen(config.to_dict() | told, manifest.to_dict(), RESUME_MAY_DIFFER)
-    else:
-        directory.create(config.to_dict() | told, manifest.to_dict())
+    told |= config.to_dict()
+    directory.begin(told, manifest.to_dict(), resume=config.resume, may_differ=RESUME_MAY_DIFFER)
     rungs = halving.rungs(recipe.epochs) if config.scheduler == "asha" else [recipe.epochs]
     expected = halving.expected_epochs(rungs, sampler.num_trials)
     console.say(

@@ -81,8 +81,7 @@ def label(
     teacher = RunDirectory(storage.join(config.run, TEACHER))
     if not teacher.finished:
         console.say(f"first a network to read {num_files:,} files of {source}")
-        begun = storage.exists(teacher.path("config.json"))
-        first = dataclasses.replace(config, run=teacher.uri, unlabelled="", resume=begun)
+        first = dataclasses.replace(config, run=teacher.uri, unlabelled="", resume=True)
         training.fit(first, shards.manifest, shards.read("train"), val.dataset if val else None, cluster)
         if val:
             evaluation.calibrate(val.sample(evaluation.CALIBRATION_IMAGES), teacher.uri)

@@ -57,6 +57,23 @@ def absolute(uri: str) -> str:
     return os.path.abspath(os.path.expanduser(uri))
 
 
+@contextlib.contextmanager
+def probe(path: str) -> Iterator[str]:
+    """An empty local file in the folder or the nearest one above that exists, for others to look for; the folder itself
+    where nothing may be written."""
+    folder = next(found for found in (Path(path), *Path(path).parents) if found.is_dir())
+    marker = folder / f".{uuid.uuid4().hex}"
+    try:
+        marker.touch()
+    except OSError:
+        yield str(folder)
+        return
+    try:
+        yield str(marker)
+    finally:
+        marker.unlink(missing_ok=True)
+
+
 def read(uri: str) -> bytes:
     """The whole object. Raises FileNotFoundError where there is none, OSError for any other trouble."""
     data, _ = objectstore.get(uri) if is_remote(uri) else fetch(uri, sys.maxsize - 1)

@@ -141,10 +141,7 @@ def fit(
     asked, config = (
         dataclasses.replace(one, run=run.uri, shards=shards, unlabelled=unlabelled) for one in (asked, config)
     )
-    if config.resume:
-        run.reopen(asked.to_dict(), manifest.to_dict(), RESUME_MAY_DIFFER)
-    else:
-        run.create(asked.to_dict(), manifest.to_dict())
+    run.begin(asked.to_dict(), manifest.to_dict(), resume=config.resume, may_differ=RESUME_MAY_DIFFER)
     blocks = {"train": train.materialize().to_arrow_refs(), "val": val.materialize().to_arrow_refs() if val else []}
     facts: dict[str, Any] = {}
     if find_more:
@@ -231,10 +228,15 @@ def _run_trainer(job: WorkerJob, local: bool) -> None:
             failure_config=ray.train.FailureConfig(max_failures=config.max_failures),
             logging_config=ray.train.LoggingConfig(log_level="WARNING"),  # type: ignore[call-arg]
         )
-        trainer = ray.train.torch.TorchTrainer(
-            train_worker, train_loop_config={"job": job}, scaling_config=scaling, run_config=run_config
-        )
+        trainer = _Trainer(train_worker, train_loop_config={"job": job}, scaling_config=scaling, run_config=run_config)
         trainer.fit()
+
+
+class _Trainer(ray.train.torch.TorchTrainer):
+    """Leaves Ctrl-C to Python: Ray Train's own handler ends the process with status 1 and without a word."""
+
+    def _register_sigint_handler(self, controller: Any) -> None:
+        pass
 
 
 @ray.remote(num_cpus=0)

@@ -108,11 +108,8 @@ def train_all(
 
     for one in todo:
         directory = RunDirectory(one.config.run)
-        told = (one.config.to_dict(), one.manifest.to_dict())
-        if storage.exists(directory.path("config.json")):
-            directory.reopen(*told, training.RESUME_MAY_DIFFER)
-        else:
-            directory.create(*told)
+        may_differ = training.RESUME_MAY_DIFFER
+        directory.begin(one.config.to_dict(), one.manifest.to_dict(), resume=True, may_differ=may_differ)
         if storage.exists(directory.path(READINGS)):
             tell(one, one.config.epochs)
             yield one, directory.read_table(READINGS)

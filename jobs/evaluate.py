@@ -20,10 +20,12 @@ def main() -> None:
             raise SystemExit(status)
     if config.trains:
         with cluster.connect():
+            cluster.check_shared(run=config.run, shards=config.shards or run.shards)
             studies.study(config, run)
         return
     spec = identity.load_spec(run.uri)
     with cluster.connect():
+        cluster.check_shared(run=config.run, shards=config.shards or run.shards, corpus=config.corpus)
         source = corpus.open_labeled(config, run.shards, spec)
         found = evaluation.evaluate(source, run.uri, config.num_workers, config.use_gpu)
     if config.out:

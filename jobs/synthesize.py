@@ -7,6 +7,7 @@ from captcha_ray.config import SynthesizeConfig
 def main() -> None:
     config = console.parse(SynthesizeConfig)
     with cluster.connect():
+        cluster.check_shared(out=config.out)
         out = synthesis.synthesize(config)
     console.say(f"{config.num_images:,} images are in {out}")
 

@@ -15,6 +15,7 @@ def main() -> None:
     with cluster.connect(meanwhile="captcha_ray.training") as resources:
         from captcha_ray import corpus, demo, evaluation, selftraining, training  # noqa: PLC0415 -- while Ray starts
 
+        cluster.check_shared(shards=config.shards, unlabelled=config.unlabelled, run=config.run)
         demo.ensure_shards(config.shards)
         shards = corpus.open_shards(config.shards)
         val = shards.labeled("val") if shards.manifest.num_images["val"] else None

@@ -13,6 +13,7 @@ def main() -> None:
     with cluster.connect(meanwhile="captcha_ray.search"):
         from captcha_ray import corpus, demo, search, search_report  # noqa: PLC0415 -- imported while Ray starts
 
+        cluster.check_shared(shards=config.shards, run=config.run)
         demo.ensure_shards(config.shards)
         shards = corpus.open_shards(config.shards)
         found = search.run(config, recipe, searched, shards.manifest, shards.read("train"), shards.read("val"))

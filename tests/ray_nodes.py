@@ -60,7 +60,7 @@ class Nodes:
         self._folder, self._host = folder, host
         self._gcs, self._dashboard, self._client = free_ports(3, host)
         self.address = f"{host}:{self._gcs}"
-        self.env = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+        self.env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
         self.env |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "PATH": path}
         self.env |= {"RAY_API_SERVER_ADDRESS": f"http://{host}:{self._dashboard}"}
 

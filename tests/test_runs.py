@@ -49,18 +49,24 @@ def test_a_run_is_claimed_only_once(run: RunDirectory) -> None:
 
 def test_a_run_goes_on_with_the_config_it_was_started_with(run: RunDirectory) -> None:
     run.create(CONFIG, MANIFEST)
-    run.reopen({**CONFIG, "resume": True}, MANIFEST, ignore=("resume",))
+    run.reopen({**CONFIG, "resume": True}, MANIFEST, may_differ=("resume",))
 
 
 def test_a_run_does_not_go_on_with_another_config_and_names_the_field(run: RunDirectory) -> None:
     run.create(CONFIG, MANIFEST)
     with pytest.raises(InputError, match="was started with epochs 2, not 3; resume with the same flags"):
-        run.reopen({**CONFIG, "epochs": 3, "resume": True}, MANIFEST, ignore=("resume",))
+        run.reopen({**CONFIG, "epochs": 3, "resume": True}, MANIFEST, may_differ=("resume",))
 
 
-def test_what_was_never_started_does_not_go_on(run: RunDirectory) -> None:
-    with pytest.raises(InputError, match="holds no run to resume; start it without --resume"):
-        run.reopen(CONFIG, MANIFEST, ignore=())
+def test_a_run_is_begun_once_or_gone_on_with(run: RunDirectory) -> None:
+    run.begin(CONFIG, MANIFEST, resume=True)
+    assert run.read_json("config.json") == CONFIG
+    run.begin(CONFIG, MANIFEST, resume=True)
+    with pytest.raises(InputError, match="was started with"):
+        run.begin({**CONFIG, "epochs": 3}, MANIFEST, resume=True)
+    run.begin({**CONFIG, "epochs": 3}, MANIFEST, resume=True, may_differ=("epochs",))
+    with pytest.raises(InputError, match="already holds a run"):
+        run.begin(CONFIG, MANIFEST, resume=False)
 
 
 def test_a_run_is_finished_when_it_says_so(run: RunDirectory) -> None:
@@ -203,9 +209,9 @@ def test_a_run_in_a_bucket_has_all_its_files_there_after_every_epoch(
 def test_a_run_is_not_continued_on_shards_that_were_made_anew(tmp_path: Path) -> None:
     run = RunDirectory(str(tmp_path / "run"))
     run.create(CONFIG, MANIFEST)
-    run.reopen(CONFIG, {**MANIFEST, "seconds": 2.5}, ignore=())
+    run.reopen(CONFIG, {**MANIFEST, "seconds": 2.5}, may_differ=())
     with pytest.raises(InputError, match="the shards were made anew"):
-        run.reopen(CONFIG, {**MANIFEST, "num_images": {"train": 7, "val": 2, "test": 1}}, ignore=())
+        run.reopen(CONFIG, {**MANIFEST, "num_images": {"train": 7, "val": 2, "test": 1}}, may_differ=())
 
 
 def test_a_start_that_was_cut_off_is_made_up_for(tmp_path: Path) -> None:
@@ -213,7 +219,7 @@ def test_a_start_that_was_cut_off_is_made_up_for(tmp_path: Path) -> None:
     run.create(CONFIG, MANIFEST)
     (tmp_path / "run/environment.json").unlink()
     (tmp_path / "run/manifest.json").unlink()
-    run.reopen(CONFIG, MANIFEST, ignore=())
+    run.reopen(CONFIG, MANIFEST, may_differ=())
     assert run.read_json("environment.json")["versions"]
     assert run.read_json("manifest.json") == MANIFEST
 

@@ -247,7 +247,6 @@ def test_what_cannot_be_searched_is_refused_and_nothing_is_overwritten(
             lambda: find(glyph_shards, tmp_path / "a", "batch_size=off", workers_per_trial=3),
         ),
         ("and 1 GPU", lambda: find(glyph_shards, tmp_path / "a", gpus_per_trial=1)),
-        ("holds no run to resume", lambda: find(glyph_shards, tmp_path / "a", resume=True)),
         (
             "reads one character an image, not 2",
             lambda: find(glyph_shards, tmp_path / "a", recipe=recipes.get("wmail")),

@@ -56,8 +56,7 @@ def test_no_trial_is_lost_or_run_twice_after_a_kill(number: int, tmp_path: Path)
     outcomes = {path: path.read_text() for path in run.glob("trials/*/outcome.json")}
     finished = {path: text for path, text in outcomes.items() if json.loads(text)["status"] == "finished"}
     before = {path: path.read_text().splitlines() for path in run.glob("*/*/metrics.jsonl")}
-    begun = (run / "config.json").exists()
-    with Job("tune", *command, *(["--resume"] if begun else []), cwd=tmp_path) as second:
+    with Job("tune", *command, "--resume", cwd=tmp_path) as second:
         assert second.wait() == 0, second.said
     print(f"kill {number}: {kind} after {after} epochs; {len(outcomes)} of {NUM_TRIALS} trials had been judged")
     assert {path: path.read_text() for path in finished} == finished

@@ -1,0 +1,130 @@
+"""Jobs on a cluster of several nodes: who is let in, what they are told, and what is left of a job that was ended."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from captcha_ray import corpus
+from tests.processes import Job
+from tests.ray_nodes import Nodes
+from tests.test_jobs import TRAIN, job
+from tests.waiting import wait_until
+
+pytestmark = pytest.mark.slow
+
+LIST = """
+import json, ray
+from ray.util.state import list_actors, list_placement_groups
+ray.init(logging_level="ERROR")
+left = [a.class_name for a in list_actors(limit=1000) if a.state != "DEAD"]
+left += [f"group {g.placement_group_id}" for g in list_placement_groups(limit=1000) if g.state != "REMOVED"]
+print(json.dumps(left))
+"""
+"""A program that prints what lives on the cluster, but for Ray's own."""
+
+RAYS_OWN = (
+    "_AutoscalingCoordinatorActor",
+    "_StatsActor",
+    "_UsageCollectionActor",
+    "ActorLocationTracker",
+    "JobSupervisor",
+)
+
+
+@pytest.fixture(scope="module")
+def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
+    """A head that takes no work, and a node of two CPUs."""
+    nodes = Nodes(tmp_path_factory.mktemp("nodes"))
+    with nodes.head(0), nodes.add(2) as node:
+        wait_until(lambda: num_alive(nodes) == 2, node.process, explain=lambda: node.said)
+        yield nodes
+
+
+def on(nodes: Nodes, program: str) -> str:
+    """What a program prints, as a driver of the cluster."""
+    env = {**nodes.env, "RAY_ADDRESS": nodes.address}
+    return subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True, check=True).stdout
+
+
+def num_alive(nodes: Nodes) -> int:
+    program = "import ray; ray.init(logging_level='ERROR'); print(sum(node['Alive'] for node in ray.nodes()))"
+    return int(on(nodes, program))
+
+
+def living(nodes: Nodes) -> list[str]:
+    """Actors and placement groups that are not Ray's own."""
+    found: list[str] = json.loads(on(nodes, LIST))
+    return [name for name in found if name not in RAYS_OWN]
+
+
+@pytest.mark.parametrize("asked", [signal.SIGTERM, signal.SIGINT])
+def test_a_job_that_is_asked_to_end_leaves_a_run_to_resume_and_nothing_on_the_cluster(
+    asked: signal.Signals, nodes: Nodes, glyph_shards: corpus.Shards, tmp_path: Path
+) -> None:
+    metrics = tmp_path / "run/metrics.jsonl"
+    train = (*TRAIN, "--shards", glyph_shards.uri, "--run", "run", "--num-workers", "2")
+    with Job("train", *train, "--epochs", "2000", cwd=tmp_path, env=nodes.env, address=nodes.address) as first:
+        wait_until(metrics.exists, first.process, explain=lambda: first.said)
+        assert any("TrainController" in name for name in living(nodes)), "there is something to leave behind"
+        os.kill(first.process.pid, asked)
+        assert first.wait() == 128 + asked, first.said
+        assert first.said.splitlines()[-1].startswith("error: interrupted; what was finished is kept")
+        assert "Traceback" not in first.said
+    wait_until(lambda: not living(nodes), None, explain=lambda: str(living(nodes)))
+    kept = len(metrics.read_text().splitlines())
+    config = json.loads((tmp_path / "run/config.json").read_text())
+    (tmp_path / "run/config.json").write_text(json.dumps(config | {"epochs": kept + 1}))
+    (tmp_path / "run/settled.json").unlink()
+    env = {**nodes.env, "RAY_ADDRESS": nodes.address}
+    status, _, err = job("train", *train, "--epochs", str(kept + 1), "--resume", cwd=tmp_path, env=env)
+    assert status == 0, err
+    assert len(metrics.read_text().splitlines()) == kept + 1
+
+
+def test_a_wrong_token_is_told_in_a_sentence(nodes: Nodes, tmp_path: Path) -> None:
+    env = {**nodes.env, "RAY_ADDRESS": nodes.address, "RAY_AUTH_TOKEN": "f" * 32}
+    env.pop("RAY_AUTH_TOKEN_PATH")
+    status, _, err = job("synthesize", "--out", "out", cwd=tmp_path, env=env)
+    assert (status, len(err.splitlines())) == (2, 1)
+    assert "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH" in err
+
+
+METADATA = """
+import json, os, sys
+from ray._raylet import GcsClient
+client, key = GcsClient(address=os.environ["RAY_ADDRESS"]), (b"CLUSTER_METADATA", b"cluster")
+metadata = json.loads(client.internal_kv_get(*key))
+print(metadata["ray_version"])
+client.internal_kv_put(key[0], json.dumps(metadata | {"ray_version": "%s"}).encode(), True, key[1])
+"""
+"""A program that gives the cluster another version of Ray, as drivers are told it, and prints that of before."""
+
+
+def test_a_cluster_of_another_ray_is_told_in_a_sentence(nodes: Nodes, tmp_path: Path) -> None:
+    ours = on(nodes, METADATA % "1.2.3").strip()
+    try:
+        env = {**nodes.env, "RAY_ADDRESS": nodes.address}
+        status, _, err = job("synthesize", "--out", "out", cwd=tmp_path, env=env)
+    finally:
+        on(nodes, METADATA % ours)
+    assert (status, len(err.splitlines())) == (2, 1)
+    assert f"runs Ray 1.2.3 and Python {sys.version.split()[0]}, this is Ray {ours}" in err
+
+
+def test_a_folder_that_another_node_does_not_see_is_refused(
+    nodes: Nodes, glyph_shards: corpus.Shards, tmp_path: Path
+) -> None:
+    """What /proc/self/cwd is depends on the process, as a local path depends on the machine."""
+    env = {**nodes.env, "RAY_ADDRESS": nodes.address}
+    train = (*TRAIN, "--shards", glyph_shards.uri)
+    status, _, err = job("train", *train, "--run", "/proc/self/cwd/run", cwd=tmp_path, env=env)
+    assert status == 2, err
+    assert "/proc/self/cwd/run is a folder of this machine that node" in err.splitlines()[-1]
+    assert "--run must be a bucket (s3://...) or a folder that all nodes mount" in err
+    assert not list(tmp_path.glob("*run*"))
