@@ -41,7 +41,7 @@ types: install ## strict type check
 	$(BIN)/mypy
 
 test: lint types ## style, types and all tests that take seconds
-	$(BIN)/pytest -m 'not slow'
+	$(BIN)/pytest -m 'not slow' --numprocesses 2 --dist loadfile
 
 check-all: lint types ## everything, with the long checks and those on real images (CAPTCHA_RAY_DATA names their folder)
 	$(BIN)/pytest --timeout 3600
