@@ -15,7 +15,7 @@ from tests.waiting import wait_until
 
 TOKEN = "0123456789abcdef0123456789abcdef"
 
-STOP_S = 30
+STOP_S = 5
 """Seconds that a node may take to stop when it is asked to; then it is killed."""
 
 
