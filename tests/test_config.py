@@ -59,6 +59,7 @@ BAD: list[tuple[type[Config], dict[str, Any]]] = [
     (TrainConfig, {"schedule": "cosine"}),
     (TrainConfig, {"precision": "fp16"}),
     *((TrainConfig, {name: 0}) for name in ("num_workers", "cpus_per_worker")),
+    *((TrainConfig, {"num_workers": value}) for value in ("4:1", "0:2", "1:2:3", "1:", "all", "-1", "1:4.5")),
     (TrainConfig, {"epochs": -1}),
     (TrainConfig, {"batch_size": 1}),
     *((TrainConfig, {name: -1}) for name in ("height", "width", "slots", "patience", "seed", "max_failures")),
@@ -266,3 +267,8 @@ def test_the_default_recipe_exists_and_reads_what_the_default_jobs_write() -> No
 def test_an_unknown_recipe_names_the_nearest() -> None:
     with pytest.raises(InputError, match="unknown recipe 'isfahn'; did you mean 'isfahan'"):
         recipes.get("isfahn")
+
+
+@pytest.mark.parametrize(("given", "workers"), [(1, (1, 1)), (4, (4, 4)), ("4", (4, 4)), ("1:4", (1, 4))])
+def test_workers_are_a_number_or_a_range(given: int | str, workers: tuple[int, int]) -> None:
+    assert TrainConfig(num_workers=given).workers == workers

@@ -56,8 +56,8 @@ def test_epochs_fall_with_the_images_and_what_is_seen_grows(num_images: int, epo
     assert rules.epochs(manifest(num_images)) == epochs
 
 
-@pytest.mark.parametrize(("num_workers", "batch_size"), [(1, 64), (4, 16), (8, 8), (64, 2)])
-def test_workers_share_the_batch(num_workers: int, batch_size: int) -> None:
+@pytest.mark.parametrize(("num_workers", "batch_size"), [(1, 64), (4, 16), ("1:4", 16), (8, 8), (64, 2)])
+def test_workers_share_the_batch(num_workers: int | str, batch_size: int) -> None:
     config = dataclasses.replace(recipes.get("auto"), num_workers=num_workers)
     assert rules.settle(config, manifest(10_000)).batch_size == batch_size
 

@@ -1,5 +1,6 @@
 """Training on a real Ray: reproducible, resumable, the same for one worker and two, and clear about bad input."""
 
+import contextlib
 import dataclasses
 import json
 import shutil
@@ -355,3 +356,17 @@ def test_calibration_makes_confidence_mean_what_it_says(
     assert evaluation.calibrate(val.sample(2000), config.run) == pytest.approx(
         temperature
     )  # of what the network says itself
+
+
+@pytest.mark.parametrize("num_workers", ["1:3", 1])
+def test_a_step_of_an_elastic_training_has_as_many_images_with_fewer_workers(
+    num_workers: int | str, glyph_shards: corpus.Shards, ray_cluster: cluster.Cluster, tmp_path: Path
+) -> None:
+    config = config_for(glyph_shards, tmp_path / "run", num_workers=num_workers, batch_size=8)
+    blocks = {"train": glyph_shards.read("train").materialize().to_arrow_refs(), "val": []}
+    spec = training.model_spec(config, glyph_shards.manifest)
+    job = training.WorkerJob(config, spec, blocks, lambda message: None)
+    with contextlib.closing(training.Worker(job, 0, 1, torch.device("cpu"))) as worker:
+        steps = [batch.step_images for batch in worker._train.epoch(None)]
+    images = glyph_shards.manifest.num_images["train"]
+    assert len(steps) == -(-images // (24 if num_workers == "1:3" else 8))
