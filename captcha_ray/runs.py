@@ -117,7 +117,9 @@ class RunDirectory:
         """
         started = self.read_json("config.json")
         for name, value in config.items():
-            if name not in may_differ and started.get(name) != value:
+            if (
+                name not in may_differ and started.get(name, value) != value
+            ):  # absent: from before there was such a field
                 was = started.get(name)
                 raise InputError(
                     f"{self.uri} was started with {name} {was!r}, not {value!r}; resume with the same flags"

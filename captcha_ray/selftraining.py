@@ -1,6 +1,6 @@
 """Images without labels, to learn from as well: a first network reads them, and what it is sure of counts as labeled.
 
-After D.-H. Lee, "Pseudo-Label" (2013): from 50 captchas and 400 unlabeled ones, twice to three times fewer are misread.
+After D.-H. Lee, "Pseudo-Label" (2013): from 50 captchas and 400 unlabeled ones, two to four times fewer are misread.
 """
 
 import dataclasses
@@ -93,8 +93,7 @@ def label(
         fn_constructor_args=(teacher.uri, known["sha256"].combine_chunks()),
         batch_size=evaluation.BATCH_SIZE,
         batch_format="pyarrow",
-        compute=compute,
-        num_cpus=config.cpus_per_worker,
+        compute=compute,  # with as many CPUs as decoding: actors of more would leave it none, and wait
         num_gpus=1 if config.use_gpu else None,
     ).materialize()
     number = sure.count()

@@ -142,15 +142,16 @@ def fit(
         dataclasses.replace(one, run=run.uri, shards=shards, unlabelled=unlabelled) for one in (asked, config)
     )
     run.begin(asked.to_dict(), manifest.to_dict(), resume=config.resume, may_differ=RESUME_MAY_DIFFER)
-    blocks = {"train": train.materialize().to_arrow_refs(), "val": val.materialize().to_arrow_refs() if val else []}
     facts: dict[str, Any] = {}
-    if find_more:
-        more = find_more(asked)
+    more = find_more(asked) if find_more else None
+    blocks = {"train": train.materialize().to_arrow_refs(), "val": val.materialize().to_arrow_refs() if val else []}
+    if more:
         facts["unlabelled"] = more.facts
         blocks["train"] += more.rows.to_arrow_refs()
         images = manifest.num_images | {"train": manifest.num_images["train"] + more.num_images}
         manifest = dataclasses.replace(manifest, num_images=images)
         config = _settled(asked, manifest, run)
+        check_batches(config, manifest)
     run.write_json("settled.json", config.to_dict())
     console.say(describe(config, spec, manifest))
     local = cluster.embedded and config.workers[1] == 1 and not config.use_gpu
