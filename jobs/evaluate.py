@@ -25,7 +25,8 @@ def main() -> None:
         return
     spec = identity.load_spec(run.uri)
     with cluster.connect():
-        cluster.check_shared(run=config.run, shards=config.shards or run.shards, corpus=config.corpus)
+        shards = "" if config.corpus or config.table else config.shards or run.shards
+        cluster.check_shared(run=config.run, shards=shards, corpus=config.corpus, table=config.table)
         source = corpus.open_labeled(config, run.shards, spec)
         found = evaluation.evaluate(source, run.uri, config.num_workers, config.use_gpu)
     if config.out:

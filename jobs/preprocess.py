@@ -7,7 +7,7 @@ from captcha_ray.config import PreprocessConfig
 def main() -> None:
     config = console.parse(PreprocessConfig)
     with cluster.connect():
-        cluster.check_shared(corpus=config.corpus, table=config.table, out=config.out)
+        cluster.check_shared(corpus="" if config.table else config.corpus, table=config.table, out=config.out)
         demo.ensure_corpus(config.corpus)
         manifest = corpus.preprocess(config)
     for line in manifest.describe():

@@ -1,4 +1,4 @@
-"""What is lost with a node: trainings on a cluster of several nodes whose workers, nodes and head are killed."""
+"""What is lost with a node: trainings on a cluster of several nodes whose workers and nodes are killed."""
 
 import contextlib
 import json
