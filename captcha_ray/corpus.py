@@ -199,6 +199,11 @@ def preprocess(config: PreprocessConfig) -> schema.Manifest:
     if not listing.uris:
         raise InputError(f"{config.corpus} holds no images to read")
     files, refused = _check_labels(listing, config)
+    if not len(files):
+        raise InputError(
+            f"none of the {len(listing.uris):,} files of {config.corpus} has a label by --labels {config.labels}; "
+            f"{listing.uris[0]}: {refused['detail'][0]}"
+        )
     image = choose_image(config, files["uri"].to_pylist())
     _claim(config)
     results = _run_blocks(files, config, image)
@@ -294,8 +299,6 @@ def _run_blocks(files: pa.Table, config: PreprocessConfig, image: ImageSpec) -> 
         )
         for number, start in enumerate(range(0, len(files), rows))
     ]
-    if not blocks:
-        raise InputError(f"{config.corpus} holds no file with a usable label")
     dataset = ray.data.from_arrow(blocks).map_batches(
         functools.partial(write_block, config=config, image=image),
         batch_size=None,

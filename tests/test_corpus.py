@@ -408,3 +408,12 @@ def test_a_network_is_only_measured_on_shards_it_could_read(glyph_shards: corpus
             corpus.open_labeled(config, "", dataclasses.replace(spec, **change))
     with pytest.raises(InputError, match="name --shards or --corpus"):
         corpus.open_labeled(EvaluateConfig(run="unused"), "", spec)
+
+
+def test_a_corpus_without_labels_is_refused_with_the_rule_and_an_example(
+    tmp_path: Path,
+) -> None:
+    draw_glyphs(tmp_path / "corpus", ["ab", "cd"])
+    with pytest.raises(InputError, match=r"none of the 2 files of .* has a label by --labels folder; .*ab-0.png: the"):
+        corpus.preprocess(config_for(tmp_path, labels="folder", label_pattern=""))
+    assert not (tmp_path / "shards").exists()
