@@ -21,7 +21,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 
 demo: install ## draw two corpora, train both networks, write reports, read a folder into Parquet (5 minutes on two cores)
 	$(BIN)/python jobs/synthesize.py --scheme digits --num-images 4000 --out $(DEMO)/corpus/digits
-	$(BIN)/python jobs/preprocess.py --corpus $(DEMO)/corpus/digits --labels folder --height 60 --width 18 --out $(DEMO)/shards/digits
+	$(BIN)/python jobs/preprocess.py --corpus $(DEMO)/corpus/digits --labels folder --out $(DEMO)/shards/digits
 	$(BIN)/python jobs/train.py --recipe demo-digits --shards $(DEMO)/shards/digits --run $(DEMO)/runs/digits --resume
 	$(BIN)/python jobs/synthesize.py --scheme text5 --num-images 5000 --out $(DEMO)/corpus/text5
 	$(BIN)/python jobs/preprocess.py --corpus $(DEMO)/corpus/text5 --labels filename --label-pattern '^([^-]+)' --height 50 --width 200 --out $(DEMO)/shards/text5

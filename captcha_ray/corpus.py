@@ -180,8 +180,8 @@ def _write_part(uri: str, rows: pa.Table) -> None:
     storage.write(uri, buffer.getbuffer())
 
 
-def _read_part(uri: str) -> pa.Table:
-    return pq.read_table(io.BytesIO(storage.read(uri)))
+def _read_part(uri: str, columns: list[str] | None = None) -> pa.Table:
+    return pq.read_table(io.BytesIO(storage.read(uri)), columns=columns)
 
 
 def preprocess(config: PreprocessConfig) -> schema.Manifest:
@@ -417,21 +417,22 @@ class Shards:
         """The split, to measure a network on. Raises InputError where it is empty."""
         return Labeled(split, self.uri, self.read(split), self.manifest.num_images[split])
 
-    def read(self, split: schema.Split | None = None) -> ray.data.Dataset:
+    def read(self, split: schema.Split | None = None, columns: list[str] | None = None) -> ray.data.Dataset:
         """A Dataset of the split's rows as `schema.shard_schema` names them, one block per part, in a fixed order.
 
-        split: None for all of them. Raises InputError where the split is empty.
+        split, columns: None for all of them. Raises InputError where the split is empty.
         """
         parts = [part for name in schema.SPLITS if split in (None, name) for part in self.manifest.parts[name]]
         if not parts:
             raise InputError(f"the {split} split of {self.uri} is empty; preprocess more images or other --splits")
         uris = [{"uri": storage.join(self.uri, part)} for part in parts]
         dataset = ray.data.from_items(uris, override_num_blocks=len(uris))  # unlike from_arrow, needs no task for it
-        return dataset.map_batches(_read_parts, batch_size=None, batch_format="pyarrow")
+        read = functools.partial(_read_parts, columns=columns)
+        return dataset.map_batches(read, batch_size=None, batch_format="pyarrow")
 
 
-def _read_parts(table: pa.Table) -> pa.Table:
-    return pa.concat_tables([_read_part(uri) for uri in table["uri"].to_pylist()])
+def _read_parts(table: pa.Table, *, columns: list[str] | None) -> pa.Table:
+    return pa.concat_tables([_read_part(uri, columns) for uri in table["uri"].to_pylist()])
 
 
 def open_shards(uri: str) -> Shards:
@@ -475,25 +476,26 @@ def read_corpus(corpus: str, rule: labels.LabelRule, spec: ImageSpec) -> Labeled
     files = list(dict.fromkeys(labeled))  # a table may name a file twice
     if not files:
         raise InputError(f"{corpus} holds no labeled images")
-    return Labeled("corpus", storage.absolute(corpus or rule.table), _decoded(files, spec), len(set(listing.uris)))
+    table = pa.table({"uri": [uri for uri, _ in files], "text": [text for _, text in files]})
+    return Labeled("corpus", storage.absolute(corpus or rule.table), decoded(table, spec), len(set(listing.uris)))
 
 
-def read_images(folder: str, spec: ImageSpec) -> tuple[ray.data.Dataset, int]:
-    """Images without labels, decoded on the fly, their texts empty; and how many files there are.
-
-    Raises InputError where there are none. Files that cannot be decoded are left out of the Dataset.
-    """
+def list_images(folder: str) -> list[str]:
+    """URIs of images without labels. Raises InputError where there are none."""
     uris = labels.list_corpus(storage.absolute(folder), labels.LabelRule("filename")).uris
     check(bool(uris), f"{folder} holds no images to read")
-    return _decoded([(uri, "") for uri in uris], spec), len(uris)
+    return uris
 
 
-def _decoded(files: list[tuple[str, str]], spec: ImageSpec) -> ray.data.Dataset:
-    """Rows of shards made of (URI, text)."""
-    table = pa.table({"uri": [u for u, _ in files], "text": [t for _, t in files]})
-    rows = block_rows(len(table), spec)
-    blocks = [table.slice(start, rows) for start in range(0, len(table), rows)]
-    return ray.data.from_arrow(blocks).map_batches(
+def in_blocks(files: pa.Table, spec: ImageSpec) -> ray.data.Dataset:
+    """A Dataset of the table's rows, in blocks of as many as a task can decode."""
+    rows = block_rows(len(files), spec)
+    return ray.data.from_arrow([files.slice(start, rows) for start in range(0, max(len(files), 1), rows)])
+
+
+def decoded(files: pa.Table, spec: ImageSpec) -> ray.data.Dataset:
+    """Rows of shards, made on the fly; files that cannot be decoded are left out. files: columns uri, text."""
+    return in_blocks(files, spec).map_batches(
         functools.partial(_decode_only, spec=spec), batch_size=None, batch_format="pyarrow", zero_copy_batch=True
     )
 

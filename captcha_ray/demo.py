@@ -8,7 +8,7 @@ CORPORA = (
     SynthesizeConfig(scheme="text5", num_images=5000, out=f"{DEMO}/corpus/text5"),
 )
 SHARDS = (
-    PreprocessConfig(corpus=f"{DEMO}/corpus/digits", labels="folder", height=60, width=18, out=f"{DEMO}/shards/digits"),
+    PreprocessConfig(corpus=f"{DEMO}/corpus/digits", labels="folder", out=f"{DEMO}/shards/digits"),
     PreprocessConfig(
         corpus=f"{DEMO}/corpus/text5",
         labels="filename",

@@ -12,10 +12,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray.data
 
-from captcha_ray import console, evaluation, schema, storage, training
+from captcha_ray import cluster, console, corpus, evaluation, images, schema, storage, training
 from captcha_ray.cluster import Cluster
-from captcha_ray.config import TrainConfig
-from captcha_ray.corpus import Labeled, Shards, read_images
+from captcha_ray.config import TrainConfig, check
+from captcha_ray.corpus import Labeled, Shards
 from captcha_ray.recognizer import Recognizer
 from captcha_ray.runs import RunDirectory
 from captcha_ray.training import MoreImages
@@ -26,31 +26,37 @@ MIN_CONFIDENCE = 0.9
 TEACHER = "teacher"
 """In the run's directory: the run of the network that reads the unlabeled images."""
 
+READINGS = "readings.parquet"
+"""In the teacher's directory: what it read, a row of `READINGS_SCHEMA` for every file that can be decoded."""
 
-class ReadSurely:
-    """Rows of shards -> those that are read with a confidence of `MIN_CONFIDENCE`, with what was read as their text.
+READINGS_SCHEMA = pa.schema(
+    [("uri", pa.string()), ("sha256", pa.binary(32)), ("text", pa.string()), ("confidence", pa.float64())]
+)
+"""sha256: of the pixels, as in shards."""
 
-    known: hashes of images to leave out. An actor of `map_batches`.
-    """
 
-    def __init__(self, model: str, known: pa.Array) -> None:
+class ReadFiles:
+    """Files (columns uri, text) -> rows of `READINGS_SCHEMA`. An actor of `map_batches`."""
+
+    def __init__(self, model: str) -> None:
         self._recognizer = Recognizer.load(model)
-        self._known = known
 
-    def __call__(self, rows: pa.Table) -> pa.Table:
-        """Rows of `schema.shard_schema` -> fewer of the same."""
-        rows = rows.filter(pc.invert(pc.is_in(rows["sha256"], value_set=self._known)))
-        images = schema.unpack_images(rows["image"], self._recognizer.spec.image)
-        if not len(images):
-            return rows
-        readings = self._recognizer.readings(self._recognizer.log_probabilities(images))
-        texts = pa.array([reading.text for reading in readings], pa.string())
-        rows = rows.set_column(rows.schema.get_field_index("text"), rows.schema.field("text"), texts)
-        return rows.filter(pa.array([reading.confidence >= MIN_CONFIDENCE for reading in readings], pa.bool_()))
+    def __call__(self, files: pa.Table) -> pa.Table:
+        """As many rows as files can be decoded."""
+        rows, _ = corpus.decode_files(files, self._recognizer.spec.image, images.MAX_PIXELS)
+        readings = []
+        if len(rows):
+            pixels = schema.unpack_images(rows["image"], self._recognizer.spec.image)
+            readings = self._recognizer.readings(self._recognizer.log_probabilities(pixels))
+        texts, confidences = [reading.text for reading in readings], [reading.confidence for reading in readings]
+        return pa.table(
+            [rows["uri"], rows["sha256"], pa.array(texts, pa.string()), pa.array(confidences, pa.float64())],
+            schema=READINGS_SCHEMA,
+        )
 
 
 def prepare(
-    config: TrainConfig, shards: Shards, val: Labeled | None, cluster: Cluster
+    config: TrainConfig, shards: Shards, val: Labeled | None, resources: Cluster
 ) -> Callable[[TrainConfig], MoreImages] | None:
     """What `training.fit` may ask for images besides the shards'; None where the config names none.
 
@@ -58,45 +64,90 @@ def prepare(
     """
     if not config.unlabelled:
         return None
-    images, num_files = read_images(config.unlabelled, shards.manifest.image_spec)
-    return functools.partial(label, images=images, num_files=num_files, shards=shards, val=val, cluster=cluster)
+    uris = corpus.list_images(config.unlabelled)
+    return functools.partial(label, uris=uris, shards=shards, val=val, resources=resources)
 
 
 def label(
-    config: TrainConfig,
-    *,
-    images: ray.data.Dataset,
-    num_files: int,
-    shards: Shards,
-    val: Labeled | None,
-    cluster: Cluster,
+    config: TrainConfig, *, uris: list[str], shards: Shards, val: Labeled | None, resources: Cluster
 ) -> MoreImages:
-    """Trains a network on the shards, in a run of its own below the run, and labels images by it.
+    """Trains a network on the shards, in a run of its own below the run, and labels the files by it.
 
-    images: rows of shards, with any texts. Those that are in the shards, of whatever split, are left out. A network
-    whose training was cut off goes on where it was; one that is trained is not trained again. Raises InputError as
-    `training.fit` does.
+    Pictures that are in the shards, of whatever split, are left out, and of pictures alike all but one. A network whose
+    training was cut off goes on where it was; one that is trained is not trained again, and what it has read is kept,
+    so that a run that is continued learns from the same. Raises InputError as `training.fit` does, and where no file
+    can be decoded.
     """
-    source = config.unlabelled
     teacher = RunDirectory(storage.join(config.run, TEACHER))
     if not teacher.finished:
-        console.say(f"first a network to read {num_files:,} files of {source}")
+        console.say(f"first a network to read {len(uris):,} files of {config.unlabelled}")
         first = dataclasses.replace(config, run=teacher.uri, unlabelled="", resume=True)
-        training.fit(first, shards.manifest, shards.read("train"), val.dataset if val else None, cluster)
+        training.fit(first, shards.manifest, shards.read("train"), val.dataset if val else None, resources)
         if val:
             evaluation.calibrate(val.sample(evaluation.CALIBRATION_IMAGES), teacher.uri)
         teacher.finish()
-    known = pa.concat_tables(shards.read().select_columns(["sha256"]).iter_batches(batch_format="pyarrow"))
-    compute: Any = ray.data.ActorPoolStrategy(size=config.workers[0])
-    sure = images.map_batches(
-        ReadSurely,
-        fn_constructor_args=(teacher.uri, known["sha256"].combine_chunks()),
+    if storage.exists(teacher.path(READINGS)):
+        readings = teacher.read_table(READINGS)
+    else:
+        readings = _read(uris, shards, teacher.uri, config.use_gpu)
+        check(len(readings) > 0, f"none of the {len(uris):,} files of {config.unlabelled} can be read as an image")
+        if unread := len(uris) - len(readings):
+            console.warn(f"{unread:,} files of {config.unlabelled} cannot be read as images, and are left out")
+        teacher.write_table(READINGS, readings)
+    known = pa.concat_tables(shards.read(columns=["sha256"]).iter_batches(batch_size=None, batch_format="pyarrow"))
+    chosen = choose(readings, known)
+    rows = _decode(chosen, shards)
+    number = rows.count()
+    if changed := len(chosen) - number:
+        console.warn(f"{changed:,} files of {config.unlabelled} are gone or others since they were read")
+    console.say(
+        f"{number:,} pictures that are not in the shards are read with a confidence of at least {MIN_CONFIDENCE:.0%}, "
+        f"and learned from"
+    )
+    facts = {"source": config.unlabelled, "num_files": len(uris), "num_read": len(readings)}
+    return MoreImages(rows, number, facts | {"num_learned_from": number})
+
+
+def _read(uris: list[str], shards: Shards, model: str, use_gpu: bool) -> pa.Table:
+    """Rows of `READINGS_SCHEMA`, in the order of the URIs."""
+    compute: Any = ray.data.ActorPoolStrategy(min_size=1, max_size=max(cluster.num_fitting(1, use_gpu), 1))
+    files = pa.table({"uri": uris, "text": pa.repeat("", len(uris))})
+    dataset = corpus.in_blocks(files, shards.manifest.image_spec).map_batches(
+        ReadFiles,
+        fn_constructor_args=(model,),
         batch_size=evaluation.BATCH_SIZE,
         batch_format="pyarrow",
-        compute=compute,  # with as many CPUs as decoding: actors of more would leave it none, and wait
-        num_gpus=1 if config.use_gpu else None,
-    ).materialize()
-    number = sure.count()
-    console.say(f"{number:,} of them are read with a confidence of at least {MIN_CONFIDENCE:.0%}, and learned from")
-    facts = {"source": source, "num_files": num_files, "num_learned_from": number}
-    return MoreImages(sure, number, facts)
+        compute=compute,
+        num_gpus=1 if use_gpu else None,
+    )
+    tables = [READINGS_SCHEMA.empty_table()]
+    with console.progress("read what has no labels", len(uris), "images") as advance:
+        for table in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
+            tables.append(pa.table(table))
+            advance(len(table))
+    return pa.concat_tables(tables)
+
+
+def choose(readings: pa.Table, known: pa.Table) -> pa.Table:
+    """The readings that count as labels: sure ones, of pictures that are not known, and one of each picture.
+
+    readings: of `READINGS_SCHEMA`. known: column sha256.
+    """
+    new = pc.invert(pc.is_in(readings["sha256"], value_set=known["sha256"].combine_chunks()))
+    sure = readings.filter(pc.and_(new, pc.greater_equal(readings["confidence"], MIN_CONFIDENCE)))
+    numbered = sure.append_column("row", pa.array(range(len(sure)), pa.int64()))
+    firsts = numbered.group_by("sha256", use_threads=False).aggregate([("row", "min")])["row_min"]
+    return sure.take(firsts)
+
+
+def _decode(chosen: pa.Table, shards: Shards) -> ray.data.Dataset:
+    """Rows of shards with what was read as their texts, materialized; without files that have changed since."""
+    unchanged = functools.partial(_unchanged, chosen=chosen.select(["uri", "sha256"]).combine_chunks())
+    rows = corpus.decoded(chosen.select(["uri", "text"]), shards.manifest.image_spec)
+    found: ray.data.Dataset = rows.map_batches(unchanged, batch_size=None, batch_format="pyarrow").materialize()
+    return found
+
+
+def _unchanged(rows: pa.Table, *, chosen: pa.Table) -> pa.Table:
+    then = chosen["sha256"].take(pc.index_in(rows["uri"], value_set=chosen["uri"]))
+    return rows.filter(pc.equal(rows["sha256"], then))

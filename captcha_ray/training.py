@@ -147,7 +147,7 @@ def fit(
     blocks = {"train": train.materialize().to_arrow_refs(), "val": val.materialize().to_arrow_refs() if val else []}
     if more:
         facts["unlabelled"] = more.facts
-        blocks["train"] += more.rows.to_arrow_refs()
+        blocks["train"] += more.rows.to_arrow_refs() if more.num_images else []
         images = manifest.num_images | {"train": manifest.num_images["train"] + more.num_images}
         manifest = dataclasses.replace(manifest, num_images=images)
         config = _settled(asked, manifest, run)

@@ -1,4 +1,4 @@
-"""python jobs/preprocess.py --corpus URI --labels folder --height 60 --width 18 --out URI: labeled images to shards."""
+"""python jobs/preprocess.py --corpus URI --labels folder --out URI: labeled images to shards."""
 
 from captcha_ray import cluster, console, corpus, demo
 from captcha_ray.config import PreprocessConfig

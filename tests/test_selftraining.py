@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import ray
 
@@ -13,11 +14,13 @@ from captcha_ray import cluster, corpus, evaluation, selftraining, storage, trai
 from captcha_ray.config import InputError, TrainConfig
 from captcha_ray.runs import RunDirectory
 from tests import conftest
+from tests.test_jobs import job
 
 
 @pytest.fixture(scope="module")
 def few(ray_cluster: cluster.Cluster, tmp_path_factory: pytest.TempPathFactory) -> tuple[corpus.Shards, Path]:
-    """Shards of 60 labeled images; a folder of 120 others, of 10 of the shards', and of a file that is no image."""
+    """Shards of 60 labeled images; a folder of 120 others, one of them twice, of 10 of the shards', and of a file that
+    is no image."""
     folder = tmp_path_factory.mktemp("few")
     conftest.draw_glyphs(folder / "corpus", conftest.glyph_texts(60, 2))
     config = conftest.config_for(folder, splits=(0.7, 0.15, 0.15))
@@ -25,6 +28,7 @@ def few(ray_cluster: cluster.Cluster, tmp_path_factory: pytest.TempPathFactory) 
     more = conftest.draw_glyphs(folder / "more", conftest.glyph_texts(120, 2, seed=1), seed=1)
     for number, path in enumerate(sorted((folder / "corpus").iterdir())[:10]):
         shutil.copy(path, more / f"again-{number}.png")
+    shutil.copy(next(path for path in sorted(more.iterdir()) if "again" not in path.name), more / "twice.png")
     (more / "broken.png").write_bytes(b"no image")
     return corpus.open_shards(config.out), more
 
@@ -50,7 +54,11 @@ def fit(config: TrainConfig, shards: corpus.Shards, resources: cluster.Cluster) 
 
 
 def test_what_a_first_network_is_sure_of_is_learned_from(
-    few: tuple[corpus.Shards, Path], ray_cluster: cluster.Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    few: tuple[corpus.Shards, Path],
+    ray_cluster: cluster.Cluster,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     shards, more = few
     blocks: list[Any] = []
@@ -58,7 +66,8 @@ def test_what_a_first_network_is_sure_of_is_learned_from(
     monkeypatch.setattr(training, "_run_trainer", lambda job, local: (blocks.append(job), run_trainer(job, local)))
     facts = fit(config_for(shards, more, tmp_path / "run"), shards, ray_cluster)
     teacher, student = blocks
-    assert facts["unlabelled"]["num_files"] == 131
+    assert (facts["unlabelled"]["num_files"], facts["unlabelled"]["num_read"]) == (132, 131)
+    assert "warning: 1 files of" in capsys.readouterr().err
     number = facts["unlabelled"]["num_learned_from"]
     assert 90 < number <= 120
     labeled, every = (ray.get(job.blocks["train"]) for job in (teacher, student))
@@ -68,6 +77,7 @@ def test_what_a_first_network_is_sure_of_is_learned_from(
     added = [row for row in rows.select(["uri", "text", "sha256"]).to_pylist() if "/more/" in row["uri"]]
     assert len(added) == number
     assert not known & {row["sha256"] for row in added}, "what is in the shards, a test image above all, stays there"
+    assert len({row["sha256"] for row in added}) == number, "a picture that is there twice counts once"
     right = [row["text"] == Path(row["uri"]).name.partition("-")[0] for row in added]
     assert sum(right) / len(right) > 0.95
     assert student.config.batch_size == 16
@@ -78,13 +88,17 @@ def test_what_a_first_network_is_sure_of_is_learned_from(
 def test_only_sure_readings_are_learned_from(
     few: tuple[corpus.Shards, Path], ray_cluster: cluster.Cluster, tmp_path: Path
 ) -> None:
-    shards, more = few
-    images, _ = corpus.read_images(str(more), shards.manifest.image_spec)
-    (rows,) = images.iter_batches(batch_size=None, batch_format="pyarrow")
+    _, more = few
+    uris = corpus.list_images(str(more))
     run = conftest.save_network(tmp_path / "run", conftest.GLYPHS)
-    nothing = pa.array([], pa.binary(32))
-    assert len(selftraining.ReadSurely(str(run), nothing)(rows)) == 0, "an untrained network is sure of nothing"
-    assert len(selftraining.ReadSurely(str(run), rows["sha256"].combine_chunks())(rows)) == 0
+    readings = selftraining.ReadFiles(str(run))(pa.table({"uri": uris, "text": [""] * len(uris)}))
+    assert readings["uri"].to_pylist() == [uri for uri in uris if "broken" not in uri]
+    known = readings.select(["sha256"]).slice(0, 0)
+    assert len(selftraining.choose(readings, known)) == 0, "an untrained network is sure of nothing"
+    index = readings.schema.get_field_index("confidence")
+    sure = readings.set_column(index, "confidence", pa.array([0.9] * len(readings)))
+    assert len(selftraining.choose(sure, known)) == 130, "one is there twice"
+    assert len(selftraining.choose(sure, sure.select(["sha256"]))) == 0
 
 
 def test_a_training_cut_off_between_its_networks_does_not_train_the_first_again(
@@ -103,6 +117,71 @@ def test_a_training_cut_off_between_its_networks_does_not_train_the_first_again(
     assert facts["num_epochs"] == 2
     assert first.stat().st_mtime_ns == trained
     assert (tmp_path / "run/teacher/_SUCCESS").exists()
+
+
+def test_a_training_that_is_continued_learns_from_what_was_read_at_first(
+    few: tuple[corpus.Shards, Path],
+    ray_cluster: cluster.Cluster,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    shards, more = few
+    folder = tmp_path / "more"
+    shutil.copytree(more, folder)
+    config = config_for(shards, folder, tmp_path / "run", epochs=4)
+    monkeypatch.setattr(selftraining, "MIN_CONFIDENCE", 0.0)
+    first = fit(config, shards, ray_cluster)["unlabelled"]
+    readings = pq.read_table(tmp_path / "run/teacher/readings.parquet")
+    conftest.draw_glyphs(folder / "later", conftest.glyph_texts(30, 2, seed=2), seed=2)
+    known = {str(folder / name) for name in ("broken.png", "twice.png")}
+    uris = [uri for uri in readings["uri"].to_pylist() if uri not in known and "again" not in uri]
+    Path(uris[0]).unlink()
+    Path(uris[1]).write_bytes(Path(uris[2]).read_bytes())
+    conftest.draw_glyphs(tmp_path / "other", ["ab"], seed=9)
+    Path(uris[3]).write_bytes(next((tmp_path / "other").iterdir()).read_bytes())
+    again = fit(dataclasses.replace(config, resume=True), shards, ray_cluster)["unlabelled"]
+    assert pq.read_table(tmp_path / "run/teacher/readings.parquet").equals(readings)
+    assert again["num_learned_from"] == first["num_learned_from"] - 3, "what was added since does not count"
+    assert "3 files of" in capsys.readouterr().err
+
+
+def test_where_nothing_is_sure_the_shards_alone_are_learned_from(
+    few: tuple[corpus.Shards, Path],
+    ray_cluster: cluster.Cluster,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Without validation images, and with workers that ask for every CPU there is."""
+    shards, more = few
+    monkeypatch.setattr(selftraining, "MIN_CONFIDENCE", 1.1)
+    config = config_for(shards, more, tmp_path / "run", epochs=1, cpus_per_worker=ray_cluster.num_cpus)
+    more_images = selftraining.prepare(config, shards, None, ray_cluster)
+    facts = training.fit(config, shards.manifest, shards.read("train"), None, ray_cluster, more_images)
+    assert facts["unlabelled"]["num_learned_from"] == 0
+    assert facts["num_epochs"] == 1
+
+
+def test_a_folder_of_which_nothing_can_be_read_is_refused(
+    few: tuple[corpus.Shards, Path], ray_cluster: cluster.Cluster, tmp_path: Path
+) -> None:
+    shards, _ = few
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more/broken.png").write_bytes(b"no image")
+    with pytest.raises(InputError, match=r"none of the 1 files of .*more can be read as an image"):
+        fit(config_for(shards, tmp_path / "more", tmp_path / "run", epochs=1), shards, ray_cluster)
+
+
+def test_the_job_says_what_it_has_learned_from(few: tuple[corpus.Shards, Path], tmp_path: Path) -> None:
+    shards, more = few
+    flags = ("--recipe", "text", "--shards", shards.uri, "--unlabelled", more, "--run", "run", "--epochs", "8")
+    status, out, err = job("train", *map(str, flags), cwd=tmp_path)
+    assert status == 0, err
+    results = RunDirectory(str(tmp_path / "run")).read_json("results.json")
+    number = results["unlabelled"]["num_learned_from"]
+    assert f"{number:,} pictures that are not in the shards are read with a confidence of at least 90%" in out
+    assert "1 files of" in err
+    assert f"epochs of {shards.manifest.num_images['train'] + number:,} images" in out
 
 
 def test_a_folder_without_images_is_refused_before_a_run_is_begun(
