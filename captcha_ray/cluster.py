@@ -78,7 +78,7 @@ def connect(meanwhile: str = "") -> Iterator[Cluster]:
     """The cluster that `RAY_ADDRESS` names, or a Ray started here that ends with the block.
 
     meanwhile: name of a module to import while Ray starts; torch and Ray take four seconds each, on two cores both at
-    once. An already connected process (a test, a notebook) keeps its connection. Inside, SIGTERM is KeyboardInterrupt.
+    once. An already connected process (a test, a notebook) keeps its connection. What SIGTERM does stays as it was.
     Raises InputError where the address does not answer, does not let this process in, or runs another Ray or Python.
     """
     address = os.environ.get("RAY_ADDRESS")
@@ -89,7 +89,8 @@ def connect(meanwhile: str = "") -> Iterator[Cluster]:
     if importing:
         importing.start()
     if ours:
-        _start(address)
+        with _keeping_sigterm():
+            _start(address)
     if importing:
         importing.join()
     context = ray.data.DataContext.get_current()
@@ -97,12 +98,12 @@ def connect(meanwhile: str = "") -> Iterator[Cluster]:
     context.execution_options.preserve_order = True
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     try:
-        with _terminable():
-            resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-            yield Cluster(int(resources.get("CPU", 0)), int(resources.get("GPU", 0)), embedded=not address)
+        resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+        yield Cluster(int(resources.get("CPU", 0)), int(resources.get("GPU", 0)), embedded=not address)
     finally:
         if ours:
-            ray.shutdown()
+            with _keeping_sigterm():
+                ray.shutdown()
 
 
 def _start(address: str | None) -> None:
@@ -127,26 +128,14 @@ def _start(address: str | None) -> None:
 
 
 @contextlib.contextmanager
-def _terminable() -> Iterator[None]:
-    """SIGTERM ends the block as Ctrl-C does, actors and all: so `ray job stop`, Kubernetes and `kill` ask a job to end.
-
-    The exception's argument is its number then. Ray's own handler ends the process with a trace.
-    """
+def _keeping_sigterm() -> Iterator[None]:
+    """Undoes what Ray makes of SIGTERM when it starts and when it ends: the process' end at once, with a trace."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-
-    asked: list[int] = []
-
-    def end(number: int, frame: Any) -> None:
-        asked.append(number)
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, end)
+    before = signal.getsignal(signal.SIGTERM)
     try:
         yield
-    except KeyboardInterrupt:  # Ray Train's may be another one than ours
-        raise KeyboardInterrupt(*asked) from None
     finally:
         signal.signal(signal.SIGTERM, before)
 
@@ -245,13 +234,16 @@ def num_fitting(cpus_per_worker: int, gpus_per_worker: float) -> int:
 
 def check_fits(num_workers: int, cpus_per_worker: int, gpus_per_worker: float) -> None:
     """Raises InputError where no placement of the workers on the nodes there are can ever hold them."""
-    fitting = num_fitting(cpus_per_worker, gpus_per_worker)
-    if fitting < num_workers:
-        nodes = [node["Resources"] for node in _nodes() if node["Alive"]]
-        have = f"{sum(n.get('CPU', 0) for n in nodes):.0f} CPUs and {sum(n.get('GPU', 0) for n in nodes):.0f} GPUs"
+    if num_fitting(cpus_per_worker, gpus_per_worker) < num_workers:
         gpus = f" and {gpus_per_worker:g} GPU" if gpus_per_worker else ""
         want = f"{cpus_per_worker} CPU{'s' * (cpus_per_worker > 1)}{gpus}"
-        raise InputError(
-            f"{num_workers} workers of {want} each do not fit: the cluster has {have} on {len(nodes)} node(s), "
-            f"room for {fitting}"
-        )
+        room = describe_room(cpus_per_worker, gpus_per_worker)
+        raise InputError(f"{num_workers} workers of {want} each do not fit: {room}")
+
+
+def describe_room(cpus_per_worker: int, gpus_per_worker: float) -> str:
+    """What the nodes there are have, and for how many workers that is, for a person."""
+    nodes = [node["Resources"] for node in _nodes() if node["Alive"]]
+    have = f"{sum(n.get('CPU', 0) for n in nodes):.0f} CPUs and {sum(n.get('GPU', 0) for n in nodes):.0f} GPUs"
+    fitting = num_fitting(cpus_per_worker, gpus_per_worker)
+    return f"the cluster has {have} on {len(nodes)} node(s), room for {fitting}"

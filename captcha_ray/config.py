@@ -152,10 +152,10 @@ class SynthesizeConfig(Config):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PreprocessConfig(Config):
-    """Turns a corpus of labelled images into shards, a quarantine and a manifest."""
+    """Turns a corpus of labeled images into shards, a quarantine and a manifest."""
 
     corpus: str = f"{DEMO}/corpus/digits"
-    """Folder or s3:// URI of labelled images. The default one is drawn on first use."""
+    """Folder or s3:// URI of labeled images. The default one is drawn on first use."""
     labels: Labels = "folder"
     """Where a label stands: the parent folder's name, the file's name, or a table."""
     label_pattern: str = ""
@@ -287,7 +287,8 @@ class TrainConfig(Config):
     """Seeds weights, order, dropout and augmentation."""
     num_workers: int | str = 1
     """Data-parallel workers, such as 4; or LEAST:MOST, such as 1:4, to go on with fewer while a node is gone and with
-    more when there is room again. A step has --batch-size images of MOST workers then, however many they are."""
+    more when there is room again, on a cluster that does nothing else: Ray counts what its nodes have, not what is
+    free. A step has --batch-size images of MOST workers then, however many they are."""
     cpus_per_worker: int = 1
     """CPU cores each worker reserves on a cluster; a single worker on this machine uses all of them."""
     use_gpu: bool = False
@@ -295,7 +296,7 @@ class TrainConfig(Config):
     precision: Precision = "auto"
     """auto: bf16 autocast where the processor has fast bf16 arithmetic, else fp32."""
     max_failures: int = 3
-    """How often lost workers are replaced, continuing from the last epoch, before the job fails."""
+    """How often in a row, with no epoch finished between, lost workers are replaced before the job fails."""
     resume: bool = False
     """Continue the run in --run after an interruption; start it where there is none."""
 
@@ -415,7 +416,7 @@ class TuneConfig(Config):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvaluateConfig(Config):
-    """Reads a split or a labelled corpus with a trained network and measures how well; or measures its recipe, by
+    """Reads a split or a labeled corpus with a trained network and measures how well; or measures its recipe, by
     training it anew on parts of the images."""
 
     run: str = f"{DEMO}/runs/digits"
@@ -425,7 +426,7 @@ class EvaluateConfig(Config):
     split: Literal["train", "val", "test"] = "test"
     """Which split of the shards."""
     corpus: str = ""
-    """Folder or s3:// URI of labelled images to read instead of shards."""
+    """Folder or s3:// URI of labeled images to read instead of shards."""
     labels: Labels = "folder"
     """Label rule of the corpus: parent folder's name, file's name, or a table."""
     label_pattern: str = ""
@@ -506,7 +507,8 @@ class InferConfig(Config):
     max_stretch: float = 4.0
     """Images whose ratio of width to height differs from the network's by more than this factor are errors."""
     min_confidence: float = 0.0
-    """Readings of less confidence, 0 to 1, get the status uncertain; the report names one for 99.9 % precision."""
+    """Readings of less confidence, 0 to 1, get the status uncertain; the report names one for 99.9 % precision. Rows
+    that the table holds already stay as they are."""
     num_workers: int = 0
     """Workers that fetch, decode and recognize; 0 for one per CPU, or one per GPU with --use-gpu."""
     cpus_per_worker: int = 1

@@ -6,6 +6,7 @@ import math
 import os
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -44,7 +45,8 @@ def run(job: Callable[[], None]) -> None:
     """Runs a job and ends the process: 0 done, 2 bad input in one sentence, 1 failure, 130 interrupted, 143 asked to
     end."""
     try:
-        job()
+        with _terminable():
+            job()
     except InputError as error:
         _fail(2, str(error))
     except KeyboardInterrupt as interrupt:
@@ -61,6 +63,31 @@ def run(job: Callable[[], None]) -> None:
     finally:
         if "duckdb" not in sys.modules:  # it prints a page about leaks when its types are not collected
             gc.freeze()  # the interpreter's last collection over torch's objects would take two seconds for nothing
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM ends the block as Ctrl-C does, actors and all: so `ray job stop`, Kubernetes and `kill` ask a job to end.
+
+    KeyboardInterrupt's argument is the signal's number then.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    asked: list[int] = []
+
+    def end(number: int, frame: Any) -> None:
+        asked.append(number)
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    except KeyboardInterrupt:  # Ray Train raises another one than ours
+        raise KeyboardInterrupt(*asked) from None
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _fail(status: int, sentence: str) -> None:

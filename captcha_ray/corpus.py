@@ -204,6 +204,8 @@ def preprocess(config: PreprocessConfig) -> schema.Manifest:
             f"none of the {len(listing.uris):,} files of {config.corpus} has a label by --labels {config.labels}; "
             f"{listing.uris[0]}: {refused['detail'][0]}"
         )
+    first = files.slice(0, 1).to_pylist()[0]
+    console.say(f"{len(files):,} labels by --labels {rule.labels}, such as {first['text']!r} of {first['uri']}")
     image = choose_image(config, files["uri"].to_pylist())
     _claim(config)
     results = _run_blocks(files, config, image)
@@ -237,7 +239,9 @@ def _finished(config: PreprocessConfig) -> schema.Manifest:
         if manifest.config.get(name) != value:
             found = manifest.config.get(name)
             raise InputError(f"{config.out} holds shards made with {name} {found!r}, not {value!r}; name another --out")
-    console.say(f"{config.out} is finished already; nothing to do")
+    console.say(
+        f"{config.out} is finished already; nothing to do (for what {config.corpus} has got since, name another --out)"
+    )
     return manifest
 
 

@@ -226,7 +226,8 @@ class _Job:
             if todo:
                 before = time.monotonic()
                 with cluster.connect():
-                    cluster.check_shared(images=self._config.images, run=self._config.run, out=self._config.out)
+                    images = "" if listing.is_table(self._config.images) else self._config.images
+                    cluster.check_shared(images=images, run=self._config.run, out=self._config.out)
                     self._seconds["start Ray"] = time.monotonic() - before
                     self._num_workers = _num_workers(self._config)
                     self._read(self._timed("plan", self._write_todo, todo))

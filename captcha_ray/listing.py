@@ -53,6 +53,11 @@ class _Table:
     is_escaped: bool = False
 
 
+def is_table(images: str) -> bool:
+    """Whether that names a list of objects and not a folder or prefix that holds them."""
+    return images.endswith((*TABLES, MANIFEST))
+
+
 def write_listing(images: str, path: Path, match: str, advance: Callable[[int], None]) -> int:
     """Writes `schema.LISTING_SCHEMA` rows of all objects whose URI holds the pattern `match`.
 
@@ -60,7 +65,7 @@ def write_listing(images: str, path: Path, match: str, advance: Callable[[int], 
     systems (`.DS_Store`, `Thumbs.db`, ...) were passed over. Raises InputError where there is nothing of that name or a
     table cannot be read.
     """
-    if images.endswith((*TABLES, MANIFEST)):
+    if is_table(images):
         tables = _open_inventory(images) if images.endswith(MANIFEST) else [_Table(images)]
         with pq.ParquetWriter(path, schema.LISTING_SCHEMA, compression="zstd") as writer:
             for rows in _read_tables(tables, path.parent, match):

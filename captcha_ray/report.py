@@ -20,7 +20,8 @@ DISPUTED = (
 def write(run: RunDirectory, results: Mapping[str, Any], mistakes: Mapping[str, Sequence[Mistake]]) -> str:
     """Writes `report.html` and `figures/*.png` of a run; gives the URI of the page.
 
-    results: `ReadingCounts.summary()` per split name, and anything else worth a line; "seconds" is how long it took.
+    results: `ReadingCounts.summary()` per split name, and anything else worth a line; "seconds" is how long the last
+    session of the training took.
     mistakes: per split name, worst first; kept in that order. A split without an entry keeps the picture it has.
     `config.json`, `environment.json` and `metrics.jsonl` are shown where the folder has them. Raises InputError where
     one is there and is not JSON, OSError where the folder cannot be written.
@@ -183,8 +184,8 @@ def _training(run: RunDirectory, epochs: list[dict[str, Any]]) -> str:
 
 
 def _durations(seconds: float | None, epochs: list[dict[str, Any]]) -> dict[str, str]:
-    """seconds: of training, with start-up, None where unknown."""
-    rows = {"Training, with start-up": page.duration(seconds)}
+    """seconds: of the last session, None where unknown."""
+    rows = {"Last session of the training, with start-up": page.duration(seconds)}
     if epochs:
         rows["Epochs"] = str(len(epochs))
         rows["All epochs"] = page.duration(_total(epochs, "seconds"))

@@ -70,6 +70,8 @@ def run(
     told = {f"recipe.{name}": value for name, value in recipe.to_dict().items()}
     told |= {f"space.{name}": str(searched.get(name, "off")) for name in space.OFFERED}
     config = dataclasses.replace(config, run=directory.uri, shards=storage.absolute(config.shards))
+    if recipe.unlabelled:
+        console.warn(f"trials learn from labeled images alone, without those of {recipe.unlabelled}")
     recipe = settle(_starting_point(config, recipe), manifest)
     _check_trials(recipe, searched, manifest)
     concurrent = num_concurrent(config)

@@ -59,14 +59,14 @@ def absolute(uri: str) -> str:
 
 @contextlib.contextmanager
 def probe(path: str) -> Iterator[str]:
-    """An empty local file in the folder or the nearest one above that exists, for others to look for; the folder itself
-    where nothing may be written."""
+    """An empty local file in the folder or the nearest one above that exists, for others to look for; where nothing may
+    be written, what is there itself."""
     folder = next(found for found in (Path(path), *Path(path).parents) if found.is_dir())
     marker = folder / f".{uuid.uuid4().hex}"
     try:
         marker.touch()
     except OSError:
-        yield str(folder)
+        yield path if os.path.exists(path) else str(folder)
         return
     try:
         yield str(marker)

@@ -38,7 +38,10 @@ def study(config: EvaluateConfig, run: RunDirectory) -> None:
     the run is at work.
     """
     check(storage.exists(run.path("config.json")), f"{run.uri} holds no run, whose recipe could be trained anew")
-    recipe = _alone(TrainConfig.from_dict(run.read_json("config.json")), config.use_gpu)
+    asked = TrainConfig.from_dict(run.read_json("config.json"))
+    if asked.unlabelled:
+        console.warn(f"what a study trains learns from labeled images alone, without those of {asked.unlabelled}")
+    recipe = _alone(asked, config.use_gpu)
     shards = corpus.open_shards(config.shards or run.shards)
     manifest = shards.manifest
     with Lease(run.path("_lease.json")) as lease:

@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import logging
 import math
+import re
 import tempfile
 import threading
 import time
@@ -32,9 +33,10 @@ from torch import Tensor, nn
 from captcha_ray import checkpoint, console, learning, schema, storage
 from captcha_ray.augment import Augment
 from captcha_ray.charset import Charset
-from captcha_ray.cluster import Cluster, check_fits, here
-from captcha_ray.config import InputError, TrainConfig, check
+from captcha_ray.cluster import Cluster, check_fits, describe_room, here
+from captcha_ray.config import FailedError, InputError, TrainConfig, check
 from captcha_ray.console import TrainingProgress
+from captcha_ray.lease import Lease
 from captcha_ray.models import build_model
 from captcha_ray.rules import settle
 from captcha_ray.runs import EventLog, RunDirectory
@@ -46,6 +48,9 @@ ANNOUNCE_INTERVAL_S = 0.25
 RESIZE_S = 60.0
 """Seconds after which an elastic training that lacks workers looks for room for more. A change costs it the epoch that
 it is at, and some seconds for new processes."""
+
+WAITING_S = 30.0
+"""Seconds without a step, above which the driver says what workers wait for; again after twice as many."""
 
 POLL_S = 1.0
 """Seconds between two looks at the metrics of workers elsewhere."""
@@ -128,12 +133,13 @@ def fit(
 
     A single CPU worker of an embedded Ray trains in this process (Ray Train's local mode: no other machine is to be
     had, and starting a worker takes longer than the small corpora people try first). Raises InputError for shards,
-    workers or run directories that do not fit, and where the loss stops being a number.
+    workers or run directories that do not fit, for a run that another job is at work on, and where the loss stops
+    being a number; FailedError where workers are lost again and again.
     """
     started = time.perf_counter()
     run = RunDirectory(config.run)
     asked, config = config, _settled(config, manifest, run)
-    spec = model_spec(config, manifest)
+    _ = model_spec(config, manifest)
     check_fits(config.workers[0], config.cpus_per_worker, config.use_gpu)
     check_batches(config, manifest)
     shards = storage.absolute(config.shards)
@@ -142,6 +148,23 @@ def fit(
         dataclasses.replace(one, run=run.uri, shards=shards, unlabelled=unlabelled) for one in (asked, config)
     )
     run.begin(asked.to_dict(), manifest.to_dict(), resume=config.resume, may_differ=RESUME_MAY_DIFFER)
+    with Lease(run.path("_lease.json")) as lease:
+        facts = _fit(asked, config, manifest, train, val, cluster, find_more)
+        lease.check()
+    return facts | {"seconds": time.perf_counter() - started}
+
+
+def _fit(
+    asked: TrainConfig,
+    config: TrainConfig,
+    manifest: schema.Manifest,
+    train: ray.data.Dataset,
+    val: ray.data.Dataset | None,
+    cluster: Cluster,
+    find_more: Callable[[TrainConfig], MoreImages] | None,
+) -> dict[str, Any]:
+    """What `fit` does once the run's directory is its own. config: settled."""
+    run, spec = RunDirectory(config.run), model_spec(config, manifest)
     facts: dict[str, Any] = {}
     more = find_more(asked) if find_more else None
     blocks = {"train": train.materialize().to_arrow_refs(), "val": val.materialize().to_arrow_refs() if val else []}
@@ -154,12 +177,14 @@ def fit(
         check_batches(config, manifest)
     run.write_json("settled.json", config.to_dict())
     console.say(describe(config, spec, manifest))
+    if done := len(run.read_metrics()):
+        console.say(f"goes on after epoch {done}")
     local = cluster.embedded and config.workers[1] == 1 and not config.use_gpu
     with TrainingProgress(config.epochs) as progress:
         if local:
             _run_trainer(WorkerJob(config, spec, blocks, lambda message: _show(progress, message)), local=True)
         else:
-            with _Relay(progress) as relay:
+            with _Relay(progress, config) as relay:
                 _run_trainer(WorkerJob(config, spec, blocks, relay.announcer()), local=False)
     epochs = run.read_metrics()
     if not epochs:
@@ -168,11 +193,7 @@ def fit(
         )
     if has_diverged(epochs[-1]):
         raise InputError(f"training diverged in epoch {len(epochs)}: the loss is not a number; lower --learning-rate")
-    return facts | {
-        "best_epoch": best_epoch(epochs),
-        "num_epochs": len(epochs),
-        "seconds": time.perf_counter() - started,
-    }
+    return facts | {"best_epoch": best_epoch(epochs), "num_epochs": len(epochs)}
 
 
 def _settled(config: TrainConfig, manifest: schema.Manifest, run: RunDirectory) -> TrainConfig:
@@ -211,6 +232,38 @@ def check_batches(config: TrainConfig, manifest: schema.Manifest) -> None:
 
 
 def _run_trainer(job: WorkerJob, local: bool) -> None:
+    """Trains until the last epoch. Ray Train counts all losses of a training, however long it takes; here as many are
+    allowed again whenever an epoch was finished. Raises FailedError where they are too many."""
+    run = RunDirectory(job.config.run)
+    while True:
+        before = len(run.read_metrics())
+        try:
+            _run_trainer_once(job, local)
+            return
+        except ray.train.WorkerGroupError as error:
+            for failure in error.worker_failures.values():
+                cause = getattr(failure, "_base_exc", failure)
+                if isinstance(cause, (InputError, FailedError)):
+                    raise cause from None
+            if job.config.max_failures and len(run.read_metrics()) > before:
+                continue
+            if any(hasattr(failure, "_base_exc") for failure in error.worker_failures.values()):
+                raise  # of our code
+            lost = next(iter(error.worker_failures.values()))
+            raise FailedError(
+                f"workers were lost more than {job.config.max_failures} times without an epoch between, the last one: "
+                f"{_why_lost(lost)}; what was finished is kept, --resume goes on"
+            ) from error
+
+
+def _why_lost(failure: Exception) -> str:
+    """The sentence that tells the most, of the page that Ray writes."""
+    said = str(getattr(failure, "health_check_failure", failure))
+    found = re.search(r"Worker exit detail: ([^.]+)", said)
+    return found.group(1) if found else said.splitlines()[0]
+
+
+def _run_trainer_once(job: WorkerJob, local: bool) -> None:
     config = job.config
     resources: dict[str, float] = {"CPU": config.cpus_per_worker, **({"GPU": 1} if config.use_gpu else {})}
     least, most = config.workers
@@ -256,10 +309,10 @@ class _Mailbox:
 
 
 class _Relay:
-    """Shows on the driver's terminal what rank 0 announces."""
+    """Shows on the driver's terminal what rank 0 announces, and what is waited for while it announces nothing."""
 
-    def __init__(self, progress: TrainingProgress) -> None:
-        self._progress = progress
+    def __init__(self, progress: TrainingProgress, config: TrainConfig) -> None:
+        self._progress, self._config = progress, config
         self._mailbox: Any = _Mailbox.options(scheduling_strategy=here()).remote()  # type: ignore[attr-defined]
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
@@ -283,13 +336,25 @@ class _Relay:
         ray.kill(self._mailbox)
 
     def _watch(self) -> None:
+        heard, patience = time.monotonic(), WAITING_S
         while not self._done.wait(ANNOUNCE_INTERVAL_S):
-            self._show_all()
+            silent = time.monotonic() - heard
+            if self._show_all():
+                heard, patience = time.monotonic(), WAITING_S
+            elif silent > patience:
+                patience *= 2
+                room = describe_room(self._config.cpus_per_worker, self._config.use_gpu)
+                console.say(
+                    f"no step for {silent:.0f} s: {self._config.workers[0]} workers start, or wait for nodes; {room}"
+                )
         self._show_all()
 
-    def _show_all(self) -> None:
-        for message in ray.get(self._mailbox.take.remote()):
+    def _show_all(self) -> int:
+        """Returns how many there were."""
+        messages = ray.get(self._mailbox.take.remote())
+        for message in messages:
             _show(self._progress, message)
+        return len(messages)
 
 
 def _show(progress: TrainingProgress, message: Announcement) -> None:
@@ -339,14 +404,14 @@ def train_worker(arguments: dict[str, Any]) -> None:
 
 
 class Worker:
-    """State of one worker between epochs. Every epoch's random numbers follow from (seed, epoch, rank) alone, so an
-    interrupted run that is continued draws what an undisturbed one would have drawn."""
+    """State of one worker between epochs. Every epoch's random numbers follow from (seed, epoch, rank) alone, so a run
+    that is continued with as many workers draws what an undisturbed one would have drawn."""
 
     def __init__(self, job: WorkerJob, rank: int, world_size: int, device: torch.device) -> None:
         config = job.config
         self._job, self._rank, self._world_size = job, rank, world_size
         self._arithmetic = learning.Arithmetic.choose(device, config.precision)
-        step_images = config.batch_size * config.workers[1]  # as many with fewer workers: what is learned is the same
+        step_images = config.batch_size * config.workers[1]  # as many with fewer workers: the learning rate fits them
         self._train = self._feed("train", -(-step_images // world_size))
         self._val = self._feed("val", EVALUATION_BATCH_SIZE) if job.blocks["val"] else None
         torch.manual_seed(learning.derive_seed(config.seed))

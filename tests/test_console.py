@@ -50,6 +50,31 @@ def test_an_interrupt_is_one_sentence_and_status_130(capsys: pytest.CaptureFixtu
     )
 
 
+TERMINATED = """
+import os, signal, sys
+from captcha_ray import cluster, console
+def end(asked):
+    if asked:
+        os.kill(os.getpid(), signal.SIGTERM)
+def job():
+    end(sys.argv[1] == "before")
+    with cluster.connect():
+        end(sys.argv[1] == "inside")
+    end(sys.argv[1] == "after")
+console.run(job)
+"""
+
+
+@pytest.mark.parametrize("moment", ["before", "inside", "after"])
+def test_sigterm_is_one_sentence_and_status_143(moment: str) -> None:
+    """Ray has a way of its own to end by it."""
+    command = [sys.executable, "-c", TERMINATED, moment]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert result.returncode == 143
+    assert result.stderr.startswith("error: interrupted; what was finished is kept")
+    assert len(result.stderr.splitlines()) == 1
+
+
 def test_a_failure_shows_where_it_came_from_then_a_sentence_and_status_1(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         console.run(raising(OSError("the disk is full")))

@@ -211,7 +211,7 @@ def test_unknown_values_in_metrics_and_config_are_dashes_and_gaps(tmp_path: Path
     run.write_metrics([{"epoch": 1, **nothing}])
     run.write_json("config.json", {"seed": None, "recipe": "", "use_gpu": False})
     pairs = write(tmp_path, {"seconds": None}).pairs()
-    assert pairs["Training, with start-up"] == pairs["All epochs"] == pairs["seed"] == "–"
+    assert pairs["Last session of the training, with start-up"] == pairs["All epochs"] == pairs["seed"] == "–"
     assert pairs["recipe"] == '""'
     assert pairs["use_gpu"] == "no"
 
@@ -397,7 +397,8 @@ def test_config_environment_and_duration_are_shown(tmp_path: Path) -> None:
     run.write_metrics([epoch(1), epoch(2, seconds=3600.0, images_per_second=2000.0)])
     pairs = write(tmp_path, {"test": GOOD, "seconds": 3700.4}).pairs()
     wanted = {"learning_rate": "0.001", "splits": "0.5, 0.5", "versions torch": "2.9", "commit": "–",
-              "command": "t.py 'a b'", "Training, with start-up": "1:01:40", "Epochs": "2", "All epochs": "1:00:30",
+              "command": "t.py 'a b'", "Last session of the training, with start-up": "1:01:40",
+              "Epochs": "2", "All epochs": "1:00:30",
               "Images per second, mean of epochs": "1,500",
               "Share of time waiting for data, mean of epochs": "25.00%"}  # fmt: skip
     assert {name: pairs[name] for name in wanted} == wanted

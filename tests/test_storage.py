@@ -279,3 +279,18 @@ def test_any_name_a_local_folder_can_hold_comes_back(tmp_path_factory: pytest.Te
     uri = storage.join(str(folder), "x" + name)
     storage.write(uri, b"x")
     assert list(storage.list_files(str(folder))) == [uri]
+
+
+def test_a_probe_is_a_file_in_the_nearest_folder_that_is_there_and_gone_afterwards(tmp_path: Path) -> None:
+    for path in (tmp_path, tmp_path / "a" / "b"):
+        with storage.probe(str(path)) as probe:
+            assert Path(probe).is_file()
+            assert Path(probe).parent == tmp_path
+        assert not list(tmp_path.iterdir())
+
+
+def test_where_nothing_can_be_written_the_probe_is_what_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Path, "touch", lambda _: exec("raise PermissionError"))
+    for path, found in (("/etc/hostname", "/etc/hostname"), ("/etc/absent/file", "/etc"), ("/etc", "/etc")):
+        with storage.probe(path) as probe:
+            assert probe == found

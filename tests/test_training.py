@@ -3,7 +3,9 @@
 import contextlib
 import dataclasses
 import json
+import os
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,8 @@ from PIL import Image
 from safetensors.torch import load
 
 from captcha_ray import checkpoint, cluster, corpus, evaluation, identity, recipes, rules, runs, training
-from captcha_ray.config import InputError, TrainConfig
+from captcha_ray.config import FailedError, InputError, TrainConfig
+from captcha_ray.lease import Lease
 from captcha_ray.recognizer import Recognizer
 from captcha_ray.runs import RunDirectory
 from captcha_ray.schema import Manifest
@@ -370,3 +373,41 @@ def test_a_step_of_an_elastic_training_has_as_many_images_with_fewer_workers(
         steps = [batch.step_images for batch in worker._train.epoch(None)]
     images = glyph_shards.manifest.num_images["train"]
     assert len(steps) == -(-images // (24 if num_workers == "1:3" else 8))
+
+
+def test_two_jobs_do_not_train_into_one_run(
+    glyph_shards: corpus.Shards, ray_cluster: cluster.Cluster, tmp_path: Path
+) -> None:
+    config = config_for(glyph_shards, tmp_path / "run", epochs=1)
+    fit(config, glyph_shards, ray_cluster)
+    assert not list((tmp_path / "run").glob("_lease*")), "it is given back"
+    with Lease(str(tmp_path / "run/_lease.json")), pytest.raises(InputError, match="is at work on"):
+        fit(dataclasses.replace(config, resume=True), glyph_shards, ray_cluster)
+
+
+def lossy_job(at: str, shards: corpus.Shards, run: Path) -> training.WorkerJob:
+    """Its worker is killed whenever it announces that."""
+
+    def kill(message: training.Announcement) -> None:
+        if message[0] == at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    config = rules.settle(config_for(shards, run, max_failures=1), shards.manifest)
+    blocks = {"train": shards.read("train").materialize().to_arrow_refs(), "val": []}
+    return training.WorkerJob(config, training.model_spec(config, shards.manifest), blocks, kill)
+
+
+@pytest.mark.slow
+def test_as_many_losses_are_allowed_again_after_an_epoch(
+    glyph_shards: corpus.Shards, ray_cluster: cluster.Cluster, tmp_path: Path
+) -> None:
+    training._run_trainer(lossy_job("epoch", glyph_shards, tmp_path / "run"), local=False)
+    assert [epoch["epoch"] for epoch in RunDirectory(str(tmp_path / "run")).read_metrics()] == [1, 2, 3]
+
+
+@pytest.mark.slow
+def test_workers_that_are_lost_again_and_again_end_the_training_in_a_sentence(
+    glyph_shards: corpus.Shards, ray_cluster: cluster.Cluster, tmp_path: Path
+) -> None:
+    with pytest.raises(FailedError, match="lost more than 1 times without an epoch between, the last one: Worker unexp"):
+        training._run_trainer(lossy_job("step", glyph_shards, tmp_path / "run"), local=False)
