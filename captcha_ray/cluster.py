@@ -1,4 +1,4 @@
-"""Connects to Ray and says at once, in one sentence, when a request cannot fit. Starts no work of its own."""
+"""Connects to Ray, and says in one sentence where that fails. Starts no work of its own."""
 
 import contextlib
 import dataclasses
@@ -187,7 +187,7 @@ def check_shared(**paths: str) -> None:
     paths: by the name of their flag; URIs of stores are everybody's. Looked at from every node that has CPUs or GPUs.
     """
     home = ray.get_runtime_context().get_node_id()
-    others = [n for n in _nodes() if n["Alive"] and n["NodeID"] != home and {"CPU", "GPU"} & n["Resources"].keys()]
+    others = [n for n in nodes() if n["NodeID"] != home and {"CPU", "GPU"} & n["Resources"].keys()]
     local = {name: storage.absolute(path) for name, path in paths.items() if path and not storage.is_remote(path)}
     for name, path in local.items() if others else ():
         with storage.probe(path) as probe:
@@ -215,35 +215,7 @@ def here() -> NodeAffinitySchedulingStrategy:
     return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
 
 
-def _nodes() -> list[dict[str, Any]]:
-    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
-    return nodes
-
-
-def num_fitting(cpus_per_worker: int, gpus_per_worker: float) -> int:
-    """How many workers of so many CPUs and GPUs each the nodes there are can hold; GPUs may be a fraction."""
-    nodes = [node["Resources"] for node in _nodes() if node["Alive"]]
-    by_cpu = [int(n.get("CPU", 0)) // cpus_per_worker for n in nodes]
-    by_gpu = by_cpu
-    if 0 < gpus_per_worker < 1:  # a fraction is of one GPU, not spread over two
-        by_gpu = [int(n.get("GPU", 0)) * int(1 / gpus_per_worker) for n in nodes]
-    elif gpus_per_worker:
-        by_gpu = [int(n.get("GPU", 0) / gpus_per_worker) for n in nodes]
-    return sum(map(min, by_cpu, by_gpu))
-
-
-def check_fits(num_workers: int, cpus_per_worker: int, gpus_per_worker: float) -> None:
-    """Raises InputError where no placement of the workers on the nodes there are can ever hold them."""
-    if num_fitting(cpus_per_worker, gpus_per_worker) < num_workers:
-        gpus = f" and {gpus_per_worker:g} GPU" if gpus_per_worker else ""
-        want = f"{cpus_per_worker} CPU{'s' * (cpus_per_worker > 1)}{gpus}"
-        room = describe_room(cpus_per_worker, gpus_per_worker)
-        raise InputError(f"{num_workers} workers of {want} each do not fit: {room}")
-
-
-def describe_room(cpus_per_worker: int, gpus_per_worker: float) -> str:
-    """What the nodes there are have, and for how many workers that is, for a person."""
-    nodes = [node["Resources"] for node in _nodes() if node["Alive"]]
-    have = f"{sum(n.get('CPU', 0) for n in nodes):.0f} CPUs and {sum(n.get('GPU', 0) for n in nodes):.0f} GPUs"
-    fitting = num_fitting(cpus_per_worker, gpus_per_worker)
-    return f"the cluster has {have} on {len(nodes)} node(s), room for {fitting}"
+def nodes() -> list[dict[str, Any]]:
+    """The nodes that are alive, as `ray.nodes` tells them."""
+    found: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+    return [node for node in found if node["Alive"]]

@@ -27,7 +27,7 @@ import pyarrow.parquet as pq
 import ray
 import ray.data
 
-from captcha_ray import cluster, console, identity, listing, objectstore, predictions, runs, storage
+from captcha_ray import cluster, console, identity, listing, objectstore, predictions, room, runs, storage
 from captcha_ray.config import FailedError, InferConfig, InputError
 from captcha_ray.lease import Lease
 from captcha_ray.predictions import Committed, Counts, Predictions
@@ -156,8 +156,8 @@ def _check_apart(source: str, out: str) -> None:
 
 def _num_workers(config: InferConfig) -> int:
     """How many workers to use. Raises InputError where they do not fit."""
-    num_workers = config.num_workers or max(cluster.num_fitting(config.cpus_per_worker, config.use_gpu), 1)
-    cluster.check_fits(num_workers, config.cpus_per_worker, config.use_gpu)
+    num_workers = config.num_workers or max(room.num_fitting(config.cpus_per_worker, config.use_gpu), 1)
+    room.await_room(num_workers, config.cpus_per_worker, config.use_gpu)
     return num_workers
 
 

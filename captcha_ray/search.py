@@ -22,8 +22,7 @@ import ray.train
 import ray.tune
 import ray.tune.search
 
-from captcha_ray import console, halving, schema, space, storage, training, trials
-from captcha_ray.cluster import check_fits, num_fitting
+from captcha_ray import console, halving, room, schema, space, storage, training, trials
 from captcha_ray.config import FailedError, TrainConfig, TuneConfig, check
 from captcha_ray.console import SearchProgress
 from captcha_ray.lease import Lease
@@ -152,8 +151,8 @@ def _check_trials(recipe: TrainConfig, searched: Space, manifest: schema.Manifes
 def num_concurrent(config: TuneConfig) -> int:
     """How many trials to run at once. Raises InputError where not even one fits."""
     workers, gpus = config.workers_per_trial, config.gpus_per_trial / config.workers_per_trial
-    check_fits(workers, config.cpus_per_worker, gpus)
-    fitting = num_fitting(config.cpus_per_worker, gpus) // workers
+    room.await_room(workers, config.cpus_per_worker, gpus)
+    fitting = room.num_fitting(config.cpus_per_worker, gpus) // workers
     return min(config.max_concurrent or fitting, fitting, config.num_trials)
 
 

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray.data
 
-from captcha_ray import cluster, console, corpus, evaluation, images, schema, storage, training
+from captcha_ray import console, corpus, evaluation, images, room, schema, storage, training
 from captcha_ray.cluster import Cluster
 from captcha_ray.config import TrainConfig, check
 from captcha_ray.corpus import Labeled, Shards
@@ -110,7 +110,7 @@ def label(
 
 def _read(uris: list[str], shards: Shards, model: str, use_gpu: bool) -> pa.Table:
     """Rows of `READINGS_SCHEMA`, in the order of the URIs."""
-    compute: Any = ray.data.ActorPoolStrategy(min_size=1, max_size=max(cluster.num_fitting(1, use_gpu), 1))
+    compute: Any = ray.data.ActorPoolStrategy(min_size=1, max_size=max(room.num_fitting(1, use_gpu), 1))
     files = pa.table({"uri": uris, "text": pa.repeat("", len(uris))})
     dataset = corpus.in_blocks(files, shards.manifest.image_spec).map_batches(
         ReadFiles,

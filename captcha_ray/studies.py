@@ -16,7 +16,7 @@ import pyarrow as pa
 import ray
 import ray.data
 
-from captcha_ray import cluster, console, corpus, evaluation, learning_curve, schema, storage, training
+from captcha_ray import console, corpus, evaluation, learning_curve, room, schema, storage, training
 from captcha_ray.config import EvaluateConfig, TrainConfig, check
 from captcha_ray.evaluation import Evaluation
 from captcha_ray.learning_curve import Point
@@ -197,8 +197,8 @@ def _restrict(
 def _resources(config: TrainConfig) -> tuple[int, float]:
     """How many such trainings the cluster can do at once, and the GPUs of each. Raises InputError where none fits."""
     gpus = 1.0 if config.use_gpu else 0.0
-    cluster.check_fits(1, config.cpus_per_worker, gpus)
-    return cluster.num_fitting(config.cpus_per_worker, gpus), gpus
+    room.await_room(1, config.cpus_per_worker, gpus)
+    return room.num_fitting(config.cpus_per_worker, gpus), gpus
 
 
 @contextlib.contextmanager

@@ -30,10 +30,10 @@ import torch._dynamo  # the first optimizer would import it, when nothing else g
 import torch.distributed
 from torch import Tensor, nn
 
-from captcha_ray import checkpoint, console, learning, schema, storage
+from captcha_ray import checkpoint, console, learning, room, schema, storage
 from captcha_ray.augment import Augment
 from captcha_ray.charset import Charset
-from captcha_ray.cluster import Cluster, check_fits, describe_room, here
+from captcha_ray.cluster import Cluster, here
 from captcha_ray.config import FailedError, InputError, TrainConfig, check
 from captcha_ray.console import TrainingProgress
 from captcha_ray.lease import Lease
@@ -140,7 +140,7 @@ def fit(
     run = RunDirectory(config.run)
     asked, config = config, _settled(config, manifest, run)
     _ = model_spec(config, manifest)
-    check_fits(config.workers[0], config.cpus_per_worker, config.use_gpu)
+    room.await_room(config.workers[0], config.cpus_per_worker, config.use_gpu)
     check_batches(config, manifest)
     shards = storage.absolute(config.shards)
     unlabelled = storage.absolute(config.unlabelled) if config.unlabelled else ""
@@ -343,9 +343,9 @@ class _Relay:
                 heard, patience = time.monotonic(), WAITING_S
             elif silent > patience:
                 patience *= 2
-                room = describe_room(self._config.cpus_per_worker, self._config.use_gpu)
+                have = room.describe(self._config.cpus_per_worker, self._config.use_gpu)
                 console.say(
-                    f"no step for {silent:.0f} s: {self._config.workers[0]} workers start, or wait for nodes; {room}"
+                    f"no step for {silent:.0f} s: {self._config.workers[0]} workers start, or wait for nodes; {have}"
                 )
         self._show_all()
 

@@ -64,11 +64,13 @@ class Nodes:
         self.env |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "PATH": path}
         self.env |= {"RAY_API_SERVER_ADDRESS": f"http://{host}:{self._dashboard}"}
 
-    def head(self, num_cpus: int) -> Node:
-        """Starts the head node; it accepts jobs. Another one may take its place, at the same address."""
+    def head(self, num_cpus: int, *more: str, **env: str) -> Node:
+        """Starts the head node; it accepts jobs. Another one may take its place, at the same address. more: options.
+        env: of all that runs on it."""
         options = ["--head", "--node-ip-address", self._host, "--port", str(self._gcs), "--num-cpus", str(num_cpus)]
         options += ["--dashboard-host", self._host, "--dashboard-port", str(self._dashboard)]
-        node = Node(*options, "--ray-client-server-port", str(self._client), folder=self._folder, env=self.env)
+        options += ["--ray-client-server-port", str(self._client), *more]
+        node = Node(*options, folder=self._folder, env=self.env | env)
         try:
             wait_until(self._accepts_jobs, node.process, 120, lambda: node.said)
         except BaseException:

@@ -261,8 +261,8 @@ def test_what_cannot_be_searched_is_refused_and_nothing_is_overwritten(
 
 
 def test_fractions_of_a_gpu_let_several_trials_share_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    nodes = [{"Alive": True, "Resources": {"CPU": 16.0, "GPU": 1.0}}, {"Alive": True, "Resources": {"CPU": 8.0}}]
-    monkeypatch.setattr(cluster, "_nodes", lambda: nodes)
+    nodes = [{"Resources": {"CPU": 16.0, "GPU": 1.0}}, {"Resources": {"CPU": 8.0}}]
+    monkeypatch.setattr(cluster, "nodes", lambda: nodes)
     assert search.num_concurrent(TuneConfig(gpus_per_trial=0.25)) == 4
     assert search.num_concurrent(TuneConfig(gpus_per_trial=0.6)) == 1
     assert search.num_concurrent(TuneConfig(gpus_per_trial=0.25, cpus_per_worker=8)) == 2

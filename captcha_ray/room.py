@@ -1,0 +1,137 @@
+"""Room for workers on a cluster's nodes: what there is, what an autoscaler may add, and what can never be had.
+
+Looks at what nodes have, not at what is free: work waits for what other work gives back.
+"""
+
+import dataclasses
+import json
+import time
+from typing import Any
+
+import ray
+from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
+from ray._raylet import GcsClient  # type: ignore[attr-defined]
+from ray.autoscaler.sdk import request_resources
+from ray.core.generated import autoscaler_pb2
+
+from captcha_ray import cluster, console
+from captcha_ray.config import InputError
+
+POLL_S = 1.0
+"""Seconds between two looks at the nodes."""
+
+IDLE_S = 60.0
+"""An autoscaler that has started no node for so long starts none for this request: it says nowhere what it could."""
+
+SAY_S = 30.0
+"""Seconds between two lines on what is waited for."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Worker:
+    """What one worker reserves; GPUs may be a fraction of one."""
+
+    num_cpus: int
+    num_gpus: float
+
+    def __str__(self) -> str:
+        gpus = f" and {self.num_gpus:g} GPU" if self.num_gpus else ""
+        return f"{self.num_cpus} CPU{'s' * (self.num_cpus > 1)}{gpus}"
+
+    @property
+    def bundle(self) -> dict[str, float]:
+        """As Ray names it."""
+        return {"CPU": self.num_cpus, **({"GPU": self.num_gpus} if self.num_gpus else {})}
+
+
+def num_fitting(cpus_per_worker: int, gpus_per_worker: float) -> int:
+    """How many workers of so many CPUs and GPUs each the nodes there are can hold; GPUs may be a fraction."""
+    nodes = [node["Resources"] for node in cluster.nodes()]
+    by_cpu = [int(n.get("CPU", 0)) // cpus_per_worker for n in nodes]
+    by_gpu = by_cpu
+    if 0 < gpus_per_worker < 1:  # a fraction is of one GPU, not spread over two
+        by_gpu = [int(n.get("GPU", 0)) * int(1 / gpus_per_worker) for n in nodes]
+    elif gpus_per_worker:
+        by_gpu = [int(n.get("GPU", 0) / gpus_per_worker) for n in nodes]
+    return sum(map(min, by_cpu, by_gpu))
+
+
+def describe(cpus_per_worker: int, gpus_per_worker: float) -> str:
+    """What the nodes there are have, and for how many workers that is, for a person."""
+    nodes = [node["Resources"] for node in cluster.nodes()]
+    have = f"{sum(n.get('CPU', 0) for n in nodes):.0f} CPUs and {sum(n.get('GPU', 0) for n in nodes):.0f} GPUs"
+    fitting = num_fitting(cpus_per_worker, gpus_per_worker)
+    return f"the cluster has {have} on {len(nodes)} node(s), room for {fitting}"
+
+
+def await_room(num_workers: int, cpus_per_worker: int, gpus_per_worker: float) -> None:
+    """Returns once the nodes can hold the workers; asks the autoscaler for more nodes, if there is one, and says so.
+
+    Raises InputError where there is none, where it says that it can never start such nodes, and once it has started
+    none for `IDLE_S`.
+    """
+    worker = Worker(cpus_per_worker, gpus_per_worker)
+    if num_fitting(cpus_per_worker, gpus_per_worker) >= num_workers:
+        return
+    asked = f"{num_workers} workers of {worker} each"
+    if autoscaler() is None:
+        raise InputError(f"{asked} do not fit: {describe(cpus_per_worker, gpus_per_worker)}")
+    request_resources(bundles=[worker.bundle] * num_workers)
+    try:
+        last_said, last_started = -SAY_S, time.monotonic()
+        fitting = 0
+        while (now_fitting := num_fitting(cpus_per_worker, gpus_per_worker)) < num_workers:
+            state = autoscaler() or Autoscaler(0, False)
+            if state.num_starting or now_fitting != fitting:
+                fitting, last_started = now_fitting, time.monotonic()
+            have = describe(cpus_per_worker, gpus_per_worker)
+            if state.refuses:
+                raise InputError(f"{asked} do not fit, the autoscaler has no such nodes: {have}")
+            if time.monotonic() - last_started > IDLE_S:
+                raise InputError(f"{asked} do not fit, the autoscaler has started no node for {IDLE_S:.0f} s: {have}")
+            if time.monotonic() - last_said >= SAY_S:
+                last_said = time.monotonic()
+                console.say(
+                    f"waiting for nodes: {asked} are asked for; {have}; {state.num_starting} nodes are starting"
+                )
+            time.sleep(POLL_S)
+    finally:
+        request_resources(bundles=[])  # from here on workers hold the nodes; a request left behind would for ever
+
+
+@dataclasses.dataclass(frozen=True)
+class Autoscaler:
+    """num_starting: nodes it has asked for that have not joined. refuses: whether it says that a request can never be
+    met."""
+
+    num_starting: int
+    refuses: bool
+
+
+def autoscaler() -> Autoscaler | None:
+    """What the cluster's autoscaler is at; None where there is none."""
+    client = GcsClient(address=ray.get_runtime_context().gcs_address)
+    reply = autoscaler_pb2.GetClusterStatusReply()  # type: ignore[attr-defined]
+    reply.ParseFromString(client.get_cluster_status(timeout_s=cluster.CONNECT_TIMEOUT_S))
+    status = client.internal_kv_get(DEBUG_AUTOSCALING_STATUS.encode(), None, timeout=cluster.CONNECT_TIMEOUT_S)
+    return of_version_2(reply.autoscaling_state) or of_version_1(status)
+
+
+def of_version_2(state: Any) -> Autoscaler | None:
+    """As the second version of Ray's autoscaler reports itself, an `AutoscalingState`; None where it does not run."""
+    if not state.autoscaler_state_version:
+        return None
+    starting = len(state.pending_instances) + sum(one.count for one in state.pending_instance_requests)
+    return Autoscaler(starting, bool(state.infeasible_cluster_resource_constraints))
+
+
+def of_version_1(status: bytes | None) -> Autoscaler | None:
+    """As the first version reports itself, that of `ray up`; None where it does not run.
+
+    It also runs where there is nothing to scale, and then calls every node a type of its own.
+    """
+    report = (json.loads(status) if status else {}).get("autoscaler_report") or {}
+    types = report.get("node_type_mapping") or {}
+    if all(kind == f"node_{node}" for node, kind in types.items()):
+        return None
+    return Autoscaler(len(report["pending_nodes"]) + sum(report["pending_launches"].values()), False)

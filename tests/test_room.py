@@ -1,0 +1,109 @@
+"""What fits a cluster, what it waits for where nodes may come, and what it refuses."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID
+from ray.core.generated import autoscaler_pb2
+
+from captcha_ray import room
+from captcha_ray.config import InputError
+from tests.ray_nodes import Nodes
+
+
+def test_a_state_of_the_second_version_tells_what_starts_and_what_never_will() -> None:
+    state: Any = autoscaler_pb2.AutoscalingState()  # type: ignore[attr-defined]
+    assert room.of_version_2(state) is None
+    state.autoscaler_state_version = 3
+    state.pending_instances.add()
+    state.pending_instance_requests.add(count=2)
+    assert room.of_version_2(state) == room.Autoscaler(3, refuses=False)
+    state.infeasible_cluster_resource_constraints.add()
+    assert room.of_version_2(state) == room.Autoscaler(3, refuses=True)
+
+
+def test_a_status_of_the_first_version_is_no_autoscaler_where_every_node_is_a_type_of_its_own() -> None:
+    report: dict[str, Any] = {"node_type_mapping": {"ab": "node_ab"}, "pending_nodes": [], "pending_launches": {}}
+    assert room.of_version_1(None) is None
+    assert room.of_version_1(b"{}") is None
+    assert room.of_version_1(json.dumps({"autoscaler_report": report}).encode()) is None
+    report |= {"node_type_mapping": {"ab": "head"}, "pending_nodes": [["x", "worker", "up"]]}
+    report["pending_launches"] = {"worker": 2}
+    assert room.of_version_1(json.dumps({"autoscaler_report": report}).encode()) == room.Autoscaler(3, refuses=False)
+
+
+@pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.parametrize(
+    ("state", "sentence"),
+    [
+        (None, r"^8 workers of 64 CPUs each do not fit: the cluster has \d+ CPUs and 0 GPUs on 1 node"),
+        (room.Autoscaler(1, refuses=True), "do not fit, the autoscaler has no such nodes: the cluster has"),
+        (room.Autoscaler(0, refuses=False), "the autoscaler has started no node for 0 s: the cluster has"),
+    ],
+    ids=["none", "refuses", "idle"],
+)
+def test_what_can_never_be_had_is_one_sentence(
+    state: room.Autoscaler | None, sentence: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(room, "autoscaler", lambda: state)
+    monkeypatch.setattr(room, "IDLE_S", 0.1)
+    with pytest.raises(InputError, match=sentence):
+        room.await_room(8, 64, 0)
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_this_machine_alone_has_no_autoscaler() -> None:
+    assert room.autoscaler() is None
+    room.await_room(1, 1, 0)
+
+
+def autoscaling(nodes: Nodes) -> dict[str, Any]:
+    """A cluster of Ray's own imitation of a cloud: up to two nodes of one CPU, started when they are asked for."""
+    lists = ("cluster_synced_files", "rsync_exclude", "rsync_filter", "initialization_commands", "setup_commands")
+    lists += ("head_setup_commands", "worker_setup_commands", "head_start_ray_commands", "worker_start_ray_commands")
+    provider = {"type": "fake_multinode", "use_node_id_as_ip": True, "gcs_address": nodes.address}
+    worker = {"CPU": 1, "object_store_memory": 200 << 20}
+    return {
+        "cluster_name": "imitation",
+        "max_workers": 2,
+        "upscaling_speed": 1.0,
+        "idle_timeout_minutes": 5,
+        "provider": provider | {"head_node_id": FAKE_HEAD_NODE_ID},
+        "available_node_types": {
+            "ray.head.default": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
+            "worker": {"resources": worker, "node_config": {}, "min_workers": 0, "max_workers": 2},
+        },
+        "head_node_type": "ray.head.default",
+        "file_mounts_sync_continuously": False,
+        **{name: {} for name in ("head_node", "worker_nodes", "file_mounts", "auth")},
+        **{name: [] for name in lists},
+    }
+
+
+@pytest.mark.slow
+def test_a_job_waits_for_nodes_that_an_autoscaler_starts(tmp_path: Path) -> None:
+    nodes = Nodes(tmp_path)
+    config = tmp_path / "autoscaler.json"
+    config.write_text(json.dumps(autoscaling(nodes)))
+    imitation = {"RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1"}
+    env = {**nodes.env, "RAY_ADDRESS": nodes.address}
+    with nodes.head(0, "--autoscaling-config", str(config), **imitation):
+        program = "from captcha_ray import cluster, room\nwith cluster.connect():\n    room.await_room({}, 1, 0)"
+        waits = subprocess.run(
+            [sys.executable, "-c", program.format(2)], env=env, capture_output=True, text=True, check=False
+        )
+        assert waits.returncode == 0, waits.stderr
+        assert "waiting for nodes: 2 workers of 1 CPU each are asked for; the cluster has 0 CPUs" in waits.stdout
+        never = subprocess.run(
+            [sys.executable, "-c", f"from captcha_ray import room\nroom.IDLE_S = 5\n{program.format(3)}"],
+            env=env,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert "3 workers of 1 CPU each do not fit, the autoscaler has started no node for 5 s" in never.stderr
+        assert "the cluster has 2 CPUs and 0 GPUs on 3 node(s), room for 2" in never.stderr
