@@ -5,7 +5,7 @@ INSTALLED := .venv/.installed
 DEMO := demo
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check-all lint types bench clean
+.PHONY: help install demo test check-all check-chaos lint types bench clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -45,6 +45,9 @@ test: lint types ## style, types and all tests that take seconds
 
 check-all: lint types ## everything, with the long checks and those on real images (CAPTCHA_RAY_DATA names their folder)
 	$(BIN)/pytest --timeout 3600
+
+check-chaos: lint types ## twenty disasters on clusters of several nodes (40 minutes); CAPTCHA_RAY_KILL_SEED names others
+	$(BIN)/pytest -m chaos --timeout 600 -s
 
 bench: install ## throughput against plain loops
 	$(BIN)/python benchmarks/train_throughput.py

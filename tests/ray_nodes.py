@@ -37,16 +37,16 @@ class Node(Marked):
         # whose agent cannot listen runs on without accepting jobs. A folder of its own, as on a machine of its own, or
         # nodes would take each other's sockets and show each other's logs; its name is short, for sockets' sake.
         (agent,) = free_ports(1)
-        self._temporary = tempfile.mkdtemp(prefix="ray-")
+        self.temporary = tempfile.mkdtemp(prefix="ray-")
         command = [*within, ray, "start", "--block", "--dashboard-agent-listen-port", str(agent)]
-        super().__init__([*command, "--temp-dir", self._temporary, *options], "node", cwd=folder, env=env)
+        super().__init__([*command, "--temp-dir", self.temporary, *options], "node", cwd=folder, env=env)
 
     def __exit__(self, *_: object) -> None:
         self.process.terminate()
         with contextlib.suppress(AssertionError):
             wait_until(lambda: not self.pids(), None, STOP_S)
         self.kill()
-        shutil.rmtree(self._temporary, ignore_errors=True)
+        shutil.rmtree(self.temporary, ignore_errors=True)
 
 
 class Nodes:

@@ -1,44 +1,85 @@
-"""What is lost with a node: trainings on a cluster of several nodes whose workers and nodes are killed."""
+"""Twenty disasters on a cluster of several nodes: trainings, searches and bulk inference end as if there had been none.
+
+`make check-chaos` runs them. Nodes are Ray's own processes on this machine; one that is cut off is in a network
+namespace of its own, which takes root and `ip`.
+"""
 
 import contextlib
 import json
 import os
 import random
+import subprocess
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow.dataset
 import pytest
 
-from captcha_ray import corpus
+from captcha_ray import storage
+from tests.namespace import HOST, Namespace
 from tests.processes import Job, kill
 from tests.ray_nodes import Node, Nodes
-from tests.test_cluster import num_alive
+from tests.test_cluster import node_ids, num_alive
+from tests.test_infer import corpus, slow_network  # noqa: F401 -- fixtures
 from tests.test_jobs import TRAIN
+from tests.test_search import RECIPE, preprocessed
 from tests.waiting import wait_until
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.chaos]
 
 SEED = int(os.environ.get("CAPTCHA_RAY_KILL_SEED", "0"))
-NUM_EPOCHS = 400
+
+NUM_EPOCHS = 80
+"""Of a training: a minute or so on two cores, within which a recovery falls."""
+
+CUT_OFF_S = 60.0
+"""Seconds that a node cannot be reached: longer than Ray takes to give it up."""
+
+NUM_TRIALS = 6
+TITLES = {"train": "ray::RayTrainWorker", "tune": "ray::ResourceTrainable", "infer": "ray::MapWorker"}
+"""What the command line of a worker holds."""
 
 
 class Cluster:
-    """A head without work and nodes of one CPU."""
+    """A head without work and two nodes of one CPU."""
 
-    def __init__(self, folder: Path, number: int) -> None:
+    def __init__(self, folder: Path, number: int = 2, namespace: Namespace | None = None) -> None:
         self._stack = contextlib.ExitStack()
-        self.nodes = Nodes(folder)
+        self.nodes = Nodes(folder, HOST if namespace else "127.0.0.1")
+        self.start(number, namespace)
+
+    def start(self, number: int, namespace: Namespace | None = None) -> None:
+        """Starts head and nodes, the last one in the namespace."""
         self.head = self._stack.enter_context(self.nodes.head(0))
         self.workers: list[Node] = []
-        for _ in range(number):
+        for _ in range(number - bool(namespace)):
             self.add()
+        if namespace:
+            node = self.nodes.add(1, host=namespace.host, within=namespace.command)
+            self.workers.append(self._stack.enter_context(node))
         wait_until(lambda: num_alive(self.nodes) == 1 + number, self.head.process, explain=lambda: self.head.said)
 
     def add(self) -> None:
         """Starts one more node; it joins some seconds later."""
         self.workers.append(self._stack.enter_context(self.nodes.add(1)))
+
+    def lose(self) -> None:
+        """The head is gone, and so are all nodes."""
+        for node in (self.head, *self.workers):
+            node.kill()
+
+    def drain(self, node: Node) -> None:
+        """Tells Ray that a node will be taken away, as a notice of a spot machine's end does; then it is."""
+        for identifier in node_ids(self.nodes, node):
+            flags = ("--node-id", identifier, "--reason", "DRAIN_NODE_REASON_PREEMPTION")
+            flags += ("--reason-message", "the market", "--deadline-remaining-seconds", "20")
+            command = ["ray", "drain-node", "--address", self.nodes.address, *flags]
+            subprocess.run(command, env=self.nodes.env, check=True, capture_output=True)
+        time.sleep(20)  # the notice's own time, not a guess at another process
+        node.kill()
 
     def close(self) -> None:
         self._stack.close()
@@ -46,9 +87,28 @@ class Cluster:
 
 @pytest.fixture
 def cluster(tmp_path: Path) -> Iterator[Cluster]:
-    cluster = Cluster(tmp_path, 2)
+    cluster = Cluster(tmp_path)
     yield cluster
     cluster.close()
+
+
+@pytest.fixture
+def namespace() -> Iterator[Namespace]:
+    with Namespace() as namespace:
+        yield namespace
+
+
+@pytest.fixture
+def cluster_with_a_cable(namespace: Namespace, tmp_path: Path) -> Iterator[Cluster]:
+    """One of its nodes is behind a cable that can be pulled."""
+    cluster = Cluster(tmp_path, namespace=namespace)
+    yield cluster
+    cluster.close()
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return preprocessed(tmp_path_factory.mktemp("shards"))
 
 
 def epochs_of(run: Path) -> list[dict[str, Any]]:
@@ -68,36 +128,234 @@ def rank_0(run: Path, workers: list[Node]) -> Node:
     raise AssertionError("no process keeps the run")
 
 
-@pytest.mark.parametrize("lost", ["worker", "node", "node of rank 0", "both nodes"])
-def test_an_elastic_training_outlives_what_it_runs_on(
-    lost: str, cluster: Cluster, glyph_shards: corpus.Shards, tmp_path: Path
-) -> None:
-    moment = random.Random(f"{SEED}-{lost}")
-    run = tmp_path / "run"
-    train = (*TRAIN, "--shards", glyph_shards.uri, "--run", run, "--epochs", str(NUM_EPOCHS), "--num-workers", "1:2")
-    with Job("train", *train, cwd=tmp_path, env=cluster.nodes.env, address=cluster.nodes.address) as job:
-        after = moment.randrange(2, 20)
-        wait_until(lambda: len(epochs_of(run)) >= after, job.process, 180, lambda: job.said)
-        victims: list[Node] = []
-        match lost:
-            case "worker":
-                kill(moment.choice([pid for node in cluster.workers for pid in node.pids("ray::RayTrainWorker")]))
-            case "node":
-                victims = [moment.choice(cluster.workers)]
-            case "node of rank 0":
-                victims = [rank_0(run, cluster.workers)]
-            case _:
-                victims = list(cluster.workers)
-        kept = epochs_of(run)
-        for node in victims:
-            node.kill()
+def strike(how: str, cluster: Cluster, moment: random.Random, title: str, kept_by: Callable[[], Node]) -> None:
+    """Brings a disaster about; where nodes are gone for good, others come."""
+    match how:
+        case "worker":
+            found = [pid for node in cluster.workers for pid in node.pids(title)]
+            assert found, "there is no worker to kill"
+            kill(moment.choice(found))
+        case "node":
+            moment.choice(cluster.workers).kill()
             cluster.add()
-        killed = time.monotonic()
-        wait_until(lambda: len(epochs_of(run)) > len(kept) + 1, job.process, 300, lambda: job.said)
-        print(f"{lost} after {len(kept)} epochs: two epochs later {time.monotonic() - killed:.0f} s after")
-        assert job.wait() == 0, job.said
-    epochs = epochs_of(run)
-    assert epochs[: len(kept)] == kept, "an epoch that was kept is not done again"
-    assert [epoch["epoch"] for epoch in epochs] == list(range(1, NUM_EPOCHS + 1))
-    assert epochs[-1]["val_exact_match"] > 0.95
+        case "node of rank 0":
+            kept_by().kill()
+            cluster.add()
+        case "node, for good":
+            moment.choice(cluster.workers).kill()
+        case "both nodes":
+            for node in list(cluster.workers):
+                node.kill()
+                cluster.add()
+        case "drain":
+            cluster.add()
+            cluster.drain(moment.choice(cluster.workers[:2]))
+        case "growth":
+            cluster.add()
+        case "head":
+            cluster.lose()
+        case _:
+            raise AssertionError(how)
+
+
+class Training:
+    """A training of two workers, and what must be true of it afterwards."""
+
+    def __init__(
+        self, cluster: Cluster, shards: Path, folder: Path, num_workers: str, epochs: int = NUM_EPOCHS
+    ) -> None:
+        self.run, self.cluster, self._folder, self._epochs = folder / "run", cluster, folder, epochs
+        flags = (*TRAIN, "--shards", shards, "--run", self.run, "--num-workers", num_workers)
+        self._command = (*flags, "--epochs", str(epochs), "--resume")
+
+    def start(self) -> Job:
+        env, address = self.cluster.nodes.env, self.cluster.nodes.address
+        return Job("train", *self._command, cwd=self._folder, env=env, address=address)
+
+    def progress(self) -> int:
+        return len(epochs_of(self.run))
+
+    def check(self, kept: list[dict[str, Any]]) -> list[int]:
+        """Returns how many workers did each epoch."""
+        epochs = epochs_of(self.run)
+        assert epochs[: len(kept)] == kept, "an epoch that was kept is not done again"
+        assert [epoch["epoch"] for epoch in epochs] == list(range(1, self._epochs + 1))
+        assert max(epoch["val_exact_match"] for epoch in epochs) > 0.95
+        assert (self.run / "_SUCCESS").exists()
+        assert not (self.run / "_lease.json").exists()
+        return [epoch["num_workers"] for epoch in epochs]
+
+
+def survive(training: Training, how: str, disaster: Callable[[], None], moment: random.Random) -> list[int]:
+    """Trains, has the disaster happen somewhere in the first epochs, and sees the training to its end."""
+    with training.start() as job:
+        after = moment.randrange(2, 25)
+        wait_until(lambda: training.progress() >= after, job.process, 180, lambda: job.said)
+        disaster()
+        struck = time.monotonic()
+        kept = epochs_of(training.run)
+        if how != "head":
+            wait_until(lambda: training.progress() > len(kept) + 1, job.process, 300, lambda: job.said)
+            print(
+                f"{how} after {len(kept)} epochs: the second epoch since came {time.monotonic() - struck:.0f} s later"
+            )
+            assert job.wait() == 0, job.said
+        else:
+            assert job.wait() != 0, job.said
+    if how == "head":
+        training.cluster.start(2)
+        struck = time.monotonic()
+        with training.start() as job:
+            wait_until(lambda: training.progress() > len(kept) + 1, job.process, 300, lambda: job.said)
+            print(
+                f"head after {len(kept)} epochs: the second epoch came {time.monotonic() - struck:.0f} s after the rerun"
+            )
+            assert job.wait() == 0, job.said
+    return training.check(kept)
+
+
+@pytest.mark.parametrize("how", ["worker", "node of rank 0", "both nodes", "drain", "head"])
+def test_a_training_outlives(how: str, cluster: Cluster, shards: Path, tmp_path: Path) -> None:
+    moment = random.Random(f"{SEED}-train-{how}")
+    training = Training(cluster, shards, tmp_path, "2")
+
+    def disaster() -> None:
+        strike(how, cluster, moment, TITLES["train"], lambda: rank_0(training.run, cluster.workers))
+
+    assert set(survive(training, how, disaster, moment)) == {2}
+
+
+def test_an_elastic_training_goes_on_with_the_node_that_is_left(cluster: Cluster, shards: Path, tmp_path: Path) -> None:
+    moment = random.Random(f"{SEED}-shrink")
+    training = Training(cluster, shards, tmp_path, "1:2")
+
+    def disaster() -> None:
+        strike("node, for good", cluster, moment, TITLES["train"], lambda: cluster.workers[0])
+
+    workers = survive(training, "node, for good", disaster, moment)
+    assert workers == sorted(workers, reverse=True)
+    assert set(workers) == {1, 2}
+
+
+def test_an_elastic_training_grows_when_a_node_joins(tmp_path: Path, shards: Path) -> None:
+    moment = random.Random(f"{SEED}-grow")
+    cluster = Cluster(tmp_path, 1)
+    try:
+        training = Training(cluster, shards, tmp_path, "1:2", epochs=500)
+        workers = survive(training, "growth", cluster.add, moment)
+    finally:
+        cluster.close()
+    assert workers == sorted(workers)
+    assert set(workers) == {1, 2}
+
+
+def cut_off(namespace: Namespace) -> None:
+    with namespace.cut():
+        time.sleep(CUT_OFF_S)  # what the test is about
+
+
+def test_a_training_outlives_a_node_that_is_cut_off(
+    cluster_with_a_cable: Cluster, namespace: Namespace, shards: Path, tmp_path: Path
+) -> None:
+    training = Training(cluster_with_a_cable, shards, tmp_path, "1:2")
+    moment = random.Random(f"{SEED}-cut")
+    workers = survive(training, "a node cut off", lambda: cut_off(namespace), moment)
+    assert workers[0] == 2
+
+
+def committed(table: Path) -> Counter[str]:
+    """URIs that a plain reader finds, and how often."""
+    if not list(table.rglob("run=*/*.parquet")):
+        return Counter()
+    return Counter(pyarrow.dataset.dataset(str(table), partitioning="hive").to_table(["uri"])["uri"].to_pylist())
+
+
+@pytest.mark.parametrize("how", ["worker", "node", "both nodes", "drain", "head", "cut off"])
+def test_every_object_is_read_once(
+    how: str,
+    request: pytest.FixtureRequest,
+    corpus: Path,  # noqa: F811
+    slow_network: Path,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    moment = random.Random(f"{SEED}-infer-{how}")
+    cluster: Cluster = request.getfixturevalue("cluster_with_a_cable" if how == "cut off" else "cluster")
+    out = tmp_path / "out"
+    flags = ("--images", corpus, "--run", slow_network, "--out", out, "--stall-timeout-s", "120")
+    flags = (*flags, "--num-workers", "2", "--objects-per-run", "500")
+
+    def start() -> Job:
+        return Job("infer", *flags, cwd=tmp_path, env=cluster.nodes.env, address=cluster.nodes.address)
+
+    wanted = Counter(storage.list_files(str(corpus)))
+    with start() as job:
+        after = moment.choice([0, 0, 500, 1000])
+        ready = (
+            (lambda: committed(out).total() >= after)
+            if after
+            else (lambda: bool(list(out.glob("_staging/*/*/*.staged"))))
+        )
+        wait_until(ready, job.process, 180, lambda: job.said)
+        if how == "cut off":
+            cut_off(request.getfixturevalue("namespace"))
+        else:
+            strike(how, cluster, moment, TITLES["infer"], lambda: cluster.workers[0])
+        status = job.wait()
+    before = committed(out)
+    assert set(before.values()) <= {1}
+    print(f"{how} after {after} objects: status {status}, {before.total()} committed")
+    if how == "head":
+        assert status != 0
+        cluster.start(2)
+        with start() as job:
+            assert job.wait() == 0, job.said
+    else:
+        assert status == 0, job.said
+    assert committed(out) == wanted
+    assert not list(out.rglob("*_staging*"))
+
+
+@pytest.mark.parametrize("how", ["worker", "node", "both nodes", "drain", "head", "driver"])
+def test_no_finished_trial_is_lost(how: str, cluster: Cluster, shards: Path, tmp_path: Path) -> None:
+    moment = random.Random(f"{SEED}-tune-{how}")
+    run = tmp_path / "run"
+    (tmp_path / "recipe.json").write_text(json.dumps({**RECIPE.to_dict(), "shards": str(shards)}))
+    flags = ("--recipe", tmp_path / "recipe.json", "--shards", shards, "--run", run, "--final-seeds", "0")
+    flags = (*flags, "--num-trials", str(NUM_TRIALS), "--epochs", "120", "--resume")
+
+    def start() -> Job:
+        return Job("tune", *flags, cwd=tmp_path, env=cluster.nodes.env, address=cluster.nodes.address)
+
+    def finished() -> dict[Path, str]:
+        found = {path: path.read_text() for path in run.glob("trials/*/outcome.json")}
+        return {path: text for path, text in found.items() if json.loads(text)["status"] == "finished"}
+
+    def num_epochs() -> int:
+        return sum(len(path.read_text().splitlines()) for path in run.glob("trials/*/metrics.jsonl"))
+
+    with start() as job:
+        after = moment.randrange(5, 60)
+        wait_until(lambda: num_epochs() >= after, job.process, 180, lambda: job.said)
+        if how == "driver":
+            kill(job.process.pid)
+        else:
+            strike(how, cluster, moment, TITLES["tune"], lambda: cluster.workers[0])
+        before = finished()
+        lines = {path: path.read_text().splitlines() for path in run.glob("trials/*/metrics.jsonl")}
+        status = job.wait()
+    print(f"{how} after {after} epochs: status {status}; {len(before)} trials had finished")
+    if how in ("driver", "head"):
+        assert status != 0
+        if how == "head":
+            cluster.start(2)
+        with start() as job:
+            assert job.wait() == 0, job.said
+    else:
+        assert status == 0, job.said
+    assert {path: path.read_text() for path in before} == before
+    for path, kept in lines.items():
+        assert path.read_text().splitlines()[: len(kept)] == kept, "an epoch was run twice"
+    outcomes = [json.loads(path.read_text()) for path in run.glob("trials/*/outcome.json")]
+    assert len(outcomes) == NUM_TRIALS
+    assert {outcome["status"] for outcome in outcomes} <= {"finished", "stopped"}
     assert (run / "_SUCCESS").exists()

@@ -12,7 +12,7 @@ import pytest
 
 from captcha_ray import corpus
 from tests.processes import Job
-from tests.ray_nodes import Nodes
+from tests.ray_nodes import Node, Nodes
 from tests.test_jobs import TRAIN, job
 from tests.waiting import wait_until
 
@@ -55,6 +55,14 @@ def on(nodes: Nodes, program: str) -> str:
 def num_alive(nodes: Nodes) -> int:
     program = "import ray; ray.init(logging_level='ERROR'); print(sum(node['Alive'] for node in ray.nodes()))"
     return int(on(nodes, program))
+
+
+def node_ids(nodes: Nodes, node: Node) -> list[str]:
+    """Ray's names of a node, by the process of its raylet."""
+    program = "import json, ray; ray.init(logging_level='ERROR')\n"
+    program += "print(json.dumps([(n['NodeID'], n['RayletSocketName']) for n in ray.nodes() if n['Alive']]))"
+    found: list[tuple[str, str]] = json.loads(on(nodes, program))
+    return [identifier for identifier, socket in found if socket.startswith(node.temporary)]
 
 
 def living(nodes: Nodes) -> list[str]:
