@@ -18,7 +18,7 @@ import ray
 import ray.data
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from captcha_ray import storage
+from captcha_ray import console, storage
 from captcha_ray.config import FailedError, InputError, check
 
 QUIET = {
@@ -98,6 +98,7 @@ def connect(meanwhile: str = "") -> Iterator[Cluster]:
     context.execution_options.preserve_order = True
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     try:
+        console.bind(ray_job=ray.get_runtime_context().get_job_id())
         resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
         yield Cluster(int(resources.get("CPU", 0)), int(resources.get("GPU", 0)), embedded=not address)
     finally:

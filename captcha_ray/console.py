@@ -1,7 +1,13 @@
-"""What a person at the terminal sees: arguments in, progress and one-sentence errors out. Decides nothing."""
+"""What a person at the terminal sees: arguments in, progress and one-sentence errors out. Decides nothing.
+
+Where the environment has `CAPTCHA_RAY_LOG=json`, every line is a JSON object instead, for a store of logs: `time`
+(UTC), `level`, `job`, `run` or `out`, `ray_job`, `message`, and the numbers in it by their names.
+"""
 
 import contextlib
+import datetime
 import gc
+import json
 import math
 import os
 import signal
@@ -10,6 +16,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import rich.console
@@ -24,10 +31,15 @@ from captcha_ray.space import text
 T = TypeVar("T")
 OUT = rich.console.Console(highlight=False, soft_wrap=True)
 
+STRUCTURED = os.environ.get("CAPTCHA_RAY_LOG") == "json"
+
+_bound: dict[str, Any] = {}
+
 
 def parse(config_type: type[T], default: T | None = None) -> T:
     """The job's config from the command line. Bad arguments end the process with status 2, `--help` with 0."""
     parsed: Any = tyro.cli(config_type, default=default, config=(tyro.conf.FlagCreatePairsOff,))
+    bind(**{name: getattr(parsed, name) for name in ("run", "out") if getattr(parsed, name, "")})
     return parsed  # type: ignore[no-any-return]
 
 
@@ -44,6 +56,7 @@ def option(name: str, default: str) -> str:
 def run(job: Callable[[], None]) -> None:
     """Runs a job and ends the process: 0 done, 2 bad input in one sentence, 1 failure, 130 interrupted, 143 asked to
     end."""
+    bind(job=Path(sys.argv[0]).stem)
     try:
         with _terminable():
             job()
@@ -91,13 +104,35 @@ def _terminable() -> Iterator[None]:
 
 
 def _fail(status: int, sentence: str) -> None:
-    print(f"error: {sentence}", file=sys.stderr, flush=True)
+    _print_error("error", sentence, status=status)
     raise SystemExit(status)
 
 
-def say(line: str) -> None:
-    """One line for the person, as it is."""
-    OUT.print(line, markup=False)
+def bind(**fields: Any) -> None:
+    """Fields that every structured line from now on bears."""
+    _bound.update(fields)
+
+
+def say(line: str, **numbers: Any) -> None:
+    """One line for the person, as it is. numbers: those in it, by their names, for a structured line."""
+    if STRUCTURED:
+        print(_structured("info", line, numbers), flush=True)
+    else:
+        OUT.print(line, markup=False)
+
+
+def _print_error(level: str, sentence: str, **numbers: Any) -> None:
+    line = _structured(level, sentence, numbers) if STRUCTURED else f"{level}: {sentence}"
+    print(line, file=sys.stderr, flush=True)
+
+
+def _structured(level: str, message: str, numbers: dict[str, Any]) -> str:
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
+    return json.dumps({"time": now, "level": level, **_bound, "message": message, **numbers}, ensure_ascii=False)
+
+
+def _is_terminal() -> bool:
+    return OUT.is_terminal and not STRUCTURED
 
 
 @contextlib.contextmanager
@@ -119,15 +154,17 @@ def progress(what: str, total: int | None, unit: str) -> Iterator[Callable[..., 
             rate = done / max(now - started, 1e-9)
             note = f", {note}" if note else ""
             bar.update(task, completed=done, note=f"{_rate(rate)} {unit}/s{note}")
-            if not OUT.is_terminal and now - last >= 10:
+            if not _is_terminal() and now - last >= 10:
                 last = now
                 left = f", {_left(total - done, rate)} left" if total is not None else ""
                 of = f" of {total:,}" if total is not None else ""
-                say(f"{what}: {done:,}{of} {unit}, {_rate(rate)} {unit}/s{note}{left}")
+                line = f"{what}: {done:,}{of} {unit}, {_rate(rate)} {unit}/s{note}{left}"
+                say(line, done=done, total=total, per_second=rate)
 
         yield advance
     seconds = time.monotonic() - started
-    say(f"{what}: {done:,} {unit} in {seconds:.1f} s ({_rate(done / max(seconds, 1e-9))} {unit}/s)")
+    rate = done / max(seconds, 1e-9)
+    say(f"{what}: {done:,} {unit} in {seconds:.1f} s ({_rate(rate)} {unit}/s)", done=done, per_second=rate)
 
 
 class TrainingProgress:
@@ -160,7 +197,7 @@ class TrainingProgress:
         """record: a line of `metrics.jsonl`."""
         self.step(record["epoch"], 1.0, record["images_per_second"])
         left = ""
-        if self._started is not None and not OUT.is_terminal:
+        if self._started is not None and not _is_terminal():
             at, done = self._started
             rate = (record["epoch"] - done) / max(time.monotonic() - at, 1e-9)
             left = f"  {_left(self._num_epochs - record['epoch'], rate)} left"
@@ -168,10 +205,10 @@ class TrainingProgress:
         if "val_loss" in record:
             loss += f" val {record['val_loss']:.3f}"
             characters += f" val {record['val_char_accuracy']:.2%}  strings val {record['val_exact_match']:.2%}"
-        self._bar.console.print(
+        say(
             f"epoch {record['epoch']:>3}/{self._num_epochs}  loss {loss}  characters {characters}"
             f"  {record['images_per_second']:,.0f} images/s{left}{'  best' if best and 'val_loss' in record else ''}",
-            markup=False,
+            **record,
         )
 
 
@@ -195,12 +232,12 @@ class SearchProgress:
         self._live = rich.live.Live(get_renderable=self._draw, console=OUT, transient=True, refresh_per_second=4)
 
     def __enter__(self) -> "SearchProgress":
-        if OUT.is_terminal:
+        if _is_terminal():
             self._live.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        if OUT.is_terminal:
+        if _is_terminal():
             self._live.stop()
 
     def begin(self, number: int, values: dict[str, Any], epochs: int, accuracy: float) -> None:
@@ -224,10 +261,13 @@ class SearchProgress:
         if first := score > self._score:
             self._best, self._score = (number, values, epochs, accuracy), score
         if how:
-            OUT.print(
+            say(
                 f"trial {number:>3}  {accuracy:7.2%} after {epochs:>3} epochs, {how}  {_values(values)}"
                 f"{'  best' if first else ''}  ({len(self._ended)}/{self._num_trials}{self._left()})",
-                markup=False,
+                trial=number,
+                accuracy=accuracy,
+                epochs=epochs,
+                values=values,
             )
         else:
             self._know(number, epochs)
@@ -235,7 +275,7 @@ class SearchProgress:
     def compared(self, name: str, accuracy: float, done: int, total: int) -> None:
         """A training in full at the end has read that share of the validation images."""
         self._note = f"comparison: {done} of {total} trainings in full"
-        OUT.print(f"final {name:<9} {accuracy:7.2%}  ({done}/{total})", markup=False)
+        say(f"final {name:<9} {accuracy:7.2%}  ({done}/{total})", name=name, accuracy=accuracy)
 
     def _know(self, number: int, epochs: int) -> None:
         """Epochs of an earlier session do not count for the speed of this one."""
@@ -272,7 +312,7 @@ def _bar() -> rich.progress.Progress:
         rich.progress.TimeRemainingColumn(),
         console=OUT,
         transient=True,
-        disable=not OUT.is_terminal,
+        disable=not _is_terminal(),
     )
 
 
@@ -289,7 +329,7 @@ def _left(amount: float, rate: float) -> str:
 
 def warn(sentence: str) -> None:
     """A sentence on standard error; the job goes on."""
-    print(f"warning: {sentence}", file=sys.stderr, flush=True)
+    _print_error("warning", sentence)
 
 
 def warn_without_gpu(use_gpu: bool) -> None:

@@ -31,6 +31,7 @@ from captcha_ray import cluster, console, identity, listing, objectstore, predic
 from captcha_ray.config import FailedError, InferConfig, InputError
 from captcha_ray.lease import Lease
 from captcha_ray.predictions import Committed, Counts, Predictions
+from captcha_ray.telemetry import Telemetry
 from captcha_ray.watch import watch
 from captcha_ray.work import BATCH_SIZE, Work
 
@@ -213,6 +214,9 @@ class _Job:
         self._rows = self._errors = self._total = self._adopted = 0
         self._listed = self._skipped = self._num_junk = self._num_workers = 0
         self._committed = Committed()
+        self._telemetry = Telemetry("infer", config.out)
+        self._num_read = 0
+        self._measured: dict[str, float] = {}
 
     def run(self) -> Night:
         adopted = self._timed("resume", self._table.open)
@@ -317,12 +321,14 @@ class _Job:
                 )
             return [(name, report["fetched"], report["recognized"]) for name, report in reports.items()]
 
+        began = time.monotonic()
         with console.progress("read", self._total - self._rows, "objects") as shown:
             for row in watch(read_all, self._config.stall_timeout_s, stage, evidence):
                 if row["refusal"]:
                     raise InputError(row["refusal"])
                 finished += 1
                 self._add(self._work.staged(row["block"]), row["rows"], row["errors"])
+                self._measure(row["rows"], row["errors"], time.monotonic() - began)
                 shown(row["rows"], f"{self._errors:,} errors" if self._errors else "")
                 if self._rows >= self._config.objects_per_run and not self._may_fail():
                     look()
@@ -424,6 +430,18 @@ class _Job:
             "config": self._config.to_dict(),
             "environment": runs.environment(),
         }
+
+    def _measure(self, rows: int, errors: int, seconds: float) -> None:
+        """Tells Prometheus of a block."""
+        self._num_read += rows
+        self._telemetry.add("captcha_objects", rows)
+        self._telemetry.add("captcha_errors", errors)
+        self._telemetry.set("captcha_progress", (self._adopted + self._num_read) / max(self._total, 1))
+        self._telemetry.set("captcha_images_per_second", self._num_read / max(seconds, 1e-9))
+        for stage in STAGES:
+            spent = sum(report["seconds"].get(stage, 0.0) for report in self._reports.values())
+            self._telemetry.add("captcha_stage_seconds", spent - self._measured.get(stage, 0.0), stage)
+            self._measured[stage] = spent
 
     def _timed(self, stage: str, call: Callable[..., T], *arguments: Any) -> T:
         started = time.monotonic()

@@ -30,6 +30,7 @@ from captcha_ray.rules import settle
 from captcha_ray.runs import RunDirectory
 from captcha_ray.sampler import Sampler, importance
 from captcha_ray.space import Space
+from captcha_ray.telemetry import Telemetry
 from captcha_ray.trainings import HOLDER, MAX_DEATHS, Training, right_in, train_all
 from captcha_ray.trial_worker import Trainable
 from captcha_ray.trials import Comparison, Findings, Outcome, Trial
@@ -185,6 +186,7 @@ class _Searcher(ray.tune.search.Searcher):
         self._trials = {trial.number: trial for trial in begun}
         self._running: dict[str, int] = {}
         self._deaths: Counter[int] = Counter()
+        self._telemetry = Telemetry("tune", directory.uri)
         self._before_s = trials.seconds_searched(begun)
         self._started = time.monotonic()
         for trial in begun:
@@ -258,6 +260,9 @@ class _Searcher(ray.tune.search.Searcher):
             status, reason = "failed", f"no metrics in {directory.uri}; for several machines --run must be a bucket"
         ended_s = self._before_s + time.monotonic() - self._started
         self._trials[number] = ended = trials.end(self._directory, number, Outcome(status, reason, ended_s))
+        ended_trials = [trial for trial in self._trials.values() if trial.outcome]
+        self._telemetry.set("captcha_progress", len(ended_trials) / self._sampler.num_trials)
+        self._telemetry.set("captcha_val_exact_match", max(trial.accuracy for trial in ended_trials))
         if status != "stopped":
             storage.delete(directory.path(training.STATE))
         how = f"{status}: {reason}" if reason else status

@@ -41,6 +41,7 @@ from captcha_ray.models import build_model
 from captcha_ray.rules import settle
 from captcha_ray.runs import EventLog, RunDirectory
 from captcha_ray.spec import ModelSpec
+from captcha_ray.telemetry import Telemetry
 
 STATE = "resume.safetensors"
 EVALUATION_BATCH_SIZE = 256
@@ -180,11 +181,18 @@ def _fit(
     if done := len(run.read_metrics()):
         console.say(f"goes on after epoch {done}")
     local = cluster.embedded and config.workers[1] == 1 and not config.use_gpu
+    telemetry = Telemetry("train", run.uri)
     with TrainingProgress(config.epochs) as progress:
+
+        def show(message: Announcement) -> None:
+            name, arguments = message
+            getattr(progress, name)(*arguments)
+            _measure(telemetry, config.epochs, *message)
+
         if local:
-            _run_trainer(WorkerJob(config, spec, blocks, lambda message: _show(progress, message)), local=True)
+            _run_trainer(WorkerJob(config, spec, blocks, show), local=True)
         else:
-            with _Relay(progress, config) as relay:
+            with _Relay(show, config) as relay:
                 _run_trainer(WorkerJob(config, spec, blocks, relay.announcer()), local=False)
     epochs = run.read_metrics()
     if not epochs:
@@ -311,8 +319,8 @@ class _Mailbox:
 class _Relay:
     """Shows on the driver's terminal what rank 0 announces, and what is waited for while it announces nothing."""
 
-    def __init__(self, progress: TrainingProgress, config: TrainConfig) -> None:
-        self._progress, self._config = progress, config
+    def __init__(self, show: Callable[[Announcement], Any], config: TrainConfig) -> None:
+        self._show, self._config = show, config
         self._mailbox: Any = _Mailbox.options(scheduling_strategy=here()).remote()  # type: ignore[attr-defined]
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
@@ -353,13 +361,24 @@ class _Relay:
         """Returns how many there were."""
         messages = ray.get(self._mailbox.take.remote())
         for message in messages:
-            _show(self._progress, message)
+            self._show(message)
         return len(messages)
 
 
-def _show(progress: TrainingProgress, message: Announcement) -> None:
-    name, arguments = message
-    getattr(progress, name)(*arguments)
+def _measure(telemetry: Telemetry, num_epochs: int, name: str, arguments: tuple[Any, ...]) -> None:
+    """Tells Prometheus what an announcement says."""
+    if name == "step":
+        epoch, fraction, images_per_second = arguments
+        telemetry.set("captcha_progress", (epoch - 1 + fraction) / num_epochs)
+        telemetry.set("captcha_images_per_second", images_per_second)
+        return
+    record = arguments[0]
+    telemetry.set("captcha_progress", record["epoch"] / num_epochs)
+    telemetry.set("captcha_images_per_second", record["images_per_second"])
+    telemetry.set("captcha_data_wait_fraction", record["data_wait_fraction"])
+    telemetry.set("captcha_train_loss", record["train_loss"])
+    telemetry.set("captcha_val_exact_match", record.get("val_exact_match"))
+    telemetry.set("captcha_workers", record["num_workers"])
 
 
 def epochs(job: WorkerJob, device: torch.device) -> Generator[dict[str, Any]]:

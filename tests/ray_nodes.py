@@ -29,16 +29,20 @@ def free_ports(count: int, host: str = "127.0.0.1") -> list[int]:
 
 
 class Node(Marked):
-    """A node with what runs on it. within: a command that runs Ray's, such as that of a network namespace."""
+    """A node with what runs on it. within: a command that runs Ray's, such as that of a network namespace.
+
+    metrics: the port of what Prometheus would read.
+    """
 
     def __init__(self, *options: str, folder: Path, env: dict[str, str], within: tuple[str, ...] = ()) -> None:
         ray = str(Path(sys.executable).with_name("ray"))
         # Every port that has a default is given: with a Ray already on this machine the default is taken, and a node
         # whose agent cannot listen runs on without accepting jobs. A folder of its own, as on a machine of its own, or
         # nodes would take each other's sockets and show each other's logs; its name is short, for sockets' sake.
-        (agent,) = free_ports(1)
+        agent, self.metrics = free_ports(2)
         self.temporary = tempfile.mkdtemp(prefix="ray-")
         command = [*within, ray, "start", "--block", "--dashboard-agent-listen-port", str(agent)]
+        command += ["--metrics-export-port", str(self.metrics)]
         super().__init__([*command, "--temp-dir", self.temporary, *options], "node", cwd=folder, env=env)
 
     def __exit__(self, *_: object) -> None:
@@ -59,6 +63,7 @@ class Nodes:
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         self._folder, self._host = folder, host
         self._gcs, self._dashboard, self._client = free_ports(3, host)
+        self.started: list[Node] = []
         self.address = f"{host}:{self._gcs}"
         self.env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
         self.env |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "PATH": path}
@@ -76,12 +81,14 @@ class Nodes:
         except BaseException:
             node.kill()
             raise
+        self.started.append(node)
         return node
 
     def add(self, num_cpus: int = 1, host: str = "", within: tuple[str, ...] = (), **env: str) -> Node:
         """Starts another node; it joins some seconds later. host: its own address. env: of all that runs on it."""
         options = ("--address", self.address, "--num-cpus", str(num_cpus), "--node-ip-address", host or self._host)
-        return Node(*options, folder=self._folder, env=self.env | env, within=within)
+        self.started.append(Node(*options, folder=self._folder, env=self.env | env, within=within))
+        return self.started[-1]
 
     def _accepts_jobs(self) -> bool:
         """The dashboard answers some seconds before there is an agent that runs what is submitted."""

@@ -208,7 +208,7 @@ def survive(training: Training, how: str, disaster: Callable[[], None], moment: 
         with training.start() as job:
             wait_until(lambda: training.progress() > len(kept) + 1, job.process, 300, lambda: job.said)
             print(
-                f"head after {len(kept)} epochs: the second epoch came {time.monotonic() - struck:.0f} s after the rerun"
+                f"head after {len(kept)} epochs: the second one came {time.monotonic() - struck:.0f} s after the rerun"
             )
             assert job.wait() == 0, job.said
     return training.check(kept)
@@ -268,6 +268,11 @@ def committed(table: Path) -> Counter[str]:
     if not list(table.rglob("run=*/*.parquet")):
         return Counter()
     return Counter(pyarrow.dataset.dataset(str(table), partitioning="hive").to_table(["uri"])["uri"].to_pylist())
+
+
+def read_by(out: Path) -> bool:
+    """Whether workers have read anything for that table."""
+    return any(out.glob("_staging/*/*/*.staged")) or any(out.glob("date=*"))
 
 
 @pytest.mark.parametrize("how", ["worker", "node", "both nodes", "drain", "head", "cut off"])

@@ -1,16 +1,20 @@
 """Jobs on a cluster of several nodes: who is let in, what they are told, and what is left of a job that was ended."""
 
+import contextlib
+import dataclasses
 import json
 import os
 import signal
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from captcha_ray import corpus
+from tests import conftest
 from tests.processes import Job
 from tests.ray_nodes import Node, Nodes
 from tests.test_jobs import TRAIN, job
@@ -136,3 +140,46 @@ def test_a_folder_that_another_node_does_not_see_is_refused(
     assert "/proc/self/cwd/run is a folder of this machine that node" in err.splitlines()[-1]
     assert "--run must be a bucket (s3://...) or a folder that all nodes mount" in err
     assert not list(tmp_path.glob("*run*"))
+
+
+def measured(nodes: Nodes, name: str) -> dict[str, float]:
+    """What Prometheus would find of a metric on any node, by its labels."""
+    found = {}
+    for node in nodes.started:
+        with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{node.metrics}/metrics") as page:
+            lines = page.read().decode().splitlines()
+            found |= {
+                line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in lines if line.startswith(name)
+            }
+    return found
+
+
+def test_prometheus_finds_how_a_training_goes(nodes: Nodes, glyph_shards: corpus.Shards, tmp_path: Path) -> None:
+    train = (*TRAIN, "--shards", glyph_shards.uri, "--run", "run", "--epochs", "4000")
+    with Job("train", *train, cwd=tmp_path, env=nodes.env, address=nodes.address) as training:
+        wait_until(
+            lambda: bool(measured(nodes, "ray_captcha_train_loss{")), training.process, explain=lambda: training.said
+        )
+        for name in ("progress", "images_per_second", "data_wait_fraction", "val_exact_match", "workers"):
+            (labels, value), *more = measured(nodes, f"ray_captcha_{name}{{").items()
+            assert not more
+            assert 'job="train"' in labels
+            assert f'run="{tmp_path}/run"' in labels
+            assert value > 0 or name == "data_wait_fraction"
+
+
+def test_prometheus_finds_how_a_night_goes(nodes: Nodes, tmp_path: Path) -> None:
+    """Some of it: counters end with the job."""
+    images = conftest.draw_glyphs(tmp_path / "images", conftest.glyph_texts(400, 2))
+    (images / "broken.png").write_bytes(b"no image")
+    image = dataclasses.replace(conftest.GLYPHS.image, height=256, width=768)
+    run = conftest.save_network(tmp_path / "run", dataclasses.replace(conftest.GLYPHS, image=image))
+    night = ("--images", images, "--run", run, "--out", "out", "--num-workers", "1")
+    with Job("infer", *night, cwd=tmp_path, env=nodes.env, address=nodes.address) as job:
+        names = ("objects_total{", "stage_seconds_total{", "progress{", "images_per_second{")
+        wait_until(
+            lambda: all(measured(nodes, f"ray_captcha_{name}") for name in names), job.process, explain=lambda: job.said
+        )
+        stages = measured(nodes, "ray_captcha_stage_seconds_total{")
+        assert any('stage="recognize"' in labels for labels in stages)
+        assert job.wait() == 0, job.said

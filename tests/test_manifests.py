@@ -29,7 +29,7 @@ from ray.runtime_env import RuntimeEnv
 from ray.runtime_env.runtime_env import _merge_runtime_env
 from ray.scripts.scripts import cli as ray_cli
 
-from captcha_ray import cluster, console
+from captcha_ray import cluster, console, telemetry
 from captcha_ray.config import InferConfig, TrainConfig, TuneConfig
 
 ROOT = Path(__file__).parents[1]
@@ -748,3 +748,18 @@ def test_the_images_commands_are_shell_that_pip_understands(tmp_path: Path) -> N
     pinned = {re.sub(r"[-_.]+", "-", name).lower() for name in PINS}
     for requirement in PROJECT["project"]["dependencies"]:
         assert re.sub(r"[-_.]+", "-", requirement.partition("[")[0]).lower() in pinned
+
+
+def test_the_dashboard_shows_what_jobs_tell_and_nothing_else() -> None:
+    dashboard = json.loads((CLUSTER / "grafana-dashboard.json").read_text())
+    panels = dashboard["panels"]
+    shown = {name for panel in panels for one in panel["targets"] for name in re.findall(r"ray_\w+", one["expr"])}
+    told = {f"ray_{name}" for name in telemetry.GAUGES} | {f"ray_{name}_total" for name in telemetry.COUNTERS}
+    assert shown == told
+    variables = {variable["name"] for variable in dashboard["templating"]["list"]}
+    assert set(re.findall(r"\$\{?(\w+)", json.dumps(panels))) <= variables
+    labels = {label for panel in panels for one in panel["targets"] for label in re.findall(r"{{(\w+)}}", str(one))}
+    assert labels <= set(telemetry.TAGS)
+    assert len({panel["id"] for panel in panels}) == len(panels)
+    places = [(panel["gridPos"]["x"], panel["gridPos"]["y"]) for panel in panels]
+    assert len(set(places)) == len(places)

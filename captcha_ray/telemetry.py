@@ -1,0 +1,54 @@
+"""What a job tells Prometheus while it runs, through the metrics of the node that it was started on.
+
+Every name is `ray_captcha_...` there, with the tags `job` (train, tune or infer) and `run` (URI of the run or table).
+`cluster/grafana-dashboard.json` shows them.
+"""
+
+import functools
+
+from ray.util import metrics
+
+GAUGES = {
+    "captcha_progress": "Share of the work that is done, 0 to 1.",
+    "captcha_images_per_second": "Images trained on, or objects read, a second; all workers together.",
+    "captcha_data_wait_fraction": "Share of the last epoch in which training waited for data, 0 to 1.",
+    "captcha_train_loss": "Loss of the last epoch on the training split, nats per image.",
+    "captcha_val_exact_match": "Share of validation strings read right after the last epoch, or by the best trial.",
+    "captcha_workers": "Workers that did the last epoch.",
+}
+
+COUNTERS = {
+    "captcha_objects": "Objects read, those with an error too.",
+    "captcha_errors": "Objects that could not be read.",
+    "captcha_stage_seconds": "Seconds that workers spent on a stage (fetch, decode, recognize, write), all together.",
+}
+"""As Prometheus has them, `_total` stands behind each."""
+
+TAGS = ("job", "run", "stage")
+
+
+@functools.cache
+def _gauge(name: str) -> metrics.Gauge:
+    return metrics.Gauge(name, GAUGES[name], TAGS)
+
+
+@functools.cache
+def _counter(name: str) -> metrics.Counter:
+    return metrics.Counter(name, COUNTERS[name], TAGS)
+
+
+class Telemetry:
+    """Of one job at one run. Values appear at Prometheus some seconds after they were given."""
+
+    def __init__(self, job: str, run: str) -> None:
+        self._tags = {"job": job, "run": run, "stage": ""}
+
+    def set(self, name: str, value: float | None) -> None:
+        """The value of a gauge; None leaves it as it was."""
+        if value is not None:
+            _gauge(name).set(value, self._tags)
+
+    def add(self, name: str, amount: float, stage: str = "") -> None:
+        """Adds to a counter."""
+        if amount > 0:
+            _counter(name).inc(amount, self._tags | {"stage": stage})
