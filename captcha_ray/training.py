@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import logging
 import math
+import os
 import re
 import tempfile
 import threading
@@ -49,6 +50,10 @@ ANNOUNCE_INTERVAL_S = 0.25
 RESIZE_S = 60.0
 """Seconds after which an elastic training that lacks workers looks for room for more. A change costs it the epoch that
 it is at, and some seconds for new processes."""
+
+START_TIMEOUT_S = 10.0
+"""Seconds an elastic training waits for room for as many workers as it decided on. Ray looks at the nodes there are every
+20 seconds, so it may have decided by one that is gone; its own patience, of a minute, was most of a recovery."""
 
 WAITING_S = 30.0
 """Seconds without a step, above which the driver says what workers wait for; again after twice as many."""
@@ -276,6 +281,8 @@ def _run_trainer_once(job: WorkerJob, local: bool) -> None:
     resources: dict[str, float] = {"CPU": config.cpus_per_worker, **({"GPU": 1} if config.use_gpu else {})}
     least, most = config.workers
     group: Any = most if least == most else (least, most)
+    if least < most:
+        os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(START_TIMEOUT_S))
     scaling = ray.train.ScalingConfig(
         num_workers=0 if local else group,
         use_gpu=config.use_gpu,

@@ -1,9 +1,11 @@
 """Real Ray nodes for tests, as processes of their own on this machine, started and stopped by their ids."""
 
 import contextlib
+import json
 import os
 import shutil
 import socket
+import subprocess
 import sys
 import tempfile
 import urllib.request
@@ -89,6 +91,26 @@ class Nodes:
         options = ("--address", self.address, "--num-cpus", str(num_cpus), "--node-ip-address", host or self._host)
         self.started.append(Node(*options, folder=self._folder, env=self.env | env, within=within))
         return self.started[-1]
+
+    def run(self, program: str) -> str:
+        """What a program prints, as a driver of the cluster."""
+        env = {**self.env, "RAY_ADDRESS": self.address}
+        command = [sys.executable, "-c", program]
+        return subprocess.run(command, env=env, capture_output=True, text=True, check=True).stdout
+
+    def num_alive(self) -> int:
+        """Nodes that the cluster takes for alive."""
+        return len(self._alive())
+
+    def ids_of(self, node: Node) -> list[str]:
+        """Ray's names of a node; none where it is dead."""
+        return [identifier for identifier, socket in self._alive() if socket.startswith(node.temporary)]
+
+    def _alive(self) -> list[tuple[str, str]]:
+        program = "import json, ray; ray.init(logging_level='ERROR')\n"
+        program += "print(json.dumps([(n['NodeID'], n['RayletSocketName']) for n in ray.nodes() if n['Alive']]))"
+        found: list[tuple[str, str]] = json.loads(self.run(program))
+        return found
 
     def _accepts_jobs(self) -> bool:
         """The dashboard answers some seconds before there is an agent that runs what is submitted."""

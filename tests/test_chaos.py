@@ -22,7 +22,6 @@ from captcha_ray import storage
 from tests.namespace import HOST, Namespace
 from tests.processes import Job, kill
 from tests.ray_nodes import Node, Nodes
-from tests.test_cluster import node_ids, num_alive
 from tests.test_infer import corpus, slow_network  # noqa: F401 -- fixtures
 from tests.test_jobs import TRAIN
 from tests.test_search import RECIPE, preprocessed
@@ -60,7 +59,7 @@ class Cluster:
         if namespace:
             node = self.nodes.add(1, host=namespace.host, within=namespace.command)
             self.workers.append(self._stack.enter_context(node))
-        wait_until(lambda: num_alive(self.nodes) == 1 + number, self.head.process, explain=lambda: self.head.said)
+        wait_until(lambda: self.nodes.num_alive() == 1 + number, self.head.process, explain=lambda: self.head.said)
 
     def add(self) -> None:
         """Starts one more node; it joins some seconds later."""
@@ -73,7 +72,7 @@ class Cluster:
 
     def drain(self, node: Node) -> None:
         """Tells Ray that a node will be taken away, as a notice of a spot machine's end does; then it is."""
-        for identifier in node_ids(self.nodes, node):
+        for identifier in self.nodes.ids_of(node):
             flags = ("--node-id", identifier, "--reason", "DRAIN_NODE_REASON_PREEMPTION")
             flags += ("--reason-message", "the market", "--deadline-remaining-seconds", "20")
             command = ["ray", "drain-node", "--address", self.nodes.address, *flags]

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,8 +16,8 @@ import pytest
 
 from captcha_ray import corpus
 from tests import conftest
-from tests.processes import Job
-from tests.ray_nodes import Node, Nodes
+from tests.processes import JOBS, Job
+from tests.ray_nodes import Nodes
 from tests.test_jobs import TRAIN, job
 from tests.waiting import wait_until
 
@@ -46,32 +47,13 @@ def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
     """A head that takes no work, and a node of two CPUs."""
     nodes = Nodes(tmp_path_factory.mktemp("nodes"))
     with nodes.head(0), nodes.add(2) as node:
-        wait_until(lambda: num_alive(nodes) == 2, node.process, explain=lambda: node.said)
+        wait_until(lambda: nodes.num_alive() == 2, node.process, explain=lambda: node.said)
         yield nodes
-
-
-def on(nodes: Nodes, program: str) -> str:
-    """What a program prints, as a driver of the cluster."""
-    env = {**nodes.env, "RAY_ADDRESS": nodes.address}
-    return subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True, check=True).stdout
-
-
-def num_alive(nodes: Nodes) -> int:
-    program = "import ray; ray.init(logging_level='ERROR'); print(sum(node['Alive'] for node in ray.nodes()))"
-    return int(on(nodes, program))
-
-
-def node_ids(nodes: Nodes, node: Node) -> list[str]:
-    """Ray's names of a node, by the process of its raylet."""
-    program = "import json, ray; ray.init(logging_level='ERROR')\n"
-    program += "print(json.dumps([(n['NodeID'], n['RayletSocketName']) for n in ray.nodes() if n['Alive']]))"
-    found: list[tuple[str, str]] = json.loads(on(nodes, program))
-    return [identifier for identifier, socket in found if socket.startswith(node.temporary)]
 
 
 def living(nodes: Nodes) -> list[str]:
     """Actors and placement groups that are not Ray's own."""
-    found: list[str] = json.loads(on(nodes, LIST))
+    found: list[str] = json.loads(nodes.run(LIST))
     return [name for name in found if name not in RAYS_OWN]
 
 
@@ -119,12 +101,12 @@ client.internal_kv_put(key[0], json.dumps(metadata | {"ray_version": "%s"}).enco
 
 
 def test_a_cluster_of_another_ray_is_told_in_a_sentence(nodes: Nodes, tmp_path: Path) -> None:
-    ours = on(nodes, METADATA % "1.2.3").strip()
+    ours = nodes.run(METADATA % "1.2.3").strip()
     try:
         env = {**nodes.env, "RAY_ADDRESS": nodes.address}
         status, _, err = job("synthesize", "--out", "out", cwd=tmp_path, env=env)
     finally:
-        on(nodes, METADATA % ours)
+        nodes.run(METADATA % ours)
     assert (status, len(err.splitlines())) == (2, 1)
     assert f"runs Ray 1.2.3 and Python {sys.version.split()[0]}, this is Ray {ours}" in err
 
@@ -144,7 +126,7 @@ def test_a_folder_that_another_node_does_not_see_is_refused(
 
 def measured(nodes: Nodes, name: str) -> dict[str, float]:
     """What Prometheus would find of a metric on any node, by its labels."""
-    found = {}
+    found: dict[str, float] = {}
     for node in nodes.started:
         with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{node.metrics}/metrics") as page:
             lines = page.read().decode().splitlines()
@@ -183,3 +165,48 @@ def test_prometheus_finds_how_a_night_goes(nodes: Nodes, tmp_path: Path) -> None
         stages = measured(nodes, "ray_captcha_stage_seconds_total{")
         assert any('stage="recognize"' in labels for labels in stages)
         assert job.wait() == 0, job.said
+
+
+def submit(nodes: Nodes, *arguments: str | Path) -> str:
+    """What `ray job submit` prints."""
+    command = [str(Path(sys.executable).with_name("ray")), "job", *map(str, arguments)]
+    done = subprocess.run(command, env=nodes.env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_a_job_that_ray_stops_leaves_a_run_to_resume_and_nothing_on_the_cluster(
+    nodes: Nodes, glyph_shards: corpus.Shards, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    train = ("python", JOBS / "train.py", *TRAIN, "--shards", glyph_shards.uri, "--run", run, "--num-workers", "2")
+    train = (*train, "--epochs", "2000", "--resume")
+    name = f"stopped-{os.getpid()}"
+    submit(nodes, "submit", "--submission-id", name, "--no-wait", "--", *train)
+    wait_until((run / "metrics.jsonl").exists, None, explain=lambda: submit(nodes, "logs", name))
+    submit(nodes, "stop", name)
+    assert "STOPPED" in submit(nodes, "status", name)
+    assert "error: interrupted; what was finished is kept" in submit(nodes, "logs", name)
+    wait_until(lambda: not living(nodes), None, explain=lambda: str(living(nodes)))
+    assert not (run / "_lease.json").exists()
+    kept = len((run / "metrics.jsonl").read_text().splitlines())
+    again = f"again-{os.getpid()}"
+    submit(nodes, "submit", "--submission-id", again, "--no-wait", "--", *train)
+    goes_on = f"goes on after epoch {kept}"
+    wait_until(lambda: goes_on in submit(nodes, "logs", again), None, explain=lambda: submit(nodes, "logs", again))
+    submit(nodes, "stop", again)
+
+
+def test_a_working_directory_stands_for_the_package_where_it_is_not_installed(
+    nodes: Nodes, glyph_shards: corpus.Shards, tmp_path: Path
+) -> None:
+    for name in ("captcha_ray", "jobs"):
+        shutil.copytree(JOBS.parent / name, tmp_path / "clone" / name, ignore=shutil.ignore_patterns("__pycache__"))
+    trained = tmp_path / "clone/captcha_ray/learning.py"
+    trained.write_text(trained.read_text() + f'\n\nopen("{tmp_path}/imported", "a").write(f"{{__file__}}\\n")\n')
+    train = ("python", "jobs/train.py", *TRAIN, "--shards", glyph_shards.uri, "--run", tmp_path / "run")
+    submit(nodes, "submit", "--working-dir", tmp_path / "clone", "--", *train, "--num-workers", "2", "--epochs", "1")
+    assert (tmp_path / "run/_SUCCESS").exists()
+    imported = (tmp_path / "imported").read_text().split()
+    assert len(imported) >= 3, "by the driver and both workers"
+    assert all("working_dir_files" in path for path in imported)
