@@ -157,6 +157,16 @@ def exists(uri: str) -> bool:
     return objectstore.head(uri) is not None if is_remote(uri) else Path(uri).is_file()
 
 
+def check_writable(uri: str) -> None:
+    """Writes and removes an empty object in a folder or below a prefix. Raises InputError where that is refused."""
+    probe = join(uri, f".{uuid.uuid4().hex}")
+    try:
+        write(probe, b"")
+        delete(probe)
+    except OSError as error:
+        raise InputError(f"{uri} cannot be written: {error.strerror or error}") from error
+
+
 def delete(uri: str) -> None:
     """Removes one object; no error where there is none."""
     if is_remote(uri):

@@ -52,8 +52,8 @@ RESIZE_S = 60.0
 it is at, and some seconds for new processes."""
 
 START_TIMEOUT_S = 10.0
-"""Seconds an elastic training waits for room for as many workers as it decided on. Ray looks at the nodes there are every
-20 seconds, so it may have decided by one that is gone; its own patience, of a minute, was most of a recovery."""
+"""Seconds an elastic training waits for room for as many workers as it decided on. Ray looks at the nodes every
+20 seconds, so it may have counted one that is gone; its own patience, of a minute, was most of a recovery."""
 
 WAITING_S = 30.0
 """Seconds without a step, above which the driver says what workers wait for; again after twice as many."""

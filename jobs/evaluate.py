@@ -24,6 +24,10 @@ def main() -> None:
             studies.study(config, run)
         return
     spec = identity.load_spec(run.uri)
+    if config.out:
+        storage.check_writable(storage.absolute(config.out).rpartition("/")[0])
+    elif run.shards:
+        storage.check_writable(run.uri)
     with cluster.connect():
         shards = "" if config.corpus or config.table else config.shards or run.shards
         cluster.check_shared(run=config.run, shards=shards, corpus=config.corpus, table=config.table)

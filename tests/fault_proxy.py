@@ -27,6 +27,8 @@ class Fault(enum.Enum):
     """500 InternalError."""
     DENIED = enum.auto()
     """403 AccessDenied."""
+    SKEWED = enum.auto()
+    """403 RequestTimeTooSkewed, to one whose clock is off by more than a quarter of an hour."""
     RESET = enum.auto()
     """The connection is reset (TCP RST) before any answer."""
     CUT = enum.auto()
@@ -45,6 +47,11 @@ _REFUSALS = {
     Fault.SLOW_DOWN: (503, "SlowDown", "Please reduce your request rate."),
     Fault.INTERNAL: (500, "InternalError", "We encountered an internal error. Please try again."),
     Fault.DENIED: (403, "AccessDenied", "Access Denied"),
+    Fault.SKEWED: (
+        403,
+        "RequestTimeTooSkewed",
+        "The difference between the request time and the current time is too large.",
+    ),
 }
 
 _OF_ONE_HOP = {"connection", "keep-alive", "transfer-encoding", "expect"}

@@ -475,19 +475,22 @@ def test_trouble_that_lasts_is_one_sentence_after_the_last_attempt(behind: Calla
                 assert re.search("SlowDown.* Please reduce your request rate.", str(caught.value))
 
 
+@pytest.mark.parametrize(("refusal", "code"), [(Fault.DENIED, "AccessDenied"), (Fault.SKEWED, "RequestTimeTooSkewed")])
 @pytest.mark.parametrize("call", CALLS)
-def test_a_refusal_is_one_sentence_after_one_request(behind: Callable[..., Any], call: str) -> None:
+def test_a_refusal_is_one_sentence_after_one_request(
+    behind: Callable[..., Any], call: str, refusal: Fault, code: str
+) -> None:
     method, start, make = CALLS[call]
 
     def plan(asked: str, path: str, _: int) -> Fault | None:
-        return Fault.DENIED if asked == method and path.startswith(start) else None
+        return refusal if asked == method and path.startswith(start) else None
 
     with behind(plan) as proxy, pytest.raises(DeniedError) as caught:
         make()
     assert isinstance(caught.value, PermissionError)
     assert count(proxy, call) == 1
     check_sentence(caught.value, "s3://bucket/")
-    assert ("403 Forbidden" if method == "HEAD" else "AccessDenied") in str(caught.value)
+    assert ("403 Forbidden" if method == "HEAD" else code) in str(caught.value)
 
 
 @pytest.mark.parametrize("key", ["none", "none//odd"])

@@ -294,3 +294,11 @@ def test_where_nothing_can_be_written_the_probe_is_what_is_there(monkeypatch: py
     for path, found in (("/etc/hostname", "/etc/hostname"), ("/etc/absent/file", "/etc"), ("/etc", "/etc")):
         with storage.probe(path) as probe:
             assert probe == found
+
+
+def test_what_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
+    storage.check_writable(str(tmp_path / "new"))
+    assert not list((tmp_path / "new").iterdir())
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(InputError, match="file cannot be written: a file stands where a folder is needed"):
+        storage.check_writable(str(tmp_path / "file"))

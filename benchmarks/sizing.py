@@ -1,0 +1,78 @@
+"""What a night of so many images needs, from measured costs: cores, requests, listing, memory, disk and money.
+
+Prints the table of `cluster/SIZING.md`. Every default is a figure of that page, which says where it comes from.
+"""
+
+import dataclasses
+import math
+
+from captcha_ray.config import InferConfig
+from captcha_ray.objectstore import NUM_LIST_THREADS
+
+
+@dataclasses.dataclass(frozen=True)
+class Costs:
+    """Measured unless another source is named."""
+
+    images_per_core_second: float = 0.0
+    """Fetched, decoded, recognized and written by one core a second."""
+    driver_objects_per_second: float = 79_362
+    """The driver lists, plans, hands out and commits so many a second."""
+    driver_megabytes: float = 1_000
+    """The driver's memory whatever the number of objects: DuckDB's limit and Ray."""
+    driver_bytes_per_object: float = 70
+    """Memory of the driver for each object listed, besides."""
+    spool_bytes_per_object: float = 60
+    """Disk of the driver for the listing and the plan."""
+    table_bytes_per_row: float = 64
+    """Of the predictions."""
+    list_request_seconds: float = 0.15
+    """One page of a thousand keys; assumed, of a store in the same region."""
+    gets_per_prefix_second: float = 5_500
+    """What S3 promises for a prefix (Amazon S3 user guide, "Best practices design patterns")."""
+    price_per_core_hour: float = InferConfig.price_per_core_hour
+    """Of a machine's core."""
+    price_per_million_gets: float = 0.40
+    """S3 Standard in us-east-1, US dollars; Amazon's list price."""
+    price_per_million_lists: float = 5.0
+    """The same."""
+    night_hours: float = 8.0
+    """How long the night is."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Night:
+    """What so many new images need. cores: to be done in the night, besides the driver's."""
+
+    num_images: int
+    cores: int
+    gets_per_second: float
+    prefixes: int
+    listing_hours: float
+    driver_hours: float
+    driver_gigabytes: float
+    spool_gigabytes: float
+    table_gigabytes: float
+    price: float
+
+    @classmethod
+    def of(cls, num_images: int, costs: Costs) -> "Night":
+        """The needs of a night that lists and reads so many, all of them new."""
+        seconds = costs.night_hours * 3600
+        pages = num_images / 1000
+        core_hours = num_images / costs.images_per_core_second / 3600
+        gets = num_images / seconds
+        money = core_hours * costs.price_per_core_hour
+        money += num_images / 1e6 * costs.price_per_million_gets + pages / 1e6 * costs.price_per_million_lists
+        return cls(
+            num_images,
+            max(math.ceil(core_hours / costs.night_hours), 1),
+            gets,
+            math.ceil(gets / costs.gets_per_prefix_second),
+            pages * costs.list_request_seconds / NUM_LIST_THREADS / 3600,
+            num_images / costs.driver_objects_per_second / 3600,
+            (costs.driver_megabytes * 1e6 + num_images * costs.driver_bytes_per_object) / 1e9,
+            num_images * costs.spool_bytes_per_object / 1e9,
+            num_images * costs.table_bytes_per_row / 1e9,
+            money,
+        )
