@@ -149,8 +149,6 @@ def strike(how: str, cluster: Cluster, moment: random.Random, title: str, kept_b
         case "drain":
             cluster.add()
             cluster.drain(moment.choice(cluster.workers[:2]))
-        case "growth":
-            cluster.add()
         case "head":
             cluster.lose()
         case _:
@@ -237,15 +235,23 @@ def test_an_elastic_training_goes_on_with_the_node_that_is_left(cluster: Cluster
 
 
 def test_an_elastic_training_grows_when_a_node_joins(tmp_path: Path, shards: Path) -> None:
-    moment = random.Random(f"{SEED}-grow")
     cluster = Cluster(tmp_path, 1)
+    training = Training(cluster, shards, tmp_path, "1:2", epochs=10_000)
+
+    def workers() -> list[int]:
+        return [epoch["num_workers"] for epoch in epochs_of(training.run)]
+
     try:
-        training = Training(cluster, shards, tmp_path, "1:2", epochs=500)
-        workers = survive(training, "growth", cluster.add, moment)
+        with training.start() as job:
+            wait_until(lambda: training.progress() >= 2, job.process, 180, lambda: job.said)
+            cluster.add()
+            wait_until(lambda: workers().count(2) >= 3, job.process, 180, lambda: job.said)
+            job.process.terminate()
+            assert job.wait() == 143, job.said
     finally:
         cluster.close()
-    assert workers == sorted(workers)
-    assert set(workers) == {1, 2}
+    assert workers() == sorted(workers())
+    assert [epoch["epoch"] for epoch in epochs_of(training.run)] == list(range(1, len(workers()) + 1))
 
 
 def cut_off(namespace: Namespace) -> None:
