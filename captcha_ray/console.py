@@ -25,6 +25,7 @@ import rich.progress
 import rich.table
 import tyro
 
+from captcha_ray import storage
 from captcha_ray.config import FailedError, InputError
 from captcha_ray.space import text
 
@@ -70,6 +71,11 @@ def run(job: Callable[[], None]) -> None:
         )
     except FailedError as error:
         _fail(1, str(error))
+    except OSError as error:
+        if said := storage.full_disk(error):
+            _fail(1, said)
+        traceback.print_exc()
+        _fail(1, f"{type(error).__name__}: {error}")
     except Exception as error:
         traceback.print_exc()
         _fail(1, f"{type(error).__name__}: {error}")

@@ -65,7 +65,7 @@ class ReadBlocks:
     def __init__(self, work: Work, board: Any, reader: str) -> None:
         self._report: dict[str, Any] = {"stage": "load the network", "fetched": 0, "recognized": 0, "seconds": {}}
         self._board = board
-        self._refusal = ""
+        self._refusal = self._failure = ""
         threading.Thread(target=self._keep_reporting, daemon=True).start()
         module, _, name = reader.rpartition(".")
         try:
@@ -74,19 +74,25 @@ class ReadBlocks:
             self._refusal = str(error)
 
     def __call__(self, batch: dict[str, npt.NDArray[np.int64]]) -> dict[str, npt.NDArray[Any]]:
-        """Block numbers -> per block: rows staged, errors among them, and the sentence that ends the job, if any."""
+        """Block numbers -> per block: rows staged, errors among them, the sentence that ends the job, if any: of bad
+        input, or of a failure."""
         counts = [(0, 0)] * len(batch["block"])
         try:
             if not self._refusal:
                 counts = [self._reader.read(int(block)) for block in batch["block"]]
         except InputError as error:
             self._refusal = str(error)
+        except OSError as error:
+            self._failure = storage.full_disk(error)
+            if not self._failure:
+                raise
         self._pin()
         return {
             "block": batch["block"],
             "rows": np.array([rows for rows, _ in counts]),
             "errors": np.array([errors for _, errors in counts]),
             "refusal": np.array([self._refusal] * len(counts)),
+            "failure": np.array([self._failure] * len(counts)),
         }
 
     def _pin(self) -> None:
@@ -326,6 +332,8 @@ class _Job:
             for row in watch(read_all, self._config.stall_timeout_s, stage, evidence):
                 if row["refusal"]:
                     raise InputError(row["refusal"])
+                if row["failure"]:
+                    raise FailedError(row["failure"])
                 finished += 1
                 self._add(self._work.staged(row["block"]), row["rows"], row["errors"])
                 self._measure(row["rows"], row["errors"], time.monotonic() - began)

@@ -167,6 +167,13 @@ def check_writable(uri: str) -> None:
         raise InputError(f"{uri} cannot be written: {error.strerror or error}") from error
 
 
+def full_disk(error: OSError) -> str:
+    """A sentence where that is what an error means, else nothing."""
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        return ""
+    return f"the disk is full: {error.filename or error.strerror}; make room, and the same command goes on"
+
+
 def delete(uri: str) -> None:
     """Removes one object; no error where there is none."""
     if is_remote(uri):

@@ -256,7 +256,7 @@ def _run_trainer(job: WorkerJob, local: bool) -> None:
         except ray.train.WorkerGroupError as error:
             for failure in error.worker_failures.values():
                 cause = getattr(failure, "_base_exc", failure)
-                if isinstance(cause, (InputError, FailedError)):
+                if isinstance(cause, (InputError, FailedError, OSError)):
                     raise cause from None
             if job.config.max_failures and len(run.read_metrics()) > before:
                 continue
