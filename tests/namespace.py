@@ -13,12 +13,13 @@ HOST = "10.203.77.1"
 
 
 class Namespace:
-    """host: the address of what runs within. command: what runs a command there, with this machine's disks."""
+    """host: the address of what runs within. command: what runs a command there, with this machine's disks. near, far:
+    the cable's ends, here and there."""
 
     def __init__(self) -> None:
         self.host = "10.203.77.2"
         self._name = f"captcha-{os.getpid()}"
-        self._near, self._far = f"near-{os.getpid()}", f"far-{os.getpid()}"
+        self.near, self.far = f"near-{os.getpid()}", f"far-{os.getpid()}"
         self.command = ("ip", "netns", "exec", self._name)
 
     def __enter__(self) -> Self:
@@ -26,10 +27,10 @@ class Namespace:
             _ip("netns", "add", self._name)
         except (OSError, subprocess.CalledProcessError):
             pytest.skip("network namespaces take root and `ip`")
-        _ip("link", "add", self._near, "type", "veth", "peer", "name", self._far, "netns", self._name)
-        _ip("addr", "add", f"{HOST}/24", "dev", self._near)
-        _ip("link", "set", self._near, "up")
-        for words in (f"addr add {self.host}/24 dev {self._far}", f"link set {self._far} up", "link set lo up"):
+        _ip("link", "add", self.near, "type", "veth", "peer", "name", self.far, "netns", self._name)
+        _ip("addr", "add", f"{HOST}/24", "dev", self.near)
+        _ip("link", "set", self.near, "up")
+        for words in (f"addr add {self.host}/24 dev {self.far}", f"link set {self.far} up", "link set lo up"):
             _ip("-n", self._name, *words.split())
         return self
 
@@ -39,11 +40,11 @@ class Namespace:
     @contextlib.contextmanager
     def cut(self) -> Iterator[None]:
         """Within, nothing goes over the cable; connections are not closed, they are silent."""
-        _ip("link", "set", self._near, "down")
+        _ip("link", "set", self.near, "down")
         try:
             yield
         finally:
-            _ip("link", "set", self._near, "up")
+            _ip("link", "set", self.near, "up")
 
 
 def _ip(*words: str) -> None:

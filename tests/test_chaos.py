@@ -54,16 +54,19 @@ class Cluster:
         """Starts head and nodes, the last one in the namespace."""
         self.head = self._stack.enter_context(self.nodes.head(0))
         self.workers: list[Node] = []
+        near, far = (
+            ({"GLOO_SOCKET_IFNAME": name} for name in (namespace.near, namespace.far)) if namespace else ({}, {})
+        )
         for _ in range(number - bool(namespace)):
-            self.add()
+            self.add(**near)
         if namespace:
-            node = self.nodes.add(1, host=namespace.host, within=namespace.command)
+            node = self.nodes.add(1, host=namespace.host, within=namespace.command, **far)
             self.workers.append(self._stack.enter_context(node))
         wait_until(lambda: self.nodes.num_alive() == 1 + number, self.head.process, explain=lambda: self.head.said)
 
-    def add(self) -> None:
+    def add(self, **env: str) -> None:
         """Starts one more node; it joins some seconds later."""
-        self.workers.append(self._stack.enter_context(self.nodes.add(1)))
+        self.workers.append(self._stack.enter_context(self.nodes.add(1, **env)))
 
     def lose(self) -> None:
         """The head is gone, and so are all nodes."""

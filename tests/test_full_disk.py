@@ -11,7 +11,6 @@ from captcha_ray import corpus
 from tests import conftest
 from tests.test_jobs import TRAIN, job
 
-
 pytestmark = pytest.mark.slow
 
 
