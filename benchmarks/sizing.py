@@ -6,6 +6,8 @@ Prints the table of `cluster/SIZING.md`. Every default is a figure of that page,
 import dataclasses
 import math
 
+import tyro
+
 from captcha_ray.config import InferConfig
 from captcha_ray.objectstore import NUM_LIST_THREADS
 
@@ -76,3 +78,50 @@ class Night:
             num_images * costs.table_bytes_per_row / 1e9,
             money,
         )
+
+    def cells(self) -> list[str]:
+        """Of the table's column."""
+        return [
+            f"{self.cores:,}",
+            f"{self.gets_per_second:,.0f} ({self.prefixes} prefix{'es' * (self.prefixes > 1)})",
+            _hours(self.listing_hours),
+            _hours(self.driver_hours),
+            f"{self.driver_gigabytes:,.1f} GB",
+            f"{self.spool_gigabytes:,.1f} GB",
+            f"{self.table_gigabytes:,.1f} GB",
+            f"{self.price:,.2f}",
+        ]
+
+
+ROWS = (
+    "cores for reading",
+    "GET requests a second",
+    "listing by requests",
+    "the driver's own work",
+    "memory of the driver",
+    "disk of the driver",
+    "predictions",
+    "price, US dollars",
+)
+SIZES = (10**6, 10**8, 10**9)
+
+
+def _hours(hours: float) -> str:
+    return f"{hours:,.1f} h" if hours >= 1 else f"{hours * 60:,.1f} min"
+
+
+def table(costs: Costs) -> list[str]:
+    """Lines of Markdown: a column for each of `SIZES`."""
+    columns = [Night.of(size, costs).cells() for size in SIZES]
+    head = ["new images in a night", *(f"{size:,}" for size in SIZES)]
+    rows = [head, ["---"] * len(head), *([name, *cells] for name, *cells in zip(ROWS, *columns, strict=True))]
+    return [f"| {' | '.join(row)} |" for row in rows]
+
+
+def main() -> None:
+    for line in table(tyro.cli(Costs, description=__doc__)):
+        print(line)
+
+
+if __name__ == "__main__":
+    main()

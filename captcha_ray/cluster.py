@@ -24,6 +24,7 @@ from captcha_ray.config import FailedError, InputError, check
 QUIET = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # Ray Train sees the end of training this late at most
     "RAY_BACKEND_LOG_LEVEL": "fatal",  # Ray's own use of restartable actors prints an error at each start
+    "RAY_task_oom_retries": "5",  # without a word, Ray would try for ever what no node has the memory for
 }
 """Settings of this process, for a person who looks at it; what the environment says goes first. What goes wrong comes
 as an exception all the same."""
@@ -79,7 +80,8 @@ def connect(meanwhile: str = "") -> Iterator[Cluster]:
 
     meanwhile: name of a module to import while Ray starts; torch and Ray take four seconds each, on two cores both at
     once. An already connected process (a test, a notebook) keeps its connection. What SIGTERM does stays as it was.
-    Raises InputError where the address does not answer, does not let this process in, or runs another Ray or Python.
+    Raises InputError where the address does not answer, does not let this process in, or runs another Ray or Python;
+    FailedError where memory, or the object store and its disk, are used up.
     """
     address = os.environ.get("RAY_ADDRESS")
     for name, value in (QUIET if address else QUIET | QUIET_ALONE | WORKERS).items():
@@ -96,11 +98,21 @@ def connect(meanwhile: str = "") -> Iterator[Cluster]:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.execution_options.preserve_order = True
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # its errors come as exceptions, and are told once
     try:
         console.bind(ray_job=ray.get_runtime_context().get_job_id())
         resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
         yield Cluster(int(resources.get("CPU", 0)), int(resources.get("GPU", 0)), embedded=not address)
+    except (ray.exceptions.ObjectStoreFullError, ray.exceptions.OutOfDiskError) as error:
+        raise FailedError(
+            "Ray's object store is full, and so is the disk that it spills to; more nodes, larger ones or a larger "
+            "object_store_memory hold more, and the same command goes on"
+        ) from error
+    except ray.exceptions.OutOfMemoryError as error:
+        raise FailedError(
+            "Ray ended workers because a node's memory was used up; fewer workers per node or larger nodes help, and "
+            "the same command goes on"
+        ) from error
     finally:
         if ours:
             with _keeping_sigterm():

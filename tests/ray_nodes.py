@@ -86,9 +86,18 @@ class Nodes:
         self.started.append(node)
         return node
 
-    def add(self, num_cpus: int = 1, host: str = "", within: tuple[str, ...] = (), **env: str) -> Node:
-        """Starts another node; it joins some seconds later. host: its own address. env: of all that runs on it."""
-        options = ("--address", self.address, "--num-cpus", str(num_cpus), "--node-ip-address", host or self._host)
+    def add(self, num_cpus: int = 1, host: str = "", within: tuple[str, ...] = (), *more: str, **env: str) -> Node:
+        """Starts another node; it joins some seconds later. host: its own address. more: options. env: of all that runs
+        on it."""
+        options = [
+            "--address",
+            self.address,
+            "--num-cpus",
+            str(num_cpus),
+            "--node-ip-address",
+            host or self._host,
+            *more,
+        ]
         self.started.append(Node(*options, folder=self._folder, env=self.env | env, within=within))
         return self.started[-1]
 

@@ -1,0 +1,117 @@
+"""Disk, memory and Ray's object store used up: jobs end with a sentence, nothing is corrupt, and they go on later
+once there is room."""
+
+import contextlib
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow.dataset
+import pytest
+
+from captcha_ray import corpus
+from tests import conftest
+from tests.processes import Job
+from tests.ray_nodes import Nodes
+from tests.test_jobs import TRAIN, job
+from tests.waiting import wait_until
+
+pytestmark = pytest.mark.slow
+
+
+class SmallDisk:
+    """A file system in memory at `path`. Takes root to mount."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def resize(self, kilobytes: int) -> None:
+        """What it holds stays."""
+        subprocess.run(["mount", "-o", f"remount,size={kilobytes}k", str(self.path)], check=True)
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[SmallDisk]:
+    path = tmp_path / "disk"
+    path.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(path)], check=False)
+    if mounted.returncode:
+        pytest.skip("mounting takes root")
+    yield SmallDisk(path)
+    subprocess.run(["umount", str(path)], check=True)
+
+
+def test_a_training_ends_with_a_sentence_and_goes_on_once_there_is_room(
+    disk: SmallDisk, glyph_shards: corpus.Shards, tmp_path: Path
+) -> None:
+    train = (*TRAIN, "--shards", glyph_shards.uri, "--run", disk.path / "run", "--epochs", "3", "--resume")
+    disk.resize(900)  # a state of the training, but not two
+    status, _, err = job("train", *train, cwd=tmp_path)
+    assert status == 1
+    assert err.splitlines()[-1].startswith("error: the disk is full: ")
+    assert "Traceback" not in err
+    disk.resize(64_000)
+    status, _, err = job("train", *train, cwd=tmp_path)
+    assert status == 0, err
+    assert len((disk.path / "run/metrics.jsonl").read_text().splitlines()) == 3
+
+
+def test_bulk_inference_ends_with_a_sentence_and_goes_on_once_there_is_room(disk: SmallDisk, tmp_path: Path) -> None:
+    images = conftest.draw_glyphs(tmp_path / "images", conftest.glyph_texts(2000, 2))
+    run = conftest.save_network(tmp_path / "run", conftest.GLYPHS)
+    night = ("--images", images, "--run", run, "--out", disk.path / "out", "--num-workers", "2")
+    disk.resize(100)
+    status, _, err = job("infer", *night, cwd=tmp_path)
+    assert status == 1
+    assert err.splitlines()[-1].startswith("error: the disk is full: ")
+    assert "Traceback" not in err
+    disk.resize(64_000)
+    status, _, err = job("infer", *night, cwd=tmp_path)
+    assert status == 0, err
+    table = pyarrow.dataset.dataset(str(disk.path / "out"), partitioning="hive").to_table(["uri"])
+    assert sorted(table["uri"].to_pylist()) == sorted(str(path) for path in images.iterdir())
+
+
+@contextlib.contextmanager
+def two_nodes(folder: Path, *options: str, **env: str) -> Iterator[Nodes]:
+    """A head that takes no work, and one node of these options and environment that does."""
+    nodes = Nodes(folder)
+    with nodes.head(0), nodes.add(2, "", (), *options, **env) as node:
+        wait_until(lambda: nodes.num_alive() == 2, node.process, explain=lambda: node.said)
+        yield nodes
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("name", ["train", "infer"])
+def test_workers_without_memory_end_a_job_with_a_sentence(
+    name: str, glyph_shards: corpus.Shards, tmp_path: Path
+) -> None:
+    """Ray ends workers where a node's memory is used up to a threshold, which here is always passed."""
+    if name == "train":
+        flags: tuple[str | Path, ...] = (*TRAIN, "--shards", glyph_shards.uri, "--run", "run", "--num-workers", "2")
+    else:
+        images = conftest.draw_glyphs(tmp_path / "images", conftest.glyph_texts(20, 2))
+        flags = ("--images", images, "--run", conftest.save_network(tmp_path / "network", conftest.GLYPHS))
+        flags = (*flags, "--out", "out")
+    scarce = {"RAY_memory_usage_threshold": "0.001", "RAY_memory_monitor_refresh_ms": "100"}
+    with two_nodes(tmp_path, **scarce) as nodes:
+        with Job(name, *flags, cwd=tmp_path, env=nodes.env, address=nodes.address) as one:
+            assert one.wait() == 1, one.said
+        last = one.said.splitlines()[-1]
+        assert last.startswith("error: "), one.said
+        assert "memory was used up" in last or "workers died 10 times" in last, last
+        assert "Traceback" not in one.said
+
+
+def test_an_object_store_without_room_ends_a_job_with_a_sentence(tmp_path: Path) -> None:
+    """More pixels than it holds, and a disk that is called full at any use."""
+    images = conftest.draw_glyphs(tmp_path / "images", conftest.glyph_texts(203, 2))
+    made = ("--labels", "filename", "--label-pattern", "^([a-d]+)", "--height", "512", "--width", "1024")
+    assert job("preprocess", "--corpus", images, *made, "--out", "shards", cwd=tmp_path)[0] == 0
+    train = ("--shards", "shards", "--run", "run", "--num-workers", "2")
+    full = {"RAY_local_fs_capacity_threshold": "0.0001"}
+    with two_nodes(tmp_path, "--object-store-memory", str(80 << 20), **full) as nodes:
+        with Job("train", *train, cwd=tmp_path, env=nodes.env, address=nodes.address) as one:
+            assert one.wait() == 1, one.said
+        assert one.said.splitlines()[-1].startswith("error: Ray's object store is full"), one.said
+        assert "Traceback" not in one.said
