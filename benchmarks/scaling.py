@@ -64,7 +64,10 @@ def pinned(num_workers: int, folder: Path) -> Iterator[dict[str, str]]:
 def run(name: str, *flags: str | Path, env: dict[str, str], cwd: Path) -> str:
     """What a job prints."""
     command = [sys.executable, str(JOBS / f"{name}.py"), *map(str, flags)]
-    return subprocess.run(command, env=env, cwd=cwd, check=True, capture_output=True, text=True).stdout
+    done = subprocess.run(command, env=env, cwd=cwd, check=False, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{name} ended with status {done.returncode}: {done.stderr}")
+    return done.stdout
 
 
 def main() -> None:
@@ -79,7 +82,7 @@ def main() -> None:
         run("synthesize", *draw, "--out", "images", env=alone, cwd=folder)
         table = folder / "table.csv"
         drawn = sorted(path.name for path in (folder / "images").iterdir() if path.suffix == ".png")
-        rows = [f"images/{one},{one.partition('-')[0]}" for one in drawn[: options.num_images]]
+        rows = [f"images/{one},{Path(one).stem.partition('-')[0]}" for one in drawn[: options.num_images]]
         table.write_text("\n".join(["path,text", *rows, ""]))
         made = ("--labels", "table", "--table", table, "--splits", "1", "0", "0", "--out", "shards")
         run("preprocess", *made, env=alone, cwd=folder)
