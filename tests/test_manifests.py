@@ -29,6 +29,7 @@ from ray.runtime_env import RuntimeEnv
 from ray.runtime_env.runtime_env import _merge_runtime_env
 from ray.scripts.scripts import cli as ray_cli
 
+from benchmarks import sizing
 from captcha_ray import cluster, console, telemetry
 from captcha_ray.config import InferConfig, TrainConfig, TuneConfig
 
@@ -763,3 +764,11 @@ def test_the_dashboard_shows_what_jobs_tell_and_nothing_else() -> None:
     assert len({panel["id"] for panel in panels}) == len(panels)
     places = [(panel["gridPos"]["x"], panel["gridPos"]["y"]) for panel in panels]
     assert len(set(places)) == len(places)
+
+
+def test_the_page_on_sizes_has_the_table_that_its_figures_give() -> None:
+    page = (CLUSTER / "SIZING.md").read_text()
+    assert "\n".join(sizing.table(sizing.Costs())) in page
+    other = sizing.Night.of(10**6, sizing.Costs(images_per_core_second=100, night_hours=1))
+    assert (other.cores, round(other.gets_per_second), other.prefixes) == (3, 278, 1)
+    assert other.price == pytest.approx(10**4 / 3600 * 0.04 + 0.40 + 0.005)
