@@ -185,7 +185,7 @@ def test_a_job_that_ray_stops_leaves_a_run_to_resume_and_nothing_on_the_cluster(
     submit(nodes, "submit", "--submission-id", name, "--no-wait", "--", *train)
     wait_until((run / "metrics.jsonl").exists, None, explain=lambda: submit(nodes, "logs", name))
     submit(nodes, "stop", name)
-    assert "STOPPED" in submit(nodes, "status", name)
+    assert "was stopped" in submit(nodes, "status", name)
     assert "error: interrupted; what was finished is kept" in submit(nodes, "logs", name)
     wait_until(lambda: not living(nodes), None, explain=lambda: str(living(nodes)))
     assert not (run / "_lease.json").exists()
