@@ -21,10 +21,8 @@ from pathlib import Path
 import tyro
 
 from captcha_ray import runs
+from tests.processes import JOBS
 from tests.ray_nodes import Nodes
-from tests.waiting import wait_until
-
-JOBS = Path(__file__).parents[1] / "jobs"
 
 TRAININGS = {
     "column_cnn, the default": ("--recipe", "text"),
@@ -54,10 +52,10 @@ def pinned(num_workers: int, folder: Path) -> Iterator[dict[str, str]]:
     """A cluster of so many nodes of one core each; gives the environment of its clients."""
     nodes = Nodes(folder)
     with contextlib.ExitStack() as stack:
-        head = stack.enter_context(nodes.head(0))
+        stack.enter_context(nodes.head(0))
         for core in sorted(os.sched_getaffinity(0))[:num_workers]:
             stack.enter_context(nodes.add(1, within=("taskset", "--cpu-list", str(core))))
-        wait_until(lambda: nodes.num_alive() == 1 + num_workers, head.process, explain=lambda: head.said)
+        nodes.await_alive(1 + num_workers)
         yield nodes.env | {"RAY_ADDRESS": nodes.address}
 
 

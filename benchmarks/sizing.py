@@ -67,16 +67,16 @@ class Night:
         money = core_hours * costs.price_per_core_hour
         money += num_images / 1e6 * costs.price_per_million_gets + pages / 1e6 * costs.price_per_million_lists
         return cls(
-            num_images,
-            max(math.ceil(core_hours / costs.night_hours), 1),
-            gets,
-            math.ceil(gets / costs.gets_per_prefix_second),
-            pages * costs.list_request_seconds / NUM_LIST_THREADS / 3600,
-            num_images / costs.driver_objects_per_second / 3600,
-            (costs.driver_megabytes * 1e6 + num_images * costs.driver_bytes_per_object) / 1e9,
-            num_images * costs.spool_bytes_per_object / 1e9,
-            num_images * costs.table_bytes_per_row / 1e9,
-            money,
+            num_images=num_images,
+            cores=max(math.ceil(core_hours / costs.night_hours), 1),
+            gets_per_second=gets,
+            prefixes=math.ceil(gets / costs.gets_per_prefix_second),
+            listing_hours=pages * costs.list_request_seconds / NUM_LIST_THREADS / 3600,
+            driver_hours=num_images / costs.driver_objects_per_second / 3600,
+            driver_gigabytes=(costs.driver_megabytes * 1e6 + num_images * costs.driver_bytes_per_object) / 1e9,
+            spool_gigabytes=num_images * costs.spool_bytes_per_object / 1e9,
+            table_gigabytes=num_images * costs.table_bytes_per_row / 1e9,
+            price=money,
         )
 
     def cells(self) -> list[str]:

@@ -221,7 +221,6 @@ class _Job:
         self._listed = self._skipped = self._num_junk = self._num_workers = 0
         self._committed = Committed()
         self._telemetry = Telemetry("infer", config.out)
-        self._num_read = 0
         self._measured: dict[str, float] = {}
 
     def run(self) -> Night:
@@ -367,6 +366,11 @@ class _Job:
         self._errors += errors
         self._check_errors()
 
+    @property
+    def _num_read(self) -> int:
+        """Objects that this job has read, committed or not."""
+        return self._committed.counts.total + self._rows - self._adopted
+
     def _may_fail(self) -> bool:
         """Whether so many objects have failed so far that nothing should be committed before the night is over."""
         return self._errors > self._max_error_fraction * (self._committed.counts.total + self._rows)
@@ -414,7 +418,7 @@ class _Job:
             for name, spent in report["seconds"].items():
                 seconds[name] = seconds.get(name, 0.0) + spent
         cores = self._num_workers * self._config.cpus_per_worker
-        read = max(self._committed.counts.total + self._rows - self._adopted, 1)
+        read = max(self._num_read, 1)
         price = self._config.price_per_core_hour
         return {
             "counts": counts.to_dict(),
@@ -441,7 +445,6 @@ class _Job:
 
     def _measure(self, rows: int, errors: int, seconds: float) -> None:
         """Tells Prometheus of a block."""
-        self._num_read += rows
         self._telemetry.add("captcha_objects", rows)
         self._telemetry.add("captcha_errors", errors)
         self._telemetry.set("captcha_progress", (self._adopted + self._num_read) / max(self._total, 1))

@@ -27,23 +27,6 @@ SAY_S = 30.0
 """Seconds between two lines on what is waited for."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Worker:
-    """What one worker reserves; GPUs may be a fraction of one."""
-
-    num_cpus: int
-    num_gpus: float
-
-    def __str__(self) -> str:
-        gpus = f" and {self.num_gpus:g} GPU" if self.num_gpus else ""
-        return f"{self.num_cpus} CPU{'s' * (self.num_cpus > 1)}{gpus}"
-
-    @property
-    def bundle(self) -> dict[str, float]:
-        """As Ray names it."""
-        return {"CPU": self.num_cpus, **({"GPU": self.num_gpus} if self.num_gpus else {})}
-
-
 def num_fitting(cpus_per_worker: int, gpus_per_worker: float) -> int:
     """How many workers of so many CPUs and GPUs each the nodes there are can hold; GPUs may be a fraction."""
     nodes = [node["Resources"] for node in cluster.nodes()]
@@ -70,13 +53,14 @@ def await_room(num_workers: int, cpus_per_worker: int, gpus_per_worker: float) -
     Raises InputError where there is none, where it says that it can never start such nodes, and once it has started
     none for `IDLE_S`.
     """
-    worker = Worker(cpus_per_worker, gpus_per_worker)
     if num_fitting(cpus_per_worker, gpus_per_worker) >= num_workers:
         return
-    asked = f"{num_workers} workers of {worker} each"
+    gpus = f" and {gpus_per_worker:g} GPU" if gpus_per_worker else ""
+    asked = f"{num_workers} workers of {cpus_per_worker} CPU{'s' * (cpus_per_worker > 1)}{gpus} each"
     if autoscaler() is None:
         raise InputError(f"{asked} do not fit: {describe(cpus_per_worker, gpus_per_worker)}")
-    request_resources(bundles=[worker.bundle] * num_workers)
+    bundle = {"CPU": cpus_per_worker, **({"GPU": gpus_per_worker} if gpus_per_worker else {})}
+    request_resources(bundles=[bundle] * num_workers)
     try:
         last_said, last_started = -SAY_S, time.monotonic()
         fitting = 0

@@ -22,7 +22,7 @@ import ray.train
 import ray.tune
 import ray.tune.search
 
-from captcha_ray import console, halving, room, schema, space, storage, training, trials
+from captcha_ray import console, halving, room, schema, space, storage, training, training_worker, trials
 from captcha_ray.config import FailedError, TrainConfig, TuneConfig, check
 from captcha_ray.console import SearchProgress
 from captcha_ray.lease import Lease
@@ -264,7 +264,7 @@ class _Searcher(ray.tune.search.Searcher):
         self._telemetry.set("captcha_progress", len(ended_trials) / self._sampler.num_trials)
         self._telemetry.set("captcha_val_exact_match", max(trial.accuracy for trial in ended_trials))
         if status != "stopped":
-            storage.delete(directory.path(training.STATE))
+            storage.delete(directory.path(training_worker.STATE))
         how = f"{status}: {reason}" if reason else status
         self._progress.end(number, ended.values, len(ended.epochs), ended.accuracy, ended.score, how)
 

@@ -1,7 +1,5 @@
-"""Data-parallel training: the worker loop and the `TorchTrainer` around it.
+"""Data-parallel training: what is trained, on how many workers, and what happens when they are lost.
 
-The driver reads the shards once into Ray's object store; each worker copies its rows from there and keeps them, so an
-epoch waits for no disk and needs no CPU for reading. A worker's share of the training split must fit its memory.
 Progress is kept in the run directory after every epoch; a restarted worker and `--resume` both continue from there.
 Does not read corpora, does not evaluate the test split.
 """
@@ -9,19 +7,14 @@ Does not read corpora, does not evaluate the test split.
 import concurrent.futures
 import contextlib
 import dataclasses
-import logging
 import math
 import os
 import re
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Generator
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-import pyarrow as pa
 import ray
 import ray.data
 import ray.train
@@ -29,24 +22,20 @@ import ray.train.torch
 import torch
 import torch._dynamo  # the first optimizer would import it, when nothing else goes on meanwhile
 import torch.distributed
-from torch import Tensor, nn
 
-from captcha_ray import checkpoint, console, learning, room, schema, storage
-from captcha_ray.augment import Augment
-from captcha_ray.charset import Charset
-from captcha_ray.cluster import Cluster, here
+from captcha_ray import console, relay, room, schema, storage, training_worker
+from captcha_ray.cluster import Cluster
 from captcha_ray.config import FailedError, InputError, TrainConfig, check
 from captcha_ray.console import TrainingProgress
 from captcha_ray.lease import Lease
 from captcha_ray.models import build_model
+from captcha_ray.relay import Announcement
 from captcha_ray.rules import settle
-from captcha_ray.runs import EventLog, RunDirectory
+from captcha_ray.runs import RunDirectory
 from captcha_ray.spec import ModelSpec
 from captcha_ray.telemetry import Telemetry
+from captcha_ray.training_worker import WorkerJob, best_epoch, has_diverged
 
-STATE = "resume.safetensors"
-EVALUATION_BATCH_SIZE = 256
-ANNOUNCE_INTERVAL_S = 0.25
 RESIZE_S = 60.0
 """Seconds after which an elastic training that lacks workers looks for room for more. A change costs it the epoch that
 it is at, and some seconds for new processes."""
@@ -55,29 +44,11 @@ START_TIMEOUT_S = 10.0
 """Seconds an elastic training waits for room for as many workers as it decided on. Ray looks at the nodes every
 20 seconds, so it may have counted one that is gone; its own patience, of a minute, was most of a recovery."""
 
-WAITING_S = 30.0
-"""Seconds without a step, above which the driver says what workers wait for; again after twice as many."""
-
 POLL_S = 1.0
 """Seconds between two looks at the metrics of workers elsewhere."""
 
 RESUME_MAY_DIFFER = ("resume", "run", "num_workers", "cpus_per_worker", "use_gpu", "max_failures")
 """Fields that may change between the start of a run and its continuation."""
-
-Announcement = tuple[str, tuple[Any, ...]]
-"""Name and arguments of a method of TrainingProgress."""
-
-
-@dataclasses.dataclass(frozen=True)
-class WorkerJob:
-    """What every worker is told. blocks: object references of Arrow tables, train and val. until: epoch to stop after,
-    before the config's last one; None for none."""
-
-    config: TrainConfig
-    spec: ModelSpec
-    blocks: dict[str, list[Any]]
-    announce: Callable[[Announcement], Any]
-    until: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,7 +116,7 @@ def fit(
     started = time.perf_counter()
     run = RunDirectory(config.run)
     asked, config = config, _settled(config, manifest, run)
-    _ = model_spec(config, manifest)
+    spec = model_spec(config, manifest)
     room.await_room(config.workers[0], config.cpus_per_worker, config.use_gpu)
     check_batches(config, manifest)
     shards = storage.absolute(config.shards)
@@ -154,51 +125,23 @@ def fit(
         dataclasses.replace(one, run=run.uri, shards=shards, unlabelled=unlabelled) for one in (asked, config)
     )
     run.begin(asked.to_dict(), manifest.to_dict(), resume=config.resume, may_differ=RESUME_MAY_DIFFER)
-    with Lease(run.path("_lease.json")) as lease:
-        facts = _fit(asked, config, manifest, train, val, cluster, find_more)
-        lease.check()
-    return facts | {"seconds": time.perf_counter() - started}
-
-
-def _fit(
-    asked: TrainConfig,
-    config: TrainConfig,
-    manifest: schema.Manifest,
-    train: ray.data.Dataset,
-    val: ray.data.Dataset | None,
-    cluster: Cluster,
-    find_more: Callable[[TrainConfig], MoreImages] | None,
-) -> dict[str, Any]:
-    """What `fit` does once the run's directory is its own. config: settled."""
-    run, spec = RunDirectory(config.run), model_spec(config, manifest)
     facts: dict[str, Any] = {}
-    more = find_more(asked) if find_more else None
-    blocks = {"train": train.materialize().to_arrow_refs(), "val": val.materialize().to_arrow_refs() if val else []}
-    if more:
-        facts["unlabelled"] = more.facts
-        blocks["train"] += more.rows.to_arrow_refs() if more.num_images else []
-        images = manifest.num_images | {"train": manifest.num_images["train"] + more.num_images}
-        manifest = dataclasses.replace(manifest, num_images=images)
-        config = _settled(asked, manifest, run)
-        check_batches(config, manifest)
-    run.write_json("settled.json", config.to_dict())
-    console.say(describe(config, spec, manifest))
-    if done := len(run.read_metrics()):
-        console.say(f"goes on after epoch {done}")
-    local = cluster.embedded and config.workers[1] == 1 and not config.use_gpu
-    telemetry = Telemetry("train", run.uri)
-    with TrainingProgress(config.epochs) as progress:
-
-        def show(message: Announcement) -> None:
-            name, arguments = message
-            getattr(progress, name)(*arguments)
-            _measure(telemetry, config.epochs, *message)
-
-        if local:
-            _run_trainer(WorkerJob(config, spec, blocks, show), local=True)
-        else:
-            with _Relay(show, config) as relay:
-                _run_trainer(WorkerJob(config, spec, blocks, relay.announcer()), local=False)
+    with Lease(run.path("_lease.json")) as lease:
+        more = find_more(asked) if find_more else None
+        blocks = {"train": train.materialize().to_arrow_refs(), "val": val.materialize().to_arrow_refs() if val else []}
+        if more:
+            facts["unlabelled"] = more.facts
+            blocks["train"] += more.rows.to_arrow_refs() if more.num_images else []
+            images = manifest.num_images | {"train": manifest.num_images["train"] + more.num_images}
+            manifest = dataclasses.replace(manifest, num_images=images)
+            config = _settled(asked, manifest, run)
+            check_batches(config, manifest)
+        run.write_json("settled.json", config.to_dict())
+        console.say(describe(config, spec, manifest))
+        if done := len(run.read_metrics()):
+            console.say(f"goes on after epoch {done}")
+        _train(config, spec, blocks, cluster)
+        lease.check()
     epochs = run.read_metrics()
     if not epochs:
         raise InputError(
@@ -206,7 +149,25 @@ def _fit(
         )
     if has_diverged(epochs[-1]):
         raise InputError(f"training diverged in epoch {len(epochs)}: the loss is not a number; lower --learning-rate")
-    return facts | {"best_epoch": best_epoch(epochs), "num_epochs": len(epochs)}
+    seconds = time.perf_counter() - started
+    return facts | {"best_epoch": best_epoch(epochs), "num_epochs": len(epochs), "seconds": seconds}
+
+
+def _train(config: TrainConfig, spec: ModelSpec, blocks: dict[str, list[Any]], cluster: Cluster) -> None:
+    """All epochs that are left, shown and measured. config: settled."""
+    telemetry = Telemetry("train", config.run)
+    with TrainingProgress(config.epochs) as progress:
+
+        def show(message: Announcement) -> None:
+            name, arguments = message
+            getattr(progress, name)(*arguments)
+            relay.measure(telemetry, config.epochs, message)
+
+        if cluster.embedded and config.workers[1] == 1 and not config.use_gpu:
+            _run_trainer(WorkerJob(config, spec, blocks, show), local=True)
+        else:
+            with relay.Relay(show, config) as announcements:
+                _run_trainer(WorkerJob(config, spec, blocks, announcements.announcer()), local=False)
 
 
 def _settled(config: TrainConfig, manifest: schema.Manifest, run: RunDirectory) -> TrainConfig:
@@ -254,12 +215,13 @@ def _run_trainer(job: WorkerJob, local: bool) -> None:
             _run_trainer_once(job, local)
             return
         except ray.train.WorkerGroupError as error:
-            for failure in error.worker_failures.values():
-                cause = getattr(failure, "_base_exc", failure)
-                if isinstance(cause, (InputError, FailedError, OSError)):
-                    raise cause from None
-            if job.config.max_failures and len(run.read_metrics()) > before:
+            causes = [getattr(failure, "_base_exc", failure) for failure in error.worker_failures.values()]
+            told = [cause for cause in causes if isinstance(cause, (InputError, FailedError, OSError))]
+            final = any(isinstance(cause, (InputError, FailedError)) for cause in told)
+            if job.config.max_failures and not final and len(run.read_metrics()) > before:
                 continue
+            if told:
+                raise told[0] from None
             if any(hasattr(failure, "_base_exc") for failure in error.worker_failures.values()):
                 raise  # of our code
             lost = next(iter(error.worker_failures.values()))
@@ -297,7 +259,9 @@ def _run_trainer_once(job: WorkerJob, local: bool) -> None:
             failure_config=ray.train.FailureConfig(max_failures=config.max_failures),
             logging_config=ray.train.LoggingConfig(log_level="WARNING"),  # type: ignore[call-arg]
         )
-        trainer = _Trainer(train_worker, train_loop_config={"job": job}, scaling_config=scaling, run_config=run_config)
+        trainer = _Trainer(
+            training_worker.train_worker, train_loop_config={"job": job}, scaling_config=scaling, run_config=run_config
+        )
         trainer.fit()
 
 
@@ -308,86 +272,6 @@ class _Trainer(ray.train.torch.TorchTrainer):
         pass
 
 
-@ray.remote(num_cpus=0)
-class _Mailbox:
-    """Carries announcements from a worker on another machine to the driver."""
-
-    def __init__(self) -> None:
-        self._messages: list[Announcement] = []
-
-    def put(self, message: Announcement) -> None:
-        self._messages.append(message)
-
-    def take(self) -> list[Announcement]:
-        messages, self._messages = self._messages, []
-        return messages
-
-
-class _Relay:
-    """Shows on the driver's terminal what rank 0 announces, and what is waited for while it announces nothing."""
-
-    def __init__(self, show: Callable[[Announcement], Any], config: TrainConfig) -> None:
-        self._show, self._config = show, config
-        self._mailbox: Any = _Mailbox.options(scheduling_strategy=here()).remote()  # type: ignore[attr-defined]
-        self._done = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-
-    def announcer(self) -> Callable[[Announcement], Any]:
-        """A function for rank 0; it travels to any machine."""
-        mailbox = self._mailbox
-
-        def announce(message: Announcement) -> None:
-            mailbox.put.remote(message)
-
-        return announce
-
-    def __enter__(self) -> "_Relay":
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._done.set()
-        self._thread.join()
-        ray.kill(self._mailbox)
-
-    def _watch(self) -> None:
-        heard, patience = time.monotonic(), WAITING_S
-        while not self._done.wait(ANNOUNCE_INTERVAL_S):
-            silent = time.monotonic() - heard
-            if self._show_all():
-                heard, patience = time.monotonic(), WAITING_S
-            elif silent > patience:
-                patience *= 2
-                have = room.describe(self._config.cpus_per_worker, self._config.use_gpu)
-                console.say(
-                    f"no step for {silent:.0f} s: {self._config.workers[0]} workers start, or wait for nodes; {have}"
-                )
-        self._show_all()
-
-    def _show_all(self) -> int:
-        """Returns how many there were."""
-        messages = ray.get(self._mailbox.take.remote())
-        for message in messages:
-            self._show(message)
-        return len(messages)
-
-
-def _measure(telemetry: Telemetry, num_epochs: int, name: str, arguments: tuple[Any, ...]) -> None:
-    """Tells Prometheus what an announcement says."""
-    if name == "step":
-        epoch, fraction, images_per_second = arguments
-        telemetry.set("captcha_progress", (epoch - 1 + fraction) / num_epochs)
-        telemetry.set("captcha_images_per_second", images_per_second)
-        return
-    record = arguments[0]
-    telemetry.set("captcha_progress", record["epoch"] / num_epochs)
-    telemetry.set("captcha_images_per_second", record["images_per_second"])
-    telemetry.set("captcha_data_wait_fraction", record["data_wait_fraction"])
-    telemetry.set("captcha_train_loss", record["train_loss"])
-    telemetry.set("captcha_val_exact_match", record.get("val_exact_match"))
-    telemetry.set("captcha_workers", record["num_workers"])
-
-
 def epochs(job: WorkerJob, device: torch.device) -> Generator[dict[str, Any]]:
     """Trains, and gives each epoch's line of `metrics.jsonl`; those of before an interruption come first.
 
@@ -395,7 +279,7 @@ def epochs(job: WorkerJob, device: torch.device) -> Generator[dict[str, Any]]:
     several workers cannot be read here.
     """
     if job.config.workers[1] == 1:
-        with contextlib.closing(Worker(job, 0, 1, device)) as worker:
+        with contextlib.closing(training_worker.Worker(job, 0, 1, device)) as worker:
             yield from worker.epochs
             while worker.wants_epoch:
                 yield worker.run_epoch()
@@ -414,196 +298,3 @@ def epochs(job: WorkerJob, device: torch.device) -> Generator[dict[str, Any]]:
             concurrent.futures.wait([trained], POLL_S)
     trained.result()
     check(known > 0, f"{run.uri} holds no metrics here; on several machines --run must be a bucket or a shared folder")
-
-
-def train_worker(arguments: dict[str, Any]) -> None:
-    """The loop of one worker, under Ray Train. arguments: {"job": WorkerJob}."""
-    job: WorkerJob = arguments["job"]
-    logging.getLogger().setLevel(logging.WARNING)  # Ray Train's would say each epoch's metrics on the terminal
-    learning.keep_freed_memory()
-    context = ray.train.get_context()
-    device = ray.train.torch.get_device() if job.config.use_gpu else torch.device("cpu")
-    with contextlib.closing(Worker(job, context.get_world_rank(), context.get_world_size(), device)) as worker:
-        while worker.wants_epoch:
-            record = worker.run_epoch()
-            ray.train.report({k: v for k, v in record.items() if isinstance(v, (int, float))})
-
-
-class Worker:
-    """State of one worker between epochs. Every epoch's random numbers follow from (seed, epoch, rank) alone, so a run
-    that is continued with as many workers draws what an undisturbed one would have drawn."""
-
-    def __init__(self, job: WorkerJob, rank: int, world_size: int, device: torch.device) -> None:
-        config = job.config
-        self._job, self._rank, self._world_size = job, rank, world_size
-        self._arithmetic = learning.Arithmetic.choose(device, config.precision)
-        step_images = config.batch_size * config.workers[1]  # as many with fewer workers: the learning rate fits them
-        self._train = self._feed("train", -(-step_images // world_size))
-        self._val = self._feed("val", EVALUATION_BATCH_SIZE) if job.blocks["val"] else None
-        torch.manual_seed(learning.derive_seed(config.seed))
-        self._network = build_model(job.spec).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self._optimizer = learning.build_optimizer(config, self._network)
-        self._run = RunDirectory(config.run)
-        self._history: list[dict[str, Any]] = []
-        if storage.exists(self._run.path(STATE)):
-            self._history = checkpoint.load_state(self._run.path(STATE), self._network, self._optimizer)["epochs"]
-            if rank == 0:  # the last try may have ended between state and metrics
-                self._run.write_metrics(self._history)
-        self._events = EventLog(self._run) if rank == 0 else None
-        self._parallel: nn.Module | None = None
-        if world_size > 1:
-            self._parallel = ray.train.torch.prepare_model(self._network, move_to_device=False)
-        self._augment = Augment.of(config)
-        self._announced = 0.0
-
-    def _feed(self, split: str, batch_size: int) -> learning.EpochFeed:
-        """This worker's rows: every world_size-th of the split. Copied out of the object store, but for a single
-        worker's single block, which several trainings on one machine share."""
-        image, charset = self._job.spec.image, Charset(self._job.spec.charset)
-        images: list[npt.NDArray[np.uint8]] = []
-        texts: list[str] = []
-        offset = 0
-        for block in self._job.blocks[split]:
-            table: pa.Table = ray.get(block)
-            mine = slice((self._rank - offset) % self._world_size, None, self._world_size)
-            images.append(schema.unpack_images(table["image"], image)[mine])
-            texts += table["text"].to_pylist()[mine]
-            offset += len(table)
-        counts = [len(range(rank, offset, self._world_size)) for rank in range(self._world_size)]
-        return learning.EpochFeed(
-            images[0] if len(images) == self._world_size == 1 else np.concatenate(images),
-            charset.encode(texts, self._job.spec.slots, variable=self._job.spec.variable),
-            counts,
-            self._rank,
-            batch_size,
-        )
-
-    @property
-    def epochs(self) -> list[dict[str, Any]]:
-        """Lines of `metrics.jsonl` so far, those of before an interruption too."""
-        return list(self._history)
-
-    @property
-    def wants_epoch(self) -> bool:
-        """Whether there is an epoch to do: not past the last, not diverged, patience not spent."""
-        done, last = len(self._history), self._job.until or self._job.config.epochs
-        diverged = done > 0 and has_diverged(self._history[-1])
-        patience = self._job.config.patience
-        spent = patience > 0 and done > 0 and done - best_epoch(self._history) >= patience
-        return done < last and not diverged and not spent
-
-    def run_epoch(self) -> dict[str, Any]:
-        """Trains and validates one epoch; rank 0 keeps it on disk. Returns its line of `metrics.jsonl`."""
-        config = self._job.config
-        started = time.perf_counter()
-        number = len(self._history) + 1
-        steps = self._train.num_steps
-
-        def learning_rate(step: int) -> float:
-            return learning.learning_rate_at(config, (number - 1 + step / steps) / config.epochs)
-
-        counts, waited_s = learning.train_epoch(
-            self._network,
-            self._optimizer,
-            self._train.epoch(learning.derive_seed(config.seed, number, self._rank, 0)),
-            self._arithmetic,
-            parallel=self._parallel,
-            augment=self._augment,
-            seed=learning.derive_seed(config.seed, number, self._rank, 1),
-            world_size=self._world_size,
-            learning_rate=learning_rate,
-            label_smoothing=config.label_smoothing,
-            guidance=lambda step: learning.guidance_at((number - 1 + step / steps) / config.epochs),
-            on_step=self._announcer(number, started),
-        )
-        train = self._sum(counts)
-        train_s = time.perf_counter() - started
-        self._share_buffers()
-        val: dict[str, Any] = {}
-        if self._val:
-            counts = learning.evaluate(self._network, self._val.epoch(None), self._arithmetic)
-            val = self._sum(counts).ratios("val")
-        record = {
-            "epoch": number,
-            **train.ratios("train"),
-            **val,
-            "images_per_second": train.num_images / train_s,
-            "data_wait_fraction": waited_s / train_s,
-            "learning_rate": learning_rate(steps),
-            "num_workers": self._world_size,
-            "seconds": time.perf_counter() - started,
-        }
-        self._history.append({name: _finite(value) for name, value in record.items()})
-        if self._rank == 0:
-            self._keep()
-        return self._history[-1]
-
-    def _announcer(self, epoch: int, started: float) -> Callable[[int, int], None]:
-        done = 0
-
-        def on_step(step: int, images: int) -> None:
-            nonlocal done
-            done += images
-            now = time.perf_counter()
-            if self._rank == 0 and now - self._announced >= ANNOUNCE_INTERVAL_S:
-                self._announced = now
-                self._job.announce(("step", (epoch, (step + 1) / self._train.num_steps, done / (now - started))))
-
-        return on_step
-
-    def _share_buffers(self) -> None:
-        """Gives all workers rank 0's batch statistics: what is validated must be the network that is kept."""
-        if self._world_size > 1:
-            for buffer in self._network.buffers():
-                torch.distributed.broadcast(buffer, 0)
-
-    def _sum(self, counts: learning.EpochCounts) -> learning.EpochCounts:
-        """The counts of all workers together."""
-        if self._world_size == 1:
-            return counts
-        sums: Tensor = torch.from_numpy(counts.sums).to(self._arithmetic.device)
-        torch.distributed.all_reduce(sums)
-        return learning.EpochCounts(sums.cpu().numpy())
-
-    def _keep(self) -> None:
-        """The state last but for what follows from it: a kill before repeats the epoch, which gives the same again."""
-        record = self._history[-1]
-        best = best_epoch(self._history) == record["epoch"]
-        if best and ("val_loss" in record or record["epoch"] == self._job.config.epochs):
-            checkpoint.save_model(self._run.path("checkpoint"), self._network, self._job.spec)
-        if self._events:
-            self._events.add(record)
-        checkpoint.save_state(self._run.path(STATE), self._network, self._optimizer, {"epochs": self._history})
-        self._run.write_metrics(self._history)
-        if not has_diverged(record):
-            self._job.announce(("epoch", (record, best)))
-
-    def close(self) -> None:
-        """Ends the event file."""
-        if self._events:
-            self._events.close()
-
-
-def best_epoch(epochs: list[dict[str, Any]]) -> int:
-    """Number of the epoch with the highest validation whole-string accuracy; of equals the one of lower loss; the last
-    where there is no validation."""
-
-    def rank(epoch: dict[str, Any]) -> tuple[float, float, int]:
-        if "val_loss" not in epoch:
-            return 0.0, 0.0, epoch["epoch"]
-        loss = math.inf if epoch["val_loss"] is None else epoch["val_loss"]
-        return epoch["val_exact_match"] or 0.0, -loss, -epoch["epoch"]
-
-    return int(max(epochs, key=rank)["epoch"])
-
-
-def has_diverged(epoch: dict[str, Any]) -> bool:
-    """Whether a loss of the epoch is not a number."""
-    return epoch["train_loss"] is None or epoch.get("val_loss", 0.0) is None
-
-
-def _finite(value: Any) -> Any:
-    """The value, with None for numbers that JSON has no word for."""
-    if isinstance(value, list):
-        return [_finite(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

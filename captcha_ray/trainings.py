@@ -13,7 +13,7 @@ import ray
 import ray.exceptions
 import torch
 
-from captcha_ray import evaluation, learning, schema, storage, training
+from captcha_ray import evaluation, learning, schema, storage, training, training_worker
 from captcha_ray.config import FailedError, InputError, TrainConfig
 from captcha_ray.runs import RunDirectory
 
@@ -50,7 +50,7 @@ class Training:
         learning.keep_freed_memory()
         torch.set_num_threads(self.config.cpus_per_worker)
         spec = training.model_spec(self.config, self.manifest)
-        job = training.WorkerJob(self.config, spec, self.blocks, lambda message: None, until)
+        job = training_worker.WorkerJob(self.config, spec, self.blocks, lambda message: None, until)
         yield from training.epochs(job, torch.device("cuda" if self.config.use_gpu else "cpu"))
 
 
@@ -61,7 +61,7 @@ def train_in_full(one: Training, calibrated: bool) -> pa.Table:
     Raises InputError where the loss stops being a number.
     """
     *_, last = one.epochs()
-    if training.has_diverged(last):
+    if training_worker.has_diverged(last):
         raise InputError(f"it diverged in epoch {last['epoch']}: the loss is not a number; lower --learning-rate")
     if calibrated and one.blocks["val"]:
         rows = pa.concat_tables(ray.get(one.blocks["val"]))
@@ -102,7 +102,7 @@ def train_all(
             raise FailedError(f"the training {one.name} failed, {again}: {cause}") from error
         directory = RunDirectory(one.config.run)
         directory.write_table(READINGS, table)
-        storage.delete(directory.path(training.STATE))
+        storage.delete(directory.path(training_worker.STATE))
         tell(one, one.config.epochs)
         return one, table
 

@@ -7,7 +7,7 @@ import ray.tune
 
 from captcha_ray import trials
 from captcha_ray.config import TrainConfig
-from captcha_ray.training import has_diverged
+from captcha_ray.training_worker import has_diverged
 from captcha_ray.trainings import Training
 
 

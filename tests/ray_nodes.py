@@ -107,9 +107,10 @@ class Nodes:
         command = [sys.executable, "-c", program]
         return subprocess.run(command, env=env, capture_output=True, text=True, check=True).stdout
 
-    def num_alive(self) -> int:
-        """Nodes that the cluster takes for alive."""
-        return len(self._alive())
+    def await_alive(self, number: int) -> None:
+        """Returns once the cluster has so many nodes, the head among them."""
+        newest = self.started[-1]
+        wait_until(lambda: len(self._alive()) == number, newest.process, explain=lambda: newest.said)
 
     def ids_of(self, node: Node) -> list[str]:
         """Ray's names of a node; none where it is dead."""

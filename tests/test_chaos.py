@@ -62,7 +62,7 @@ class Cluster:
         if namespace:
             node = self.nodes.add(1, host=namespace.host, within=namespace.command, **far)
             self.workers.append(self._stack.enter_context(node))
-        wait_until(lambda: self.nodes.num_alive() == 1 + number, self.head.process, explain=lambda: self.head.said)
+        self.nodes.await_alive(1 + number)
 
     def add(self, **env: str) -> None:
         """Starts one more node; it joins some seconds later."""

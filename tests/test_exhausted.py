@@ -14,7 +14,6 @@ from tests import conftest
 from tests.processes import Job
 from tests.ray_nodes import Nodes
 from tests.test_jobs import TRAIN, job
-from tests.waiting import wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -41,18 +40,23 @@ def disk(tmp_path: Path) -> Iterator[SmallDisk]:
     subprocess.run(["umount", str(path)], check=True)
 
 
-def test_a_training_ends_with_a_sentence_and_goes_on_once_there_is_room(
-    disk: SmallDisk, glyph_shards: corpus.Shards, tmp_path: Path
-) -> None:
-    train = (*TRAIN, "--shards", glyph_shards.uri, "--run", disk.path / "run", "--epochs", "3", "--resume")
-    disk.resize(900)  # a state of the training, but not two
-    status, _, err = job("train", *train, cwd=tmp_path)
+def ends_full_and_goes_on(disk: SmallDisk, kilobytes: int, *command: str | Path, cwd: Path) -> None:
+    """The job fails in so much room, and succeeds in more."""
+    disk.resize(kilobytes)
+    status, _, err = job(*map(str, command), cwd=cwd)
     assert status == 1
     assert err.splitlines()[-1].startswith("error: the disk is full: ")
     assert "Traceback" not in err
     disk.resize(64_000)
-    status, _, err = job("train", *train, cwd=tmp_path)
+    status, _, err = job(*map(str, command), cwd=cwd)
     assert status == 0, err
+
+
+def test_a_training_ends_with_a_sentence_and_goes_on_once_there_is_room(
+    disk: SmallDisk, glyph_shards: corpus.Shards, tmp_path: Path
+) -> None:
+    train = (*TRAIN, "--shards", glyph_shards.uri, "--run", disk.path / "run", "--epochs", "3", "--resume")
+    ends_full_and_goes_on(disk, 900, "train", *train, cwd=tmp_path)  # a state of the training, but not two
     assert len((disk.path / "run/metrics.jsonl").read_text().splitlines()) == 3
 
 
@@ -60,14 +64,7 @@ def test_bulk_inference_ends_with_a_sentence_and_goes_on_once_there_is_room(disk
     images = conftest.draw_glyphs(tmp_path / "images", conftest.glyph_texts(2000, 2))
     run = conftest.save_network(tmp_path / "run", conftest.GLYPHS)
     night = ("--images", images, "--run", run, "--out", disk.path / "out", "--num-workers", "2")
-    disk.resize(100)
-    status, _, err = job("infer", *night, cwd=tmp_path)
-    assert status == 1
-    assert err.splitlines()[-1].startswith("error: the disk is full: ")
-    assert "Traceback" not in err
-    disk.resize(64_000)
-    status, _, err = job("infer", *night, cwd=tmp_path)
-    assert status == 0, err
+    ends_full_and_goes_on(disk, 100, "infer", *night, cwd=tmp_path)
     table = pyarrow.dataset.dataset(str(disk.path / "out"), partitioning="hive").to_table(["uri"])
     assert sorted(table["uri"].to_pylist()) == sorted(str(path) for path in images.iterdir())
 
@@ -76,8 +73,8 @@ def test_bulk_inference_ends_with_a_sentence_and_goes_on_once_there_is_room(disk
 def two_nodes(folder: Path, *options: str, **env: str) -> Iterator[Nodes]:
     """A head that takes no work, and one node of these options and environment that does."""
     nodes = Nodes(folder)
-    with nodes.head(0), nodes.add(2, "", (), *options, **env) as node:
-        wait_until(lambda: nodes.num_alive() == 2, node.process, explain=lambda: node.said)
+    with nodes.head(0), nodes.add(2, "", (), *options, **env):
+        nodes.await_alive(2)
         yield nodes
 
 

@@ -152,10 +152,10 @@ def test_where_nothing_is_sure_the_shards_alone_are_learned_from(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Without validation images, and with workers that ask for every CPU there is."""
+    """Without validation images."""
     shards, more = few
     monkeypatch.setattr(selftraining, "MIN_CONFIDENCE", 1.1)
-    config = config_for(shards, more, tmp_path / "run", epochs=1, cpus_per_worker=ray_cluster.num_cpus)
+    config = config_for(shards, more, tmp_path / "run", epochs=1)
     more_images = selftraining.prepare(config, shards, None, ray_cluster)
     facts = training.fit(config, shards.manifest, shards.read("train"), None, ray_cluster, more_images)
     assert facts["unlabelled"]["num_learned_from"] == 0

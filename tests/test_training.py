@@ -15,7 +15,18 @@ import torch
 from PIL import Image
 from safetensors.torch import load
 
-from captcha_ray import checkpoint, cluster, corpus, evaluation, identity, recipes, rules, runs, training
+from captcha_ray import (
+    checkpoint,
+    cluster,
+    corpus,
+    evaluation,
+    identity,
+    recipes,
+    rules,
+    runs,
+    training,
+    training_worker,
+)
 from captcha_ray.config import FailedError, InputError, TrainConfig
 from captcha_ray.lease import Lease
 from captcha_ray.recognizer import Recognizer
@@ -107,7 +118,7 @@ def test_two_workers_see_every_image_once_and_their_sums_are_those_of_one(
     epochs = fit(config, glyph_shards, ray_cluster)
     assert [e["epoch"] for e in epochs] == list(range(1, 9))
     assert epochs[-1]["train_loss"] < epochs[0]["train_loss"] / 2
-    best = epochs[training.best_epoch(epochs) - 1]
+    best = epochs[training_worker.best_epoch(epochs) - 1]
     alone = evaluation.evaluate(glyph_shards.labeled("val"), config.run).counts.summary()
     assert best["val_exact_match"] == pytest.approx(alone["exact_match"], abs=1e-12)
     assert best["val_loss"] == pytest.approx(alone["loss"], rel=1e-4)
@@ -122,7 +133,7 @@ def test_patience_stops_a_run_that_no_longer_gets_better(
 ) -> None:
     config = config_for(glyph_shards, tmp_path / "run", epochs=50, patience=2, learning_rate=1e-12)
     epochs = fit(config, glyph_shards, ray_cluster)
-    assert len(epochs) - training.best_epoch(epochs) == 2
+    assert len(epochs) - training_worker.best_epoch(epochs) == 2
 
 
 def test_a_loss_that_is_no_number_ends_the_run_in_one_sentence(
@@ -164,10 +175,10 @@ def test_the_best_epoch_has_most_strings_right_then_least_loss_then_comes_first(
     def epoch(number: int, exact: float, loss: float | None) -> dict[str, Any]:
         return {"epoch": number, "val_exact_match": exact, "val_loss": loss}
 
-    assert training.best_epoch([epoch(1, 0.5, 1.0), epoch(2, 0.6, 9.0), epoch(3, 0.6, 8.0)]) == 3
-    assert training.best_epoch([epoch(1, 0.5, 1.0), epoch(2, 0.5, 1.0), epoch(3, 0.4, 0.1)]) == 1
-    assert training.best_epoch([epoch(1, 0.0, None), epoch(2, 0.0, 3.0)]) == 2
-    assert training.best_epoch([epoch(1, 1.0, 0.5), epoch(2, 1.0, 0.0)]) == 2
+    assert training_worker.best_epoch([epoch(1, 0.5, 1.0), epoch(2, 0.6, 9.0), epoch(3, 0.6, 8.0)]) == 3
+    assert training_worker.best_epoch([epoch(1, 0.5, 1.0), epoch(2, 0.5, 1.0), epoch(3, 0.4, 0.1)]) == 1
+    assert training_worker.best_epoch([epoch(1, 0.0, None), epoch(2, 0.0, 3.0)]) == 2
+    assert training_worker.best_epoch([epoch(1, 1.0, 0.5), epoch(2, 1.0, 0.0)]) == 2
 
 
 def test_more_workers_than_the_cluster_holds_is_one_sentence_before_any_work(
@@ -368,8 +379,8 @@ def test_a_step_of_an_elastic_training_has_as_many_images_with_fewer_workers(
     config = config_for(glyph_shards, tmp_path / "run", num_workers=num_workers, batch_size=8)
     blocks = {"train": glyph_shards.read("train").materialize().to_arrow_refs(), "val": []}
     spec = training.model_spec(config, glyph_shards.manifest)
-    job = training.WorkerJob(config, spec, blocks, lambda message: None)
-    with contextlib.closing(training.Worker(job, 0, 1, torch.device("cpu"))) as worker:
+    job = training_worker.WorkerJob(config, spec, blocks, lambda message: None)
+    with contextlib.closing(training_worker.Worker(job, 0, 1, torch.device("cpu"))) as worker:
         steps = [batch.step_images for batch in worker._train.epoch(None)]
     images = glyph_shards.manifest.num_images["train"]
     assert len(steps) == -(-images // (24 if num_workers == "1:3" else 8))
@@ -385,16 +396,16 @@ def test_two_jobs_do_not_train_into_one_run(
         fit(dataclasses.replace(config, resume=True), glyph_shards, ray_cluster)
 
 
-def lossy_job(at: str, shards: corpus.Shards, run: Path) -> training.WorkerJob:
+def lossy_job(at: str, shards: corpus.Shards, run: Path) -> training_worker.WorkerJob:
     """Its worker is killed whenever it announces that."""
 
-    def kill(message: training.Announcement) -> None:
+    def kill(message: training_worker.Announcement) -> None:
         if message[0] == at:
             os.kill(os.getpid(), signal.SIGKILL)
 
     config = rules.settle(config_for(shards, run, max_failures=1), shards.manifest)
     blocks = {"train": shards.read("train").materialize().to_arrow_refs(), "val": []}
-    return training.WorkerJob(config, training.model_spec(config, shards.manifest), blocks, kill)
+    return training_worker.WorkerJob(config, training.model_spec(config, shards.manifest), blocks, kill)
 
 
 @pytest.mark.slow

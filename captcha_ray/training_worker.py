@@ -1,0 +1,242 @@
+"""What each worker of a training does: epochs over its own rows, in step with the others, kept after each.
+
+The driver reads the shards once into Ray's object store; each worker copies its rows from there and keeps them, so an
+epoch waits for no disk and needs no CPU for reading. A worker's share of the training split must fit its memory.
+"""
+
+import contextlib
+import dataclasses
+import logging
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import ray
+import ray.train
+import ray.train.torch
+import torch
+import torch._dynamo  # the first optimizer would import it, when nothing else goes on meanwhile
+import torch.distributed
+from torch import Tensor, nn
+
+from captcha_ray import checkpoint, learning, schema, storage
+from captcha_ray.augment import Augment
+from captcha_ray.charset import Charset
+from captcha_ray.config import TrainConfig
+from captcha_ray.models import build_model
+from captcha_ray.relay import Announcement
+from captcha_ray.runs import EventLog, RunDirectory
+from captcha_ray.spec import ModelSpec
+
+STATE = "resume.safetensors"
+EVALUATION_BATCH_SIZE = 256
+ANNOUNCE_INTERVAL_S = 0.25
+
+
+@dataclasses.dataclass(frozen=True)
+class WorkerJob:
+    """What every worker is told. blocks: object references of Arrow tables, train and val. until: epoch to stop after,
+    before the config's last one; None for none."""
+
+    config: TrainConfig
+    spec: ModelSpec
+    blocks: dict[str, list[Any]]
+    announce: Callable[[Announcement], Any]
+    until: int | None = None
+
+
+def train_worker(arguments: dict[str, Any]) -> None:
+    """The loop of one worker, under Ray Train. arguments: {"job": WorkerJob}."""
+    job: WorkerJob = arguments["job"]
+    logging.getLogger().setLevel(logging.WARNING)  # Ray Train's would say each epoch's metrics on the terminal
+    learning.keep_freed_memory()
+    context = ray.train.get_context()
+    device = ray.train.torch.get_device() if job.config.use_gpu else torch.device("cpu")
+    with contextlib.closing(Worker(job, context.get_world_rank(), context.get_world_size(), device)) as worker:
+        while worker.wants_epoch:
+            record = worker.run_epoch()
+            ray.train.report({k: v for k, v in record.items() if isinstance(v, (int, float))})
+
+
+class Worker:
+    """State of one worker between epochs. Every epoch's random numbers follow from (seed, epoch, rank) alone, so a run
+    that is continued with as many workers draws what an undisturbed one would have drawn."""
+
+    def __init__(self, job: WorkerJob, rank: int, world_size: int, device: torch.device) -> None:
+        config = job.config
+        self._job, self._rank, self._world_size = job, rank, world_size
+        self._arithmetic = learning.Arithmetic.choose(device, config.precision)
+        step_images = config.batch_size * config.workers[1]  # as many with fewer workers: the learning rate fits them
+        self._train = self._feed("train", -(-step_images // world_size))
+        self._val = self._feed("val", EVALUATION_BATCH_SIZE) if job.blocks["val"] else None
+        torch.manual_seed(learning.derive_seed(config.seed))
+        self._network = build_model(job.spec).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._optimizer = learning.build_optimizer(config, self._network)
+        self._run = RunDirectory(config.run)
+        self._history: list[dict[str, Any]] = []
+        if storage.exists(self._run.path(STATE)):
+            self._history = checkpoint.load_state(self._run.path(STATE), self._network, self._optimizer)["epochs"]
+            if rank == 0:  # the last try may have ended between state and metrics
+                self._run.write_metrics(self._history)
+        self._events = EventLog(self._run) if rank == 0 else None
+        self._parallel: nn.Module | None = None
+        if world_size > 1:
+            self._parallel = ray.train.torch.prepare_model(self._network, move_to_device=False)
+        self._augment = Augment.of(config)
+        self._announced = 0.0
+
+    def _feed(self, split: str, batch_size: int) -> learning.EpochFeed:
+        """This worker's rows: every world_size-th of the split. Copied out of the object store, but for a single
+        worker's single block, which several trainings on one machine share."""
+        image, charset = self._job.spec.image, Charset(self._job.spec.charset)
+        images: list[npt.NDArray[np.uint8]] = []
+        texts: list[str] = []
+        offset = 0
+        for block in self._job.blocks[split]:
+            table: pa.Table = ray.get(block)
+            mine = slice((self._rank - offset) % self._world_size, None, self._world_size)
+            images.append(schema.unpack_images(table["image"], image)[mine])
+            texts += table["text"].to_pylist()[mine]
+            offset += len(table)
+        counts = [len(range(rank, offset, self._world_size)) for rank in range(self._world_size)]
+        return learning.EpochFeed(
+            images[0] if len(images) == self._world_size == 1 else np.concatenate(images),
+            charset.encode(texts, self._job.spec.slots, variable=self._job.spec.variable),
+            counts,
+            self._rank,
+            batch_size,
+        )
+
+    @property
+    def epochs(self) -> list[dict[str, Any]]:
+        """Lines of `metrics.jsonl` so far, those of before an interruption too."""
+        return list(self._history)
+
+    @property
+    def wants_epoch(self) -> bool:
+        """Whether there is an epoch to do: not past the last, not diverged, patience not spent."""
+        done, last = len(self._history), self._job.until or self._job.config.epochs
+        diverged = done > 0 and has_diverged(self._history[-1])
+        patience = self._job.config.patience
+        spent = patience > 0 and done > 0 and done - best_epoch(self._history) >= patience
+        return done < last and not diverged and not spent
+
+    def run_epoch(self) -> dict[str, Any]:
+        """Trains and validates one epoch; rank 0 keeps it on disk. Returns its line of `metrics.jsonl`."""
+        config = self._job.config
+        started = time.perf_counter()
+        number = len(self._history) + 1
+        steps = self._train.num_steps
+
+        def learning_rate(step: int) -> float:
+            return learning.learning_rate_at(config, (number - 1 + step / steps) / config.epochs)
+
+        counts, waited_s = learning.train_epoch(
+            self._network,
+            self._optimizer,
+            self._train.epoch(learning.derive_seed(config.seed, number, self._rank, 0)),
+            self._arithmetic,
+            parallel=self._parallel,
+            augment=self._augment,
+            seed=learning.derive_seed(config.seed, number, self._rank, 1),
+            world_size=self._world_size,
+            learning_rate=learning_rate,
+            label_smoothing=config.label_smoothing,
+            guidance=lambda step: learning.guidance_at((number - 1 + step / steps) / config.epochs),
+            on_step=self._announcer(number, started),
+        )
+        train = self._sum(counts)
+        train_s = time.perf_counter() - started
+        self._share_buffers()
+        val: dict[str, Any] = {}
+        if self._val:
+            counts = learning.evaluate(self._network, self._val.epoch(None), self._arithmetic)
+            val = self._sum(counts).ratios("val")
+        record = {
+            "epoch": number,
+            **train.ratios("train"),
+            **val,
+            "images_per_second": train.num_images / train_s,
+            "data_wait_fraction": waited_s / train_s,
+            "learning_rate": learning_rate(steps),
+            "num_workers": self._world_size,
+            "seconds": time.perf_counter() - started,
+        }
+        self._history.append({name: _finite(value) for name, value in record.items()})
+        if self._rank == 0:
+            self._keep()
+        return self._history[-1]
+
+    def _announcer(self, epoch: int, started: float) -> Callable[[int, int], None]:
+        done = 0
+
+        def on_step(step: int, images: int) -> None:
+            nonlocal done
+            done += images
+            now = time.perf_counter()
+            if self._rank == 0 and now - self._announced >= ANNOUNCE_INTERVAL_S:
+                self._announced = now
+                self._job.announce(("step", (epoch, (step + 1) / self._train.num_steps, done / (now - started))))
+
+        return on_step
+
+    def _share_buffers(self) -> None:
+        """Gives all workers rank 0's batch statistics: what is validated must be the network that is kept."""
+        if self._world_size > 1:
+            for buffer in self._network.buffers():
+                torch.distributed.broadcast(buffer, 0)
+
+    def _sum(self, counts: learning.EpochCounts) -> learning.EpochCounts:
+        """The counts of all workers together."""
+        if self._world_size == 1:
+            return counts
+        sums: Tensor = torch.from_numpy(counts.sums).to(self._arithmetic.device)
+        torch.distributed.all_reduce(sums)
+        return learning.EpochCounts(sums.cpu().numpy())
+
+    def _keep(self) -> None:
+        """The state last but for what follows from it: a kill before repeats the epoch, which gives the same again."""
+        record = self._history[-1]
+        best = best_epoch(self._history) == record["epoch"]
+        if best and ("val_loss" in record or record["epoch"] == self._job.config.epochs):
+            checkpoint.save_model(self._run.path("checkpoint"), self._network, self._job.spec)
+        if self._events:
+            self._events.add(record)
+        checkpoint.save_state(self._run.path(STATE), self._network, self._optimizer, {"epochs": self._history})
+        self._run.write_metrics(self._history)
+        if not has_diverged(record):
+            self._job.announce(("epoch", (record, best)))
+
+    def close(self) -> None:
+        """Ends the event file."""
+        if self._events:
+            self._events.close()
+
+
+def best_epoch(epochs: list[dict[str, Any]]) -> int:
+    """Number of the epoch with the highest validation whole-string accuracy; of equals the one of lower loss; the last
+    where there is no validation."""
+
+    def rank(epoch: dict[str, Any]) -> tuple[float, float, int]:
+        if "val_loss" not in epoch:
+            return 0.0, 0.0, epoch["epoch"]
+        loss = math.inf if epoch["val_loss"] is None else epoch["val_loss"]
+        return epoch["val_exact_match"] or 0.0, -loss, -epoch["epoch"]
+
+    return int(max(epochs, key=rank)["epoch"])
+
+
+def has_diverged(epoch: dict[str, Any]) -> bool:
+    """Whether a loss of the epoch is not a number."""
+    return epoch["train_loss"] is None or epoch.get("val_loss", 0.0) is None
+
+
+def _finite(value: Any) -> Any:
+    """The value, with None for numbers that JSON has no word for."""
+    if isinstance(value, list):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
