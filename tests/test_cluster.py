@@ -12,13 +12,17 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.dataset
+import pyarrow.parquet as pq
 import pytest
 
 from captcha_ray import corpus
 from tests import conftest
 from tests.processes import JOBS, Job
 from tests.ray_nodes import Nodes
-from tests.test_jobs import TRAIN, job
+from tests.s3_server import serve_s3
+from tests.test_jobs import PREPROCESS, TRAIN, job
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.slow
@@ -46,8 +50,8 @@ RAYS_OWN = (
 def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
     """A head that takes no work, and a node of two CPUs."""
     nodes = Nodes(tmp_path_factory.mktemp("nodes"))
-    with nodes.head(0), nodes.add(2) as node:
-        wait_until(lambda: nodes.num_alive() == 2, node.process, explain=lambda: node.said)
+    with nodes.head(0), nodes.add(2):
+        nodes.await_alive(2)
         yield nodes
 
 
@@ -122,6 +126,52 @@ def test_a_folder_that_another_node_does_not_see_is_refused(
     assert "/proc/self/cwd/run is a folder of this machine that node" in err.splitlines()[-1]
     assert "--run must be a bucket (s3://...) or a folder that all nodes mount" in err
     assert not list(tmp_path.glob("*run*"))
+
+
+def test_every_job_works_where_all_stands_in_a_bucket(tmp_path: Path) -> None:
+    """On three nodes, which have the keys of the bucket in their environment, as pods do."""
+    conftest.draw_glyphs(tmp_path / "bucket/images", conftest.glyph_texts(160, 2))
+    here = tmp_path / "here"
+    here.mkdir()
+    nodes = Nodes(tmp_path)
+    shards, run = ("--shards", "s3://bucket/shards"), ("--run", "s3://bucket/run")
+    search = ("--run", "s3://bucket/search", "--num-trials", "2", "--epochs", "2", "--final-seeds", "1")
+    with serve_s3(tmp_path) as s3, nodes.head(0, **s3), nodes.add(1, **s3), nodes.add(1, **s3):
+        nodes.await_alive(3)
+        env = {**nodes.env, **s3, "RAY_ADDRESS": nodes.address}
+        for name, *flags in (
+            ("preprocess", "--corpus", "s3://bucket/images", *PREPROCESS, "--out", "s3://bucket/shards"),
+            ("train", *TRAIN, *shards, *run, "--num-workers", "2", "--epochs", "3"),
+            ("evaluate", *run, "--split", "val"),
+            ("evaluate", *run, "--folds", "2"),
+            ("tune", "--recipe", "s3://bucket/run/config.json", *shards, *search),
+            ("infer", "--images", "s3://bucket/images", *run, "--out", "s3://bucket/out", "--num-workers", "2"),
+        ):
+            status, _, err = job(name, *flags, cwd=here, env=env)
+            assert status == 0, f"{name}: {err}"
+    bucket = tmp_path / "bucket"
+    assert not list(here.iterdir())
+    epochs = [json.loads(line) for line in (bucket / "run/metrics.jsonl").read_text().splitlines()]
+    assert [epoch["num_workers"] for epoch in epochs] == [2, 2, 2]
+    assert {"test", "val", "cross_validation"} <= json.loads((bucket / "run/results.json").read_text()).keys()
+    assert len(pq.read_table(bucket / "run/folds.parquet")) == 160
+    assert json.loads((bucket / "search/best.json").read_text())["epochs"] == 2
+    table = pyarrow.dataset.dataset(str(bucket / "out"), partitioning="hive").to_table(["uri", "status"])
+    wanted = sorted(f"s3://bucket/images/{path.name}" for path in (bucket / "images").iterdir())
+    assert sorted(table["uri"].to_pylist()) == wanted
+    assert set(table["status"].to_pylist()) <= {"ok", "uncertain"}
+
+
+def test_a_list_of_images_is_read_by_the_driver_alone(nodes: Nodes, tmp_path: Path) -> None:
+    """It may lie where no other node sees it; the images it names may not."""
+    images = conftest.draw_glyphs(tmp_path / "images", conftest.glyph_texts(30, 2))
+    pq.write_table(pa.table({"uri": [str(path) for path in images.iterdir()]}), tmp_path / "list.parquet")
+    run = conftest.save_network(tmp_path / "run", conftest.GLYPHS)
+    night = ("--images", "/proc/self/cwd/list.parquet", "--run", run, "--out", tmp_path / "out")
+    env = {**nodes.env, "RAY_ADDRESS": nodes.address}
+    status, out, err = job("infer", *night, cwd=tmp_path, env=env)
+    assert status == 0, err
+    assert "30 of 30 objects read" in out
 
 
 def measured(nodes: Nodes, name: str) -> dict[str, float]:

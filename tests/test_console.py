@@ -1,6 +1,9 @@
 """What a person at a terminal or in a log sees: statuses, one-sentence errors, progress without a terminal."""
 
+import datetime
 import io
+import json
+import os
 import re
 import subprocess
 import sys
@@ -234,6 +237,39 @@ def test_a_search_at_a_terminal_shows_running_trials_and_the_best(monkeypatch: p
 def test_what_is_said_is_printed_as_it_is(log: io.StringIO) -> None:
     console.say("[red]s3://b/x[/red] " + "y" * 300)
     assert log.getvalue() == "[red]s3://b/x[/red] " + "y" * 300 + "\n"
+
+
+STRUCTURED = """
+import sys
+from captcha_ray import console
+from captcha_ray.config import InferConfig, InputError
+def job():
+    console.parse(InferConfig)
+    console.warn("slow")
+    with console.progress("read", 10, "objects") as advance:
+        advance(7)
+    with console.TrainingProgress(1) as progress:
+        record = {"train_loss": 0.5, "train_char_accuracy": 0.25, "images_per_second": 10.0}
+        progress.epoch({"epoch": 1, **record}, best=True)
+    raise InputError("no [such] \\"bucket\\": ä")
+console.run(job)
+"""
+
+
+def test_structured_lines_bear_job_and_run_and_their_numbers() -> None:
+    command = [sys.executable, "-c", STRUCTURED, "--run", "r", "--out", "s3://b/o"]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, env={**os.environ, "CAPTCHA_RAY_LOG": "json"}
+    )
+    assert done.returncode == 2
+    told, failed = ([json.loads(line) for line in text.splitlines()] for text in (done.stdout, done.stderr))
+    assert [line["level"] for line in told + failed] == ["info", "info", "warning", "error"]
+    for line in told + failed:
+        assert (line["job"], line["run"], line["out"]) == ("-c", "r", "s3://b/o")
+        assert datetime.datetime.fromisoformat(line["time"]).utcoffset() == datetime.timedelta()
+    assert (told[0]["done"], told[0]["message"].partition(" in ")[0]) == (7, "read: 7 objects")
+    assert (told[1]["epoch"], told[1]["train_loss"], told[1]["images_per_second"]) == (1, 0.5, 10.0)
+    assert (failed[1]["message"], failed[1]["status"]) == ('no [such] "bucket": ä', 2)
 
 
 def test_a_warning_goes_to_standard_error(capsys: pytest.CaptureFixture[str]) -> None:

@@ -19,9 +19,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from captcha_ray import corpus, images, runs, schema
+from captcha_ray import corpus, demo, images, runs, schema
 from captcha_ray.cluster import Cluster
-from captcha_ray.config import EvaluateConfig, ImageSpec, InputError
+from captcha_ray.config import EvaluateConfig, ImageSpec, InputError, PreprocessConfig, SynthesizeConfig
 from captcha_ray.labels import LabelRule
 from captcha_ray.spec import ModelSpec
 from tests.conftest import config_for, draw_glyphs, glyph_texts
@@ -213,9 +213,18 @@ def test_junk_is_passed_over_and_counted_but_unknown_files_are_not(tmp_path: Pat
     assert manifest.num_quarantined == {"not_an_image": 1}
 
 
+def test_jobs_without_arguments_make_the_corpus_and_shards_of_the_demo() -> None:
+    """Else each would find what the other has made finished, with other settings."""
+    assert SynthesizeConfig() == demo.CORPORA[0]
+    assert PreprocessConfig() == demo.SHARDS[0]
+
+
 def test_a_finished_job_run_again_changes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     draw_glyphs(tmp_path / "corpus", glyph_texts(20, 2))
     first = corpus.preprocess(config_for(tmp_path))
+    example = sorted((tmp_path / "corpus").iterdir())[0]
+    text = example.name.partition("-")[0]
+    assert f"20 labels by --labels filename, such as '{text}' of {example}" in capsys.readouterr().out
     before = snapshot(tmp_path / "shards")
     draw_glyphs(tmp_path / "corpus", glyph_texts(5, 2, seed=9), seed=9)
     assert corpus.preprocess(config_for(tmp_path)) == first

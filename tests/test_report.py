@@ -390,6 +390,23 @@ def test_the_label_for_other_characters_is_drawn_where_there_were_any(
     assert [text.get_text() for text in figure[0].axes[0].get_yticklabels()] == shown
 
 
+def test_of_what_the_shards_made_of_a_config_the_report_shows_the_difference(tmp_path: Path) -> None:
+    run = RunDirectory(str(tmp_path))
+    run.write_json("config.json", {"epochs": 0, "dropout": 0.125})
+    run.write_json("settled.json", {"epochs": 321, "dropout": 0.125})
+    run.write_metrics([epoch(1)])
+    write(tmp_path, {"test": GOOD})
+    html = (tmp_path / "report.html").read_text()
+    before, _, after = html.partition("What the shards made of it")
+    assert "0.125" in before
+    assert "321" not in before
+    assert "321" in after
+    assert "0.125" not in after
+    run.write_json("settled.json", {"epochs": 0, "dropout": 0.125})
+    write(tmp_path, {"test": GOOD})
+    assert "What the shards made of it" not in (tmp_path / "report.html").read_text()
+
+
 def test_config_environment_and_duration_are_shown(tmp_path: Path) -> None:
     run = RunDirectory(str(tmp_path))
     run.write_json("config.json", {"learning_rate": 0.001, "splits": [0.5, 0.5]})

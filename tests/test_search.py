@@ -113,9 +113,15 @@ def interrupt(split: object) -> None:
 
 
 @pytest.mark.usefixtures("ray_cluster")
-def test_when_every_trial_fails_the_search_says_why(glyph_shards: corpus.Shards, tmp_path: Path) -> None:
+def test_when_every_trial_fails_the_search_says_why(
+    glyph_shards: corpus.Shards, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = dataclasses.replace(RECIPE, unlabelled="s3://bucket/more")
+    flags: dict[str, Any] = {"only": True, "search": "grid", "epochs": 1, "recipe": recipe}
     with pytest.raises(FailedError, match="none of 2 trials gave a network: the loss of epoch 1 is not a number"):
-        find(glyph_shards, tmp_path / "run", "learning_rate=1e30,1e29", only=True, search="grid", epochs=1)
+        find(glyph_shards, tmp_path / "run", "learning_rate=1e30,1e29", **flags)
+    said = capsys.readouterr().err
+    assert "trials learn from labeled images alone, without those of s3://bucket/more" in said
 
 
 @pytest.mark.usefixtures("ray_cluster")

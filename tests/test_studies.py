@@ -205,7 +205,7 @@ def test_a_loss_that_is_no_number_is_no_result(glyph_shards: corpus.Shards, tmp_
 
 
 def test_patience_and_several_workers_of_a_run_do_not_keep_its_recipe_from_a_study(
-    glyph_shards: corpus.Shards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    glyph_shards: corpus.Shards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     taken: list[trainings.Training] = []
 
@@ -214,11 +214,13 @@ def test_patience_and_several_workers_of_a_run_do_not_keep_its_recipe_from_a_stu
         raise KeyboardInterrupt
 
     monkeypatch.setattr(studies, "train_all", refuse)
-    run = begun(tmp_path, glyph_shards, patience=5, num_workers=8)
+    run = begun(tmp_path, glyph_shards, patience=5, num_workers=8, unlabelled="s3://bucket/more")
     with pytest.raises(KeyboardInterrupt):
         studies.study(EvaluateConfig(run=run.uri, learning_curve=True), run)
     configs = [one.config for one in taken]
-    assert {(one.patience, one.num_workers, one.batch_size) for one in configs} == {(0, 1, 8 * 16)}
+    found = {(one.patience, one.num_workers, one.batch_size, one.unlabelled) for one in configs}
+    assert found == {(0, 1, 8 * 16, "")}
+    assert "learns from labeled images alone, without those of s3://bucket/more" in capsys.readouterr().err
 
 
 def test_a_second_study_of_a_run_at_the_same_time_is_refused(glyph_shards: corpus.Shards, tmp_path: Path) -> None:
