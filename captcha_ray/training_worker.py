@@ -85,7 +85,13 @@ class Worker:
         self._events = EventLog(self._run) if rank == 0 else None
         self._parallel: nn.Module | None = None
         if world_size > 1:
-            self._parallel = ray.train.torch.prepare_model(self._network, move_to_device=False)
+            self._parallel = ray.train.torch.prepare_model(
+                self._network,
+                move_to_device=False,
+                # Workers start with the same ones, and an epoch ends with rank 0's: sending them at every step would
+                # hold all workers up for nothing, as batch normalization in training does not read them.
+                parallel_strategy_kwargs={"forward_sync_buffers": False},
+            )
         self._augment = Augment.of(config)
         self._announced = 0.0
 
