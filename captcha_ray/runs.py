@@ -216,9 +216,10 @@ def versions() -> dict[str, str]:
 
 @functools.cache
 def commit() -> str | None:
-    """The commit this package stands at, with `-dirty` where files differ; None outside a checkout."""
+    """The commit this package stands at, with `-dirty` where files differ; outside a checkout what
+    CAPTCHA_RAY_COMMIT says, as in an image, or None."""
     if not (Path(__file__).parents[1] / ".git").exists():
-        return None
+        return os.environ.get("CAPTCHA_RAY_COMMIT") or None
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
     try:
         return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()

@@ -131,6 +131,17 @@ def test_the_commit_is_the_checkouts() -> None:
         assert runs.commit() is None
 
 
+def test_outside_a_checkout_the_commit_is_what_the_environment_says(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(runs, "__file__", str(tmp_path / "captcha_ray/runs.py"))
+    read = runs.commit.__wrapped__  # without what is remembered
+    monkeypatch.setenv("CAPTCHA_RAY_COMMIT", "0123456789ab")
+    assert read() == "0123456789ab"
+    monkeypatch.setenv("CAPTCHA_RAY_COMMIT", "")
+    assert read() is None
+
+
 def curves(folder: Path) -> dict[str, dict[int, float]]:
     """{tag: {epoch: value}} of TensorBoard's event files, read with TensorBoard."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # noqa: PLC0415
