@@ -19,7 +19,7 @@ import ray.data
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from captcha_ray import console, storage
-from captcha_ray.config import FailedError, InputError, check
+from captcha_ray.config import AGAIN, FailedError, InputError, check
 
 QUIET = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # Ray Train sees the end of training this late at most
@@ -98,6 +98,7 @@ def connect(meanwhile: str = "") -> Iterator[Cluster]:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.execution_options.preserve_order = True
+    context.raise_original_map_exception = True  # else only the text of what our code raised comes back
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # its errors come as exceptions, and are told once
     try:
         console.bind(ray_job=ray.get_runtime_context().get_job_id())
@@ -106,12 +107,12 @@ def connect(meanwhile: str = "") -> Iterator[Cluster]:
     except (ray.exceptions.ObjectStoreFullError, ray.exceptions.OutOfDiskError) as error:
         raise FailedError(
             "Ray's object store is full, and so is the disk that it spills to; more nodes, larger ones or a larger "
-            "object_store_memory hold more, and the same command goes on"
+            f"object_store_memory hold more, and {AGAIN}"
         ) from error
     except ray.exceptions.OutOfMemoryError as error:
         raise FailedError(
-            "Ray ended workers because a node's memory was used up; fewer workers per node or larger nodes help, and "
-            "the same command goes on"
+            f"Ray ended workers because a node's memory was used up; fewer workers per node or larger nodes help, and "
+            f"{AGAIN}"
         ) from error
     finally:
         if ours:
@@ -132,25 +133,37 @@ def _start(address: str | None) -> None:
             # waits for it in vain where it is gone.
             with _silent():  # of native code, which says that it was told its log level
                 ray.init("local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, RuntimeError) as error:
-        raise InputError(_why_not(address, str(error))) from error
+    except (ConnectionError, RuntimeError, ray.exceptions.AuthenticationError) as error:
+        raise InputError(_why_not(address, error)) from error
     except InputError:
         raise
     except Exception as error:  # what Ray raises where its processes are too slow to start
-        raise FailedError(f"Ray does not start, the machine may be busy: {str(error).splitlines()[0]}") from error
+        raise FailedError(f"Ray does not start, the machine may be busy: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 @contextlib.contextmanager
 def _keeping_sigterm() -> Iterator[None]:
-    """Undoes what Ray makes of SIGTERM when it starts and when it ends: the process' end at once, with a trace."""
+    """Undoes what Ray makes of SIGTERM when it starts and when it ends: the process' end at once, without a word or
+    with a trace."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     before = signal.getsignal(signal.SIGTERM)
+    asked = False
     try:
         yield
+    except SystemExit as ended:
+        asked = ended.code == signal.SIGTERM
+        if not asked:
+            raise
     finally:
         signal.signal(signal.SIGTERM, before)
+    if asked:
+        signal.raise_signal(signal.SIGTERM)
 
 
 @contextlib.contextmanager
@@ -169,6 +182,11 @@ def _silent() -> Iterator[None]:
 
 def _check_answers(address: str) -> None:
     """Raises InputError unless something listens at `[ray://]host:port`; Ray itself would go on trying for minutes."""
+    check(
+        not address.startswith(("http://", "https://")),
+        f"RAY_ADDRESS is {address}, an address for `ray job submit`; a job started here takes host:port of the "
+        f"cluster's head, or nothing",
+    )
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not host or not port.isdigit():
         return  # "auto", "local" and the like are Ray's to resolve
@@ -178,18 +196,18 @@ def _check_answers(address: str) -> None:
         raise InputError(f"no Ray cluster answers at {address}: {error.strerror or error}") from error
 
 
-def _why_not(address: str | None, said: str) -> str:
+def _why_not(address: str | None, error: Exception) -> str:
     """A sentence for what Ray says where it cannot be had."""
     if not address:
-        return f"Ray does not start on this machine: {said.splitlines()[0]}"
-    if versions := re.findall(r"(?:Ray|Python): (\S+)", said):
+        return f"Ray does not start on this machine: {_first_line(error)}"
+    if versions := re.findall(r"(?:Ray|Python): (\S+)", str(error)):
         theirs, ours = versions[:2], versions[2:]
         return (
             f"the cluster at {address} runs Ray {theirs[0]} and Python {theirs[1]}, this is Ray {ours[0]} and Python "
             f"{ours[1]}; install the same here, or submit the job to run there"
         )
     return (
-        f"no Ray cluster answers at {address}: {said.splitlines()[0]}; where it asks for a token, set "
+        f"no Ray cluster answers at {address}: {_first_line(error)}; where it asks for a token, set "
         f"RAY_AUTH_MODE=token and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH to the cluster's own"
     )
 
@@ -205,16 +223,16 @@ def check_shared(**paths: str) -> None:
     for name, path in local.items() if others else ():
         with storage.probe(path) as probe:
             seen = {
-                node["NodeManagerAddress"]: _exists.options(
+                node["NodeID"]: _exists.options(
                     scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=True)
                 ).remote(probe)
                 for node in others
             }
-            for host, answer in seen.items():
+            for node in others:
                 check(
-                    ray.get(answer),
-                    f"{path} is a folder of this machine that node {host} of the cluster does not see; --{name} must "
-                    f"be a bucket (s3://...) or a folder that all nodes mount",
+                    ray.get(seen[node["NodeID"]]),
+                    f"{path} is a folder of this machine that node {node['NodeManagerAddress']} of the cluster does "
+                    f"not see; --{name} must be a bucket (s3://...) or a folder that all nodes mount",
                 )
 
 

@@ -26,6 +26,10 @@ MAX_MAX_PIXELS = 178_956_970
 """Pixels above which Pillow refuses an image whatever it is told: twice its `MAX_IMAGE_PIXELS`."""
 
 
+AGAIN = "the same command goes on (a training: with --resume)"
+"""What to do where work was cut short."""
+
+
 class InputError(Exception):
     """Something only the user can mend, said in one sentence. Jobs print it and exit with status 2."""
 

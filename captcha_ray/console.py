@@ -26,7 +26,7 @@ import rich.table
 import tyro
 
 from captcha_ray import storage
-from captcha_ray.config import FailedError, InputError
+from captcha_ray.config import AGAIN, FailedError, InputError
 from captcha_ray.space import text
 
 T = TypeVar("T")
@@ -65,20 +65,12 @@ def run(job: Callable[[], None]) -> None:
         _fail(2, str(error))
     except KeyboardInterrupt as interrupt:
         number = interrupt.args[0] if interrupt.args else signal.SIGINT
-        _fail(
-            128 + number,
-            "interrupted; what was finished is kept, the same command continues (a training: with --resume)",
-        )
+        _fail(128 + number, f"interrupted; what was finished is kept, {AGAIN}")
     except FailedError as error:
         _fail(1, str(error))
-    except OSError as error:
-        if said := storage.full_disk(error):
-            _fail(1, said)
-        traceback.print_exc()
-        _fail(1, f"{type(error).__name__}: {error}")
     except Exception as error:
-        traceback.print_exc()
-        _fail(1, f"{type(error).__name__}: {error}")
+        said = storage.full_disk(error)
+        _fail(1, said or f"{type(error).__name__}: {error}", trace="" if said else traceback.format_exc())
     finally:
         if "duckdb" not in sys.modules:  # it prints a page about leaks when its types are not collected
             gc.freeze()  # the interpreter's last collection over torch's objects would take two seconds for nothing
@@ -109,8 +101,11 @@ def _terminable() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _fail(status: int, sentence: str) -> None:
-    _print_error("error", sentence, status=status)
+def _fail(status: int, sentence: str, trace: str = "") -> None:
+    """Ends the process. trace: for those who mend the code; before the sentence, or a field of a structured line."""
+    if trace and not STRUCTURED:
+        print(trace, end="", file=sys.stderr)
+    _print_error("error", sentence, status=status, **({"trace": trace} if trace else {}))
     raise SystemExit(status)
 
 

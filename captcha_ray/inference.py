@@ -162,9 +162,12 @@ def _check_apart(source: str, out: str) -> None:
 
 
 def _num_workers(config: InferConfig) -> int:
-    """How many workers to use. Raises InputError where they do not fit."""
+    """How many workers to use. Raises InputError where they do not fit, or do not see what they are to read."""
+    images = "" if listing.is_table(config.images) else config.images
+    paths = {"images": images, "run": config.run, "out": config.out}
+    cluster.check_shared(**paths)
     num_workers = config.num_workers or max(room.num_fitting(config.cpus_per_worker, config.use_gpu), 1)
-    room.await_room(num_workers, config.cpus_per_worker, config.use_gpu)
+    room.await_room(num_workers, config.cpus_per_worker, config.use_gpu, **paths)
     return num_workers
 
 
@@ -235,8 +238,6 @@ class _Job:
             if todo:
                 before = time.monotonic()
                 with cluster.connect():
-                    images = "" if listing.is_table(self._config.images) else self._config.images
-                    cluster.check_shared(images=images, run=self._config.run, out=self._config.out)
                     self._seconds["start Ray"] = time.monotonic() - before
                     self._num_workers = _num_workers(self._config)
                     self._read(self._timed("plan", self._write_todo, todo))
@@ -322,7 +323,8 @@ class _Job:
                 finished_then, workers = finished, len(reports)
             if len(reports) > max(workers, self._num_workers) + MAX_DEATHS:
                 raise FailedError(
-                    f"workers died {MAX_DEATHS} times without finishing a block; what was finished is kept"
+                    f"workers died {MAX_DEATHS} times without finishing a block, perhaps for lack of memory; what was "
+                    f"finished is kept"
                 )
             return [(name, report["fetched"], report["recognized"]) for name, report in reports.items()]
 

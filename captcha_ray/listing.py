@@ -3,9 +3,12 @@
 Everything after works from that file, so that a bucket is listed once. Does not know what is done already.
 """
 
+import contextlib
 import dataclasses
+import errno
 import gzip
 import json
+import os
 import re
 import shutil
 import zlib
@@ -127,6 +130,8 @@ def _read_tables(tables: list[_Table], spool: Path, match: str) -> Iterator[pa.T
             with connect(spool) as database:
                 yield from _query(table, source, match, database)
         except OSError as error:
+            if storage.full_disk(error):
+                raise
             raise InputError(f"the listing {table.uri} cannot be read: {error.strerror or error}") from error
         except (EOFError, zlib.error) as error:
             raise InputError(f"the listing {table.uri} cannot be read: {error}") from error
@@ -202,18 +207,25 @@ def _columns(names: list[str], table: _Table) -> tuple[str, str]:
     ), f"coalesce(CAST({latest} AS BOOLEAN), true) AND NOT coalesce(CAST({deleted} AS BOOLEAN), false)"
 
 
-def connect(folder: Path) -> duckdb.DuckDBPyConnection:
-    """A database in memory that spills to a folder beyond `MEMORY_LIMIT`."""
+@contextlib.contextmanager
+def connect(folder: Path) -> Iterator[duckdb.DuckDBPyConnection]:
+    """A database in memory that spills to a folder beyond `MEMORY_LIMIT`. Raises OSError where the disk is full."""
     settings: dict[str, Any] = {
         "memory_limit": MEMORY_LIMIT,
         "temp_directory": str(folder / "spill"),
         "preserve_insertion_order": False,
         "autoinstall_known_extensions": False,
     }
-    database = duckdb.connect(config=settings)
-    database.execute("SET enable_progress_bar = false")  # it would be drawn into logs
-    database.execute("SET TimeZone = 'UTC'")  # of times that do not say theirs
-    return database
+    with duckdb.connect(config=settings) as database:
+        database.execute("SET enable_progress_bar = false")  # it would be drawn into logs
+        database.execute("SET TimeZone = 'UTC'")  # of times that do not say theirs
+        try:
+            yield database
+        except (duckdb.IOException, duckdb.OutOfMemoryException) as error:
+            no_room = os.strerror(errno.ENOSPC)
+            if no_room in str(error) or "max_temp_directory_size" in str(error):
+                raise OSError(errno.ENOSPC, no_room, str(folder)) from error
+            raise
 
 
 def quoted(value: Path | str, quote: str = "'") -> str:

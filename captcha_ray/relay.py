@@ -1,11 +1,13 @@
 """The way from the workers of a training to its driver: what rank 0 announces is shown and counted there."""
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable
 from typing import Any
 
 import ray
+import ray.exceptions
 
 from captcha_ray import console, room
 from captcha_ray.cluster import here
@@ -68,16 +70,19 @@ class Relay:
         heard, patience = time.monotonic(), WAITING_S
         while not self._done.wait(LOOK_S):
             silent = time.monotonic() - heard
-            if self._show_all():
-                heard, patience = time.monotonic(), WAITING_S
-            elif silent > patience:
+            with contextlib.suppress(ray.exceptions.RayError):  # a look that fails costs a look
+                if self._show_all():
+                    heard, patience = time.monotonic(), WAITING_S
+                    continue
+            if silent > patience:
                 patience *= 2
                 have = room.describe(self._config.cpus_per_worker, self._config.use_gpu)
                 console.say(
                     f"no step for {silent:.0f} s: workers start, wait for nodes or validate; "
                     f"{self._config.workers[0]} are needed, {have}"
                 )
-        self._show_all()
+        with contextlib.suppress(ray.exceptions.RayError):
+            self._show_all()
 
     def _show_all(self) -> int:
         """Returns how many there were."""

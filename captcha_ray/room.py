@@ -47,25 +47,28 @@ def describe(cpus_per_worker: int, gpus_per_worker: float) -> str:
     return f"the cluster has {have} on {len(nodes)} node(s), room for {fitting}"
 
 
-def await_room(num_workers: int, cpus_per_worker: int, gpus_per_worker: float) -> None:
+def await_room(num_workers: int, cpus_per_worker: int, gpus_per_worker: float, **paths: str) -> None:
     """Returns once the nodes can hold the workers; asks the autoscaler for more nodes, if there is one, and says so.
 
-    Raises InputError where there is none, where it says that it can never start such nodes, and once it has started
-    none for `IDLE_S`.
+    paths: as `cluster.check_shared` has them; looked at from the nodes that have come. Raises InputError where there is
+    no autoscaler, where it says that it can never start such nodes, once it has started none for `IDLE_S`, and where a
+    node that has come does not see a path.
     """
     if num_fitting(cpus_per_worker, gpus_per_worker) >= num_workers:
         return
     gpus = f" and {gpus_per_worker:g} GPU" if gpus_per_worker else ""
-    asked = f"{num_workers} workers of {cpus_per_worker} CPU{'s' * (cpus_per_worker > 1)}{gpus} each"
-    if autoscaler() is None:
+    cpus = f"{cpus_per_worker} CPU{'s' * (cpus_per_worker > 1)}"
+    asked = f"{num_workers} worker{'s' * (num_workers > 1)} of {cpus}{gpus} each"
+    bundle = {"CPU": float(cpus_per_worker), **({"GPU": float(gpus_per_worker)} if gpus_per_worker else {})}
+    if autoscaler([bundle] * num_workers) is None:
         raise InputError(f"{asked} do not fit: {describe(cpus_per_worker, gpus_per_worker)}")
-    bundle = {"CPU": cpus_per_worker, **({"GPU": gpus_per_worker} if gpus_per_worker else {})}
-    request_resources(bundles=[bundle] * num_workers)
     try:
         last_said, last_started = -SAY_S, time.monotonic()
         fitting = 0
         while (now_fitting := num_fitting(cpus_per_worker, gpus_per_worker)) < num_workers:
-            state = autoscaler() or Autoscaler(0, False)
+            # Again and again: a cluster has room for one such request, and Ray Data and Ray Train write theirs too.
+            request_resources(bundles=[bundle] * num_workers)
+            state = autoscaler([bundle] * num_workers) or Autoscaler(0, False)
             if state.num_starting or now_fitting != fitting:
                 fitting, last_started = now_fitting, time.monotonic()
             have = describe(cpus_per_worker, gpus_per_worker)
@@ -81,32 +84,40 @@ def await_room(num_workers: int, cpus_per_worker: int, gpus_per_worker: float) -
             time.sleep(POLL_S)
     finally:
         request_resources(bundles=[])  # from here on workers hold the nodes; a request left behind would for ever
+    cluster.check_shared(**paths)
 
 
 @dataclasses.dataclass(frozen=True)
 class Autoscaler:
-    """num_starting: nodes it has asked for that have not joined. refuses: whether it says that a request can never be
-    met."""
+    """num_starting: nodes it has asked for that have not joined. refuses: whether it says that what is asked can never
+    be had."""
 
     num_starting: int
     refuses: bool
 
 
-def autoscaler() -> Autoscaler | None:
-    """What the cluster's autoscaler is at; None where there is none."""
+def autoscaler(bundles: list[dict[str, float]]) -> Autoscaler | None:
+    """What the cluster's autoscaler is at, and what it says of a request for these; None where there is none."""
     client = GcsClient(address=ray.get_runtime_context().gcs_address)
     reply = autoscaler_pb2.GetClusterStatusReply()  # type: ignore[attr-defined]
     reply.ParseFromString(client.get_cluster_status(timeout_s=cluster.CONNECT_TIMEOUT_S))
     status = client.internal_kv_get(DEBUG_AUTOSCALING_STATUS.encode(), None, timeout=cluster.CONNECT_TIMEOUT_S)
-    return of_version_2(reply.autoscaling_state) or of_version_1(status)
+    return of_version_2(reply.autoscaling_state, bundles) or of_version_1(status)
 
 
-def of_version_2(state: Any) -> Autoscaler | None:
-    """As the second version of Ray's autoscaler reports itself, an `AutoscalingState`; None where it does not run."""
+def of_version_2(state: Any, bundles: list[dict[str, float]]) -> Autoscaler | None:
+    """As the second version of Ray's autoscaler reports itself, an `AutoscalingState`; None where it does not run.
+
+    What it says of other requests, somebody else's or an earlier one, does not count.
+    """
     if not state.autoscaler_state_version:
         return None
     starting = len(state.pending_instances) + sum(one.count for one in state.pending_instance_requests)
-    return Autoscaler(starting, bool(state.infeasible_cluster_resource_constraints))
+    refused = [
+        [dict(one.request.resources_bundle) for one in constraint.resource_requests for _ in range(one.count)]
+        for constraint in state.infeasible_cluster_resource_constraints
+    ]
+    return Autoscaler(starting, bundles in refused)
 
 
 def of_version_1(status: bytes | None) -> Autoscaler | None:

@@ -92,18 +92,24 @@ class RunDirectory:
         else:
             self.create(config, manifest)
 
+    def check_free(self) -> None:
+        """Raises InputError where the directory holds a run or anything else."""
+        if storage.exists(self.path("config.json")):
+            raise InputError(f"{self.uri} already holds a run; continue it with --resume or name another --run")
+        if not storage.is_empty(self.uri):
+            raise InputError(f"{self.uri} is not empty and holds no run; name another --run")
+
     def create(self, config: dict[str, Any], manifest: dict[str, Any]) -> None:
         """Claims the directory by writing `config.json`, the shards' `manifest.json` and `environment.json`.
 
         Raises InputError where it already holds a run or anything else, or cannot be written.
         """
-        if not storage.exists(self.path("config.json")) and not storage.is_empty(self.uri):
-            raise InputError(f"{self.uri} is not empty and holds no run; name another --run")
+        self.check_free()
         try:
             storage.write(self.path("config.json"), to_json(config), exclusive=True)
         except FileExistsError:
-            sentence = "already holds a run; continue it with --resume or name another --run"
-            raise InputError(f"{self.uri} {sentence}") from None
+            self.check_free()
+            raise
         except OSError as error:
             raise InputError(f"{self.uri} cannot be written: {error.strerror or error}") from error
         self.write_json("manifest.json", manifest)

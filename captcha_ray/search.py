@@ -152,7 +152,7 @@ def _check_trials(recipe: TrainConfig, searched: Space, manifest: schema.Manifes
 def num_concurrent(config: TuneConfig) -> int:
     """How many trials to run at once. Raises InputError where not even one fits."""
     workers, gpus = config.workers_per_trial, config.gpus_per_trial / config.workers_per_trial
-    room.await_room(workers, config.cpus_per_worker, gpus)
+    room.await_room(workers, config.cpus_per_worker, gpus, shards=config.shards, run=config.run)
     fitting = room.num_fitting(config.cpus_per_worker, gpus) // workers
     return min(config.max_concurrent or fitting, fitting, config.num_trials)
 
@@ -255,6 +255,8 @@ class _Searcher(ray.tune.search.Searcher):
             status, reason = "failed", f"its process died {MAX_DEATHS + 1} times, perhaps for lack of memory"
         else:
             status, reason = result["status"], result["reason"]
+            if status == "no room":
+                raise FailedError(reason)  # the trial goes on once there is some
         directory = trials.trial_directory(self._directory, number)
         if status in ("stopped", "finished") and not directory.read_metrics():
             status, reason = "failed", f"no metrics in {directory.uri}; for several machines --run must be a bucket"

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from captcha_ray import objectstore
-from captcha_ray.config import InputError
+from captcha_ray.config import AGAIN, InputError
 from captcha_ray.objectstore import Entry
 
 REMOTE = ("s3://", "gs://")
@@ -167,11 +167,15 @@ def check_writable(uri: str) -> None:
         raise InputError(f"{uri} cannot be written: {error.strerror or error}") from error
 
 
-def full_disk(error: OSError) -> str:
-    """A sentence where that is what an error means, else nothing."""
-    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-        return ""
-    return f"the disk is full: {error.filename or error.strerror}; make room, and the same command goes on"
+def full_disk(error: BaseException) -> str:
+    """A sentence where that is what an error means, or what caused it (as Ray tells what a worker raised), else
+    nothing."""
+    cause: BaseException | None = error
+    while cause:
+        if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
+            return f"the disk is full: {cause.filename or cause.strerror}; make room, and {AGAIN}"
+        cause = getattr(cause, "cause", None) or cause.__cause__
+    return ""
 
 
 def delete(uri: str) -> None:

@@ -197,7 +197,7 @@ def _restrict(
 def _resources(config: TrainConfig) -> tuple[int, float]:
     """How many such trainings the cluster can do at once, and the GPUs of each. Raises InputError where none fits."""
     gpus = 1.0 if config.use_gpu else 0.0
-    room.await_room(1, config.cpus_per_worker, gpus)
+    room.await_room(1, config.cpus_per_worker, gpus, shards=config.shards, run=config.run)
     return room.num_fitting(config.cpus_per_worker, gpus), gpus
 
 

@@ -117,13 +117,16 @@ def fit(
     run = RunDirectory(config.run)
     asked, config = config, _settled(config, manifest, run)
     spec = model_spec(config, manifest)
-    room.await_room(config.workers[0], config.cpus_per_worker, config.use_gpu)
     check_batches(config, manifest)
+    if not config.resume:
+        run.check_free()
     shards = storage.absolute(config.shards)
     unlabelled = storage.absolute(config.unlabelled) if config.unlabelled else ""
     asked, config = (
         dataclasses.replace(one, run=run.uri, shards=shards, unlabelled=unlabelled) for one in (asked, config)
     )
+    where = {"shards": shards, "unlabelled": unlabelled, "run": run.uri}
+    room.await_room(config.workers[0], config.cpus_per_worker, config.use_gpu, **where)
     run.begin(asked.to_dict(), manifest.to_dict(), resume=config.resume, may_differ=RESUME_MAY_DIFFER)
     facts: dict[str, Any] = {}
     with Lease(run.path("_lease.json")) as lease:

@@ -5,7 +5,7 @@ from typing import Any
 
 import ray.tune
 
-from captcha_ray import trials
+from captcha_ray import storage, trials
 from captcha_ray.config import TrainConfig
 from captcha_ray.training_worker import has_diverged
 from captcha_ray.trainings import Training
@@ -32,7 +32,8 @@ class Trainable(ray.tune.Trainable):
         self._epochs = dataclasses.replace(self._training, config=told).epochs(self._until)
 
     def step(self) -> dict[str, Any]:
-        """One epoch, or the word that there is none left; what goes wrong ends this trial only."""
+        """One epoch, or the word that there is none left; what goes wrong ends this trial only, but for a full
+        disk."""
         status = reason = ""
         try:
             self._done.append(next(self._epochs))
@@ -42,7 +43,10 @@ class Trainable(ray.tune.Trainable):
             at_rung = self._until <= len(self._done) < self._num_epochs
             status = "stopped" if at_rung else "finished"
         except Exception as error:
+            no_room = storage.full_disk(error)
             status, reason = "failed", f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+            if no_room:
+                status, reason = "no room", no_room
         return {
             "epoch": self._done[-1]["epoch"] if self._done else 0,
             "accuracy": trials.accuracy(self._done),

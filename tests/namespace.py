@@ -27,11 +27,15 @@ class Namespace:
             _ip("netns", "add", self._name)
         except (OSError, subprocess.CalledProcessError):
             pytest.skip("network namespaces take root and `ip`")
-        _ip("link", "add", self.near, "type", "veth", "peer", "name", self.far, "netns", self._name)
-        _ip("addr", "add", f"{HOST}/24", "dev", self.near)
-        _ip("link", "set", self.near, "up")
-        for words in (f"addr add {self.host}/24 dev {self.far}", f"link set {self.far} up", "link set lo up"):
-            _ip("-n", self._name, *words.split())
+        try:
+            _ip("link", "add", self.near, "type", "veth", "peer", "name", self.far, "netns", self._name)
+            _ip("addr", "add", f"{HOST}/24", "dev", self.near)
+            _ip("link", "set", self.near, "up")
+            for words in (f"addr add {self.host}/24 dev {self.far}", f"link set {self.far} up", "link set lo up"):
+                _ip("-n", self._name, *words.split())
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -57,13 +57,13 @@ class Node(Marked):
 
 class Nodes:
     """A head node and others that come and go. env: of a client; `RAY_API_SERVER_ADDRESS` is set for `ray job submit`,
-    `RAY_ADDRESS` is not. address: what to set it to."""
+    `RAY_ADDRESS` is not. address: what to set it to. folder: where nodes run, and the jobs that are submitted."""
 
     def __init__(self, folder: Path, host: str = "127.0.0.1") -> None:
         token = folder / "token"
         token.write_text(TOKEN)
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-        self._folder, self._host = folder, host
+        self.folder, self._host = folder, host
         self._gcs, self._dashboard, self._client = free_ports(3, host)
         self.started: list[Node] = []
         self.address = f"{host}:{self._gcs}"
@@ -77,7 +77,7 @@ class Nodes:
         options = ["--head", "--node-ip-address", self._host, "--port", str(self._gcs), "--num-cpus", str(num_cpus)]
         options += ["--dashboard-host", self._host, "--dashboard-port", str(self._dashboard)]
         options += ["--ray-client-server-port", str(self._client), *more]
-        node = Node(*options, folder=self._folder, env=self.env | env)
+        node = Node(*options, folder=self.folder, env=self.env | env)
         try:
             wait_until(self._accepts_jobs, node.process, 120, lambda: node.said)
         except BaseException:
@@ -98,7 +98,7 @@ class Nodes:
             host or self._host,
             *more,
         ]
-        self.started.append(Node(*options, folder=self._folder, env=self.env | env, within=within))
+        self.started.append(Node(*options, folder=self.folder, env=self.env | env, within=within))
         return self.started[-1]
 
     def run(self, program: str) -> str:

@@ -4,8 +4,10 @@ import contextlib
 import dataclasses
 import json
 import os
+import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import urllib.request
@@ -85,9 +87,11 @@ def test_a_job_that_is_asked_to_end_leaves_a_run_to_resume_and_nothing_on_the_cl
     assert len(metrics.read_text().splitlines()) == kept + 1
 
 
-def test_a_wrong_token_is_told_in_a_sentence(nodes: Nodes, tmp_path: Path) -> None:
-    env = {**nodes.env, "RAY_ADDRESS": nodes.address, "RAY_AUTH_TOKEN": "f" * 32}
+@pytest.mark.parametrize("token", ["f" * 32, ""], ids=["wrong", "missing"])
+def test_a_wrong_token_is_told_in_a_sentence(token: str, nodes: Nodes, tmp_path: Path) -> None:
+    env = {**nodes.env, "RAY_ADDRESS": nodes.address, "HOME": str(tmp_path)}
     env.pop("RAY_AUTH_TOKEN_PATH")
+    env |= {"RAY_AUTH_TOKEN": token} if token else {}
     status, _, err = job("synthesize", "--out", "out", cwd=tmp_path, env=env)
     assert (status, len(err.splitlines())) == (2, 1)
     assert "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH" in err
@@ -113,6 +117,38 @@ def test_a_cluster_of_another_ray_is_told_in_a_sentence(nodes: Nodes, tmp_path: 
         nodes.run(METADATA % ours)
     assert (status, len(err.splitlines())) == (2, 1)
     assert f"runs Ray 1.2.3 and Python {sys.version.split()[0]}, this is Ray {ours}" in err
+
+
+def test_the_address_for_submitting_is_told_from_that_for_a_driver(nodes: Nodes, tmp_path: Path) -> None:
+    env = {**nodes.env, "RAY_ADDRESS": nodes.env["RAY_API_SERVER_ADDRESS"]}
+    status, _, err = job("synthesize", "--out", "out", cwd=tmp_path, env=env)
+    assert (status, len(err.splitlines())) == (2, 1)
+    assert "an address for `ray job submit`; a job started here takes host:port" in err
+
+
+def test_an_address_that_accepts_and_never_answers_is_given_up(nodes: Nodes, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        env = {**nodes.env, "RAY_ADDRESS": f"127.0.0.1:{mute.getsockname()[1]}"}
+        status, _, err = job("synthesize", "--out", "out", cwd=tmp_path, env=env)
+    assert (status, len(err.splitlines())) == (2, 1)
+    assert "error: no Ray cluster answers at 127.0.0.1:" in err
+
+
+@pytest.mark.parametrize("name", ["evaluate", "infer", "train"])
+def test_a_gpu_that_no_node_has_is_asked_for_in_vain(
+    name: str, nodes: Nodes, glyph_shards: corpus.Shards, tmp_path: Path
+) -> None:
+    run = conftest.save_network(tmp_path / "network", conftest.GLYPHS)
+    images = conftest.draw_glyphs(tmp_path / "images", conftest.glyph_texts(3, 2))
+    flags = {
+        "evaluate": ("--run", run, "--shards", glyph_shards.uri, "--num-workers", "1"),
+        "infer": ("--images", images, "--run", run, "--out", "out"),
+        "train": (*TRAIN, "--shards", glyph_shards.uri, "--run", "run"),
+    }
+    env = {**nodes.env, "RAY_ADDRESS": nodes.address}
+    status, _, err = job(name, *flags[name], "--use-gpu", cwd=tmp_path, env=env)
+    assert status == 2, err
+    assert re.search(r"1 worker of 1 CPU and 1 GPU each do not fit: the cluster has 2 CPUs and 0 GPUs", err), err
 
 
 def test_a_folder_that_another_node_does_not_see_is_refused(
@@ -189,11 +225,16 @@ def measured(nodes: Nodes, name: str) -> dict[str, float]:
 def test_prometheus_finds_how_a_training_goes(nodes: Nodes, glyph_shards: corpus.Shards, tmp_path: Path) -> None:
     train = (*TRAIN, "--shards", glyph_shards.uri, "--run", "run", "--epochs", "4000")
     with Job("train", *train, cwd=tmp_path, env=nodes.env, address=nodes.address) as training:
-        wait_until(
-            lambda: bool(measured(nodes, "ray_captcha_train_loss{")), training.process, explain=lambda: training.said
-        )
-        for name in ("progress", "images_per_second", "data_wait_fraction", "val_exact_match", "workers"):
-            (labels, value), *more = measured(nodes, f"ray_captcha_{name}{{").items()
+        names = ("progress", "images_per_second", "data_wait_fraction", "train_loss", "val_exact_match", "workers")
+        found: dict[str, dict[str, float]] = {}
+
+        def all_there() -> bool:
+            found.update({name: measured(nodes, f"ray_captcha_{name}{{") for name in names})
+            return all(found.values()) and min(found["val_exact_match"].values()) > 0
+
+        wait_until(all_there, training.process, explain=lambda: training.said)
+        for name in names:
+            (labels, value), *more = found[name].items()
             assert not more
             assert 'job="train"' in labels
             assert f'run="{tmp_path}/run"' in labels
@@ -223,6 +264,36 @@ def submit(nodes: Nodes, *arguments: str | Path) -> str:
     done = subprocess.run(command, env=nodes.env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
+
+
+def test_what_the_readme_says_of_submitting(nodes: Nodes, glyph_shards: corpus.Shards, tmp_path: Path) -> None:
+    """Its commands as they stand there, but for names that are examples."""
+    (nodes.folder / "jobs").symlink_to(JOBS)
+    readme = (JOBS.parent / "cluster/README.md").read_text().replace("\\\n", "")
+    lines = [line for line in readme.splitlines() if line.startswith("ray job ")]
+    submitted, listed, logged, stopped, *_ = lines
+    assert [line.split()[2] for line in lines[:4]] == ["submit", "list", "logs", "stop"]
+    names = {
+        "s3://captcha-data/shards/captchas": glyph_shards.uri,
+        "s3://captcha-data/runs/captchas": f"{tmp_path}/run",
+        "1:8": "1:2",
+    }
+
+    def said(command: str) -> str:
+        for name, ours in names.items():
+            command = command.replace(name, ours)
+        done = subprocess.run(
+            ["sh", "-c", command], cwd=JOBS.parent, env=nodes.env, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+    (job_id,) = set(re.findall(r"raysubmit_\w+", said(submitted)))
+    names["raysubmit_1234567890abcdef"] = job_id
+    wait_until((tmp_path / "run/metrics.jsonl").exists, None, explain=lambda: submit(nodes, "logs", job_id))
+    assert job_id in said(listed)
+    assert "was stopped" in said(stopped) + submit(nodes, "status", job_id)
+    assert "error: interrupted" in said(logged)
 
 
 def test_a_job_that_ray_stops_leaves_a_run_to_resume_and_nothing_on_the_cluster(

@@ -49,7 +49,7 @@ def test_an_interrupt_is_one_sentence_and_status_130(capsys: pytest.CaptureFixtu
     assert caught.value.code == 130
     assert (
         capsys.readouterr().err
-        == "error: interrupted; what was finished is kept, the same command continues (a training: with --resume)\n"
+        == "error: interrupted; what was finished is kept, the same command goes on (a training: with --resume)\n"
     )
 
 
@@ -61,6 +61,8 @@ def end(asked):
         os.kill(os.getpid(), signal.SIGTERM)
 def job():
     end(sys.argv[1] == "before")
+    init = cluster.ray.init
+    cluster.ray.init = lambda *args, **options: (init(*args, **options), end(sys.argv[1] == "while Ray starts"))
     with cluster.connect():
         end(sys.argv[1] == "inside")
     end(sys.argv[1] == "after")
@@ -68,7 +70,7 @@ console.run(job)
 """
 
 
-@pytest.mark.parametrize("moment", ["before", "inside", "after"])
+@pytest.mark.parametrize("moment", ["before", "while Ray starts", "inside", "after"])
 def test_sigterm_is_one_sentence_and_status_143(moment: str) -> None:
     """Ray has a way of its own to end by it."""
     command = [sys.executable, "-c", TERMINATED, moment]

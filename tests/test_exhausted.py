@@ -2,6 +2,8 @@
 once there is room."""
 
 import contextlib
+import json
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,11 +11,12 @@ from pathlib import Path
 import pyarrow.dataset
 import pytest
 
-from captcha_ray import corpus
+from captcha_ray import corpus, listing, storage
 from tests import conftest
 from tests.processes import Job
 from tests.ray_nodes import Nodes
-from tests.test_jobs import TRAIN, job
+from tests.test_jobs import PREPROCESS, TRAIN, job
+from tests.test_search import RECIPE
 
 pytestmark = pytest.mark.slow
 
@@ -67,6 +70,29 @@ def test_bulk_inference_ends_with_a_sentence_and_goes_on_once_there_is_room(disk
     ends_full_and_goes_on(disk, 100, "infer", *night, cwd=tmp_path)
     table = pyarrow.dataset.dataset(str(disk.path / "out"), partitioning="hive").to_table(["uri"])
     assert sorted(table["uri"].to_pylist()) == sorted(str(path) for path in images.iterdir())
+
+
+def test_preprocessing_and_a_search_end_with_a_sentence_and_go_on_once_there_is_room(
+    disk: SmallDisk, tmp_path: Path
+) -> None:
+    images = conftest.draw_glyphs(tmp_path / "images", conftest.glyph_texts(2000, 2))
+    shards = disk.path / "shards"
+    ends_full_and_goes_on(disk, 200, "preprocess", "--corpus", images, *PREPROCESS, "--out", shards, cwd=tmp_path)
+    recipe = tmp_path / "recipe.json"
+    recipe.write_text(json.dumps(RECIPE.to_dict()))
+    search = ("--recipe", recipe, "--shards", shards, "--run", disk.path / "run", "--num-trials", "2", "--epochs", "2")
+    free = shutil.disk_usage(disk.path).used // 1024 + 900  # a network, but not all that a search keeps
+    ends_full_and_goes_on(disk, free, "tune", *search, "--final-seeds", "0", "--resume", cwd=tmp_path)
+    outcomes = [json.loads(path.read_text())["status"] for path in (disk.path / "run").glob("trials/*/outcome.json")]
+    assert len(outcomes) == 2
+    assert "failed" not in outcomes
+
+
+def test_a_database_that_finds_no_room_to_write_says_so(disk: SmallDisk) -> None:
+    disk.resize(100)
+    with pytest.raises(OSError, match="No space left on device") as caught, listing.connect(disk.path) as database:
+        database.execute(f"COPY (SELECT random() FROM range(1000000)) TO '{disk.path}/table.parquet'")
+    assert storage.full_disk(caught.value)
 
 
 @contextlib.contextmanager

@@ -18,11 +18,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from captcha_ray import Recognizer, config, space
 from tests.conftest import draw_glyphs, glyph_texts
+from tests.processes import JOBS
 from tests.ray_nodes import start_head
 from tests.s3_server import serve_s3
 from tests.waiting import wait_until
 
-JOBS = Path(__file__).parent.parent / "jobs"
 CONFIGS = {
     "synthesize": config.SynthesizeConfig,
     "preprocess": config.PreprocessConfig,

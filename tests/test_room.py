@@ -17,13 +17,16 @@ from tests.ray_nodes import Nodes
 
 def test_a_state_of_the_second_version_tells_what_starts_and_what_never_will() -> None:
     state: Any = autoscaler_pb2.AutoscalingState()  # type: ignore[attr-defined]
-    assert room.of_version_2(state) is None
+    asked = [{"CPU": 2.0, "GPU": 1.0}] * 3
+    assert room.of_version_2(state, asked) is None
     state.autoscaler_state_version = 3
     state.pending_instances.add()
     state.pending_instance_requests.add(count=2)
-    assert room.of_version_2(state) == room.Autoscaler(3, refuses=False)
-    state.infeasible_cluster_resource_constraints.add()
-    assert room.of_version_2(state) == room.Autoscaler(3, refuses=True)
+    assert room.of_version_2(state, asked) == room.Autoscaler(3, refuses=False)
+    for count in (100, 3):  # of another job's workers, then of ours
+        request = state.infeasible_cluster_resource_constraints.add().resource_requests.add(count=count)
+        request.request.resources_bundle.update({"CPU": 2.0, "GPU": 1.0})
+        assert room.of_version_2(state, asked) == room.Autoscaler(3, refuses=count == 3)
 
 
 def test_a_status_of_the_first_version_is_no_autoscaler_where_every_node_is_a_type_of_its_own() -> None:
@@ -49,7 +52,7 @@ def test_a_status_of_the_first_version_is_no_autoscaler_where_every_node_is_a_ty
 def test_what_can_never_be_had_is_one_sentence(
     state: room.Autoscaler | None, sentence: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(room, "autoscaler", lambda: state)
+    monkeypatch.setattr(room, "autoscaler", lambda bundles: state)
     monkeypatch.setattr(room, "IDLE_S", 0.1)
     with pytest.raises(InputError, match=sentence):
         room.await_room(8, 64, 0)
@@ -57,7 +60,7 @@ def test_what_can_never_be_had_is_one_sentence(
 
 @pytest.mark.usefixtures("ray_cluster")
 def test_this_machine_alone_has_no_autoscaler() -> None:
-    assert room.autoscaler() is None
+    assert room.autoscaler([{"CPU": 1.0}]) is None
     room.await_room(1, 1, 0)
 
 
