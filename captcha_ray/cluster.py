@@ -14,8 +14,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import grpc
 import ray
 import ray.data
+from ray._private.grpc_utils import init_grpc_channel
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from captcha_ray import console, storage
@@ -46,7 +48,7 @@ WORKERS = {
 """Environment of the processes that do the work."""
 
 CONNECT_TIMEOUT_S = 10
-"""How long the address of a cluster may take to accept a connection."""
+"""How long the address of a cluster may take to accept a connection, and then to speak."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,19 +183,27 @@ def _silent() -> Iterator[None]:
 
 
 def _check_answers(address: str) -> None:
-    """Raises InputError unless something listens at `[ray://]host:port`; Ray itself would go on trying for minutes."""
+    """Raises InputError unless gRPC is spoken at `[ray://]host:port`; Ray itself would go on trying for minutes."""
     check(
         not address.startswith(("http://", "https://")),
         f"RAY_ADDRESS is {address}, an address for `ray job submit`; a job started here takes host:port of the "
         f"cluster's head, or nothing",
     )
-    host, _, port = address.removeprefix("ray://").rpartition(":")
+    target = address.removeprefix("ray://")
+    host, _, port = target.rpartition(":")
     if not host or not port.isdigit():
         return  # "auto", "local" and the like are Ray's to resolve
     try:
         socket.create_connection((host.strip("[]"), int(port)), CONNECT_TIMEOUT_S).close()
     except OSError as error:
         raise InputError(f"no Ray cluster answers at {address}: {error.strerror or error}") from error
+    channel = init_grpc_channel(target)
+    try:
+        grpc.channel_ready_future(channel).result(CONNECT_TIMEOUT_S)
+    except grpc.FutureTimeoutError as error:
+        raise InputError(f"no Ray cluster answers at {address}: what listens there is something else") from error
+    finally:
+        channel.close()
 
 
 def _why_not(address: str | None, error: Exception) -> str:

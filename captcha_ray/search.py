@@ -186,6 +186,7 @@ class _Searcher(ray.tune.search.Searcher):
         self._trials = {trial.number: trial for trial in begun}
         self._running: dict[str, int] = {}
         self._deaths: Counter[int] = Counter()
+        self._no_room = ""
         self._telemetry = Telemetry("tune", directory.uri)
         self._before_s = trials.seconds_searched(begun)
         self._started = time.monotonic()
@@ -223,9 +224,15 @@ class _Searcher(ray.tune.search.Searcher):
         found = list(self._trials.values())
         return halving.promotable(self._rungs, found, self._sampler.num_trials, last)
 
+    def check(self) -> None:
+        """Raises FailedError where the search cannot go on; each time that Ray Tune comes, as it tries again."""
+        self._lease.check()
+        if self._no_room:
+            raise FailedError(self._no_room)
+
     def suggest(self, trial_id: str) -> Any:
         """Number, config and last epoch of what to run; on disk before it starts."""
-        self._lease.check()
+        self.check()
         if (chosen := self._choose()) is None:
             return None if self._running else self.FINISHED
         trial, until = chosen
@@ -246,7 +253,9 @@ class _Searcher(ray.tune.search.Searcher):
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """A trial has ended, or come to its rung, or its process has died."""
-        self._lease.check()
+        if result and result["status"] == "no room":
+            self._no_room = result["reason"]
+        self.check()
         number = self._running.pop(trial_id)
         if error or not result:
             self._deaths[number] += 1
@@ -255,8 +264,6 @@ class _Searcher(ray.tune.search.Searcher):
             status, reason = "failed", f"its process died {MAX_DEATHS + 1} times, perhaps for lack of memory"
         else:
             status, reason = result["status"], result["reason"]
-            if status == "no room":
-                raise FailedError(reason)  # the trial goes on once there is some
         directory = trials.trial_directory(self._directory, number)
         if status in ("stopped", "finished") and not directory.read_metrics():
             status, reason = "failed", f"no metrics in {directory.uri}; for several machines --run must be a bucket"
@@ -297,7 +304,11 @@ def _tune(config: TuneConfig, recipe: Training, searcher: _Searcher, concurrent:
                 checkpoint_config=ray.tune.CheckpointConfig(checkpoint_at_end=False),
             ),
         )
-        tuner.fit()
+        try:
+            tuner.fit()
+        except ray.tune.TuneError:  # it has the text alone of what a searcher raises
+            searcher.check()
+            raise
 
 
 def _compare(

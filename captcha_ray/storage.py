@@ -173,7 +173,8 @@ def full_disk(error: BaseException) -> str:
     cause: BaseException | None = error
     while cause:
         if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
-            return f"the disk is full: {cause.filename or cause.strerror}; make room, and {AGAIN}"
+            named = cause.filename and "\n" not in str(cause.filename)  # Ray Data puts a page of advice there
+            return f"the disk is full: {cause.filename if named else os.strerror(cause.errno)}; make room, and {AGAIN}"
         cause = getattr(cause, "cause", None) or cause.__cause__
     return ""
 
