@@ -18,6 +18,14 @@ class Costs:
 
     images_per_core_second: float = 410
     """Fetched from disk, decoded, recognized by `column_cnn` and written by one core a second, with its start."""
+    efficiency: float = 0.9
+    """Of many cores together, a core's rate being 1."""
+    recognizing: float = 0.8
+    """Share of a core's time that goes into recognizing; a GPU takes it over."""
+    images_per_gpu_second: float = 10_000
+    """What a GPU recognizes; assumed, none was measured."""
+    object_store_megabytes: float = 75
+    """Of each node: Ray's least (`OBJECT_STORE_MINIMUM_MEMORY_BYTES`), as it holds block numbers and counts."""
     driver_objects_per_second: float = 79_362
     """The driver lists, plans, hands out and commits so many a second."""
     driver_megabytes: float = 926
@@ -44,10 +52,14 @@ class Costs:
 
 @dataclasses.dataclass(frozen=True)
 class Night:
-    """What so many new images need. cores: to be done in the night, besides the driver's."""
+    """What so many new images need. cores: to be done in the night, besides the driver's. gpus: instead of most of
+    these, and cores_beside_gpus with them."""
 
     num_images: int
     cores: int
+    gpus: int
+    cores_beside_gpus: int
+    object_store_gigabytes: float
     gets_per_second: float
     prefixes: int
     listing_hours: float
@@ -62,13 +74,16 @@ class Night:
         """The needs of a night that lists and reads so many, all of them new."""
         seconds = costs.night_hours * 3600
         pages = num_images / 1000
-        core_hours = num_images / costs.images_per_core_second / 3600
+        core_hours = num_images / costs.images_per_core_second / costs.efficiency / 3600
         gets = num_images / seconds
         money = core_hours * costs.price_per_core_hour
         money += num_images / 1e6 * costs.price_per_million_gets + pages / 1e6 * costs.price_per_million_lists
         return cls(
             num_images=num_images,
-            cores=max(math.ceil(core_hours / costs.night_hours), 1),
+            cores=math.ceil(core_hours / costs.night_hours),
+            gpus=math.ceil(num_images / costs.images_per_gpu_second / seconds),
+            cores_beside_gpus=math.ceil(core_hours * (1 - costs.recognizing) / costs.night_hours),
+            object_store_gigabytes=costs.object_store_megabytes / 1e3,
             gets_per_second=gets,
             prefixes=math.ceil(gets / costs.gets_per_prefix_second),
             listing_hours=pages * costs.list_request_seconds / NUM_LIST_THREADS / 3600,
@@ -83,10 +98,12 @@ class Night:
         """Of the table's column."""
         return [
             f"{self.cores:,}",
+            f"{self.gpus:,} and {self.cores_beside_gpus:,}",
             f"{self.gets_per_second:,.0f} ({self.prefixes} prefix{'es' * (self.prefixes > 1)})",
             _hours(self.listing_hours),
             _hours(self.driver_hours),
             f"{self.driver_gigabytes:,.1f} GB",
+            f"{self.object_store_gigabytes:,.2f} GB",
             f"{self.spool_gigabytes:,.1f} GB",
             f"{self.table_gigabytes:,.1f} GB",
             f"{self.price:,.2f}",
@@ -95,10 +112,12 @@ class Night:
 
 ROWS = (
     "cores for reading",
+    "or GPUs, and cores beside them",
     "GET requests a second",
     "listing by requests",
     "the driver's own work",
     "memory of the driver",
+    "memory of the object store, each node",
     "disk of the driver",
     "predictions",
     "price, US dollars",

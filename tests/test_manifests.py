@@ -1,6 +1,7 @@
 """What stands in `cluster/`: fields, versions, rights, command lines; checked without a cluster and a network."""
 
 import copy
+import dataclasses
 import functools
 import json
 import os
@@ -770,6 +771,9 @@ def test_the_dashboard_shows_what_jobs_tell_and_nothing_else() -> None:
 def test_the_page_on_sizes_has_the_table_that_its_figures_give() -> None:
     page = (CLUSTER / "SIZING.md").read_text()
     assert "\n".join(sizing.table(sizing.Costs())) in page
-    other = sizing.Night.of(10**6, sizing.Costs(images_per_core_second=100, night_hours=1))
-    assert (other.cores, round(other.gets_per_second), other.prefixes) == (3, 278, 1)
+    costs = sizing.Costs(images_per_core_second=200, efficiency=0.5, night_hours=1)
+    costs = dataclasses.replace(costs, recognizing=0.75, images_per_gpu_second=100)
+    other = sizing.Night.of(10**6, costs)
+    assert (other.cores, other.gpus, other.cores_beside_gpus) == (3, 3, 1)
+    assert (round(other.gets_per_second), other.prefixes) == (278, 1)
     assert other.price == pytest.approx(10**4 / 3600 * 0.04 + 0.40 + 0.005)
