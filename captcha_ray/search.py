@@ -32,7 +32,7 @@ from captcha_ray.sampler import Sampler, importance
 from captcha_ray.space import Space
 from captcha_ray.telemetry import Telemetry
 from captcha_ray.trainings import HOLDER, MAX_DEATHS, Training, right_in, train_all
-from captcha_ray.trial_worker import Trainable
+from captcha_ray.trial_worker import NO_ROOM, Trainable
 from captcha_ray.trials import Comparison, Findings, Outcome, Trial
 
 RESUME_MAY_DIFFER = (
@@ -253,7 +253,7 @@ class _Searcher(ray.tune.search.Searcher):
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """A trial has ended, or come to its rung, or its process has died."""
-        if result and result["status"] == "no room":
+        if result and result["status"] == NO_ROOM:
             self._no_room = result["reason"]
         self.check()
         number = self._running.pop(trial_id)

@@ -10,6 +10,9 @@ from captcha_ray.config import TrainConfig
 from captcha_ray.training_worker import has_diverged
 from captcha_ray.trainings import Training
 
+NO_ROOM = "no room"
+"""Status of a trial that met a full disk, which ends the search: the next would meet it too."""
+
 
 class Trainable(ray.tune.Trainable):
     """One trial after another in one process, each up to a given epoch; a step is an epoch."""
@@ -43,10 +46,10 @@ class Trainable(ray.tune.Trainable):
             at_rung = self._until <= len(self._done) < self._num_epochs
             status = "stopped" if at_rung else "finished"
         except Exception as error:
-            no_room = storage.full_disk(error)
-            status, reason = "failed", f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
-            if no_room:
-                status, reason = "no room", no_room
+            if told := storage.full_disk(error):
+                status, reason = NO_ROOM, told
+            else:
+                status, reason = "failed", f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
         return {
             "epoch": self._done[-1]["epoch"] if self._done else 0,
             "accuracy": trials.accuracy(self._done),

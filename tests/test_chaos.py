@@ -22,7 +22,7 @@ from captcha_ray import storage
 from tests.namespace import HOST, Namespace
 from tests.processes import Job, kill
 from tests.ray_nodes import Node, Nodes
-from tests.test_infer import corpus, slow_network  # noqa: F401 -- fixtures
+from tests.test_infer import corpus, network_of_size  # noqa: F401 -- a fixture
 from tests.test_jobs import TRAIN
 from tests.test_search import RECIPE, preprocessed
 from tests.waiting import wait_until
@@ -36,6 +36,9 @@ NUM_EPOCHS = 80
 
 CUT_OFF_S = 60.0
 """Seconds that a node cannot be reached: longer than Ray takes to give it up."""
+
+NOTICE_S = 20
+"""Seconds between the notice that a node will be taken away and its end."""
 
 NUM_TRIALS = 6
 TITLES = {"train": "ray::RayTrainWorker", "tune": "ray::ResourceTrainable", "infer": "ray::MapWorker"}
@@ -81,10 +84,10 @@ class Cluster:
         """Tells Ray that a node will be taken away, as a notice of a spot machine's end does; then it is."""
         for identifier in self.nodes.ids_of(node):
             flags = ("--node-id", identifier, "--reason", "DRAIN_NODE_REASON_PREEMPTION")
-            flags += ("--reason-message", "the market", "--deadline-remaining-seconds", "20")
+            flags += ("--reason-message", "the market", "--deadline-remaining-seconds", str(NOTICE_S))
             command = ["ray", "drain-node", "--address", self.nodes.address, *flags]
             subprocess.run(command, env=self.nodes.env, check=True, capture_output=True)
-        time.sleep(20)  # the notice's own time, not a guess at another process
+        time.sleep(NOTICE_S)  # the notice's own time, not a guess at another process
         node.kill()
 
     def close(self) -> None:
@@ -307,13 +310,14 @@ def test_every_object_is_read_once(
     how: str,
     request: pytest.FixtureRequest,
     corpus: Path,  # noqa: F811
-    slow_network: Path,  # noqa: F811
     tmp_path: Path,
 ) -> None:
     moment = random.Random(f"{SEED}-infer-{how}")
     cluster: Cluster = request.getfixturevalue("cluster_with_a_cable" if how == "cut off" else "cluster")
     out = tmp_path / "out"
-    flags = ("--images", corpus, "--run", slow_network, "--out", out, "--stall-timeout-s", "120")
+    # a drained node goes after its notice only, and the night must still be at work then
+    network = network_of_size(tmp_path / "slow", *((256, 768) if how == "drain" else (128, 192)))
+    flags = ("--images", corpus, "--run", network, "--out", out, "--stall-timeout-s", "120")
     flags = (*flags, "--num-workers", "2", "--objects-per-run", "500")
 
     def start() -> Job:

@@ -214,11 +214,16 @@ def corpus(tmp_path: Path) -> Path:
     return tmp_path / "images"
 
 
+def network_of_size(folder: Path, height: int, width: int) -> Path:
+    """Saves a network of more pixels: how many says how long a job is at it."""
+    image = dataclasses.replace(GLYPHS.image, height=height, width=width)
+    return save_network(folder, dataclasses.replace(GLYPHS, image=image))
+
+
 @pytest.fixture
 def slow_network(tmp_path: Path) -> Path:
-    """A network of more pixels, so that a job is at it for seconds."""
-    image = dataclasses.replace(GLYPHS.image, height=128, width=192)
-    return save_network(tmp_path / "slow", dataclasses.replace(GLYPHS, image=image))
+    """One that a job is at for seconds."""
+    return network_of_size(tmp_path / "slow", 128, 192)
 
 
 def test_a_killed_job_continues_and_a_second_one_keeps_out_of_its_way(
