@@ -10,7 +10,7 @@ import pytest
 from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID
 from ray.core.generated import autoscaler_pb2
 
-from captcha_ray import room
+from captcha_ray import cluster, room
 from captcha_ray.config import InputError
 from tests.ray_nodes import Nodes
 
@@ -56,6 +56,29 @@ def test_what_can_never_be_had_is_one_sentence(
     monkeypatch.setattr(room, "IDLE_S", 0.1)
     with pytest.raises(InputError, match=sentence):
         room.await_room(8, 64, 0)
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_nodes_are_asked_for_until_they_are_there_and_only_those_that_see_the_paths_will_do(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    fitting = iter([0, 0, 0, 1, 2])
+    asked: list[list[dict[str, float]]] = []
+
+    def look(**paths: str) -> None:
+        assert next(fitting, None) is None, "nodes are looked at once all have come"
+        raise InputError(f"a node does not see {paths['run']}")
+
+    monkeypatch.setattr(room, "POLL_S", 0)
+    monkeypatch.setattr(room, "num_fitting", lambda cpus, gpus: next(fitting))
+    monkeypatch.setattr(room, "describe", lambda cpus, gpus: "one CPU")
+    monkeypatch.setattr(room, "autoscaler", lambda bundles: room.Autoscaler(1, refuses=False))
+    monkeypatch.setattr(room, "request_resources", lambda bundles: asked.append(bundles))
+    monkeypatch.setattr(cluster, "check_shared", look)
+    with pytest.raises(InputError, match="a node does not see /here"):
+        room.await_room(2, 1, 0, run="/here")
+    # Ray Data and Ray Train overwrite the one request that a cluster has; the last one gives nodes back.
+    assert asked == [[{"CPU": 1.0}] * 2] * 3 + [[]]
 
 
 @pytest.mark.usefixtures("ray_cluster")
