@@ -73,7 +73,7 @@ def test_nodes_are_asked_for_until_they_are_there_and_only_those_that_see_the_pa
     monkeypatch.setattr(room, "num_fitting", lambda cpus, gpus: next(fitting))
     monkeypatch.setattr(room, "describe", lambda cpus, gpus: "one CPU")
     monkeypatch.setattr(room, "autoscaler", lambda bundles: room.Autoscaler(1, refuses=False))
-    monkeypatch.setattr(room, "request_resources", lambda bundles: asked.append(bundles))
+    monkeypatch.setattr(room, "request_resources", asked.append)
     monkeypatch.setattr(cluster, "check_shared", look)
     with pytest.raises(InputError, match="a node does not see /here"):
         room.await_room(2, 1, 0, run="/here")
