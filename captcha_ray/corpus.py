@@ -194,6 +194,7 @@ def preprocess(config: PreprocessConfig) -> schema.Manifest:
     config = _absolute(config)
     if storage.exists(storage.join(config.out, "_SUCCESS")):
         return _finished(config)
+    storage.check_writable(config.out)
     rule = labels.LabelRule(config.labels, config.label_pattern, config.table)
     listing = labels.list_corpus(config.corpus, rule)
     if not listing.uris:
@@ -253,10 +254,7 @@ def _claim(config: PreprocessConfig) -> None:
             raise InputError(f"{config.out} holds shards begun with other settings; name another --out")
     elif not storage.is_empty(config.out):
         raise InputError(f"{config.out} is not empty and holds no shards; name another --out")
-    try:
-        storage.write(marker, runs.to_json(config.to_dict()))
-    except OSError as error:
-        raise InputError(f"{config.out} cannot be written: {error.strerror or error}") from error
+    storage.write(marker, runs.to_json(config.to_dict()))
 
 
 def _clear(out: str, manifest: schema.Manifest, number_of_quarantine_parts: int) -> None:

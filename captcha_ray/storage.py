@@ -158,11 +158,13 @@ def exists(uri: str) -> bool:
 
 
 def check_writable(uri: str) -> None:
-    """Writes and removes an empty object in a folder or below a prefix. Raises InputError where that is refused."""
-    probe = join(uri, f".{uuid.uuid4().hex}")
+    """Writes and removes an empty object below a prefix, or in a folder or what there is of its parents. Raises
+    InputError where that is refused."""
+    there = uri if is_remote(uri) else str(next(path for path in (Path(uri), *Path(uri).parents) if path.exists()))
+    marker = join(there, f".{uuid.uuid4().hex}")
     try:
-        write(probe, b"")
-        delete(probe)
+        write(marker, b"")
+        delete(marker)
     except OSError as error:
         raise InputError(f"{uri} cannot be written: {error.strerror or error}") from error
 

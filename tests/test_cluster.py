@@ -21,6 +21,7 @@ import pytest
 
 from captcha_ray import corpus
 from tests import conftest
+from tests.fault_proxy import Fault, fault_proxy
 from tests.processes import JOBS, Job
 from tests.ray_nodes import Nodes
 from tests.s3_server import serve_s3
@@ -196,6 +197,41 @@ def test_every_job_works_where_all_stands_in_a_bucket(tmp_path: Path) -> None:
     wanted = sorted(f"s3://bucket/images/{path.name}" for path in (bucket / "images").iterdir())
     assert sorted(table["uri"].to_pylist()) == wanted
     assert set(table["status"].to_pylist()) <= {"ok", "uncertain"}
+
+
+@pytest.mark.parametrize("refusal", [Fault.DENIED, Fault.SKEWED])
+@pytest.mark.parametrize("name", ["preprocess", "synthesize", "train", "tune", "evaluate", "infer"])
+def test_a_bucket_that_may_not_be_written_is_found_before_the_work(
+    name: str, refusal: Fault, nodes: Nodes, glyph_shards: corpus.Shards, tmp_path: Path
+) -> None:
+    """Or one that refuses everything, to a clock that is off by an hour."""
+    bucket = tmp_path / "bucket"
+    conftest.draw_glyphs(bucket / "images", conftest.glyph_texts(20, 2))
+    shutil.copytree(glyph_shards.uri, bucket / "shards")
+    conftest.save_network(bucket / "run", conftest.GLYPHS)
+    flags = {
+        "preprocess": ("--corpus", "s3://bucket/images", *PREPROCESS, "--out", "s3://bucket/new"),
+        "synthesize": ("--out", "s3://bucket/new"),
+        "train": (*TRAIN, "--shards", "s3://bucket/shards", "--run", "s3://bucket/new"),
+        "tune": ("--recipe", "isfahan", "--shards", "s3://bucket/shards", "--run", "s3://bucket/new"),
+        "evaluate": ("--run", "s3://bucket/run", "--shards", "s3://bucket/shards", "--out", "s3://bucket/new/out.json"),
+        "infer": ("--images", "s3://bucket/images", "--run", "s3://bucket/run", "--out", "s3://bucket/new"),
+    }
+
+    def plan(method: str, path: str, attempt: int) -> Fault | None:
+        return refusal if refusal is Fault.SKEWED or method in ("PUT", "POST", "DELETE") else None
+
+    before = sorted(bucket.rglob("*"))
+    with serve_s3(tmp_path) as s3, fault_proxy(s3["AWS_ENDPOINT_URL"], plan) as proxy:
+        env = {**nodes.env, **s3, "AWS_ENDPOINT_URL": proxy.url, "RAY_ADDRESS": nodes.address}
+        status, _, err = job(name, *flags[name], cwd=tmp_path, env=env)
+        read = [path for method, path in proxy.requests if method == "GET" and path.endswith(".png")]
+    assert status in (1, 2), err
+    assert err.splitlines()[:-1] in ([], ["warning: no GPU here; the CPU does the arithmetic"])
+    code = "AccessDenied" if refusal is Fault.DENIED else "RequestTimeTooSkewed"
+    assert re.search(f"^error: .*s3://bucket/.*{code}", err.splitlines()[-1]), err
+    assert not read
+    assert sorted(bucket.rglob("*")) == before
 
 
 def test_a_list_of_images_is_read_by_the_driver_alone(nodes: Nodes, tmp_path: Path) -> None:

@@ -483,14 +483,14 @@ def test_a_refusal_is_one_sentence_after_one_request(
     method, start, make = CALLS[call]
 
     def plan(asked: str, path: str, _: int) -> Fault | None:
-        return refusal if asked == method and path.startswith(start) else None
+        return refusal if asked in (method, "GET") and path.startswith(start) else None
 
     with behind(plan) as proxy, pytest.raises(DeniedError) as caught:
         make()
     assert isinstance(caught.value, PermissionError)
     assert count(proxy, call) == 1
     check_sentence(caught.value, "s3://bucket/")
-    assert ("403 Forbidden" if method == "HEAD" else code) in str(caught.value)
+    assert code in str(caught.value)
 
 
 @pytest.mark.parametrize("key", ["none", "none//odd"])

@@ -297,8 +297,10 @@ def test_where_nothing_can_be_written_the_probe_is_what_is_there(monkeypatch: py
 
 
 def test_what_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
-    storage.check_writable(str(tmp_path / "new"))
-    assert not list((tmp_path / "new").iterdir())
+    storage.check_writable(str(tmp_path / "new/folder"))
+    assert not list(tmp_path.iterdir())
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(InputError, match="file cannot be written: a file stands where a folder is needed"):
         storage.check_writable(str(tmp_path / "file"))
+    with pytest.raises(InputError, match="cannot be written: a file stands where a folder is needed"):
+        storage.check_writable(str(tmp_path / "file/folder"))
