@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import platform
 import re
 import shutil
 import signal
@@ -18,6 +19,7 @@ import pyarrow as pa
 import pyarrow.dataset
 import pyarrow.parquet as pq
 import pytest
+import ray
 
 from captcha_ray import corpus
 from tests import conftest
@@ -103,21 +105,28 @@ import json, os, sys
 from ray._raylet import GcsClient
 client, key = GcsClient(address=os.environ["RAY_ADDRESS"]), (b"CLUSTER_METADATA", b"cluster")
 metadata = json.loads(client.internal_kv_get(*key))
-print(metadata["ray_version"])
-client.internal_kv_put(key[0], json.dumps(metadata | {"ray_version": "%s"}).encode(), True, key[1])
+client.internal_kv_put(key[0], json.dumps(metadata | {"%s": "%s"}).encode(), True, key[1])
 """
-"""A program that gives the cluster another version of Ray, as drivers are told it, and prints that of before."""
+"""A program that gives the cluster another version of something, as drivers are told it."""
 
 
-def test_a_cluster_of_another_ray_is_told_in_a_sentence(nodes: Nodes, tmp_path: Path) -> None:
-    ours = nodes.run(METADATA % "1.2.3").strip()
+@pytest.mark.parametrize(("software", "version"), [("ray_version", "1.2.3"), ("python_version", "3.9.1")])
+def test_a_cluster_of_another_version_is_told_in_a_sentence(
+    software: str, version: str, nodes: Nodes, tmp_path: Path
+) -> None:
+    ours = {"ray_version": ray.__version__, "python_version": platform.python_version()}
+    nodes.run(METADATA % (software, version))
     try:
         env = {**nodes.env, "RAY_ADDRESS": nodes.address}
         status, _, err = job("synthesize", "--out", "out", cwd=tmp_path, env=env)
     finally:
-        nodes.run(METADATA % ours)
+        nodes.run(METADATA % (software, ours[software]))
     assert (status, len(err.splitlines())) == (2, 1)
-    assert f"runs Ray 1.2.3 and Python {sys.version.split()[0]}, this is Ray {ours}" in err
+    there, here = (
+        f"Ray {versions['ray_version']} and Python {versions['python_version']}"
+        for versions in (ours | {software: version}, ours)
+    )
+    assert f"runs {there}, this is {here}; install the same here" in err
 
 
 def test_the_address_for_submitting_is_told_from_that_for_a_driver(nodes: Nodes, tmp_path: Path) -> None:
@@ -352,6 +361,27 @@ def test_a_job_that_ray_stops_leaves_a_run_to_resume_and_nothing_on_the_cluster(
     goes_on = f"goes on after epoch {kept}"
     wait_until(lambda: goes_on in submit(nodes, "logs", again), None, explain=lambda: submit(nodes, "logs", again))
     submit(nodes, "stop", again)
+
+
+ENDS_SLOWLY = """
+import signal, time
+def end(*_):
+    time.sleep(5)  # longer than Ray gives by default
+    raise SystemExit(print("ended in peace"))
+signal.signal(signal.SIGTERM, end)
+print("ready", flush=True)
+signal.pause()
+"""
+
+
+def test_a_job_with_the_runtime_environment_has_time_to_end(nodes: Nodes, tmp_path: Path) -> None:
+    (tmp_path / "slow.py").write_text(ENDS_SLOWLY)
+    given = ("--runtime-env", JOBS.parent / "cluster/runtime-env.yaml")
+    name = f"slow-{os.getpid()}"
+    submit(nodes, "submit", "--submission-id", name, *given, "--no-wait", "--", "python", tmp_path / "slow.py")
+    wait_until(lambda: "ready" in submit(nodes, "logs", name), None)
+    submit(nodes, "stop", name)
+    assert "ended in peace" in submit(nodes, "logs", name)
 
 
 def test_a_working_directory_stands_for_the_package_where_it_is_not_installed(
