@@ -17,11 +17,13 @@ from typing import Any
 
 import ray
 import ray.data
+import ray.exceptions
 import ray.train
 import ray.train.torch
 import torch
 import torch._dynamo  # the first optimizer would import it, when nothing else goes on meanwhile
 import torch.distributed
+from ray.train.v2._internal.exceptions import RayTrainError
 
 from captcha_ray import console, relay, room, schema, storage, training_worker
 from captcha_ray.cluster import Cluster
@@ -218,19 +220,19 @@ def _run_trainer(job: WorkerJob, local: bool) -> None:
             _run_trainer_once(job, local)
             return
         except ray.train.WorkerGroupError as error:
-            causes = [getattr(failure, "_base_exc", failure) for failure in error.worker_failures.values()]
-            told = [cause for cause in causes if isinstance(cause, (InputError, FailedError, OSError))]
-            final = any(isinstance(cause, (InputError, FailedError)) for cause in told)
+            failures = list(error.worker_failures.values())
+            told = [failure for failure in failures if isinstance(failure, (InputError, FailedError, OSError))]
+            final = any(isinstance(failure, (InputError, FailedError)) for failure in told)
             if job.config.max_failures and not final and len(run.read_metrics()) > before:
                 continue
             if told:
                 raise told[0] from None
-            if any(hasattr(failure, "_base_exc") for failure in error.worker_failures.values()):
-                raise  # of our code
-            lost = next(iter(error.worker_failures.values()))
+            lost = [failure for failure in failures if isinstance(failure, (RayTrainError, ray.exceptions.RayError))]
+            if not lost:
+                raise  # of our code, with its trace; the others of a worker that is lost fail as well
             raise FailedError(
                 f"workers were lost more than {job.config.max_failures} times without an epoch between, the last one: "
-                f"{_why_lost(lost)}; what was finished is kept, --resume goes on"
+                f"{_why_lost(lost[0])}; what was finished is kept, --resume goes on"
             ) from error
 
 

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import ray
+import ray.exceptions
 import ray.train
 import ray.train.torch
 import torch
@@ -26,7 +27,7 @@ from torch import Tensor, nn
 from captcha_ray import checkpoint, learning, schema, storage
 from captcha_ray.augment import Augment
 from captcha_ray.charset import Charset
-from captcha_ray.config import TrainConfig
+from captcha_ray.config import AGAIN, FailedError, TrainConfig
 from captcha_ray.models import build_model
 from captcha_ray.relay import Announcement
 from captcha_ray.runs import EventLog, RunDirectory
@@ -35,6 +36,9 @@ from captcha_ray.spec import ModelSpec
 STATE = "resume.safetensors"
 EVALUATION_BATCH_SIZE = 256
 ANNOUNCE_INTERVAL_S = 0.25
+
+BLOCK_TIMEOUT_S = 300.0
+"""Seconds within which a block of images comes: Ray itself waits for ever where an object store has no room for it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +64,19 @@ def train_worker(arguments: dict[str, Any]) -> None:
         while worker.wants_epoch:
             record = worker.run_epoch()
             ray.train.report({k: v for k, v in record.items() if isinstance(v, (int, float))})
+
+
+def fetch(block: Any) -> pa.Table:
+    """A block of images, for its reference. Raises FailedError where it does not come."""
+    try:
+        table: pa.Table = ray.get(block, timeout=BLOCK_TIMEOUT_S)
+    except ray.exceptions.GetTimeoutError:
+        raise FailedError(
+            f"images have not come from another node for {BLOCK_TIMEOUT_S:.0f} s: Ray's object store there or here may "
+            "be full, and so the disk that it spills to; more nodes, larger ones or a larger object_store_memory hold "
+            f"more, and {AGAIN}"
+        ) from None
+    return table
 
 
 class Worker:
@@ -103,7 +120,7 @@ class Worker:
         texts: list[str] = []
         offset = 0
         for block in self._job.blocks[split]:
-            table: pa.Table = ray.get(block)
+            table = fetch(block)
             mine = slice((self._rank - offset) % self._world_size, None, self._world_size)
             images.append(schema.unpack_images(table["image"], image)[mine])
             texts += table["text"].to_pylist()[mine]

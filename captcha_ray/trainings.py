@@ -64,10 +64,10 @@ def train_in_full(one: Training, calibrated: bool) -> pa.Table:
     if training_worker.has_diverged(last):
         raise InputError(f"it diverged in epoch {last['epoch']}: the loss is not a number; lower --learning-rate")
     if calibrated and one.blocks["val"]:
-        rows = pa.concat_tables(ray.get(one.blocks["val"]))
+        rows = pa.concat_tables([training_worker.fetch(block) for block in one.blocks["val"]])
         evaluation.calibrate(schema.thin(rows, evaluation.CALIBRATION_IMAGES), one.config.run)
     read, size = evaluation.ReadImages(one.config.run), evaluation.BATCH_SIZE
-    tables: list[pa.Table] = [ray.get(block) for block in one.blocks["test"]]
+    tables = [training_worker.fetch(block) for block in one.blocks["test"]]
     return pa.concat_tables([read(t.slice(start, size)) for t in tables for start in range(0, len(t), size)])
 
 

@@ -3,6 +3,7 @@ once there is room."""
 
 import contextlib
 import json
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -126,15 +127,16 @@ def test_workers_without_memory_end_a_job_with_a_sentence(
         assert "Traceback" not in one.said
 
 
+@pytest.mark.timeout(600)  # Ray may wait for ever, and our own patience is minutes
 def test_an_object_store_without_room_ends_a_job_with_a_sentence(tmp_path: Path) -> None:
     """More pixels than it holds, and a disk that is called full at any use."""
     images = conftest.draw_glyphs(tmp_path / "images", conftest.glyph_texts(203, 2))
     made = ("--labels", "filename", "--label-pattern", "^([a-d]+)", "--height", "512", "--width", "1024")
     assert job("preprocess", "--corpus", images, *made, "--out", "shards", cwd=tmp_path)[0] == 0
-    train = ("--shards", "shards", "--run", "run", "--num-workers", "2")
+    train = ("--shards", "shards", "--run", "run", "--num-workers", "2", "--max-failures", "0")
     full = {"RAY_local_fs_capacity_threshold": "0.0001"}
     with two_nodes(tmp_path, "--object-store-memory", str(80 << 20), **full) as nodes:
         with Job("train", *train, cwd=tmp_path, env=nodes.env, address=nodes.address) as one:
             assert one.wait() == 1, one.said
-        assert one.said.splitlines()[-1].startswith("error: Ray's object store is full"), one.said
-        assert "Traceback" not in one.said
+        assert re.match("error: .*Ray's object store.* full, and so", one.said.splitlines()[-1]), one.said
+        assert "\nTraceback" not in one.said, "but in what workers log"

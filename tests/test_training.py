@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import ray
 import torch
 from PIL import Image
 from safetensors.torch import load
@@ -396,16 +397,31 @@ def test_two_jobs_do_not_train_into_one_run(
         fit(dataclasses.replace(config, resume=True), glyph_shards, ray_cluster)
 
 
-def lossy_job(at: str, shards: corpus.Shards, run: Path) -> training_worker.WorkerJob:
-    """Its worker is killed whenever it announces that."""
+def lossy_job(at: str, shards: corpus.Shards, run: Path, how: str = "killed") -> training_worker.WorkerJob:
+    """Its worker is killed, or meets an error of ours, whenever it announces that."""
 
-    def kill(message: training_worker.Announcement) -> None:
-        if message[0] == at:
+    def lose(message: training_worker.Announcement) -> None:
+        if message[0] == at and how == "killed":
             os.kill(os.getpid(), signal.SIGKILL)
+        if message[0] == at:
+            raise KeyError(how)
 
     config = rules.settle(config_for(shards, run, max_failures=1), shards.manifest)
     blocks = {"train": shards.read("train").materialize().to_arrow_refs(), "val": []}
-    return training_worker.WorkerJob(config, training.model_spec(config, shards.manifest), blocks, kill)
+    return training_worker.WorkerJob(config, training.model_spec(config, shards.manifest), blocks, lose)
+
+
+def test_a_block_that_does_not_come_ends_the_training_in_a_sentence(
+    ray_cluster: cluster.Cluster, glyph_shards: corpus.Shards, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(training_worker, "BLOCK_TIMEOUT_S", 0.1)
+    config = rules.settle(config_for(glyph_shards, tmp_path / "run"), glyph_shards.manifest)
+    never = ray.remote(resources={"a resource of no node": 1})(lambda: None).remote()
+    blocks = {"train": [never], "val": []}
+    job = training_worker.WorkerJob(config, training.model_spec(config, glyph_shards.manifest), blocks, lambda _: None)
+    with pytest.raises(FailedError, match="images have not come from another node for 0 s: Ray's object store"):
+        training_worker.Worker(job, 0, 1, torch.device("cpu"))
+    ray.cancel(never)
 
 
 @pytest.mark.slow
@@ -422,3 +438,11 @@ def test_workers_that_are_lost_again_and_again_end_the_training_in_a_sentence(
 ) -> None:
     with pytest.raises(FailedError, match="lost more than 1 times without an epoch between, the last one: Worker"):
         training._run_trainer(lossy_job("step", glyph_shards, tmp_path / "run"), local=False)
+
+
+@pytest.mark.slow
+def test_an_error_of_our_code_comes_with_its_trace(
+    glyph_shards: corpus.Shards, ray_cluster: cluster.Cluster, tmp_path: Path
+) -> None:
+    with pytest.raises(ray.train.WorkerGroupError, match=r"in train_worker(.|\n)*KeyError: 'a slip'"):
+        training._run_trainer(lossy_job("step", glyph_shards, tmp_path / "run", "a slip"), local=False)
