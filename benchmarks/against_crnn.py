@@ -19,7 +19,7 @@ import pyarrow as pa
 import ray
 import tyro
 
-from captcha_ray import cluster, corpus, recipes, runs, schema, trainings
+from captcha_ray import cluster, corpus, datasets, recipes, runs, schema, trainings
 from captcha_ray.config import Labels, PreprocessConfig
 from captcha_ray.metrics import wilson_interval
 from captcha_ray.rules import settle
@@ -61,7 +61,7 @@ def main() -> None:
         corpus.preprocess(
             PreprocessConfig(corpus=options.corpus, labels=options.labels, splits=(1.0, 0.0, 0.0), out=out)
         )
-        shards = corpus.open_shards(out)
+        shards = datasets.open_shards(out)
         table = pa.concat_tables(shards.read().iter_batches(batch_size=None, batch_format="pyarrow")).combine_chunks()
         for num_labels in options.num_labels:
             for seed in options.seeds:

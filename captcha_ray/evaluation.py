@@ -13,7 +13,7 @@ import ray.data
 from captcha_ray import checkpoint, console, identity, report, schema, storage
 from captcha_ray.calibration import Confidences
 from captcha_ray.config import InputError
-from captcha_ray.corpus import Labeled
+from captcha_ray.datasets import Labeled
 from captcha_ray.metrics import Mistake, ReadingCounts
 from captcha_ray.recognizer import Recognizer
 from captcha_ray.runs import RunDirectory

@@ -12,10 +12,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray.data
 
-from captcha_ray import console, corpus, evaluation, images, room, schema, storage, training
+from captcha_ray import console, datasets, decoding, evaluation, images, room, schema, storage, training
 from captcha_ray.cluster import Cluster
 from captcha_ray.config import TrainConfig, check
-from captcha_ray.corpus import Labeled, Shards
+from captcha_ray.datasets import Labeled, Shards
 from captcha_ray.recognizer import Recognizer
 from captcha_ray.runs import RunDirectory
 from captcha_ray.training import MoreImages
@@ -43,7 +43,7 @@ class ReadFiles:
 
     def __call__(self, files: pa.Table) -> pa.Table:
         """As many rows as files can be decoded."""
-        rows, _ = corpus.decode_files(files, self._recognizer.spec.image, images.MAX_PIXELS)
+        rows, _ = decoding.decode_files(files, self._recognizer.spec.image, images.MAX_PIXELS)
         readings = []
         if len(rows):
             pixels = schema.unpack_images(rows["image"], self._recognizer.spec.image)
@@ -64,7 +64,7 @@ def prepare(
     """
     if not config.unlabelled:
         return None
-    uris = corpus.list_images(config.unlabelled)
+    uris = datasets.list_images(config.unlabelled)
     return functools.partial(label, uris=uris, shards=shards, val=val, resources=resources)
 
 
@@ -112,7 +112,7 @@ def _read(uris: list[str], shards: Shards, model: str, use_gpu: bool) -> pa.Tabl
     """Rows of `READINGS_SCHEMA`, in the order of the URIs."""
     compute: Any = ray.data.ActorPoolStrategy(min_size=1, max_size=max(room.num_fitting(1, use_gpu), 1))
     files = pa.table({"uri": uris, "text": pa.repeat("", len(uris))})
-    dataset = corpus.in_blocks(files, shards.manifest.image_spec).map_batches(
+    dataset = datasets.in_blocks(files, shards.manifest.image_spec).map_batches(
         ReadFiles,
         fn_constructor_args=(model,),
         batch_size=evaluation.BATCH_SIZE,
@@ -143,7 +143,7 @@ def choose(readings: pa.Table, known: pa.Table) -> pa.Table:
 def _decode(chosen: pa.Table, shards: Shards) -> ray.data.Dataset:
     """Rows of shards with what was read as their texts, materialized; without files that have changed since."""
     unchanged = functools.partial(_unchanged, chosen=chosen.select(["uri", "sha256"]).combine_chunks())
-    rows = corpus.decoded(chosen.select(["uri", "text"]), shards.manifest.image_spec)
+    rows = datasets.decoded(chosen.select(["uri", "text"]), shards.manifest.image_spec)
     found: ray.data.Dataset = rows.map_batches(unchanged, batch_size=None, batch_format="pyarrow").materialize()
     return found
 

@@ -16,7 +16,7 @@ import pyarrow as pa
 import ray
 import ray.data
 
-from captcha_ray import console, corpus, evaluation, learning_curve, room, schema, storage, training
+from captcha_ray import console, datasets, evaluation, learning_curve, room, schema, storage, training
 from captcha_ray.config import EvaluateConfig, TrainConfig, check
 from captcha_ray.evaluation import Evaluation
 from captcha_ray.learning_curve import Point
@@ -42,7 +42,7 @@ def study(config: EvaluateConfig, run: RunDirectory) -> None:
     if asked.unlabelled:
         console.warn(f"what a study trains learns from labeled images alone, without those of {asked.unlabelled}")
     recipe = _alone(asked, config.use_gpu)
-    shards = corpus.open_shards(config.shards or run.shards)
+    shards = datasets.open_shards(config.shards or run.shards)
     manifest = shards.manifest
     with Lease(run.path("_lease.json")) as lease:
         if config.folds:

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from captcha_ray import cluster, console, corpus, evaluation, identity, room, runs, storage, studies
+from captcha_ray import cluster, console, datasets, evaluation, identity, room, runs, storage, studies
 from captcha_ray.config import EvaluateConfig
 
 
@@ -32,7 +32,7 @@ def main() -> None:
         room.await_room(config.num_workers or 1, 1, config.use_gpu and config.num_workers > 0)
         shards = "" if config.corpus or config.table else config.shards or run.shards
         cluster.check_shared(run=config.run, shards=shards, corpus=config.corpus, table=config.table)
-        source = corpus.open_labeled(config, run.shards, spec)
+        source = datasets.open_labeled(config, run.shards, spec)
         found = evaluation.evaluate(source, run.uri, config.num_workers, config.use_gpu)
     if config.out:
         storage.write(storage.absolute(config.out), runs.to_json({source.name: found.summary()}))

@@ -1,6 +1,6 @@
 """python jobs/train.py --recipe NAME --shards URI --run URI: trains a network, evaluates it and writes a report."""
 
-from captcha_ray import cluster, console, runs
+from captcha_ray import cluster, console, datasets, runs
 from captcha_ray.config import TrainConfig
 from captcha_ray.schema import Split
 
@@ -13,11 +13,11 @@ def main() -> None:
         return
     console.warn_without_gpu(config.use_gpu)
     with cluster.connect(meanwhile="captcha_ray.training") as resources:
-        from captcha_ray import corpus, demo, evaluation, selftraining, training  # noqa: PLC0415 -- while Ray starts
+        from captcha_ray import demo, evaluation, selftraining, training  # noqa: PLC0415 -- while Ray starts
 
         cluster.check_shared(shards=config.shards, unlabelled=config.unlabelled, run=config.run)
         demo.ensure_shards(config.shards)
-        shards = corpus.open_shards(config.shards)
+        shards = datasets.open_shards(config.shards)
         val = shards.labeled("val") if shards.manifest.num_images["val"] else None
         more = selftraining.prepare(config, shards, val, resources)
         train = shards.read("train")

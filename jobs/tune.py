@@ -1,6 +1,6 @@
 """python jobs/tune.py --recipe NAME --shards URI --run URI --num-trials N: searches for a better recipe."""
 
-from captcha_ray import cluster, console, runs, space
+from captcha_ray import cluster, console, datasets, runs, space
 from captcha_ray.config import TuneConfig
 
 
@@ -11,11 +11,11 @@ def main() -> None:
     run = runs.RunDirectory(config.run)
     console.warn_without_gpu(config.gpus_per_trial > 0)
     with cluster.connect(meanwhile="captcha_ray.search"):
-        from captcha_ray import corpus, demo, search, search_report  # noqa: PLC0415 -- imported while Ray starts
+        from captcha_ray import demo, search, search_report  # noqa: PLC0415 -- imported while Ray starts
 
         cluster.check_shared(shards=config.shards, run=config.run)
         demo.ensure_shards(config.shards)
-        shards = corpus.open_shards(config.shards)
+        shards = datasets.open_shards(config.shards)
         found = search.run(config, recipe, searched, shards.manifest, shards.read("train"), shards.read("val"))
         report = search_report.write(run, searched, found)
         run.finish()

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from captcha_ray import checkpoint, cluster, corpus
+from captcha_ray import checkpoint, cluster, corpus, datasets
 from captcha_ray.config import ImageSpec, PreprocessConfig
 from captcha_ray.models import build_model
 from captcha_ray.spec import ModelSpec
@@ -63,13 +63,13 @@ def config_for(folder: Path, **changes: Any) -> PreprocessConfig:
 
 
 @pytest.fixture(scope="session")
-def glyph_shards(ray_cluster: cluster.Cluster, tmp_path_factory: pytest.TempPathFactory) -> corpus.Shards:
+def glyph_shards(ray_cluster: cluster.Cluster, tmp_path_factory: pytest.TempPathFactory) -> datasets.Shards:
     """Finished shards of 203 images of 24x16 pixels with two characters each."""
     folder = tmp_path_factory.mktemp("glyphs")
     draw_glyphs(folder / "corpus", glyph_texts(203, 2))
     config = config_for(folder, splits=(0.6, 0.2, 0.2))
     corpus.preprocess(config)
-    return corpus.open_shards(config.out)
+    return datasets.open_shards(config.out)
 
 
 def save_network(run: Path, spec: ModelSpec, seed: int = 0) -> Path:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import io
 import json
 import os
 import shutil
@@ -19,11 +18,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from captcha_ray import corpus, demo, images, runs, schema
-from captcha_ray.cluster import Cluster
-from captcha_ray.config import EvaluateConfig, ImageSpec, InputError, PreprocessConfig, SynthesizeConfig
-from captcha_ray.labels import LabelRule
-from captcha_ray.spec import ModelSpec
+from captcha_ray import corpus, datasets, decoding, demo, runs, schema
+from captcha_ray.config import ImageSpec, InputError, PreprocessConfig, SynthesizeConfig
 from tests.conftest import config_for, draw_glyphs, glyph_texts
 
 SMALL = ImageSpec(height=50, width=200)
@@ -71,7 +67,7 @@ def test_the_blocks_that_tasks_take_do_not_change_what_is_kept(tmp_path: Path, m
     draw_glyphs(tmp_path / "corpus", glyph_texts(50, 2))
     shutil.copy(next((tmp_path / "corpus").glob("*-0.png")), tmp_path / "corpus/zz-copy.png")
     corpus.preprocess(config_for(tmp_path))
-    monkeypatch.setattr(corpus, "block_rows", lambda files, image: 7)
+    monkeypatch.setattr(decoding, "block_rows", lambda files, image: 7)
     manifest = corpus.preprocess(config_for(tmp_path, out=str(tmp_path / "many")))
     assert sum(len(parts) for parts in manifest.parts.values()) > 8
     key = lambda row: (row["uri"], row["split"], row["image"], row["text"])  # noqa: E731
@@ -315,7 +311,7 @@ def test_a_table_row_without_its_file_is_quarantined(tmp_path: Path) -> None:
     assert manifest.label_rule == {"labels": "table", "label_pattern": "", "table": str(folder / "labels.csv")}
 
 
-def test_other_readers_see_splits_as_partitions_and_pixels_in_shape(glyph_shards: corpus.Shards) -> None:
+def test_other_readers_see_splits_as_partitions_and_pixels_in_shape(glyph_shards: datasets.Shards) -> None:
     table = pyarrow.dataset.dataset(glyph_shards.uri, partitioning="hive", exclude_invalid_files=True).to_table()
     assert set(table["split"].to_pylist()) == {"train", "val", "test"}
     part = pq.read_table(f"{glyph_shards.uri}/{glyph_shards.manifest.parts['train'][0]}", partitioning=None)
@@ -325,48 +321,9 @@ def test_other_readers_see_splits_as_partitions_and_pixels_in_shape(glyph_shards
     assert pixels[0].tobytes() == part["image"][0].as_py()
 
 
-def test_a_dataset_holds_the_split_in_a_fixed_order(glyph_shards: corpus.Shards) -> None:
-    uris = [[row["uri"] for row in glyph_shards.read("train").take_all()] for _ in range(2)]
-    assert uris[0] == uris[1]
-    assert len(uris[0]) == glyph_shards.manifest.num_images["train"]
-
-
-def test_unfinished_shards_and_empty_splits_are_one_sentence(tmp_path: Path) -> None:
-    draw_glyphs(tmp_path / "corpus", glyph_texts(20, 2))
-    with pytest.raises(InputError, match="holds no finished shards"):
-        corpus.open_shards(str(tmp_path / "shards"))
-    corpus.preprocess(config_for(tmp_path, splits=(1.0, 0.0, 0.0)))
-    with pytest.raises(InputError, match=r"the val split of .* is empty"):
-        corpus.open_shards(str(tmp_path / "shards")).read("val")
-
-
-def test_a_labeled_corpus_is_read_without_shards(tmp_path: Path) -> None:
-    folder = draw_glyphs(tmp_path / "corpus", glyph_texts(12, 2))
-    (folder / "ab-broken.png").write_bytes(b"broken")
-    spec = ImageSpec(height=16, width=24)
-    source = corpus.read_corpus(str(folder), LabelRule("filename", "^([^-]+)"), spec)
-    rows = source.dataset.take_all()
-    assert (source.num_files, len(rows)) == (13, 12)
-    pixels = images.decode(Path(rows[0]["uri"]).read_bytes(), spec)
-    assert isinstance(pixels, np.ndarray)
-    assert rows[0]["image"] == pixels.tobytes()
-
-
 def test_parts_do_not_depend_on_the_cluster_and_stay_of_moderate_number() -> None:
-    assert [corpus.block_rows(n, SMALL) for n in (1, 20_000, 1_000_000, 100_000_000)] == [2048, 2048, 15_625, 16_384]
-    assert corpus.block_rows(10, ImageSpec(height=4096, width=4096, channels=3)) == 5
-
-
-def test_the_image_buffer_is_shared_not_copied(ray_cluster: Cluster) -> None:
-    pixels = np.arange(2 * 4 * 4, dtype=np.uint8).reshape(2, 4, 4, 1)
-    column = schema.pack_images(pixels)
-    assert column.buffers()[1].address == pixels.ctypes.data
-    buffer = io.BytesIO()
-    pq.write_table(pa.table({"image": column}), buffer)
-    back = pq.read_table(buffer)["image"]
-    spec = ImageSpec(height=4, width=4)
-    assert np.array_equal(schema.unpack_images(back, spec), pixels)
-    assert np.array_equal(schema.unpack_images(back.slice(1), spec), pixels[1:])
+    assert [decoding.block_rows(n, SMALL) for n in (1, 20_000, 1_000_000, 100_000_000)] == [2048, 2048, 15_625, 16_384]
+    assert decoding.block_rows(10, ImageSpec(height=4096, width=4096, channels=3)) == 5
 
 
 def test_names_and_paths_that_no_file_can_have_cost_a_row(tmp_path: Path) -> None:
@@ -398,25 +355,6 @@ def test_shards_begun_with_other_settings_are_left_to_the_job_that_began_them(tm
     (tmp_path / "shards" / corpus.STARTED).write_bytes(runs.to_json({"height": 99}))
     with pytest.raises(InputError, match="begun with other settings"):
         corpus.preprocess(config_for(tmp_path))
-
-
-def test_a_network_is_only_measured_on_shards_it_could_read(glyph_shards: corpus.Shards, tmp_path: Path) -> None:
-    image = glyph_shards.manifest.image_spec
-    spec = ModelSpec(network="column_cnn", image=image, charset="abcd", slots=2)
-    config = EvaluateConfig(run="unused", shards=glyph_shards.uri)
-    assert corpus.open_labeled(config, glyph_shards.uri, spec).name == "test"
-    assert corpus.open_labeled(config, "/other/shards", spec).name == "shards"
-    assert corpus.open_labeled(config, "", dataclasses.replace(spec, slots=5, variable=True)).name == "shards"
-    for change, sentence in (
-        ({"charset": "abc"}, "hold 'd', which the network's charset 'abc' lacks"),
-        ({"slots": 5}, "have 2 to 2 characters, the network reads 5"),
-        ({"slots": 1, "variable": True}, "have 2 to 2 characters, the network reads 1 to 1"),
-        ({"image": dataclasses.replace(image, denoise=3)}, "the network reads"),
-    ):
-        with pytest.raises(InputError, match=sentence):
-            corpus.open_labeled(config, "", dataclasses.replace(spec, **change))
-    with pytest.raises(InputError, match="name --shards or --corpus"):
-        corpus.open_labeled(EvaluateConfig(run="unused"), "", spec)
 
 
 def test_a_corpus_without_labels_is_refused_with_the_rule_and_an_example(

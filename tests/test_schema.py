@@ -148,3 +148,15 @@ def test_a_manifest_says_what_is_there_and_what_is_not() -> None:
 def test_a_manifest_is_silent_about_what_did_not_happen() -> None:
     lines = manifest(num_quarantined={}, num_junk=0, max_length=5).describe()
     assert lines[1:] == ["2 characters: 01; 1 to 5 per label"]
+
+
+def test_the_image_buffer_is_shared_not_copied() -> None:
+    pixels = np.arange(2 * 4 * 4, dtype=np.uint8).reshape(2, 4, 4, 1)
+    column = pack_images(pixels)
+    assert column.buffers()[1].address == pixels.ctypes.data
+    buffer = io.BytesIO()
+    pq.write_table(pa.table({"image": column}), buffer)
+    back = pq.read_table(buffer)["image"]
+    spec = ImageSpec(height=4, width=4)
+    assert np.array_equal(unpack_images(back, spec), pixels)
+    assert np.array_equal(unpack_images(back.slice(1), spec), pixels[1:])

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 
-from captcha_ray import cluster, corpus, recipes, runs, schema, search, search_report, space, trials
+from captcha_ray import cluster, datasets, recipes, runs, schema, search, search_report, space, trials
 from captcha_ray.config import FailedError, InputError, TrainConfig, TuneConfig
 from captcha_ray.runs import RunDirectory
 from captcha_ray.trials import Findings
@@ -23,7 +23,7 @@ RECIPE = TrainConfig(recipe="test", network="multi_head_cnn", epochs=6, batch_si
 
 
 def find(
-    shards: corpus.Shards, run: Path, *vary: str, recipe: TrainConfig = RECIPE, only: bool = False, **changes: Any
+    shards: datasets.Shards, run: Path, *vary: str, recipe: TrainConfig = RECIPE, only: bool = False, **changes: Any
 ) -> Findings:
     """Searches `vary`, and the default parameters too, unless `only`."""
     given = {"num_trials": 4, "final_seeds": 0, "vary": vary, "only": only, **changes}
@@ -37,7 +37,9 @@ def states(found: Findings) -> list[str]:
 
 
 @pytest.mark.usefixtures("ray_cluster")
-def test_a_search_leaves_trials_a_table_the_best_config_and_a_page(glyph_shards: corpus.Shards, tmp_path: Path) -> None:
+def test_a_search_leaves_trials_a_table_the_best_config_and_a_page(
+    glyph_shards: datasets.Shards, tmp_path: Path
+) -> None:
     run = tmp_path / "run"
     slow = dataclasses.replace(RECIPE, learning_rate=1e-4)  # it reads next to nothing: another trial is the best
     found = find(glyph_shards, run, "optimizer=sgd,adam", recipe=slow, num_trials=5, final_seeds=3)
@@ -88,7 +90,7 @@ def test_a_search_leaves_trials_a_table_the_best_config_and_a_page(glyph_shards:
 
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_loss_that_is_no_number_is_the_worst_and_a_failure_has_its_reason(
-    glyph_shards: corpus.Shards, tmp_path: Path
+    glyph_shards: datasets.Shards, tmp_path: Path
 ) -> None:
     options: dict[str, Any] = {"search": "grid", "scheduler": "none", "epochs": 2, "only": True}
     vary = "learning_rate=3e-3,1e30,1e-3"
@@ -114,7 +116,7 @@ def interrupt(split: object) -> None:
 
 @pytest.mark.usefixtures("ray_cluster")
 def test_when_every_trial_fails_the_search_says_why(
-    glyph_shards: corpus.Shards, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    glyph_shards: datasets.Shards, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     recipe = dataclasses.replace(RECIPE, unlabelled="s3://bucket/more")
     flags: dict[str, Any] = {"only": True, "search": "grid", "epochs": 1, "recipe": recipe}
@@ -125,7 +127,7 @@ def test_when_every_trial_fails_the_search_says_why(
 
 
 @pytest.mark.usefixtures("ray_cluster")
-def test_asha_stops_the_poor_trials_and_none_stops_nobody(glyph_shards: corpus.Shards, tmp_path: Path) -> None:
+def test_asha_stops_the_poor_trials_and_none_stops_nobody(glyph_shards: datasets.Shards, tmp_path: Path) -> None:
     rates = "learning_rate=3e-3,1e-9,2e-9,3e-9,4e-9,5e-9"
     options: dict[str, Any] = {"only": True, "search": "grid", "num_trials": 6, "epochs": 9, "max_concurrent": 1}
     stopped = find(glyph_shards, tmp_path / "asha", rates, **options)
@@ -141,7 +143,7 @@ def test_asha_stops_the_poor_trials_and_none_stops_nobody(glyph_shards: corpus.S
 
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_finished_search_goes_on_with_more_trials_and_keeps_those_it_has(
-    glyph_shards: corpus.Shards, tmp_path: Path
+    glyph_shards: datasets.Shards, tmp_path: Path
 ) -> None:
     options: dict[str, Any] = {"epochs": 2, "scheduler": "none"}
     first = find(glyph_shards, tmp_path / "run", num_trials=3, **options)
@@ -158,7 +160,7 @@ def test_a_finished_search_goes_on_with_more_trials_and_keeps_those_it_has(
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")
-def test_a_trial_of_two_workers_trains_as_two_workers_do(glyph_shards: corpus.Shards, tmp_path: Path) -> None:
+def test_a_trial_of_two_workers_trains_as_two_workers_do(glyph_shards: datasets.Shards, tmp_path: Path) -> None:
     rates = "learning_rate=3e-3,1e-9,2e-9,3e-9"
     options: dict[str, Any] = {"only": True, "search": "grid", "epochs": 6, "workers_per_trial": 2, "final_seeds": 1}
     found = find(glyph_shards, tmp_path / "run", rates, **options)
@@ -234,7 +236,7 @@ def test_a_killed_search_continues_where_it_was_and_nobody_reads_the_test_split(
 
 @pytest.mark.usefixtures("ray_cluster")
 def test_what_cannot_be_searched_is_refused_and_nothing_is_overwritten(
-    glyph_shards: corpus.Shards, tmp_path: Path
+    glyph_shards: datasets.Shards, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
     find(glyph_shards, run, num_trials=1, epochs=1)
@@ -278,7 +280,7 @@ def test_fractions_of_a_gpu_let_several_trials_share_it(monkeypatch: pytest.Monk
 
 
 @pytest.mark.usefixtures("ray_cluster")
-def test_a_split_is_one_table_that_a_trial_reads_where_it_lies(glyph_shards: corpus.Shards) -> None:
+def test_a_split_is_one_table_that_a_trial_reads_where_it_lies(glyph_shards: datasets.Shards) -> None:
     table = ray.get(search.merge(glyph_shards.read("train")))
     assert table["image"].num_chunks == 1
     assert len(table) == glyph_shards.manifest.num_images["train"]

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 
-from captcha_ray import cluster, corpus, evaluation, selftraining, storage, training
+from captcha_ray import cluster, corpus, datasets, evaluation, selftraining, storage, training
 from captcha_ray.config import InputError, TrainConfig
 from captcha_ray.runs import RunDirectory
 from tests import conftest
@@ -18,7 +18,7 @@ from tests.test_jobs import job
 
 
 @pytest.fixture(scope="module")
-def few(ray_cluster: cluster.Cluster, tmp_path_factory: pytest.TempPathFactory) -> tuple[corpus.Shards, Path]:
+def few(ray_cluster: cluster.Cluster, tmp_path_factory: pytest.TempPathFactory) -> tuple[datasets.Shards, Path]:
     """Shards of 60 labeled images; a folder of 120 others, one of them twice, of 10 of the shards', and of a file that
     is no image."""
     folder = tmp_path_factory.mktemp("few")
@@ -30,10 +30,10 @@ def few(ray_cluster: cluster.Cluster, tmp_path_factory: pytest.TempPathFactory) 
         shutil.copy(path, more / f"again-{number}.png")
     shutil.copy(next(path for path in sorted(more.iterdir()) if "again" not in path.name), more / "twice.png")
     (more / "broken.png").write_bytes(b"no image")
-    return corpus.open_shards(config.out), more
+    return datasets.open_shards(config.out), more
 
 
-def config_for(shards: corpus.Shards, more: Path, run: Path, **changes: Any) -> TrainConfig:
+def config_for(shards: datasets.Shards, more: Path, run: Path, **changes: Any) -> TrainConfig:
     base = TrainConfig(
         recipe="test",
         shards=shards.uri,
@@ -47,14 +47,14 @@ def config_for(shards: corpus.Shards, more: Path, run: Path, **changes: Any) -> 
     return dataclasses.replace(base, **changes)
 
 
-def fit(config: TrainConfig, shards: corpus.Shards, resources: cluster.Cluster) -> dict[str, Any]:
+def fit(config: TrainConfig, shards: datasets.Shards, resources: cluster.Cluster) -> dict[str, Any]:
     val = shards.labeled("val")
     more = selftraining.prepare(config, shards, val, resources)
     return training.fit(config, shards.manifest, shards.read("train"), val.dataset, resources, more)
 
 
 def test_what_a_first_network_is_sure_of_is_learned_from(
-    few: tuple[corpus.Shards, Path],
+    few: tuple[datasets.Shards, Path],
     ray_cluster: cluster.Cluster,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -86,10 +86,10 @@ def test_what_a_first_network_is_sure_of_is_learned_from(
 
 
 def test_only_sure_readings_are_learned_from(
-    few: tuple[corpus.Shards, Path], ray_cluster: cluster.Cluster, tmp_path: Path
+    few: tuple[datasets.Shards, Path], ray_cluster: cluster.Cluster, tmp_path: Path
 ) -> None:
     _, more = few
-    uris = corpus.list_images(str(more))
+    uris = datasets.list_images(str(more))
     run = conftest.save_network(tmp_path / "run", conftest.GLYPHS)
     readings = selftraining.ReadFiles(str(run))(pa.table({"uri": uris, "text": [""] * len(uris)}))
     assert readings["uri"].to_pylist() == [uri for uri in uris if "broken" not in uri]
@@ -102,7 +102,7 @@ def test_only_sure_readings_are_learned_from(
 
 
 def test_a_training_cut_off_between_its_networks_does_not_train_the_first_again(
-    few: tuple[corpus.Shards, Path], ray_cluster: cluster.Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    few: tuple[datasets.Shards, Path], ray_cluster: cluster.Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shards, more = few
     config = config_for(shards, more, tmp_path / "run", epochs=2)
@@ -120,7 +120,7 @@ def test_a_training_cut_off_between_its_networks_does_not_train_the_first_again(
 
 
 def test_a_training_that_is_continued_learns_from_what_was_read_at_first(
-    few: tuple[corpus.Shards, Path],
+    few: tuple[datasets.Shards, Path],
     ray_cluster: cluster.Cluster,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -147,7 +147,7 @@ def test_a_training_that_is_continued_learns_from_what_was_read_at_first(
 
 
 def test_where_nothing_is_sure_the_shards_alone_are_learned_from(
-    few: tuple[corpus.Shards, Path],
+    few: tuple[datasets.Shards, Path],
     ray_cluster: cluster.Cluster,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -163,7 +163,7 @@ def test_where_nothing_is_sure_the_shards_alone_are_learned_from(
 
 
 def test_a_folder_of_which_nothing_can_be_read_is_refused(
-    few: tuple[corpus.Shards, Path], ray_cluster: cluster.Cluster, tmp_path: Path
+    few: tuple[datasets.Shards, Path], ray_cluster: cluster.Cluster, tmp_path: Path
 ) -> None:
     shards, _ = few
     (tmp_path / "more").mkdir()
@@ -172,7 +172,7 @@ def test_a_folder_of_which_nothing_can_be_read_is_refused(
         fit(config_for(shards, tmp_path / "more", tmp_path / "run", epochs=1), shards, ray_cluster)
 
 
-def test_the_job_says_what_it_has_learned_from(few: tuple[corpus.Shards, Path], tmp_path: Path) -> None:
+def test_the_job_says_what_it_has_learned_from(few: tuple[datasets.Shards, Path], tmp_path: Path) -> None:
     shards, more = few
     flags = ("--recipe", "text", "--shards", shards.uri, "--unlabelled", more, "--run", "run", "--epochs", "8")
     status, out, err = job("train", *map(str, flags), cwd=tmp_path)
@@ -185,7 +185,7 @@ def test_the_job_says_what_it_has_learned_from(few: tuple[corpus.Shards, Path], 
 
 
 def test_a_folder_without_images_is_refused_before_a_run_is_begun(
-    few: tuple[corpus.Shards, Path], ray_cluster: cluster.Cluster, tmp_path: Path
+    few: tuple[datasets.Shards, Path], ray_cluster: cluster.Cluster, tmp_path: Path
 ) -> None:
     shards, _ = few
     (tmp_path / "empty").mkdir()

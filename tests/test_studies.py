@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 
-from captcha_ray import corpus, evaluation, identity, recipes, schema, studies, trainings
+from captcha_ray import corpus, datasets, evaluation, identity, recipes, schema, studies, trainings
 from captcha_ray.config import EvaluateConfig, FailedError, InputError, TrainConfig
 from captcha_ray.lease import Lease
 from captcha_ray.runs import RunDirectory
@@ -25,7 +25,7 @@ RECIPE = dataclasses.replace(
 """Enough to see who was trained on what; not to read well."""
 
 
-def begun(folder: Path, shards: corpus.Shards, **changes: Any) -> RunDirectory:
+def begun(folder: Path, shards: datasets.Shards, **changes: Any) -> RunDirectory:
     """A run directory as a training leaves it, as far as studies need it."""
     run = RunDirectory(str(folder / "run"))
     config = dataclasses.replace(RECIPE, shards=shards.uri, run=run.uri, **changes)
@@ -33,7 +33,7 @@ def begun(folder: Path, shards: corpus.Shards, **changes: Any) -> RunDirectory:
     return run
 
 
-def hashes(shards: corpus.Shards, split: schema.Split | None = None) -> dict[str, bytes]:
+def hashes(shards: datasets.Shards, split: schema.Split | None = None) -> dict[str, bytes]:
     rows = shards.read(split).take_all()
     return {row["uri"]: row["sha256"] for row in rows}
 
@@ -44,7 +44,7 @@ def uris(blocks: list[Any]) -> set[str]:
 
 
 @pytest.fixture(scope="module")
-def validated(glyph_shards: corpus.Shards, tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
+def validated(glyph_shards: datasets.Shards, tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
     """A run that was cross-validated in three folds."""
     run = begun(tmp_path_factory.mktemp("validated"), glyph_shards)
     studies.study(EvaluateConfig(run=run.uri, folds=3), run)
@@ -52,7 +52,7 @@ def validated(glyph_shards: corpus.Shards, tmp_path_factory: pytest.TempPathFact
 
 
 def test_every_image_is_read_once_by_the_network_that_has_not_seen_it(
-    validated: RunDirectory, glyph_shards: corpus.Shards
+    validated: RunDirectory, glyph_shards: datasets.Shards
 ) -> None:
     rows = validated.read_table("folds.parquet").to_pylist()
     known = hashes(glyph_shards)
@@ -71,7 +71,7 @@ def test_every_image_is_read_once_by_the_network_that_has_not_seen_it(
 
 
 def test_a_fold_is_trained_and_validated_on_the_others_in_the_shards_proportions(
-    glyph_shards: corpus.Shards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    glyph_shards: datasets.Shards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     taken: list[trainings.Training] = []
 
@@ -94,7 +94,7 @@ def test_a_fold_is_trained_and_validated_on_the_others_in_the_shards_proportions
     assert set().union(*tested) == everything
 
 
-def test_the_run_says_what_was_found(validated: RunDirectory, glyph_shards: corpus.Shards) -> None:
+def test_the_run_says_what_was_found(validated: RunDirectory, glyph_shards: datasets.Shards) -> None:
     found = validated.read_json("results.json")["cross_validation"]
     rows = validated.read_table("folds.parquet").to_pylist()
     right = sum(row["reading"] == row["text"] for row in rows)
@@ -109,7 +109,7 @@ def test_the_run_says_what_was_found(validated: RunDirectory, glyph_shards: corp
 
 
 def test_what_is_done_is_not_done_again(
-    validated: RunDirectory, glyph_shards: corpus.Shards, monkeypatch: pytest.MonkeyPatch
+    validated: RunDirectory, glyph_shards: datasets.Shards, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = validated.read_json("results.json")["cross_validation"]
     monkeypatch.setattr(trainings.train_in_full, "options", None)
@@ -127,7 +127,7 @@ def test_wrong_labels_are_disputed_first(tmp_path: Path) -> None:
         wrong[other] = path.rename(folder / f"{other}-{number}x.png").name
     config = config_for(tmp_path, splits=(0.8, 0.2, 0.0))
     corpus.preprocess(config)
-    shards = corpus.open_shards(config.out)
+    shards = datasets.open_shards(config.out)
     run = begun(tmp_path, shards, epochs=30)
     studies.study(EvaluateConfig(run=run.uri, folds=2), run)
     rows = run.read_table("folds.parquet").to_pylist()
@@ -143,7 +143,7 @@ def test_wrong_labels_are_disputed_first(tmp_path: Path) -> None:
 
 
 def test_the_curve_trains_on_nested_parts_without_validation_and_reads_the_test_split(
-    glyph_shards: corpus.Shards, tmp_path: Path
+    glyph_shards: datasets.Shards, tmp_path: Path
 ) -> None:
     run = begun(tmp_path, glyph_shards)
     studies.study(EvaluateConfig(run=run.uri, learning_curve=True), run)
@@ -165,7 +165,7 @@ def test_the_curve_trains_on_nested_parts_without_validation_and_reads_the_test_
 
 
 def test_parts_of_a_curve_lie_within_the_next(
-    glyph_shards: corpus.Shards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    glyph_shards: datasets.Shards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     taken: list[trainings.Training] = []
 
@@ -187,7 +187,7 @@ def test_parts_of_a_curve_lie_within_the_next(
     assert taken[-1].config.epochs > 2 * taken[0].config.epochs  # as the rules have it for few images
 
 
-def test_a_training_that_fails_ends_the_study_in_one_sentence(glyph_shards: corpus.Shards, tmp_path: Path) -> None:
+def test_a_training_that_fails_ends_the_study_in_one_sentence(glyph_shards: datasets.Shards, tmp_path: Path) -> None:
     run = begun(tmp_path, glyph_shards)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trainings.train_in_full, "options", None)
@@ -198,14 +198,14 @@ def test_a_training_that_fails_ends_the_study_in_one_sentence(glyph_shards: corp
         studies.study(EvaluateConfig(run=run.uri, folds=2), run)
 
 
-def test_a_loss_that_is_no_number_is_no_result(glyph_shards: corpus.Shards, tmp_path: Path) -> None:
+def test_a_loss_that_is_no_number_is_no_result(glyph_shards: datasets.Shards, tmp_path: Path) -> None:
     run = begun(tmp_path, glyph_shards, learning_rate=1e30, optimizer="sgd")
     with pytest.raises(FailedError, match=r"diverged in epoch \d: the loss is not a number; lower --learning-rate"):
         studies.study(EvaluateConfig(run=run.uri, folds=2), run)
 
 
 def test_patience_and_several_workers_of_a_run_do_not_keep_its_recipe_from_a_study(
-    glyph_shards: corpus.Shards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    glyph_shards: datasets.Shards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     taken: list[trainings.Training] = []
 
@@ -223,7 +223,7 @@ def test_patience_and_several_workers_of_a_run_do_not_keep_its_recipe_from_a_stu
     assert "learns from labeled images alone, without those of s3://bucket/more" in capsys.readouterr().err
 
 
-def test_a_second_study_of_a_run_at_the_same_time_is_refused(glyph_shards: corpus.Shards, tmp_path: Path) -> None:
+def test_a_second_study_of_a_run_at_the_same_time_is_refused(glyph_shards: datasets.Shards, tmp_path: Path) -> None:
     run = begun(tmp_path, glyph_shards)
     with Lease(run.path("_lease.json")), pytest.raises(InputError, match="at work"):
         studies.study(EvaluateConfig(run=run.uri, folds=2), run)
@@ -245,20 +245,20 @@ def test_too_few_images_for_a_curve_are_refused(tmp_path: Path) -> None:
         config = config_for(tmp_path, splits=(share / 12, 0.0, 1 - share / 12), out=str(tmp_path / f"shards{share}"))
         if 1 <= corpus.preprocess(config).num_images["train"] <= 3:
             break
-    shards = corpus.open_shards(config.out)
+    shards = datasets.open_shards(config.out)
     assert 1 <= shards.manifest.num_images["train"] <= 3
     run = begun(tmp_path, shards)
     with pytest.raises(InputError, match="training images are too few for a learning curve"):
         studies.study(EvaluateConfig(run=run.uri, learning_curve=True), run)
 
 
-def test_more_folds_than_images_can_fill_are_refused(glyph_shards: corpus.Shards, tmp_path: Path) -> None:
+def test_more_folds_than_images_can_fill_are_refused(glyph_shards: datasets.Shards, tmp_path: Path) -> None:
     run = begun(tmp_path, glyph_shards)
     with pytest.raises(InputError, match="203 images in 100 folds leave a fold of 0"):
         studies.study(EvaluateConfig(run=run.uri, folds=100), run)
 
 
-def test_a_bare_checkpoint_has_no_recipe_to_study(glyph_shards: corpus.Shards, tmp_path: Path) -> None:
+def test_a_bare_checkpoint_has_no_recipe_to_study(glyph_shards: datasets.Shards, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="holds no run, whose recipe could be trained anew"):
         studies.study(EvaluateConfig(run=str(tmp_path), folds=2), RunDirectory(str(tmp_path)))
 

@@ -20,6 +20,7 @@ from captcha_ray import (
     checkpoint,
     cluster,
     corpus,
+    datasets,
     evaluation,
     identity,
     recipes,
@@ -38,7 +39,7 @@ from tests import conftest
 TIMINGS = ("seconds", "images_per_second", "data_wait_fraction")
 
 
-def config_for(shards: corpus.Shards, run: Path, **changes: Any) -> TrainConfig:
+def config_for(shards: datasets.Shards, run: Path, **changes: Any) -> TrainConfig:
     base = TrainConfig(
         recipe="test",
         shards=shards.uri,
@@ -53,7 +54,7 @@ def config_for(shards: corpus.Shards, run: Path, **changes: Any) -> TrainConfig:
     return dataclasses.replace(base, **changes)
 
 
-def fit(config: TrainConfig, shards: corpus.Shards, resources: cluster.Cluster) -> list[dict[str, Any]]:
+def fit(config: TrainConfig, shards: datasets.Shards, resources: cluster.Cluster) -> list[dict[str, Any]]:
     """Trains; returns the lines of metrics.jsonl without what time decides."""
     training.fit(config, shards.manifest, shards.read("train"), shards.read("val"), resources)
     epochs = RunDirectory(config.run).read_metrics()
@@ -61,7 +62,7 @@ def fit(config: TrainConfig, shards: corpus.Shards, resources: cluster.Cluster) 
 
 
 def test_the_same_seed_gives_the_same_losses_and_another_does_not(
-    glyph_shards: corpus.Shards, ray_cluster: cluster.Cluster, tmp_path: Path
+    glyph_shards: datasets.Shards, ray_cluster: cluster.Cluster, tmp_path: Path
 ) -> None:
     first, again, other = (
         fit(config_for(glyph_shards, tmp_path / name, seed=seed), glyph_shards, ray_cluster)
@@ -74,7 +75,7 @@ def test_the_same_seed_gives_the_same_losses_and_another_does_not(
 
 
 def test_a_run_cut_off_after_any_file_continues_to_the_same_result(
-    glyph_shards: corpus.Shards, ray_cluster: cluster.Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    glyph_shards: datasets.Shards, ray_cluster: cluster.Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     undisturbed = fit(config_for(glyph_shards, tmp_path / "undisturbed"), glyph_shards, ray_cluster)
 
@@ -112,7 +113,7 @@ def test_a_run_cut_off_after_any_file_continues_to_the_same_result(
 
 
 def test_two_workers_see_every_image_once_and_their_sums_are_those_of_one(
-    glyph_shards: corpus.Shards, ray_cluster: cluster.Cluster, tmp_path: Path
+    glyph_shards: datasets.Shards, ray_cluster: cluster.Cluster, tmp_path: Path
 ) -> None:
     assert glyph_shards.manifest.num_images["train"] % 2 or glyph_shards.manifest.num_images["val"] % 2
     config = config_for(glyph_shards, tmp_path / "two", num_workers=2, epochs=8, max_failures=0)
@@ -130,7 +131,7 @@ def test_two_workers_see_every_image_once_and_their_sums_are_those_of_one(
 
 
 def test_patience_stops_a_run_that_no_longer_gets_better(
-    glyph_shards: corpus.Shards, ray_cluster: cluster.Cluster, tmp_path: Path
+    glyph_shards: datasets.Shards, ray_cluster: cluster.Cluster, tmp_path: Path
 ) -> None:
     config = config_for(glyph_shards, tmp_path / "run", epochs=50, patience=2, learning_rate=1e-12)
     epochs = fit(config, glyph_shards, ray_cluster)
@@ -138,7 +139,7 @@ def test_patience_stops_a_run_that_no_longer_gets_better(
 
 
 def test_a_loss_that_is_no_number_ends_the_run_in_one_sentence(
-    glyph_shards: corpus.Shards, ray_cluster: cluster.Cluster, tmp_path: Path
+    glyph_shards: datasets.Shards, ray_cluster: cluster.Cluster, tmp_path: Path
 ) -> None:
     config = config_for(glyph_shards, tmp_path / "run", learning_rate=1e30, optimizer="sgd")
     with pytest.raises(InputError, match=r"diverged in epoch \d: the loss is not a number; lower --learning-rate"):
@@ -148,7 +149,7 @@ def test_a_loss_that_is_no_number_ends_the_run_in_one_sentence(
 
 
 def test_a_directory_that_holds_a_run_is_refused_and_left_alone(
-    glyph_shards: corpus.Shards, ray_cluster: cluster.Cluster, tmp_path: Path
+    glyph_shards: datasets.Shards, ray_cluster: cluster.Cluster, tmp_path: Path
 ) -> None:
     config = config_for(glyph_shards, tmp_path / "run", epochs=1)
     fit(config, glyph_shards, ray_cluster)
@@ -161,7 +162,7 @@ def test_a_directory_that_holds_a_run_is_refused_and_left_alone(
 
 
 def test_mistakes_that_are_alike_do_not_stop_an_evaluation(
-    glyph_shards: corpus.Shards, ray_cluster: cluster.Cluster, tmp_path: Path
+    glyph_shards: datasets.Shards, ray_cluster: cluster.Cluster, tmp_path: Path
 ) -> None:
     config = config_for(glyph_shards, tmp_path / "run", epochs=1)
     fit(config, glyph_shards, ray_cluster)
@@ -183,7 +184,7 @@ def test_the_best_epoch_has_most_strings_right_then_least_loss_then_comes_first(
 
 
 def test_more_workers_than_the_cluster_holds_is_one_sentence_before_any_work(
-    glyph_shards: corpus.Shards, ray_cluster: cluster.Cluster, tmp_path: Path
+    glyph_shards: datasets.Shards, ray_cluster: cluster.Cluster, tmp_path: Path
 ) -> None:
     with pytest.raises(InputError, match=r"20 workers of 1 CPU each do not fit: the cluster has \d+ CPUs"):
         fit(config_for(glyph_shards, tmp_path / "run", num_workers=20), glyph_shards, ray_cluster)
@@ -203,20 +204,20 @@ def test_more_workers_than_the_cluster_holds_is_one_sentence_before_any_work(
     ],
 )
 def test_shards_made_for_something_else_are_one_sentence(
-    glyph_shards: corpus.Shards, changes: dict[str, Any], sentence: str
+    glyph_shards: datasets.Shards, changes: dict[str, Any], sentence: str
 ) -> None:
     with pytest.raises(InputError, match=sentence):
         training.model_spec(config_for(glyph_shards, Path("unused"), **changes), glyph_shards.manifest)
 
 
-def test_labels_of_several_lengths_are_one_sentence(glyph_shards: corpus.Shards) -> None:
+def test_labels_of_several_lengths_are_one_sentence(glyph_shards: datasets.Shards) -> None:
     manifest = Manifest.from_dict({**glyph_shards.manifest.to_dict(), "max_length": 7})
     with pytest.raises(InputError, match=r"have 2 to 7 characters, but .* reads 5 in every"):
         training.model_spec(config_for(glyph_shards, Path("unused"), slots=5), manifest)
 
 
 def test_batches_of_a_single_image_are_refused_before_any_work(
-    glyph_shards: corpus.Shards, ray_cluster: cluster.Cluster, tmp_path: Path
+    glyph_shards: datasets.Shards, ray_cluster: cluster.Cluster, tmp_path: Path
 ) -> None:
     few = dataclasses.replace(glyph_shards.manifest, num_images={"train": 3, "val": 1, "test": 1})
     config = config_for(glyph_shards, tmp_path / "run", batch_size=2)
@@ -225,7 +226,7 @@ def test_batches_of_a_single_image_are_refused_before_any_work(
 
 
 def test_an_evaluation_is_published_beside_what_the_run_holds_already(
-    glyph_shards: corpus.Shards, ray_cluster: cluster.Cluster, tmp_path: Path
+    glyph_shards: datasets.Shards, ray_cluster: cluster.Cluster, tmp_path: Path
 ) -> None:
     config = config_for(glyph_shards, tmp_path / "run", epochs=1)
     fit(config, glyph_shards, ray_cluster)
@@ -269,7 +270,7 @@ def test_words_of_several_lengths_are_learned_and_read(ray_cluster: cluster.Clus
     draw_words(tmp_path / "corpus", 300)
     config = conftest.config_for(tmp_path, height=24, width=72, splits=(0.7, 0.15, 0.15))
     corpus.preprocess(config)
-    shards = corpus.open_shards(config.out)
+    shards = datasets.open_shards(config.out)
     fixed = dataclasses.replace(recipes.get("text"), shards=shards.uri, run=str(tmp_path / "run"), epochs=8)
     with pytest.raises(InputError, match=r"have 1 to 3 characters, but .* or train column_cnn with --variable-length"):
         fit(fixed, shards, ray_cluster)
@@ -294,7 +295,7 @@ def test_without_validation_every_label_is_learned_and_the_last_epoch_is_kept(
     conftest.draw_glyphs(tmp_path / "corpus", conftest.glyph_texts(60, 2))
     prepared = conftest.config_for(tmp_path, splits=(1.0, 0.0, 0.0))
     corpus.preprocess(prepared)
-    shards = corpus.open_shards(prepared.out)
+    shards = datasets.open_shards(prepared.out)
     config = config_for(shards, tmp_path / "run")
     with pytest.raises(InputError, match="patience is 2, but the shards have no validation split"):
         training.fit(dataclasses.replace(config, patience=2), shards.manifest, shards.read("train"), None, ray_cluster)
@@ -328,7 +329,7 @@ def cut_off_after(calls: int) -> Any:
 
 
 def test_what_a_config_leaves_open_stands_in_the_run(
-    glyph_shards: corpus.Shards, ray_cluster: cluster.Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    glyph_shards: datasets.Shards, ray_cluster: cluster.Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(rules, "IMAGES_SEEN", 250)
     monkeypatch.setattr(rules, "CLASS_SEEN", 1)
@@ -345,7 +346,7 @@ def test_what_a_config_leaves_open_stands_in_the_run(
     assert resumed == epochs, "a run goes on as it was begun, though the rules have changed"
 
 
-def test_a_sample_is_of_the_size_asked_for_and_not_the_first_rows(glyph_shards: corpus.Shards) -> None:
+def test_a_sample_is_of_the_size_asked_for_and_not_the_first_rows(glyph_shards: datasets.Shards) -> None:
     train = glyph_shards.labeled("train")
     uris = [row["uri"] for row in train.dataset.take_all()]
     few = train.sample(30)["uri"].to_pylist()
@@ -357,7 +358,7 @@ def test_a_sample_is_of_the_size_asked_for_and_not_the_first_rows(glyph_shards: 
 
 
 def test_calibration_makes_confidence_mean_what_it_says(
-    glyph_shards: corpus.Shards, ray_cluster: cluster.Cluster, tmp_path: Path
+    glyph_shards: datasets.Shards, ray_cluster: cluster.Cluster, tmp_path: Path
 ) -> None:
     config = config_for(glyph_shards, tmp_path / "run", epochs=4)
     fit(config, glyph_shards, ray_cluster)
@@ -375,7 +376,7 @@ def test_calibration_makes_confidence_mean_what_it_says(
 
 @pytest.mark.parametrize("num_workers", ["1:3", 1])
 def test_a_step_of_an_elastic_training_has_as_many_images_with_fewer_workers(
-    num_workers: int | str, glyph_shards: corpus.Shards, ray_cluster: cluster.Cluster, tmp_path: Path
+    num_workers: int | str, glyph_shards: datasets.Shards, ray_cluster: cluster.Cluster, tmp_path: Path
 ) -> None:
     config = config_for(glyph_shards, tmp_path / "run", num_workers=num_workers, batch_size=8)
     blocks = {"train": glyph_shards.read("train").materialize().to_arrow_refs(), "val": []}
@@ -388,7 +389,7 @@ def test_a_step_of_an_elastic_training_has_as_many_images_with_fewer_workers(
 
 
 def test_two_jobs_do_not_train_into_one_run(
-    glyph_shards: corpus.Shards, ray_cluster: cluster.Cluster, tmp_path: Path
+    glyph_shards: datasets.Shards, ray_cluster: cluster.Cluster, tmp_path: Path
 ) -> None:
     config = config_for(glyph_shards, tmp_path / "run", epochs=1)
     fit(config, glyph_shards, ray_cluster)
@@ -397,7 +398,7 @@ def test_two_jobs_do_not_train_into_one_run(
         fit(dataclasses.replace(config, resume=True), glyph_shards, ray_cluster)
 
 
-def lossy_job(at: str, shards: corpus.Shards, run: Path, how: str = "killed") -> training_worker.WorkerJob:
+def lossy_job(at: str, shards: datasets.Shards, run: Path, how: str = "killed") -> training_worker.WorkerJob:
     """Its worker is killed, or meets an error of ours, whenever it announces that."""
 
     def lose(message: training_worker.Announcement) -> None:
@@ -412,7 +413,7 @@ def lossy_job(at: str, shards: corpus.Shards, run: Path, how: str = "killed") ->
 
 
 def test_a_block_that_does_not_come_ends_the_training_in_a_sentence(
-    ray_cluster: cluster.Cluster, glyph_shards: corpus.Shards, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ray_cluster: cluster.Cluster, glyph_shards: datasets.Shards, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(training_worker, "BLOCK_TIMEOUT_S", 0.1)
     config = rules.settle(config_for(glyph_shards, tmp_path / "run"), glyph_shards.manifest)
@@ -426,7 +427,7 @@ def test_a_block_that_does_not_come_ends_the_training_in_a_sentence(
 
 @pytest.mark.slow
 def test_as_many_losses_are_allowed_again_after_an_epoch(
-    glyph_shards: corpus.Shards, ray_cluster: cluster.Cluster, tmp_path: Path
+    glyph_shards: datasets.Shards, ray_cluster: cluster.Cluster, tmp_path: Path
 ) -> None:
     training._run_trainer(lossy_job("epoch", glyph_shards, tmp_path / "run"), local=False)
     assert [epoch["epoch"] for epoch in RunDirectory(str(tmp_path / "run")).read_metrics()] == [1, 2, 3]
@@ -434,7 +435,7 @@ def test_as_many_losses_are_allowed_again_after_an_epoch(
 
 @pytest.mark.slow
 def test_workers_that_are_lost_again_and_again_end_the_training_in_a_sentence(
-    glyph_shards: corpus.Shards, ray_cluster: cluster.Cluster, tmp_path: Path
+    glyph_shards: datasets.Shards, ray_cluster: cluster.Cluster, tmp_path: Path
 ) -> None:
     with pytest.raises(FailedError, match="lost more than 1 times without an epoch between, the last one: Worker"):
         training._run_trainer(lossy_job("step", glyph_shards, tmp_path / "run"), local=False)
@@ -442,7 +443,7 @@ def test_workers_that_are_lost_again_and_again_end_the_training_in_a_sentence(
 
 @pytest.mark.slow
 def test_an_error_of_our_code_comes_with_its_trace(
-    glyph_shards: corpus.Shards, ray_cluster: cluster.Cluster, tmp_path: Path
+    glyph_shards: datasets.Shards, ray_cluster: cluster.Cluster, tmp_path: Path
 ) -> None:
     with pytest.raises(ray.train.WorkerGroupError, match=r"in train_worker(.|\n)*KeyError: 'a slip'"):
         training._run_trainer(lossy_job("step", glyph_shards, tmp_path / "run", "a slip"), local=False)

@@ -1,0 +1,137 @@
+"""Labeled images as Ray Datasets: the splits of finished shards, or a corpus decoded on the fly.
+
+Writes nothing, and trains and measures nothing.
+"""
+
+import dataclasses
+import functools
+import io
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray.data
+
+from captcha_ray import decoding, images, labels, runs, schema, storage
+from captcha_ray.charset import Charset
+from captcha_ray.config import EvaluateConfig, ImageSpec, InputError, check
+from captcha_ray.spec import ModelSpec
+
+
+@dataclasses.dataclass(frozen=True)
+class Labeled:
+    """Labeled images to measure a network on. num_files: rows the Dataset has if every file can be read."""
+
+    name: str
+    source: str
+    dataset: ray.data.Dataset
+    num_files: int
+
+    def sample(self, at_most: int) -> pa.Table:
+        """About so many of them, in this process."""
+        thin = functools.partial(schema.thin, at_most=at_most, of=self.num_files)
+        few = self.dataset.map_batches(thin, batch_size=None, batch_format="pyarrow")
+        return pa.concat_tables(few.iter_batches(batch_size=None, batch_format="pyarrow"))
+
+
+@dataclasses.dataclass(frozen=True)
+class Shards:
+    """Finished shards: where they are and what is in them."""
+
+    uri: str
+    manifest: schema.Manifest
+
+    def labeled(self, split: schema.Split) -> Labeled:
+        """The split, to measure a network on. Raises InputError where it is empty."""
+        return Labeled(split, self.uri, self.read(split), self.manifest.num_images[split])
+
+    def read(self, split: schema.Split | None = None, columns: list[str] | None = None) -> ray.data.Dataset:
+        """A Dataset of the split's rows as `schema.shard_schema` names them, one block per part, in a fixed order.
+
+        split, columns: None for all of them. Raises InputError where the split is empty.
+        """
+        parts = [part for name in schema.SPLITS if split in (None, name) for part in self.manifest.parts[name]]
+        if not parts:
+            raise InputError(f"the {split} split of {self.uri} is empty; preprocess more images or other --splits")
+        uris = [{"uri": storage.join(self.uri, part)} for part in parts]
+        dataset = ray.data.from_items(uris, override_num_blocks=len(uris))  # unlike from_arrow, needs no task for it
+        read = functools.partial(_read_parts, columns=columns)
+        return dataset.map_batches(read, batch_size=None, batch_format="pyarrow")
+
+
+def read_part(uri: str, columns: list[str] | None = None) -> pa.Table:
+    """Rows of one part; columns: None for all of them."""
+    return pq.read_table(io.BytesIO(storage.read(uri)), columns=columns)
+
+
+def _read_parts(table: pa.Table, *, columns: list[str] | None) -> pa.Table:
+    return pa.concat_tables([read_part(uri, columns) for uri in table["uri"].to_pylist()])
+
+
+def open_shards(uri: str) -> Shards:
+    """Finished shards. Raises InputError where there are none, or their job has not finished."""
+    uri = storage.absolute(uri)
+    if not storage.exists(storage.join(uri, "_SUCCESS")):
+        raise InputError(f"{uri} holds no finished shards; jobs/preprocess.py makes them")
+    manifest: dict[str, Any] = runs.read_json(storage.join(uri, "manifest.json"))
+    return Shards(uri, schema.Manifest.from_dict(manifest))
+
+
+def open_labeled(config: EvaluateConfig, own_shards: str, spec: ModelSpec) -> Labeled:
+    """A split of shards, or the images of `config.corpus` decoded on the fly to what the network reads.
+
+    own_shards: URI of those the network was trained on, the default, or "" for unknown; only their splits go by their
+    own names, others are "shards". Files of a corpus that have no label or cannot be decoded are left out of the
+    Dataset. Raises InputError where there is nothing to read, or the shards are not for such a network.
+    """
+    if config.corpus or config.table:
+        rule = labels.LabelRule(config.labels, config.label_pattern, config.table)
+        return read_corpus(config.corpus, rule, spec.image)
+    if not config.shards and not own_shards:
+        raise InputError("there is no run to tell which shards to read; name --shards or --corpus")
+    shards = open_shards(config.shards or own_shards)
+    manifest = shards.manifest
+    if foreign := Charset(spec.charset).unknown_in(manifest.charset):
+        raise InputError(f"labels of {shards.uri} hold {foreign!r}, which the network's charset {spec.charset!r} lacks")
+    if not spec.holds(manifest.min_length, manifest.max_length):
+        lengths = f"{manifest.min_length} to {manifest.max_length}"
+        raise InputError(f"labels of {shards.uri} have {lengths} characters, the network reads {spec.reads}")
+    if manifest.image_spec != spec.image:
+        raise InputError(f"{shards.uri} holds images of {manifest.image_spec}, the network reads {spec.image}")
+    labeled = shards.labeled(config.split)
+    return labeled if shards.uri == own_shards else dataclasses.replace(labeled, name="shards")
+
+
+def read_corpus(corpus: str, rule: labels.LabelRule, spec: ImageSpec) -> Labeled:
+    """A labeled corpus, decoded on the fly. Raises InputError where it is absent or holds no labeled file."""
+    listing = labels.list_corpus(storage.absolute(corpus), rule)
+    labeled = ((u, t) for u, t in zip(listing.uris, listing.texts, strict=True) if t is not None)
+    files = list(dict.fromkeys(labeled))  # a table may name a file twice
+    if not files:
+        raise InputError(f"{corpus} holds no labeled images")
+    table = pa.table({"uri": [uri for uri, _ in files], "text": [text for _, text in files]})
+    return Labeled("corpus", storage.absolute(corpus or rule.table), decoded(table, spec), len(set(listing.uris)))
+
+
+def list_images(folder: str) -> list[str]:
+    """URIs of images without labels. Raises InputError where there are none."""
+    uris = labels.list_corpus(storage.absolute(folder), labels.LabelRule("filename")).uris
+    check(bool(uris), f"{folder} holds no images to read")
+    return uris
+
+
+def in_blocks(files: pa.Table, spec: ImageSpec) -> ray.data.Dataset:
+    """A Dataset of the table's rows, in blocks of as many as a task can decode."""
+    rows = decoding.block_rows(len(files), spec)
+    return ray.data.from_arrow([files.slice(start, rows) for start in range(0, max(len(files), 1), rows)])
+
+
+def decoded(files: pa.Table, spec: ImageSpec) -> ray.data.Dataset:
+    """Rows of shards, made on the fly; files that cannot be decoded are left out. files: columns uri, text."""
+    return in_blocks(files, spec).map_batches(
+        functools.partial(_decode_only, spec=spec), batch_size=None, batch_format="pyarrow", zero_copy_batch=True
+    )
+
+
+def _decode_only(files: pa.Table, *, spec: ImageSpec) -> pa.Table:
+    return decoding.decode_files(files, spec, images.MAX_PIXELS)[0]

@@ -1,0 +1,61 @@
+"""What a network is trained and measured on: splits of shards in a fixed order, or a corpus as it lies there."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from captcha_ray import corpus, datasets, images
+from captcha_ray.config import EvaluateConfig, ImageSpec, InputError
+from captcha_ray.labels import LabelRule
+from captcha_ray.spec import ModelSpec
+from tests.conftest import config_for, draw_glyphs, glyph_texts
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+
+
+def test_a_dataset_holds_the_split_in_a_fixed_order(glyph_shards: datasets.Shards) -> None:
+    uris = [[row["uri"] for row in glyph_shards.read("train").take_all()] for _ in range(2)]
+    assert uris[0] == uris[1]
+    assert len(uris[0]) == glyph_shards.manifest.num_images["train"]
+
+
+def test_unfinished_shards_and_empty_splits_are_one_sentence(tmp_path: Path) -> None:
+    draw_glyphs(tmp_path / "corpus", glyph_texts(20, 2))
+    with pytest.raises(InputError, match="holds no finished shards"):
+        datasets.open_shards(str(tmp_path / "shards"))
+    corpus.preprocess(config_for(tmp_path, splits=(1.0, 0.0, 0.0)))
+    with pytest.raises(InputError, match=r"the val split of .* is empty"):
+        datasets.open_shards(str(tmp_path / "shards")).read("val")
+
+
+def test_a_labeled_corpus_is_read_without_shards(tmp_path: Path) -> None:
+    folder = draw_glyphs(tmp_path / "corpus", glyph_texts(12, 2))
+    (folder / "ab-broken.png").write_bytes(b"broken")
+    spec = ImageSpec(height=16, width=24)
+    source = datasets.read_corpus(str(folder), LabelRule("filename", "^([^-]+)"), spec)
+    rows = source.dataset.take_all()
+    assert (source.num_files, len(rows)) == (13, 12)
+    pixels = images.decode(Path(rows[0]["uri"]).read_bytes(), spec)
+    assert isinstance(pixels, np.ndarray)
+    assert rows[0]["image"] == pixels.tobytes()
+
+
+def test_a_network_is_only_measured_on_shards_it_could_read(glyph_shards: datasets.Shards, tmp_path: Path) -> None:
+    image = glyph_shards.manifest.image_spec
+    spec = ModelSpec(network="column_cnn", image=image, charset="abcd", slots=2)
+    config = EvaluateConfig(run="unused", shards=glyph_shards.uri)
+    assert datasets.open_labeled(config, glyph_shards.uri, spec).name == "test"
+    assert datasets.open_labeled(config, "/other/shards", spec).name == "shards"
+    assert datasets.open_labeled(config, "", dataclasses.replace(spec, slots=5, variable=True)).name == "shards"
+    for change, sentence in (
+        ({"charset": "abc"}, "hold 'd', which the network's charset 'abc' lacks"),
+        ({"slots": 5}, "have 2 to 2 characters, the network reads 5"),
+        ({"slots": 1, "variable": True}, "have 2 to 2 characters, the network reads 1 to 1"),
+        ({"image": dataclasses.replace(image, denoise=3)}, "the network reads"),
+    ):
+        with pytest.raises(InputError, match=sentence):
+            datasets.open_labeled(config, "", dataclasses.replace(spec, **change))
+    with pytest.raises(InputError, match="name --shards or --corpus"):
+        datasets.open_labeled(EvaluateConfig(run="unused"), "", spec)
