@@ -6,13 +6,15 @@ Writes nothing, and trains and measures nothing.
 import dataclasses
 import functools
 import io
+from collections.abc import Callable
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import ray.data
+from ray.data.dataset import MaterializedDataset
 
-from captcha_ray import decoding, images, labels, runs, schema, storage
+from captcha_ray import decoding, images, labels, room, runs, schema, storage
 from captcha_ray.charset import Charset
 from captcha_ray.config import EvaluateConfig, ImageSpec, InputError, check
 from captcha_ray.spec import ModelSpec
@@ -30,7 +32,7 @@ class Labeled:
     def sample(self, at_most: int) -> pa.Table:
         """About so many of them, in this process."""
         thin = functools.partial(schema.thin, at_most=at_most, of=self.num_files)
-        few = self.dataset.map_batches(thin, batch_size=None, batch_format="pyarrow")
+        few = self.dataset.map_batches(thin, batch_size=None, batch_format="pyarrow", num_cpus=1 - room.SPARE_CPU)
         return pa.concat_tables(few.iter_batches(batch_size=None, batch_format="pyarrow"))
 
 
@@ -55,8 +57,7 @@ class Shards:
             raise InputError(f"the {split} split of {self.uri} is empty; preprocess more images or other --splits")
         uris = [{"uri": storage.join(self.uri, part)} for part in parts]
         dataset = ray.data.from_items(uris, override_num_blocks=len(uris))  # unlike from_arrow, needs no task for it
-        read = functools.partial(_read_parts, columns=columns)
-        return dataset.map_batches(read, batch_size=None, batch_format="pyarrow")
+        return map_tables(dataset, functools.partial(_read_parts, columns=columns))
 
 
 def read_part(uri: str, columns: list[str] | None = None) -> pa.Table:
@@ -110,7 +111,8 @@ def read_corpus(corpus: str, rule: labels.LabelRule, spec: ImageSpec) -> Labeled
     if not files:
         raise InputError(f"{corpus} holds no labeled images")
     table = pa.table({"uri": [uri for uri, _ in files], "text": [text for _, text in files]})
-    return Labeled("corpus", storage.absolute(corpus or rule.table), decoded(table, spec), len(set(listing.uris)))
+    decoded = map_tables(in_blocks(table, spec), functools.partial(_decode_only, spec=spec))
+    return Labeled("corpus", storage.absolute(corpus or rule.table), decoded, len(set(listing.uris)))
 
 
 def list_images(folder: str) -> list[str]:
@@ -120,17 +122,20 @@ def list_images(folder: str) -> list[str]:
     return uris
 
 
-def in_blocks(files: pa.Table, spec: ImageSpec) -> ray.data.Dataset:
+def in_blocks(files: pa.Table, spec: ImageSpec) -> "MaterializedDataset[Any]":
     """A Dataset of the table's rows, in blocks of as many as a task can decode."""
     rows = decoding.block_rows(len(files), spec)
     return ray.data.from_arrow([files.slice(start, rows) for start in range(0, max(len(files), 1), rows)])
 
 
-def decoded(files: pa.Table, spec: ImageSpec) -> ray.data.Dataset:
-    """Rows of shards, made on the fly; files that cannot be decoded are left out. files: columns uri, text."""
-    return in_blocks(files, spec).map_batches(
-        functools.partial(_decode_only, spec=spec), batch_size=None, batch_format="pyarrow", zero_copy_batch=True
+def map_tables(dataset: MaterializedDataset[Any], function: Callable[[pa.Table], pa.Table]) -> ray.data.Dataset:
+    """What a function makes of each block, by as many tasks at a time as there are CPUs. Results that are lost with a
+    node are made again even while training holds all CPUs."""
+    at_once: Any = ray.data.TaskPoolStrategy(size=min(dataset.num_blocks(), room.num_cpus()))
+    mapped: ray.data.Dataset = dataset.map_batches(
+        function, batch_size=None, batch_format="pyarrow", compute=at_once, num_cpus=room.SPARE_CPU
     )
+    return mapped
 
 
 def _decode_only(files: pa.Table, *, spec: ImageSpec) -> pa.Table:

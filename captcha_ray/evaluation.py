@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray.data
 
-from captcha_ray import checkpoint, console, identity, report, schema, storage
+from captcha_ray import checkpoint, console, identity, report, room, schema, storage
 from captcha_ray.calibration import Confidences
 from captcha_ray.config import InputError
 from captcha_ray.datasets import Labeled
@@ -71,6 +71,7 @@ def _read_rows(dataset: ray.data.Dataset, uri: str, num_workers: int, use_gpu: b
         batch_size=BATCH_SIZE,
         batch_format="pyarrow",
         compute=compute,
+        num_cpus=1 - room.SPARE_CPU,
         num_gpus=1 if use_gpu else None,
     )
     yield from readings.iter_batches(batch_size=None, batch_format="pyarrow")

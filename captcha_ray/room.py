@@ -17,6 +17,10 @@ from ray.core.generated import autoscaler_pb2
 from captcha_ray import cluster, console
 from captcha_ray.config import InputError
 
+SPARE_CPU = 0.001
+"""Of a CPU: what workers leave of each of theirs, and all that reading images for them takes. Images that are lost with
+a node are read again while the workers that wait for them hold every CPU there is."""
+
 POLL_S = 1.0
 """Seconds between two looks at the nodes."""
 
@@ -37,6 +41,11 @@ def num_fitting(cpus_per_worker: int, gpus_per_worker: float) -> int:
     elif gpus_per_worker:
         by_gpu = [int(n.get("GPU", 0) / gpus_per_worker) for n in nodes]
     return sum(map(min, by_cpu, by_gpu))
+
+
+def num_cpus() -> int:
+    """CPUs of the nodes there are; at least 1."""
+    return max(int(sum(node["Resources"].get("CPU", 0) for node in cluster.nodes())), 1)
 
 
 def describe(cpus_per_worker: int, gpus_per_worker: float) -> str:

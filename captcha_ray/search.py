@@ -280,7 +280,9 @@ class _Searcher(ray.tune.search.Searcher):
 
 def _resources(config: TuneConfig) -> tuple[float, float]:
     """CPUs and GPUs of a trial's own process; its workers, where it has several, take theirs."""
-    return (config.cpus_per_worker, config.gpus_per_trial) if config.workers_per_trial == 1 else (0, 0)
+    if config.workers_per_trial > 1:
+        return 0, 0
+    return config.cpus_per_worker - room.SPARE_CPU, config.gpus_per_trial
 
 
 def _tune(config: TuneConfig, recipe: Training, searcher: _Searcher, concurrent: int) -> None:

@@ -14,7 +14,7 @@ import ray.data
 
 from captcha_ray import console, datasets, decoding, evaluation, images, room, schema, storage, training
 from captcha_ray.cluster import Cluster
-from captcha_ray.config import TrainConfig, check
+from captcha_ray.config import ImageSpec, TrainConfig, check
 from captcha_ray.datasets import Labeled, Shards
 from captcha_ray.recognizer import Recognizer
 from captcha_ray.runs import RunDirectory
@@ -142,12 +142,13 @@ def choose(readings: pa.Table, known: pa.Table) -> pa.Table:
 
 def _decode(chosen: pa.Table, shards: Shards) -> ray.data.Dataset:
     """Rows of shards with what was read as their texts, materialized; without files that have changed since."""
-    unchanged = functools.partial(_unchanged, chosen=chosen.select(["uri", "sha256"]).combine_chunks())
-    rows = datasets.decoded(chosen.select(["uri", "text"]), shards.manifest.image_spec)
-    found: ray.data.Dataset = rows.map_batches(unchanged, batch_size=None, batch_format="pyarrow").materialize()
+    spec = shards.manifest.image_spec
+    files = datasets.in_blocks(chosen.select(["uri", "text", "sha256"]), spec)
+    found: ray.data.Dataset = datasets.map_tables(files, functools.partial(_unchanged, spec=spec)).materialize()
     return found
 
 
-def _unchanged(rows: pa.Table, *, chosen: pa.Table) -> pa.Table:
-    then = chosen["sha256"].take(pc.index_in(rows["uri"], value_set=chosen["uri"]))
+def _unchanged(files: pa.Table, *, spec: ImageSpec) -> pa.Table:
+    rows, _ = decoding.decode_files(files, spec, images.MAX_PIXELS)
+    then = files["sha256"].take(pc.index_in(rows["uri"], value_set=files["uri"].combine_chunks()))
     return rows.filter(pc.equal(rows["sha256"], then))

@@ -245,7 +245,10 @@ def _why_lost(failure: Exception) -> str:
 
 def _run_trainer_once(job: WorkerJob, local: bool) -> None:
     config = job.config
-    resources: dict[str, float] = {"CPU": config.cpus_per_worker, **({"GPU": 1} if config.use_gpu else {})}
+    resources: dict[str, float] = {
+        "CPU": config.cpus_per_worker - room.SPARE_CPU,
+        **({"GPU": 1} if config.use_gpu else {}),
+    }
     least, most = config.workers
     group: Any = most if least == most else (least, most)
     if least < most:
@@ -265,7 +268,11 @@ def _run_trainer_once(job: WorkerJob, local: bool) -> None:
             logging_config=ray.train.LoggingConfig(log_level="WARNING"),  # type: ignore[call-arg]
         )
         trainer = _Trainer(
-            training_worker.train_worker, train_loop_config={"job": job}, scaling_config=scaling, run_config=run_config
+            training_worker.train_worker,
+            # Ray gives a process threads by the whole CPUs it has, and a little of the last one is left to others.
+            train_loop_config={"job": job, "num_threads": 0 if local else config.cpus_per_worker},
+            scaling_config=scaling,
+            run_config=run_config,
         )
         trainer.fit()
 

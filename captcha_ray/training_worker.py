@@ -37,8 +37,9 @@ STATE = "resume.safetensors"
 EVALUATION_BATCH_SIZE = 256
 ANNOUNCE_INTERVAL_S = 0.25
 
-BLOCK_TIMEOUT_S = 300.0
-"""Seconds within which a block of images comes: Ray itself waits for ever where an object store has no room for it."""
+BLOCK_TIMEOUT_S = 120.0
+"""Seconds within which a block of images comes: Ray itself waits for ever where an object store has no room for it. Ray
+Train then starts the workers again, as often as `--max-failures` says."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,10 +55,13 @@ class WorkerJob:
 
 
 def train_worker(arguments: dict[str, Any]) -> None:
-    """The loop of one worker, under Ray Train. arguments: {"job": WorkerJob}."""
+    """The loop of one worker, under Ray Train. arguments: {"job": WorkerJob, "num_threads": of torch; 0 for its own
+    choice}."""
     job: WorkerJob = arguments["job"]
     logging.getLogger().setLevel(logging.WARNING)  # Ray Train's would say each epoch's metrics on the terminal
     learning.keep_freed_memory()
+    if arguments["num_threads"]:
+        torch.set_num_threads(arguments["num_threads"])
     context = ray.train.get_context()
     device = ray.train.torch.get_device() if job.config.use_gpu else torch.device("cpu")
     with contextlib.closing(Worker(job, context.get_world_rank(), context.get_world_size(), device)) as worker:

@@ -13,7 +13,7 @@ import ray
 import ray.exceptions
 import torch
 
-from captcha_ray import evaluation, learning, schema, storage, training, training_worker
+from captcha_ray import evaluation, learning, room, schema, storage, training, training_worker
 from captcha_ray.config import FailedError, InputError, TrainConfig
 from captcha_ray.runs import RunDirectory
 
@@ -118,7 +118,7 @@ def train_all(
             yield take()
         alone = one.config.workers[1] == 1
         options = {
-            "num_cpus": one.config.cpus_per_worker if alone else 0,
+            "num_cpus": one.config.cpus_per_worker - room.SPARE_CPU if alone else 0,
             "num_gpus": gpus if alone else 0,
             "memory": None if alone else HOLDER,
         }

@@ -51,6 +51,8 @@ class Cluster:
     def __init__(self, folder: Path, number: int = 2, namespace: Namespace | None = None) -> None:
         self._stack = contextlib.ExitStack()
         self.nodes = Nodes(folder, HOST if namespace else "127.0.0.1")
+        # Bytes above which a result is kept on the node that made it, and lost with it, as those of real shards are.
+        self.nodes.env["RAY_max_direct_call_object_size"] = "1000"
         try:
             self.start(number, namespace)
         except BaseException:
@@ -82,11 +84,11 @@ class Cluster:
 
     def drain(self, node: Node) -> None:
         """Tells Ray that a node will be taken away, as a notice of a spot machine's end does; then it is."""
-        for identifier in self.nodes.ids_of(node):
-            flags = ("--node-id", identifier, "--reason", "DRAIN_NODE_REASON_PREEMPTION")
-            flags += ("--reason-message", "the market", "--deadline-remaining-seconds", str(NOTICE_S))
-            command = ["ray", "drain-node", "--address", self.nodes.address, *flags]
-            subprocess.run(command, env=self.nodes.env, check=True, capture_output=True)
+        (identifier,) = self.nodes.ids_of(node)
+        flags = ("--node-id", identifier, "--reason", "DRAIN_NODE_REASON_PREEMPTION")
+        flags += ("--reason-message", "the market", "--deadline-remaining-seconds", str(NOTICE_S))
+        command = ["ray", "drain-node", "--address", self.nodes.address, *flags]
+        subprocess.run(command, env=self.nodes.env, check=True, capture_output=True)
         time.sleep(NOTICE_S)  # the notice's own time, not a guess at another process
         node.kill()
 
