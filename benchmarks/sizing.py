@@ -31,7 +31,7 @@ class Costs:
     driver_megabytes: float = 926
     """The driver's memory whatever the number of objects: DuckDB's limit and Ray."""
     driver_bytes_per_object: float = 76
-    """Memory of the driver for each object listed, besides."""
+    """Memory of the driver for each object listed, besides: a line through one million and ten."""
     spool_bytes_per_object: float = 60
     """Disk of the driver for the listing and the plan."""
     table_bytes_per_row: float = 64
@@ -52,18 +52,20 @@ class Costs:
 
 @dataclasses.dataclass(frozen=True)
 class Night:
-    """What so many new images need. cores: to be done in the night, besides the driver's. gpus: instead of most of
-    these, and cores_beside_gpus with them."""
+    """What so many new images need. reading_hours: what is left of the night when all is listed, by an inventory where
+    requests take more than an hour, and planned; a job does that first. cores: to be done by then, besides the
+    driver's. gpus: instead of most of these, and cores_beside_gpus with them."""
 
     num_images: int
+    listing_hours: float
+    driver_hours: float
+    reading_hours: float
     cores: int
     gpus: int
     cores_beside_gpus: int
     object_store_gigabytes: float
     gets_per_second: float
     prefixes: int
-    listing_hours: float
-    driver_hours: float
     driver_gigabytes: float
     spool_gigabytes: float
     table_gigabytes: float
@@ -71,23 +73,29 @@ class Night:
 
     @classmethod
     def of(cls, num_images: int, costs: Costs) -> "Night":
-        """The needs of a night that lists and reads so many, all of them new."""
-        seconds = costs.night_hours * 3600
+        """The needs of a night that lists and reads so many, all of them new. Raises ValueError for one too short."""
         pages = num_images / 1000
+        listing_hours = pages * costs.list_request_seconds / NUM_LIST_THREADS / 3600
+        driver_hours = num_images / costs.driver_objects_per_second / 3600
+        reading_hours = costs.night_hours - driver_hours - (listing_hours if listing_hours <= 1 else 0)
+        if reading_hours <= 0:
+            raise ValueError(f"a night of {costs.night_hours:g} hours is too short to list {num_images:,} images")
         core_hours = num_images / costs.images_per_core_second / costs.efficiency / 3600
-        gets = num_images / seconds
+        gpu_hours = num_images / costs.images_per_gpu_second / 3600
+        gets = num_images / (reading_hours * 3600)
         money = core_hours * costs.price_per_core_hour
         money += num_images / 1e6 * costs.price_per_million_gets + pages / 1e6 * costs.price_per_million_lists
         return cls(
             num_images=num_images,
-            cores=math.ceil(core_hours / costs.night_hours),
-            gpus=math.ceil(num_images / costs.images_per_gpu_second / seconds),
-            cores_beside_gpus=math.ceil(core_hours * (1 - costs.recognizing) / costs.night_hours),
+            listing_hours=listing_hours,
+            driver_hours=driver_hours,
+            reading_hours=reading_hours,
+            cores=math.ceil(core_hours / reading_hours),
+            gpus=math.ceil(gpu_hours / reading_hours),
+            cores_beside_gpus=math.ceil(core_hours * (1 - costs.recognizing) / reading_hours),
             object_store_gigabytes=costs.object_store_megabytes / 1e3,
             gets_per_second=gets,
             prefixes=math.ceil(gets / costs.gets_per_prefix_second),
-            listing_hours=pages * costs.list_request_seconds / NUM_LIST_THREADS / 3600,
-            driver_hours=num_images / costs.driver_objects_per_second / 3600,
             driver_gigabytes=(costs.driver_megabytes * 1e6 + num_images * costs.driver_bytes_per_object) / 1e9,
             spool_gigabytes=num_images * costs.spool_bytes_per_object / 1e9,
             table_gigabytes=num_images * costs.table_bytes_per_row / 1e9,
@@ -97,11 +105,12 @@ class Night:
     def cells(self) -> list[str]:
         """Of the table's column."""
         return [
+            _hours(self.listing_hours),
+            _hours(self.driver_hours),
+            _hours(self.reading_hours),
             f"{self.cores:,}",
             f"{self.gpus:,} and {self.cores_beside_gpus:,}",
             f"{self.gets_per_second:,.0f} ({self.prefixes} prefix{'es' * (self.prefixes > 1)})",
-            _hours(self.listing_hours),
-            _hours(self.driver_hours),
             f"{self.driver_gigabytes:,.1f} GB",
             f"{self.object_store_gigabytes:,.2f} GB",
             f"{self.spool_gigabytes:,.1f} GB",
@@ -111,11 +120,12 @@ class Night:
 
 
 ROWS = (
+    "listing by requests",
+    "the driver's own work",
+    "left for reading; by inventory where listing takes over an hour",
     "cores for reading",
     "or GPUs, and cores beside them",
     "GET requests a second",
-    "listing by requests",
-    "the driver's own work",
     "memory of the driver",
     "memory of the object store, each node",
     "disk of the driver",

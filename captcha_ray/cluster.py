@@ -1,4 +1,4 @@
-"""Connects to Ray, and says in one sentence where that fails. Starts no work of its own."""
+"""Connects to Ray, and says in one sentence where that fails; what its nodes are, see and say."""
 
 import contextlib
 import dataclasses
@@ -10,6 +10,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import grpc
 import ray
 import ray.data
 from ray._private.grpc_utils import init_grpc_channel
+from ray._private.services import find_node_ids
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from captcha_ray import console, storage
@@ -28,8 +30,8 @@ QUIET = {
     "RAY_BACKEND_LOG_LEVEL": "fatal",  # Ray's own use of restartable actors prints an error at each start
     "RAY_task_oom_retries": "5",  # without a word, Ray would try for ever what no node has the memory for
 }
-"""Settings of this process, for a person who looks at it; what the environment says goes first. What goes wrong comes
-as an exception all the same."""
+"""Settings of this process, so that it says what a person needs to know, and that once; what the environment says goes
+first. What goes wrong comes as an exception all the same."""
 
 QUIET_ALONE = {
     # What a dashboard would show, and there is none: each of Ray's processes spends about a percent of a core on it.
@@ -49,6 +51,12 @@ WORKERS = {
 
 CONNECT_TIMEOUT_S = 10
 """How long the address of a cluster may take to accept a connection, and then to speak."""
+
+
+_NO_NODE = (
+    "this machine is no node of the cluster at {}, and a driver runs on one; submit the job to run there, "
+    "ray job submit -- python jobs/..."
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,6 +134,7 @@ def _start(address: str | None) -> None:
     try:
         if address:
             _check_answers(address)
+            _check_is_a_node(address)
             with _silent():  # as below; where it fails, native code says so once a second
                 ray.init(address=address, logging_level=logging.WARNING, runtime_env={"env_vars": WORKERS})
         else:
@@ -182,6 +191,11 @@ def _silent() -> Iterator[None]:
         os.close(nowhere)
 
 
+def _is_host_and_port(address: str) -> bool:
+    host, _, port = address.rpartition(":")
+    return bool(host) and port.isdigit()
+
+
 def _check_answers(address: str) -> None:
     """Raises InputError unless gRPC is spoken at `[ray://]host:port`; Ray itself would go on trying for minutes."""
     check(
@@ -190,9 +204,9 @@ def _check_answers(address: str) -> None:
         f"cluster's head, or nothing",
     )
     target = address.removeprefix("ray://")
-    host, _, port = target.rpartition(":")
-    if not host or not port.isdigit():
+    if not _is_host_and_port(target):
         return  # "auto", "local" and the like are Ray's to resolve
+    host, _, port = target.rpartition(":")
     try:
         socket.create_connection((host.strip("[]"), int(port)), CONNECT_TIMEOUT_S).close()
     except OSError as error:
@@ -216,10 +230,20 @@ def _why_not(address: str | None, error: Exception) -> str:
             f"the cluster at {address} runs Ray {theirs[0]} and Python {theirs[1]}, this is Ray {ours[0]} and Python "
             f"{ours[1]}; install the same here, or submit the job to run there"
         )
+    if "No node info found" in str(error):
+        return _NO_NODE.format(address)
     return (
         f"no Ray cluster answers at {address}: {_first_line(error)}; where it asks for a token, set "
         f"RAY_AUTH_MODE=token and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH to the cluster's own"
     )
+
+
+def _check_is_a_node(address: str) -> None:
+    """Raises InputError where Ray does not run on this machine, as a driver needs; Ray looks for it for a minute."""
+    deadline = time.monotonic() + CONNECT_TIMEOUT_S
+    while _is_host_and_port(address) and not find_node_ids():  # type: ignore[no-untyped-call]
+        check(time.monotonic() < deadline, _NO_NODE.format(address))
+        time.sleep(1)
 
 
 def check_shared(**paths: str) -> None:

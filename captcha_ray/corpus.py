@@ -24,10 +24,8 @@ from captcha_ray.config import ImageSpec, InputError, PreprocessConfig
 QUARANTINE_ROWS = 1_000_000
 """Rows of one part of the quarantine."""
 
-
 STARTED = "_STARTED.json"
 """Marks shards that a job began and has not finished; they are this project's to overwrite."""
-
 
 FILE_SCHEMA = pa.schema(
     [

@@ -16,7 +16,7 @@ from ray.data.dataset import MaterializedDataset
 
 from captcha_ray import decoding, images, labels, room, runs, schema, storage
 from captcha_ray.charset import Charset
-from captcha_ray.config import EvaluateConfig, ImageSpec, InputError, check
+from captcha_ray.config import EvaluateConfig, ImageSpec, InputError
 from captcha_ray.spec import ModelSpec
 
 
@@ -113,13 +113,6 @@ def read_corpus(corpus: str, rule: labels.LabelRule, spec: ImageSpec) -> Labeled
     table = pa.table({"uri": [uri for uri, _ in files], "text": [text for _, text in files]})
     decoded = map_tables(in_blocks(table, spec), functools.partial(_decode_only, spec=spec))
     return Labeled("corpus", storage.absolute(corpus or rule.table), decoded, len(set(listing.uris)))
-
-
-def list_images(folder: str) -> list[str]:
-    """URIs of images without labels. Raises InputError where there are none."""
-    uris = labels.list_corpus(storage.absolute(folder), labels.LabelRule("filename")).uris
-    check(bool(uris), f"{folder} holds no images to read")
-    return uris
 
 
 def in_blocks(files: pa.Table, spec: ImageSpec) -> "MaterializedDataset[Any]":

@@ -12,6 +12,7 @@ import datetime
 import importlib
 import itertools
 import math
+import os
 import tempfile
 import threading
 import time
@@ -136,9 +137,9 @@ class Night:
 def transcribe(config: InferConfig, started: float, reader: str = READER) -> Night:
     """Reads what is new and commits it; what an interrupted job has staged is taken over.
 
-    Connects to Ray only where there is something to read. started: `time.monotonic()` when the job began. reader: what
-    workers run. Raises InputError for images, a network or a table that cannot be used, and where another job is at
-    work on the table; FailedError for too many errors, a stall, or workers that die again and again.
+    Starts a Ray of its own only where there is something to read. started: `time.monotonic()` when the job began.
+    reader: what workers run. Raises InputError for images, a network or a table that cannot be used, and where another
+    job is at work on the table; FailedError for too many errors, a stall, or workers that die again and again.
     """
     if config.endpoint_url:
         objectstore.use_endpoint(config.endpoint_url)
@@ -150,9 +151,14 @@ def transcribe(config: InferConfig, started: float, reader: str = READER) -> Nig
     )
     _check_apart(config.images, config.out)
     _, model_id = identity.identify(config.run)
-    with tempfile.TemporaryDirectory(prefix="captcha_ray-") as spool:
-        with Lease(storage.join(config.out, "_lease.json")) as lease:
-            return _Job(config, model_id, lease, Path(spool), started, reader).run()
+    with contextlib.ExitStack() as stack:
+        if os.environ.get("RAY_ADDRESS"):  # a cluster says no before a listing of hours; a Ray of our own cannot
+            stack.enter_context(cluster.connect())
+            cluster.check_shared(**_shared(config))
+            room.has_room(config.num_workers or 1, config.cpus_per_worker, config.use_gpu)
+        spool = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="captcha_ray-")))
+        lease = stack.enter_context(Lease(storage.join(config.out, "_lease.json")))
+        return _Job(config, model_id, lease, spool, started, reader).run()
 
 
 def _check_apart(source: str, out: str) -> None:
@@ -163,12 +169,16 @@ def _check_apart(source: str, out: str) -> None:
 
 def _num_workers(config: InferConfig) -> int:
     """How many workers to use. Raises InputError where they do not fit, or do not see what they are to read."""
-    images = "" if listing.is_table(config.images) else config.images
-    paths = {"images": images, "run": config.run, "out": config.out}
-    cluster.check_shared(**paths)
+    cluster.check_shared(**_shared(config))
     num_workers = config.num_workers or max(room.num_fitting(config.cpus_per_worker, config.use_gpu), 1)
-    room.await_room(num_workers, config.cpus_per_worker, config.use_gpu, **paths)
+    room.await_room(num_workers, config.cpus_per_worker, config.use_gpu, **_shared(config))
     return num_workers
+
+
+def _shared(config: InferConfig) -> dict[str, str]:
+    """What workers read and write, by flag; a list of images is the driver's alone."""
+    images = "" if listing.is_table(config.images) else config.images
+    return {"images": images, "run": config.run, "out": config.out}
 
 
 def block_sizes(num_batches: int, num_workers: int) -> list[int]:

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from captcha_ray import storage
-from captcha_ray.config import InputError, Labels
+from captcha_ray.config import InputError, Labels, check
 
 JUNK = {".ds_store", "thumbs.db", "desktop.ini", "ehthumbs.db", "icon\r"}
 """Files that operating systems leave in folders, lower case."""
@@ -57,6 +57,13 @@ def list_corpus(corpus: str, rule: LabelRule) -> Listing:
     pattern = re.compile(rule.pattern) if rule.pattern else None
     texts = [label_of(uri, corpus, rule.labels, pattern) for uri in uris]
     return Listing([speakable(uri) for uri in uris], texts, num_junk)
+
+
+def list_images(folder: str) -> list[str]:
+    """URIs of images without labels. Raises InputError where there are none."""
+    uris = list_corpus(storage.absolute(folder), LabelRule("filename")).uris
+    check(bool(uris), f"{folder} holds no images to read")
+    return uris
 
 
 def speakable(uri: str) -> str:

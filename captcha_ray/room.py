@@ -56,6 +56,24 @@ def describe(cpus_per_worker: int, gpus_per_worker: float) -> str:
     return f"the cluster has {have} on {len(nodes)} node(s), room for {fitting}"
 
 
+def _asked(num_workers: int, cpus_per_worker: int, gpus_per_worker: float) -> tuple[str, list[dict[str, float]]]:
+    """A request for a person, and for an autoscaler."""
+    gpus = f" and {gpus_per_worker:g} GPU" if gpus_per_worker else ""
+    cpus = f"{cpus_per_worker} CPU{'s' * (cpus_per_worker > 1)}"
+    bundle = {"CPU": float(cpus_per_worker), **({"GPU": float(gpus_per_worker)} if gpus_per_worker else {})}
+    return f"{num_workers} worker{'s' * (num_workers > 1)} of {cpus}{gpus} each", [bundle] * num_workers
+
+
+def has_room(num_workers: int, cpus_per_worker: int, gpus_per_worker: float) -> bool:
+    """Whether the nodes can hold the workers. Raises InputError where they cannot and there is no autoscaler."""
+    if num_fitting(cpus_per_worker, gpus_per_worker) >= num_workers:
+        return True
+    asked, bundles = _asked(num_workers, cpus_per_worker, gpus_per_worker)
+    if autoscaler(bundles) is None:
+        raise InputError(f"{asked} do not fit: {describe(cpus_per_worker, gpus_per_worker)}")
+    return False
+
+
 def await_room(num_workers: int, cpus_per_worker: int, gpus_per_worker: float, **paths: str) -> None:
     """Returns once the nodes can hold the workers; asks the autoscaler for more nodes, if there is one, and says so.
 
@@ -63,21 +81,16 @@ def await_room(num_workers: int, cpus_per_worker: int, gpus_per_worker: float, *
     no autoscaler, where it says that it can never start such nodes, once it has started none for `IDLE_S`, and where a
     node that has come does not see a path.
     """
-    if num_fitting(cpus_per_worker, gpus_per_worker) >= num_workers:
+    if has_room(num_workers, cpus_per_worker, gpus_per_worker):
         return
-    gpus = f" and {gpus_per_worker:g} GPU" if gpus_per_worker else ""
-    cpus = f"{cpus_per_worker} CPU{'s' * (cpus_per_worker > 1)}"
-    asked = f"{num_workers} worker{'s' * (num_workers > 1)} of {cpus}{gpus} each"
-    bundle = {"CPU": float(cpus_per_worker), **({"GPU": float(gpus_per_worker)} if gpus_per_worker else {})}
-    if autoscaler([bundle] * num_workers) is None:
-        raise InputError(f"{asked} do not fit: {describe(cpus_per_worker, gpus_per_worker)}")
+    asked, bundles = _asked(num_workers, cpus_per_worker, gpus_per_worker)
     try:
         last_said, last_started = -SAY_S, time.monotonic()
         fitting = 0
         while (now_fitting := num_fitting(cpus_per_worker, gpus_per_worker)) < num_workers:
             # Again and again: a cluster has room for one such request, and Ray Data and Ray Train write theirs too.
-            request_resources(bundles=[bundle] * num_workers)
-            state = autoscaler([bundle] * num_workers) or Autoscaler(0, False)
+            request_resources(bundles=bundles)
+            state = autoscaler(bundles) or Autoscaler(0, False)
             if state.num_starting or now_fitting != fitting:
                 fitting, last_started = now_fitting, time.monotonic()
             have = describe(cpus_per_worker, gpus_per_worker)
@@ -130,7 +143,7 @@ def of_version_2(state: Any, bundles: list[dict[str, float]]) -> Autoscaler | No
 
 
 def of_version_1(status: bytes | None) -> Autoscaler | None:
-    """As the first version reports itself, that of `ray up`; None where it does not run.
+    """As the first version reports itself; None where it does not run.
 
     It also runs where there is nothing to scale, and then calls every node a type of its own.
     """

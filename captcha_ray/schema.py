@@ -20,12 +20,6 @@ Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, Split, Split] = ("train", "val", "test")
 
 
-def quarantine(rows: list[tuple[str, str, str]]) -> pa.Table:
-    """A table of `QUARANTINE_SCHEMA` with these rows."""
-    columns = zip(*rows, strict=True) if rows else ((), (), ())
-    return pa.table([pa.array(list(c), pa.string()) for c in columns], schema=QUARANTINE_SCHEMA)
-
-
 def shard_schema(image: ImageSpec) -> pa.Schema:
     """One row per image kept.
 
@@ -52,6 +46,12 @@ QUARANTINE_SCHEMA = pa.schema(
     ]
 )
 """One row per file that is not in the shards. reason: a word to group by. detail: a sentence."""
+
+
+def quarantine(rows: list[tuple[str, str, str]]) -> pa.Table:
+    """A table of `QUARANTINE_SCHEMA` with these rows."""
+    columns = zip(*rows, strict=True) if rows else ((), (), ())
+    return pa.table([pa.array(list(c), pa.string()) for c in columns], schema=QUARANTINE_SCHEMA)
 
 
 TIMESTAMP = pa.timestamp("us", "UTC")

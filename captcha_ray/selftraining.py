@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray.data
 
-from captcha_ray import console, datasets, decoding, evaluation, images, room, schema, storage, training
+from captcha_ray import console, datasets, decoding, evaluation, images, labels, room, schema, storage, training
 from captcha_ray.cluster import Cluster
 from captcha_ray.config import ImageSpec, TrainConfig, check
 from captcha_ray.datasets import Labeled, Shards
@@ -64,7 +64,7 @@ def prepare(
     """
     if not config.unlabelled:
         return None
-    uris = datasets.list_images(config.unlabelled)
+    uris = labels.list_images(config.unlabelled)
     return functools.partial(label, uris=uris, shards=shards, val=val, resources=resources)
 
 

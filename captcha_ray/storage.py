@@ -57,11 +57,17 @@ def absolute(uri: str) -> str:
     return os.path.abspath(os.path.expanduser(uri))
 
 
+def _nearest(path: str) -> Path:
+    """The local path, or the first above it that there is."""
+    return next(found for found in (Path(path), *Path(path).parents) if found.exists())
+
+
 @contextlib.contextmanager
 def probe(path: str) -> Iterator[str]:
     """An empty local file in the folder or the nearest one above that exists, for others to look for; where nothing may
     be written, what is there itself."""
-    folder = next(found for found in (Path(path), *Path(path).parents) if found.is_dir())
+    there = _nearest(path)
+    folder = there if there.is_dir() else there.parent
     marker = folder / f".{uuid.uuid4().hex}"
     try:
         marker.touch()
@@ -160,8 +166,7 @@ def exists(uri: str) -> bool:
 def check_writable(uri: str) -> None:
     """Writes and removes an empty object below a prefix, or in a folder or what there is of its parents. Raises
     InputError where that is refused."""
-    there = uri if is_remote(uri) else str(next(path for path in (Path(uri), *Path(uri).parents) if path.exists()))
-    marker = join(there, f".{uuid.uuid4().hex}")
+    marker = join(uri if is_remote(uri) else str(_nearest(uri)), f".{uuid.uuid4().hex}")
     try:
         write(marker, b"")
         delete(marker)

@@ -136,6 +136,19 @@ def test_the_address_for_submitting_is_told_from_that_for_a_driver(nodes: Nodes,
     assert "an address for `ray job submit`; a job started here takes host:port" in err
 
 
+ELSEWHERE = ("unshare", "--pid", "--fork", "--mount-proc")
+"""Runs a command as another machine would see it: without this one's processes. Takes root."""
+
+
+@pytest.mark.skipif(subprocess.run([*ELSEWHERE, "true"], check=False).returncode != 0, reason="takes root and unshare")
+def test_a_machine_that_is_no_node_is_told_to_submit(nodes: Nodes, tmp_path: Path) -> None:
+    env = {**nodes.env, "RAY_ADDRESS": nodes.address}
+    command = [*ELSEWHERE, sys.executable, str(JOBS / "synthesize.py"), "--out", "out"]
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+    assert f"no node of the cluster at {nodes.address}, and a driver runs on one; submit the job" in done.stderr
+
+
 def test_an_address_that_accepts_and_never_answers_is_given_up(nodes: Nodes, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as mute:
         env = {**nodes.env, "RAY_ADDRESS": f"127.0.0.1:{mute.getsockname()[1]}"}
@@ -149,10 +162,9 @@ def test_a_gpu_that_no_node_has_is_asked_for_in_vain(
     name: str, nodes: Nodes, glyph_shards: datasets.Shards, tmp_path: Path
 ) -> None:
     run = conftest.save_network(tmp_path / "network", conftest.GLYPHS)
-    images = conftest.draw_glyphs(tmp_path / "images", conftest.glyph_texts(3, 2))
     flags = {
         "evaluate": ("--run", run, "--shards", glyph_shards.uri, "--num-workers", "1"),
-        "infer": ("--images", images, "--run", run, "--out", "out"),
+        "infer": ("--images", tmp_path / "absent", "--run", run, "--out", "out"),  # not even listed
         "train": (*TRAIN, "--shards", glyph_shards.uri, "--run", "run"),
     }
     env = {**nodes.env, "RAY_ADDRESS": nodes.address}
@@ -235,7 +247,7 @@ def test_a_bucket_that_may_not_be_written_is_found_before_the_work(
         env = {**nodes.env, **s3, "AWS_ENDPOINT_URL": proxy.url, "RAY_ADDRESS": nodes.address}
         status, _, err = job(name, *flags[name], cwd=tmp_path, env=env)
         read = [path for method, path in proxy.requests if method == "GET" and path.endswith(".png")]
-    assert status in (1, 2), err
+    assert status == 2, err
     assert err.splitlines()[:-1] in ([], ["warning: no GPU here; the CPU does the arithmetic"])
     code = "AccessDenied" if refusal is Fault.DENIED else "RequestTimeTooSkewed"
     assert re.search(f"^error: .*s3://bucket/.*{code}", err.splitlines()[-1]), err
@@ -316,7 +328,7 @@ def test_what_the_readme_says_of_submitting(nodes: Nodes, glyph_shards: datasets
     (nodes.folder / "jobs").symlink_to(JOBS)
     readme = (JOBS.parent / "cluster/README.md").read_text().replace("\\\n", "")
     lines = [line for line in readme.splitlines() if line.startswith("ray job ")]
-    submitted, listed, logged, stopped, *_ = lines
+    submitted, listed, logged, stopped, night = lines
     assert [line.split()[2] for line in lines[:4]] == ["submit", "list", "logs", "stop"]
     names = {
         "s3://captcha-data/shards/captchas": glyph_shards.uri,
@@ -339,6 +351,12 @@ def test_what_the_readme_says_of_submitting(nodes: Nodes, glyph_shards: datasets
     assert job_id in said(listed)
     assert "was stopped" in said(stopped) + submit(nodes, "status", job_id)
     assert "error: interrupted" in said(logged)
+    names |= {
+        "s3://captcha-inbox/scans": str(conftest.draw_glyphs(tmp_path / "images", conftest.glyph_texts(20, 2))),
+        "s3://captcha-data/runs/captchas": str(conftest.save_network(tmp_path / "network", conftest.GLYPHS)),
+        "s3://captcha-data/tables/captchas": f"{tmp_path}/out",
+    }
+    assert "20 of 20 objects read" in said(night)
 
 
 def test_a_job_that_ray_stops_leaves_a_run_to_resume_and_nothing_on_the_cluster(

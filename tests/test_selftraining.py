@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 
-from captcha_ray import cluster, corpus, datasets, evaluation, selftraining, storage, training
+from captcha_ray import cluster, corpus, datasets, evaluation, labels, selftraining, storage, training
 from captcha_ray.config import InputError, TrainConfig
 from captcha_ray.runs import RunDirectory
 from tests import conftest
@@ -89,7 +89,7 @@ def test_only_sure_readings_are_learned_from(
     few: tuple[datasets.Shards, Path], ray_cluster: cluster.Cluster, tmp_path: Path
 ) -> None:
     _, more = few
-    uris = datasets.list_images(str(more))
+    uris = labels.list_images(str(more))
     run = conftest.save_network(tmp_path / "run", conftest.GLYPHS)
     readings = selftraining.ReadFiles(str(run))(pa.table({"uri": uris, "text": [""] * len(uris)}))
     assert readings["uri"].to_pylist() == [uri for uri in uris if "broken" not in uri]
