@@ -31,7 +31,7 @@ from ray.runtime_env.runtime_env import _merge_runtime_env
 from ray.scripts.scripts import cli as ray_cli
 
 from benchmarks import sizing
-from captcha_ray import cluster, console, telemetry
+from captcha_ray import cluster, console, runs, telemetry
 from captcha_ray.config import InferConfig, TrainConfig, TuneConfig
 
 ROOT = Path(__file__).parents[1]
@@ -479,6 +479,23 @@ def test_a_broken_schedule_is_found(check: Callable[[Any], None], keys: tuple[st
 def test_every_job_is_called_as_it_wants_to_be(path: Path) -> None:
     for job, arguments in job_lines_of(path):
         parsed(job, arguments)
+
+
+def test_the_commands_of_the_main_readme_are_as_jobs_and_ray_want_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs/search").mkdir(parents=True)
+    (tmp_path / "runs/search/best.json").write_bytes(runs.to_json(TrainConfig().to_dict()))  # as the search leaves it
+    lines = [line for line in shell_lines((ROOT / "README.md").read_text()) if "..." not in line]
+    jobs = [found for line in lines for found in job_lines(line.partition(" #")[0])]
+    for job, arguments in jobs:
+        parsed(job, arguments)
+    assert {job for job, _ in jobs} == {"preprocess", "train", "evaluate", "tune", "infer"}
+    submitted = [line for line in lines if line.startswith("ray ")]
+    for line in submitted:
+        check_ray_command(line)
+    assert len(submitted) >= 2
 
 
 def test_job_lines_are_found_where_they_are() -> None:
