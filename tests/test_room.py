@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID
+from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID, FakeMultiNodeProvider
 from ray.core.generated import autoscaler_pb2
 
 from captcha_ray import cluster, room
@@ -65,6 +65,9 @@ def test_nodes_are_asked_for_until_they_are_there_and_only_those_that_see_the_pa
     fitting = iter([0, 0, 0, 1, 2])
     asked: list[list[dict[str, float]]] = []
 
+    def request(bundles: list[dict[str, float]]) -> None:
+        asked.append(bundles)
+
     def look(**paths: str) -> None:
         assert next(fitting, None) is None, "nodes are looked at once all have come"
         raise InputError(f"a node does not see {paths['run']}")
@@ -73,7 +76,7 @@ def test_nodes_are_asked_for_until_they_are_there_and_only_those_that_see_the_pa
     monkeypatch.setattr(room, "num_fitting", lambda cpus, gpus: next(fitting))
     monkeypatch.setattr(room, "describe", lambda cpus, gpus: "one CPU")
     monkeypatch.setattr(room, "autoscaler", lambda bundles: room.Autoscaler(1, refuses=False))
-    monkeypatch.setattr(room, "request_resources", asked.append)
+    monkeypatch.setattr(room, "request_resources", request)
     monkeypatch.setattr(cluster, "check_shared", look)
     with pytest.raises(InputError, match="a node does not see /here"):
         room.await_room(2, 1, 0, run="/here")
@@ -91,7 +94,10 @@ def autoscaling(nodes: Nodes) -> dict[str, Any]:
     """A cluster of Ray's own imitation of a cloud: up to two nodes of one CPU, started when they are asked for."""
     lists = ("cluster_synced_files", "rsync_exclude", "rsync_filter", "initialization_commands", "setup_commands")
     lists += ("head_setup_commands", "worker_setup_commands", "head_start_ray_commands", "worker_start_ray_commands")
-    provider = {"type": "fake_multinode", "use_node_id_as_ip": True, "gcs_address": nodes.address}
+    # By its module: for the type of that name Ray looks for a file that it does not bring along.
+    module = f"{FakeMultiNodeProvider.__module__}.{FakeMultiNodeProvider.__name__}"
+    provider = {"type": "external", "module": module, "launch_multiple": True}
+    provider |= {"use_node_id_as_ip": True, "gcs_address": nodes.address}
     worker = {"CPU": 1, "object_store_memory": 200 << 20}
     return {
         "cluster_name": "imitation",
@@ -110,12 +116,23 @@ def autoscaling(nodes: Nodes) -> dict[str, Any]:
     }
 
 
+VERSION_2 = {
+    "RAY_enable_autoscaler_v2": "1",
+    "RAY_CLOUD_INSTANCE_ID": FAKE_HEAD_NODE_ID,
+    "RAY_OVERRIDE_NODE_ID_FOR_TESTING": FAKE_HEAD_NODE_ID,
+}
+"""Environment of a head whose autoscaler is the second, that of KubeRay and `ray up`; as Ray's own tests have it."""
+
+
 @pytest.mark.slow
-def test_a_job_waits_for_nodes_that_an_autoscaler_starts(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("version", "refusal"), [({}, "has started no node for 5 s"), (VERSION_2, "has no such nodes")], ids=["v1", "v2"]
+)
+def test_a_job_waits_for_nodes_that_an_autoscaler_starts(version: dict[str, str], refusal: str, tmp_path: Path) -> None:
     nodes = Nodes(tmp_path)
     config = tmp_path / "autoscaler.json"
     config.write_text(json.dumps(autoscaling(nodes)))
-    imitation = {"RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1"}
+    imitation = {"RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1", **version}
     env = {**nodes.env, "RAY_ADDRESS": nodes.address}
     with nodes.head(0, "--autoscaling-config", str(config), **imitation):
         program = "from captcha_ray import cluster, room\nwith cluster.connect():\n    room.await_room({}, 1, 0)"
@@ -131,5 +148,5 @@ def test_a_job_waits_for_nodes_that_an_autoscaler_starts(tmp_path: Path) -> None
             text=True,
             check=False,
         )
-        assert "3 workers of 1 CPU each do not fit, the autoscaler has started no node for 5 s" in never.stderr
+        assert f"3 workers of 1 CPU each do not fit, the autoscaler {refusal}" in never.stderr
         assert "the cluster has 2 CPUs and 0 GPUs on 3 node(s), room for 2" in never.stderr
