@@ -52,7 +52,6 @@ WORKERS = {
 CONNECT_TIMEOUT_S = 10
 """How long the address of a cluster may take to accept a connection, and then to speak."""
 
-
 _NO_NODE = (
     "this machine is no node of the cluster at {}, and a driver runs on one; submit the job to run there, "
     "ray job submit -- python jobs/..."
@@ -193,7 +192,7 @@ def _silent() -> Iterator[None]:
 
 def _is_host_and_port(address: str) -> bool:
     host, _, port = address.rpartition(":")
-    return bool(host) and port.isdigit()
+    return bool(host) and "/" not in host and port.isdigit()
 
 
 def _check_answers(address: str) -> None:
@@ -220,6 +219,15 @@ def _check_answers(address: str) -> None:
         channel.close()
 
 
+def _check_is_a_node(address: str) -> None:
+    """Raises InputError where Ray does not run on this machine, as a driver of `host:port` needs; Ray itself would look
+    for it for a minute."""
+    deadline = time.monotonic() + CONNECT_TIMEOUT_S
+    while _is_host_and_port(address) and not find_node_ids():  # type: ignore[no-untyped-call]
+        check(time.monotonic() < deadline, _NO_NODE.format(address))
+        time.sleep(1)
+
+
 def _why_not(address: str | None, error: Exception) -> str:
     """A sentence for what Ray says where it cannot be had."""
     if not address:
@@ -236,14 +244,6 @@ def _why_not(address: str | None, error: Exception) -> str:
         f"no Ray cluster answers at {address}: {_first_line(error)}; where it asks for a token, set "
         f"RAY_AUTH_MODE=token and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH to the cluster's own"
     )
-
-
-def _check_is_a_node(address: str) -> None:
-    """Raises InputError where Ray does not run on this machine, as a driver needs; Ray looks for it for a minute."""
-    deadline = time.monotonic() + CONNECT_TIMEOUT_S
-    while _is_host_and_port(address) and not find_node_ids():  # type: ignore[no-untyped-call]
-        check(time.monotonic() < deadline, _NO_NODE.format(address))
-        time.sleep(1)
 
 
 def check_shared(**paths: str) -> None:

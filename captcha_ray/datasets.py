@@ -32,7 +32,7 @@ class Labeled:
     def sample(self, at_most: int) -> pa.Table:
         """About so many of them, in this process."""
         thin = functools.partial(schema.thin, at_most=at_most, of=self.num_files)
-        few = self.dataset.map_batches(thin, batch_size=None, batch_format="pyarrow", num_cpus=1 - room.SPARE_CPU)
+        few = self.dataset.map_batches(thin, batch_size=None, batch_format="pyarrow", num_cpus=room.asked_of_ray(1))
         return pa.concat_tables(few.iter_batches(batch_size=None, batch_format="pyarrow"))
 
 

@@ -71,7 +71,7 @@ def _read_rows(dataset: ray.data.Dataset, uri: str, num_workers: int, use_gpu: b
         batch_size=BATCH_SIZE,
         batch_format="pyarrow",
         compute=compute,
-        num_cpus=1 - room.SPARE_CPU,
+        num_cpus=room.asked_of_ray(1),
         num_gpus=1 if use_gpu else None,
     )
     yield from readings.iter_batches(batch_size=None, batch_format="pyarrow")

@@ -43,6 +43,11 @@ def num_fitting(cpus_per_worker: int, gpus_per_worker: float) -> int:
     return sum(map(min, by_cpu, by_gpu))
 
 
+def asked_of_ray(cpus: int) -> float:
+    """CPUs to ask Ray for, for a process that uses so many."""
+    return cpus - SPARE_CPU
+
+
 def num_cpus() -> int:
     """CPUs of the nodes there are; at least 1."""
     return max(int(sum(node["Resources"].get("CPU", 0) for node in cluster.nodes())), 1)

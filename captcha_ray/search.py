@@ -280,9 +280,8 @@ class _Searcher(ray.tune.search.Searcher):
 
 def _resources(config: TuneConfig) -> tuple[float, float]:
     """CPUs and GPUs of a trial's own process; its workers, where it has several, take theirs."""
-    if config.workers_per_trial > 1:
-        return 0, 0
-    return config.cpus_per_worker - room.SPARE_CPU, config.gpus_per_trial
+    alone = config.workers_per_trial == 1
+    return (room.asked_of_ray(config.cpus_per_worker), config.gpus_per_trial) if alone else (0, 0)
 
 
 def _tune(config: TuneConfig, recipe: Training, searcher: _Searcher, concurrent: int) -> None:

@@ -245,10 +245,7 @@ def _why_lost(failure: Exception) -> str:
 
 def _run_trainer_once(job: WorkerJob, local: bool) -> None:
     config = job.config
-    resources: dict[str, float] = {
-        "CPU": config.cpus_per_worker - room.SPARE_CPU,
-        **({"GPU": 1} if config.use_gpu else {}),
-    }
+    resources = {"CPU": room.asked_of_ray(config.cpus_per_worker), **({"GPU": 1} if config.use_gpu else {})}
     least, most = config.workers
     group: Any = most if least == most else (least, most)
     if least < most:

@@ -118,7 +118,7 @@ def train_all(
             yield take()
         alone = one.config.workers[1] == 1
         options = {
-            "num_cpus": one.config.cpus_per_worker - room.SPARE_CPU if alone else 0,
+            "num_cpus": room.asked_of_ray(one.config.cpus_per_worker) if alone else 0,
             "num_gpus": gpus if alone else 0,
             "memory": None if alone else HOLDER,
         }

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -150,3 +151,14 @@ def test_a_job_waits_for_nodes_that_an_autoscaler_starts(version: dict[str, str]
         )
         assert f"3 workers of 1 CPU each do not fit, the autoscaler {refusal}" in never.stderr
         assert "the cluster has 2 CPUs and 0 GPUs on 3 node(s), room for 2" in never.stderr
+
+
+@pytest.mark.parametrize(("address", "told"), [("192.0.2.1:6379", True), ("ray://192.0.2.1:10001", False)])
+def test_a_driver_needs_a_node_here_and_rays_client_does_not(
+    address: str, told: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cluster, "find_node_ids", set)
+    monkeypatch.setattr(cluster, "CONNECT_TIMEOUT_S", 0)
+    refused = pytest.raises(InputError, match=f"no node of the cluster at {address}") if told else nullcontext()
+    with refused:
+        cluster._check_is_a_node(address)
