@@ -168,8 +168,8 @@ def _check_apart(source: str, out: str) -> None:
 
 
 def _num_workers(config: InferConfig) -> int:
-    """How many workers to use. Raises InputError where they do not fit, or a node does not see what they are to read; it
-    may have come while the images were listed."""
+    """How many workers to use. Raises InputError where they do not fit, or where a node, which may have come while the
+    images were listed, does not see what they are to read."""
     cluster.check_shared(**_shared(config))
     num_workers = config.num_workers or max(room.num_fitting(config.cpus_per_worker, config.use_gpu), 1)
     room.await_room(num_workers, config.cpus_per_worker, config.use_gpu, **_shared(config))
