@@ -22,12 +22,14 @@ from captcha_ray.spec import ModelSpec
 
 @dataclasses.dataclass(frozen=True)
 class Labeled:
-    """Labeled images to measure a network on. num_files: rows the Dataset has if every file can be read."""
+    """Labeled images to measure a network on: rows as `schema.shard_schema` names them. Those of a corpus have a
+    `reason` too, null but for files that cannot be read, which have no image. num_unlabeled: files that are no rows."""
 
     name: str
     source: str
     dataset: ray.data.Dataset
     num_files: int
+    num_unlabeled: int = 0
 
     def sample(self, at_most: int) -> pa.Table:
         """About so many of them, in this process."""
@@ -82,8 +84,8 @@ def open_labeled(config: EvaluateConfig, own_shards: str, spec: ModelSpec) -> La
     """A split of shards, or the images of `config.corpus` decoded on the fly to what the network reads.
 
     own_shards: URI of those the network was trained on, the default, or "" for unknown; only their splits go by their
-    own names, others are "shards". Files of a corpus that have no label or cannot be decoded are left out of the
-    Dataset. Raises InputError where there is nothing to read, or the shards are not for such a network.
+    own names, others are "shards". Raises InputError where there is nothing to read, or the shards are not for such a
+    network.
     """
     if config.corpus or config.table:
         rule = labels.LabelRule(config.labels, config.label_pattern, config.table)
@@ -112,7 +114,7 @@ def read_corpus(corpus: str, rule: labels.LabelRule, spec: ImageSpec) -> Labeled
         raise InputError(f"{corpus} holds no labeled images")
     table = pa.table({"uri": [uri for uri, _ in files], "text": [text for _, text in files]})
     decoded = map_tables(in_blocks(table, spec), functools.partial(_decode_only, spec=spec))
-    return Labeled("corpus", storage.absolute(corpus or rule.table), decoded, len(set(listing.uris)))
+    return Labeled("corpus", storage.absolute(corpus or rule.table), decoded, len(files), listing.texts.count(None))
 
 
 def in_blocks(files: pa.Table, spec: ImageSpec) -> "MaterializedDataset[Any]":
@@ -132,4 +134,7 @@ def map_tables(dataset: MaterializedDataset[Any], function: Callable[[pa.Table],
 
 
 def _decode_only(files: pa.Table, *, spec: ImageSpec) -> pa.Table:
-    return decoding.decode_files(files, spec, images.MAX_PIXELS)[0]
+    read, unread = decoding.decode_files(files, spec, images.MAX_PIXELS)
+    rows = read.cast(pa.schema([field.with_nullable(True) for field in read.schema]))
+    rows = rows.append_column("reason", pa.nulls(len(read), pa.string()))
+    return pa.concat_tables([rows, unread.select(["uri", "reason"])], promote_options="default")

@@ -1,5 +1,6 @@
 """Measures a trained network on labeled Datasets, here or on actors, and publishes the figures in its run."""
 
+import collections
 import dataclasses
 import heapq
 import itertools
@@ -10,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray.data
 
-from captcha_ray import checkpoint, console, identity, report, room, schema, storage
+from captcha_ray import checkpoint, console, decoding, identity, report, room, schema, storage
 from captcha_ray.calibration import Confidences
 from captcha_ray.config import InputError
 from captcha_ray.datasets import Labeled
@@ -39,7 +40,16 @@ class ReadImages:
         self._recognizer = Recognizer.load(uri)
 
     def __call__(self, rows: pa.Table) -> pa.Table:
-        """Rows of `schema.shard_schema` -> uri, text, reading, confidence, loss, wrong_image (null where right)."""
+        """Rows of `Labeled` -> uri, text, reading, confidence, loss, wrong_image (null where right); where there is a
+        `reason`, that too, and null for what a file without image has not."""
+        if "reason" not in rows.column_names:
+            return self._read(rows)
+        unread = rows.filter(pc.is_valid(rows["reason"])).select(["uri", "reason"])
+        return pa.concat_tables(
+            [self._read(rows.filter(pc.is_null(rows["reason"]))), unread], promote_options="default"
+        )
+
+    def _read(self, rows: pa.Table) -> pa.Table:
         images = schema.unpack_images(rows["image"], self._recognizer.spec.image)
         truths = rows["text"].to_pylist()
         log_probabilities = self._recognizer.log_probabilities(images)
@@ -106,17 +116,21 @@ def calibrate(val: pa.Table, model: str) -> float:
 
 
 class Tally:
-    """Adds up tables of readings, of a network as `spec` describes it."""
+    """Adds up tables of readings, of a network as `spec` describes it. num_unlabeled: files that are in no table."""
 
-    def __init__(self, spec: ModelSpec) -> None:
+    def __init__(self, spec: ModelSpec, num_unlabeled: int = 0) -> None:
         self.spec = spec
         self._counts = ReadingCounts.of(spec.charset, [], [], [])
+        self._unread = +collections.Counter(no_label=num_unlabeled)
         self._confidences: list[tuple[list[float], list[bool]]] = []
         self._worst: list[tuple[float, str, int, Mistake]] = []  # the number spares comparing mistakes that are alike
         self._numbers = itertools.count()
 
     def add(self, table: pa.Table) -> None:
         """Rows as `ReadImages` gives them."""
+        if "reason" in table.column_names:
+            self._unread.update(table["reason"].drop_null().to_pylist())
+            table = table.filter(pc.is_null(table["reason"]))
         texts, readings, losses = (table[column].to_pylist() for column in ("text", "reading", "loss"))
         self._counts += ReadingCounts.of(self.spec.charset, texts, readings, losses)
         right = [text == reading for text, reading in zip(texts, readings, strict=True)]
@@ -132,10 +146,11 @@ class Tally:
     def evaluation(self, source: str) -> Evaluation:
         """What was added. source: URI of what was read. Raises InputError where that is nothing."""
         if not self._counts.num_images:
-            raise InputError(f"no image of {source} can be read")
+            raise InputError(f"no image of {source} can be read: {decoding.counted(self._unread)}")
         mistakes = [mistake for *_, mistake in sorted(self._worst, key=lambda w: (-w[0], w[1]))]
         confidence, right = (list(itertools.chain.from_iterable(part)) for part in zip(*self._confidences, strict=True))
-        return Evaluation(source, self._counts, Confidences.of(confidence, right), mistakes)
+        unread = {"unread": dict(self._unread.most_common())} if self._unread else {}
+        return Evaluation(source, self._counts, Confidences.of(confidence, right), mistakes, unread)
 
 
 def evaluate(source: Labeled, model: str, num_workers: int = 0, use_gpu: bool = False) -> Evaluation:
@@ -143,7 +158,7 @@ def evaluate(source: Labeled, model: str, num_workers: int = 0, use_gpu: bool = 
 
     num_workers: actors to read on; 0 reads in this process. Raises InputError where nothing can be read.
     """
-    tally = Tally(identity.load_spec(model))
+    tally = Tally(identity.load_spec(model), source.num_unlabeled)
     with console.progress(f"evaluate {source.name}", source.num_files, "images") as advance:
         for table in _read_rows(source.dataset, model, num_workers, use_gpu):
             tally.add(table)

@@ -3,11 +3,12 @@
 With --folds K or --learning-curve: measures its recipe, by training it anew on parts of the images.
 """
 
+import collections
 import subprocess
 import sys
 from pathlib import Path
 
-from captcha_ray import cluster, console, datasets, evaluation, identity, room, runs, storage, studies
+from captcha_ray import cluster, console, datasets, decoding, evaluation, identity, room, runs, storage, studies
 from captcha_ray.config import EvaluateConfig
 
 
@@ -43,8 +44,8 @@ def main() -> None:
         console.say(f"report: {run.path('report.html')}")
     if foreign := found.counts.num_foreign:
         console.warn(f"{foreign:,} characters of the labels are not in the network's alphabet, and count as wrong")
-    if unread := source.num_files - found.counts.num_images:
-        console.warn(f"{unread:,} files have no label or cannot be read, and do not count")
+    if unread := collections.Counter[str](found.facts.get("unread", {})):
+        console.warn(f"{unread.total():,} files do not count: {decoding.counted(unread)}")
 
 
 if __name__ == "__main__":

@@ -33,10 +33,14 @@ def test_unfinished_shards_and_empty_splits_are_one_sentence(tmp_path: Path) -> 
 def test_a_labeled_corpus_is_read_without_shards(tmp_path: Path) -> None:
     folder = draw_glyphs(tmp_path / "corpus", glyph_texts(12, 2))
     (folder / "ab-broken.png").write_bytes(b"broken")
+    (folder / "-unlabeled.png").write_bytes(b"broken")
     spec = ImageSpec(height=16, width=24)
     source = datasets.read_corpus(str(folder), LabelRule("filename", "^([^-]+)"), spec)
     rows = source.dataset.take_all()
-    assert (source.num_files, len(rows)) == (13, 12)
+    assert (source.num_files, source.num_unlabeled, len(rows)) == (13, 1, 13)
+    (unread,) = [row for row in rows if row["reason"]]
+    assert (unread["uri"], unread["image"]) == (str(folder / "ab-broken.png"), None)
+    rows.remove(unread)
     pixels = images.decode(Path(rows[0]["uri"]).read_bytes(), spec)
     assert isinstance(pixels, np.ndarray)
     assert rows[0]["image"] == pixels.tobytes()

@@ -196,9 +196,9 @@ def test_evaluate_measures_a_split_and_a_labeled_folder(corpus_and_shards: Path)
     arguments = ("--run", "small", "--corpus", "corpus", *rule, "--out", "figures.json")
     status, out, err = job("evaluate", *arguments, cwd=folder)
     assert status == 0
-    assert err == "warning: 1 files have no label or cannot be read, and do not count\n"
+    assert err == "warning: 1 files do not count: 1 not_an_image\n"
     summary = json.loads((folder / "figures.json").read_text())["corpus"]
-    assert summary["num_images"] == 160
+    assert (summary["num_images"], summary["unread"]) == (160, {"not_an_image": 1})
     readings = Recognizer.load(str(folder / "small")).predict(sorted(map(str, (folder / "corpus").glob("*.png"))))
     paths = sorted((folder / "corpus").glob("*.png"))
     right = sum(r.text == p.name.partition("-")[0] for r, p in zip(readings, paths, strict=True))

@@ -23,6 +23,7 @@ from captcha_ray import (
     datasets,
     evaluation,
     identity,
+    labels,
     recipes,
     rules,
     runs,
@@ -159,6 +160,26 @@ def test_a_directory_that_holds_a_run_is_refused_and_left_alone(
     with pytest.raises(InputError, match=r"was started with batch_size 16, not 8"):
         fit(dataclasses.replace(config, batch_size=8, resume=True), glyph_shards, ray_cluster)
     assert {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()} == before
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_files_that_cannot_be_read_are_counted_with_their_reasons(
+    num_workers: int, ray_cluster: cluster.Cluster, tmp_path: Path
+) -> None:
+    folder, model = tmp_path / "corpus", conftest.save_network(tmp_path / "run", conftest.GLYPHS)
+    folder.mkdir()
+    for name in ("ab-1.png", "ab-2.png", "-unlabeled.png"):
+        (folder / name).write_bytes(b"broken")
+
+    def labeled() -> datasets.Labeled:
+        rule = labels.LabelRule("filename", "^([^-]+)")
+        return datasets.read_corpus(str(folder), rule, identity.load_spec(str(model)).image)
+
+    with pytest.raises(InputError, match=r"no image of .* can be read: 2 not_an_image, 1 no_label"):
+        evaluation.evaluate(labeled(), str(model), num_workers)
+    conftest.draw_glyphs(folder, conftest.glyph_texts(12, 2))
+    found = evaluation.evaluate(labeled(), str(model), num_workers).summary()
+    assert (found["num_images"], found["unread"]) == (12, {"not_an_image": 2, "no_label": 1})
 
 
 def test_mistakes_that_are_alike_do_not_stop_an_evaluation(
