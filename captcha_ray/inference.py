@@ -322,7 +322,10 @@ class _Job:
 
         def stage() -> str:
             stages = Counter(report["stage"] for report in look().values())
-            return stages.most_common(1)[0][0] if stages else "start the workers"
+            nobody = (
+                "start the workers (none has reported; if they died, for lack of memory perhaps, Ray's log says so)"
+            )
+            return stages.most_common(1)[0][0] if stages else nobody
 
         finished = workers = finished_then = 0
 

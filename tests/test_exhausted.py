@@ -116,14 +116,16 @@ def test_workers_without_memory_end_a_job_with_a_sentence(
     else:
         images = conftest.draw_glyphs(tmp_path / "images", conftest.glyph_texts(20, 2))
         flags = ("--images", images, "--run", conftest.save_network(tmp_path / "network", conftest.GLYPHS))
-        flags = (*flags, "--out", "out")
+        flags = (*flags, "--out", "out", "--stall-timeout-s", "60")
     scarce = {"RAY_memory_usage_threshold": "0.001", "RAY_memory_monitor_refresh_ms": "100"}
     with two_nodes(tmp_path, **scarce) as nodes:
         with Job(name, *flags, cwd=tmp_path, env=nodes.env, address=nodes.address) as one:
             assert one.wait() == 1, one.said
         last = one.said.splitlines()[-1]
         assert last.startswith("error: "), one.said
-        assert "memory was used up" in last or "workers died 10 times" in last, last
+        # As soon as Ray strikes: in a task of our own, in a worker that has reported, or before it could.
+        sentences = ("memory was used up", "workers died 10 times", "for lack of memory perhaps, Ray's log says so")
+        assert any(sentence in last for sentence in sentences), last
         assert "Traceback" not in one.said
 
 
