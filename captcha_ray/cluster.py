@@ -241,7 +241,7 @@ def _why_not(address: str | None, error: Exception) -> str:
     if "No node info found" in str(error):
         return _NO_NODE.format(address)
     return (
-        f"no Ray cluster answers at {address}: {_first_line(error)}; where it asks for a token, set "
+        f"Ray cannot connect to the cluster at {address}: {_first_line(error)}; where it asks for a token, set "
         f"RAY_AUTH_MODE=token and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH to the cluster's own"
     )
 

@@ -176,6 +176,7 @@ class TrainingProgress:
         self._bar = _bar()
         self._task = self._bar.add_task("train", total=None, note="starting")
         self._started: tuple[float, float] | None = None
+        self._num_workers = 0
 
     def __enter__(self) -> "TrainingProgress":
         self._bar.start()
@@ -183,6 +184,17 @@ class TrainingProgress:
 
     def __exit__(self, *_: object) -> None:
         self._bar.stop()
+
+    def begin(self, num_epochs: int, num_workers: int) -> None:
+        """Workers begin, so many epochs being done; again where some were lost, or more have come."""
+        if before := self._num_workers:
+            why = "more workers have come" if num_workers > before else "workers were lost"
+            say(
+                f"{why}: training goes on after epoch {num_epochs} with {num_workers}, it was {before}",
+                num_epochs=num_epochs,
+                num_workers=num_workers,
+            )
+        self._num_workers, self._started = num_workers, None  # what was waited for says nothing of what is left
 
     def step(self, epoch: int, fraction: float, images_per_second: float) -> None:
         """epoch: from 1. fraction: of the epoch that is done, 0 to 1."""
@@ -334,6 +346,6 @@ def warn(sentence: str) -> None:
 
 
 def warn_without_gpu(use_gpu: bool) -> None:
-    """Says once that arithmetic runs on the CPU, where nothing else was asked for."""
-    if not use_gpu and not os.path.exists("/dev/nvidiactl"):
+    """Says once that arithmetic runs on the CPU, where nothing else was asked for and it is this machine's."""
+    if not use_gpu and not os.environ.get("RAY_ADDRESS") and not os.path.exists("/dev/nvidiactl"):
         warn("no GPU here; the CPU does the arithmetic")

@@ -37,7 +37,7 @@ class Lease:
         try:
             self._acquire()
         except OSError as error:
-            raise InputError(f"{self._uri} cannot be written: {error.strerror or error}") from error
+            raise InputError(f"{self._folder} cannot be written: {error.strerror or error}") from error
         self._thread.start()
         return self
 

@@ -100,6 +100,9 @@ def measure(telemetry: Telemetry, num_epochs: int, message: Announcement) -> Non
         telemetry.set("captcha_progress", (epoch - 1 + fraction) / num_epochs)
         telemetry.set("captcha_images_per_second", images_per_second)
         return
+    if name == "begin":
+        telemetry.set("captcha_workers", arguments[1])
+        return
     record = arguments[0]
     telemetry.set("captcha_progress", record["epoch"] / num_epochs)
     telemetry.set("captcha_images_per_second", record["images_per_second"])

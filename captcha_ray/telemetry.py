@@ -14,7 +14,7 @@ GAUGES = {
     "captcha_data_wait_fraction": "Share of the last epoch in which training waited for data, 0 to 1.",
     "captcha_train_loss": "Loss of the last epoch on the training split, nats per image.",
     "captcha_val_exact_match": "Share of validation strings read right after the last epoch, or by the best trial.",
-    "captcha_workers": "Workers that did the last epoch.",
+    "captcha_workers": "Workers that train.",
 }
 
 COUNTERS = {

@@ -115,6 +115,8 @@ class Worker:
             )
         self._augment = Augment.of(config)
         self._announced = 0.0
+        if rank == 0:
+            job.announce(("begin", (len(self._history), world_size)))
 
     def _feed(self, split: str, batch_size: int) -> learning.EpochFeed:
         """This worker's rows: every world_size-th of the split. Copied out of the object store, but for a single

@@ -8,6 +8,7 @@ import contextlib
 import json
 import os
 import random
+import re
 import subprocess
 import time
 from collections import Counter
@@ -195,6 +196,7 @@ class Training:
         self.run, self.cluster, self._folder, self._epochs = folder / "run", cluster, folder, epochs
         flags = (*TRAIN, "--shards", shards, "--run", self.run, "--num-workers", num_workers)
         self._command = (*flags, "--epochs", str(epochs), "--resume")
+        self.said = ""
 
     def start(self) -> Job:
         env, address = self.cluster.nodes.env, self.cluster.nodes.address
@@ -240,6 +242,7 @@ def survive(training: Training, how: str, disaster: Callable[[], None], moment: 
                 f"head after {len(kept)} epochs: the second one came {time.monotonic() - struck:.0f} s after the rerun"
             )
             assert job.wait() == 0, job.said
+    training.said = job.said
     return training.check(kept)
 
 
@@ -268,6 +271,7 @@ def test_an_elastic_training_goes_on_with_the_node_that_is_left(cluster: Cluster
     workers = survive(training, "node, for good", disaster, moment)
     assert workers == sorted(workers, reverse=True)
     assert set(workers) == {1, 2}
+    assert re.search(r"^workers were lost: training goes on after epoch \d+ with 1, it was 2$", training.said, re.M)
 
 
 def test_an_elastic_training_grows_when_a_node_joins(tmp_path: Path, shards: Path) -> None:
@@ -284,6 +288,7 @@ def test_an_elastic_training_grows_when_a_node_joins(tmp_path: Path, shards: Pat
             wait_until(lambda: workers().count(2) >= 3, job.process, 180, lambda: job.said)
             job.process.terminate()
             assert job.wait() == 143, job.said
+            assert re.search(r"^more workers have come: training goes on after epoch \d+ with 2", job.said, re.M)
     finally:
         cluster.close()
     assert workers() == sorted(workers())

@@ -190,11 +190,16 @@ def test_training_in_a_log_is_one_line_an_epoch(log: io.StringIO) -> None:
         "images_per_second": 1234.0,
     }
     with console.TrainingProgress(2) as progress:
+        progress.begin(0, 2)
         progress.step(1, 0.5, 1000.0)
         progress.epoch({"epoch": 1, **record}, best=True)
+        progress.begin(1, 1)
+        progress.begin(1, 2)
         progress.epoch({"epoch": 2, **record}, best=False)
     lines = log.getvalue().splitlines()
-    assert len(lines) == 2
+    assert len(lines) == 4
+    assert lines.pop(1) == "workers were lost: training goes on after epoch 1 with 1, it was 2"
+    assert lines.pop(1) == "more workers have come: training goes on after epoch 1 with 2, it was 1"
     assert lines[0].startswith(
         "epoch   1/2  loss 0.500 val 0.250  characters 50.00% val 75.00%  strings val 100.00%  1,234 images/s"
     )
