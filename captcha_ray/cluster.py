@@ -66,6 +66,12 @@ class Cluster:
     num_gpus: int
     embedded: bool
 
+    def warn_without_gpu(self, use_gpu: bool) -> None:
+        """Says that arithmetic runs on the CPU where a GPU was not asked for and this machine, which does it, has
+        none."""
+        if self.embedded and not (use_gpu or self.num_gpus):
+            console.warn("no GPU here; the CPU does the arithmetic")
+
 
 @ray.remote(num_cpus=0)
 class Board:

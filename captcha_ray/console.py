@@ -343,9 +343,3 @@ def _left(amount: float, rate: float) -> str:
 def warn(sentence: str) -> None:
     """A sentence on standard error; the job goes on."""
     _print_error("warning", sentence)
-
-
-def warn_without_gpu(use_gpu: bool) -> None:
-    """Says once that arithmetic runs on the CPU, where nothing else was asked for and it is this machine's."""
-    if not use_gpu and not os.environ.get("RAY_ADDRESS") and not os.path.exists("/dev/nvidiactl"):
-        warn("no GPU here; the CPU does the arithmetic")

@@ -135,6 +135,5 @@ def map_tables(dataset: MaterializedDataset[Any], function: Callable[[pa.Table],
 
 def _decode_only(files: pa.Table, *, spec: ImageSpec) -> pa.Table:
     read, unread = decoding.decode_files(files, spec, images.MAX_PIXELS)
-    rows = read.cast(pa.schema([field.with_nullable(True) for field in read.schema]))
-    rows = rows.append_column("reason", pa.nulls(len(read), pa.string()))
-    return pa.concat_tables([rows, unread.select(["uri", "reason"])], promote_options="default")
+    rows = pa.concat_tables([read, unread.select(["uri", "reason"])], promote_options="default")
+    return rows.cast(pa.schema([field.with_nullable(True) for field in rows.schema]))

@@ -89,18 +89,21 @@ def _read_rows(dataset: ray.data.Dataset, uri: str, num_workers: int, use_gpu: b
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """source: URI of what was read. mistakes: wrong readings, the surest first, at most `NUM_MISTAKES`. facts: what
-    else there is to say, JSON types."""
+    """source: URI of what was read. mistakes: wrong readings, the surest first, at most `NUM_MISTAKES`. unread: files
+    that do not count, by reason. facts: what else there is to say, JSON types."""
 
     source: str
     counts: ReadingCounts
     confidences: Confidences
     mistakes: list[Mistake]
+    unread: collections.Counter[str]
     facts: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def summary(self) -> dict[str, Any]:
         """As it stands in `results.json`."""
-        return {"source": self.source, **self.counts.summary(), "confidence": self.confidences.summary(), **self.facts}
+        unread = {"unread": dict(self.unread.most_common())} if self.unread else {}
+        confidence = self.confidences.summary()
+        return {"source": self.source, **self.counts.summary(), "confidence": confidence, **unread, **self.facts}
 
 
 def calibrate(val: pa.Table, model: str) -> float:
@@ -149,8 +152,7 @@ class Tally:
             raise InputError(f"no image of {source} can be read: {decoding.counted(self._unread)}")
         mistakes = [mistake for *_, mistake in sorted(self._worst, key=lambda w: (-w[0], w[1]))]
         confidence, right = (list(itertools.chain.from_iterable(part)) for part in zip(*self._confidences, strict=True))
-        unread = {"unread": dict(self._unread.most_common())} if self._unread else {}
-        return Evaluation(source, self._counts, Confidences.of(confidence, right), mistakes, unread)
+        return Evaluation(source, self._counts, Confidences.of(confidence, right), mistakes, self._unread)
 
 
 def evaluate(source: Labeled, model: str, num_workers: int = 0, use_gpu: bool = False) -> Evaluation:

@@ -53,6 +53,9 @@ REPORT_S = 1.0
 MAX_DEATHS = 10
 """Workers that may die one after another, while no block is finished, before the job fails."""
 
+SILENCE = "start the workers (none has reported; if they died, for lack of memory perhaps, Ray's log says so)"
+"""The stage of workers that nothing was heard of."""
+
 STAGES = ("fetch", "decode", "recognize", "write")
 """What workers do with each object, and so what has a rate; seconds are summed over workers."""
 
@@ -322,10 +325,7 @@ class _Job:
 
         def stage() -> str:
             stages = Counter(report["stage"] for report in look().values())
-            nobody = (
-                "start the workers (none has reported; if they died, for lack of memory perhaps, Ray's log says so)"
-            )
-            return stages.most_common(1)[0][0] if stages else nobody
+            return stages.most_common(1)[0][0] if stages else SILENCE
 
         finished = workers = finished_then = 0
 

@@ -109,4 +109,3 @@ def measure(telemetry: Telemetry, num_epochs: int, message: Announcement) -> Non
     telemetry.set("captcha_data_wait_fraction", record["data_wait_fraction"])
     telemetry.set("captcha_train_loss", record["train_loss"])
     telemetry.set("captcha_val_exact_match", record.get("val_exact_match"))
-    telemetry.set("captcha_workers", record["num_workers"])

@@ -3,7 +3,6 @@
 With --folds K or --learning-curve: measures its recipe, by training it anew on parts of the images.
 """
 
-import collections
 import subprocess
 import sys
 from pathlib import Path
@@ -44,8 +43,8 @@ def main() -> None:
         console.say(f"report: {run.path('report.html')}")
     if foreign := found.counts.num_foreign:
         console.warn(f"{foreign:,} characters of the labels are not in the network's alphabet, and count as wrong")
-    if unread := collections.Counter[str](found.facts.get("unread", {})):
-        console.warn(f"{unread.total():,} files do not count: {decoding.counted(unread)}")
+    if found.unread:
+        console.warn(f"{found.unread.total():,} files do not count: {decoding.counted(found.unread)}")
 
 
 if __name__ == "__main__":

@@ -11,10 +11,10 @@ def main() -> None:
     if config.resume and run.finished:
         console.say(f"{run.uri} is finished already; nothing to do")
         return
-    console.warn_without_gpu(config.use_gpu)
     with cluster.connect(meanwhile="captcha_ray.training") as resources:
         from captcha_ray import demo, evaluation, selftraining, training  # noqa: PLC0415 -- while Ray starts
 
+        resources.warn_without_gpu(config.use_gpu)
         cluster.check_shared(shards=config.shards, unlabelled=config.unlabelled, run=config.run)
         demo.ensure_shards(config.shards)
         shards = datasets.open_shards(config.shards)

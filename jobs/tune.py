@@ -9,10 +9,10 @@ def main() -> None:
     recipe = runs.load_recipe(config.recipe)
     searched = space.build(recipe, config.space, config.vary, only=config.only)
     run = runs.RunDirectory(config.run)
-    console.warn_without_gpu(config.gpus_per_trial > 0)
-    with cluster.connect(meanwhile="captcha_ray.search"):
+    with cluster.connect(meanwhile="captcha_ray.search") as resources:
         from captcha_ray import demo, search, search_report  # noqa: PLC0415 -- imported while Ray starts
 
+        resources.warn_without_gpu(config.gpus_per_trial > 0)
         cluster.check_shared(shards=config.shards, run=config.run)
         demo.ensure_shards(config.shards)
         shards = datasets.open_shards(config.shards)

@@ -48,6 +48,22 @@ class Hanging:
         return 0, 0
 
 
+def _once_released(folder: Path) -> str:
+    deadline = time.monotonic() + 120
+    while not (folder / "released").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return "tests.test_inference.Hanging"
+
+
+class Unheard(str):
+    """The name of a folder here; a worker gets to know it, and so to say anything, once it is released there."""
+
+    __slots__ = ()
+
+    def __reduce__(self) -> tuple[Callable[[Path], str], tuple[Path]]:
+        return _once_released, (Path(self),)
+
+
 class DyingOnce(BlockReader):
     """Its process is killed in the middle of the first block that is read."""
 
@@ -299,6 +315,19 @@ def test_a_stall_is_named_by_its_stage_and_what_was_finished_before_it_is_kept(
         (tmp_path / "released").touch()
     assert not list(out.rglob("*.parquet"))
     assert not (out / "_lease.json").exists()
+
+
+def test_workers_of_which_nothing_is_heard_end_the_job_with_a_hint(
+    ray_cluster: cluster.Cluster, network: Path, images: Path, tmp_path: Path
+) -> None:
+    """As where each dies of too little memory while it imports."""
+    try:
+        with pytest.raises(
+            FailedError, match=r"start the workers \(none has reported; .* memory .* Ray's log says so\)"
+        ):
+            night(images, network, tmp_path / "out", Unheard(tmp_path), stall_timeout_s=3)
+    finally:
+        (tmp_path / "released").touch()
 
 
 def test_a_network_that_is_replaced_under_way_is_said_so_in_a_sentence(

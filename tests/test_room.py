@@ -153,6 +153,23 @@ def test_a_job_waits_for_nodes_that_an_autoscaler_starts(version: dict[str, str]
         assert "the cluster has 2 CPUs and 0 GPUs on 3 node(s), room for 2" in never.stderr
 
 
+@pytest.mark.parametrize(
+    ("there_is", "use_gpu", "warned"),
+    [
+        (cluster.Cluster(2, 0, embedded=True), False, True),
+        (cluster.Cluster(2, 0, embedded=True), True, False),
+        (cluster.Cluster(2, 1, embedded=True), False, False),
+        (cluster.Cluster(2, 0, embedded=False), False, False),
+    ],
+    ids=["none here", "refused elsewhere", "one here", "the work runs elsewhere"],
+)
+def test_that_there_is_no_gpu_is_said_where_that_is_news(
+    there_is: cluster.Cluster, use_gpu: bool, warned: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    there_is.warn_without_gpu(use_gpu)
+    assert capsys.readouterr().err == ("warning: no GPU here; the CPU does the arithmetic\n" if warned else "")
+
+
 @pytest.mark.parametrize(("address", "told"), [("192.0.2.1:6379", True), ("ray://192.0.2.1:10001", False)])
 def test_a_driver_needs_a_node_here_and_rays_client_does_not(
     address: str, told: bool, monkeypatch: pytest.MonkeyPatch
