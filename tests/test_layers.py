@@ -67,6 +67,7 @@ LAYERS = {
     "search": 3,
     "trial_worker": 3,
     "inference": 3,
+    "inference_worker": 3,
     "evaluation": 3,
     "demo": 3,
 }
@@ -75,6 +76,7 @@ WITHIN_RAY = {
     ("demo", "corpus"),
     ("demo", "synthesis"),
     ("evaluation", "datasets"),
+    ("inference", "inference_worker"),
     ("search", "training"),
     ("search", "training_worker"),
     ("search", "trainings"),

@@ -1,0 +1,69 @@
+"""A worker's part of bulk inference on Ray: reads blocks, and tells the driver where it is and what has gone wrong.
+
+Does not list, does not commit; what reading is, `reader` knows.
+"""
+
+import importlib
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import ray
+
+from captcha_ray import storage
+from captcha_ray.config import InputError
+from captcha_ray.work import Work
+
+if TYPE_CHECKING:
+    from captcha_ray.reader import BlockReader
+
+REPORT_S = 1.0
+"""Seconds between a worker's reports."""
+
+
+class ReadBlocks:
+    """A `BlockReader` as an actor of `map_batches`, which tells the board every second where it is."""
+
+    def __init__(self, work: Work, board: Any, reader: str) -> None:
+        self._report: dict[str, Any] = {"stage": "load the network", "fetched": 0, "recognized": 0, "seconds": {}}
+        self._board = board
+        self._refusal = self._failure = ""
+        threading.Thread(target=self._keep_reporting, daemon=True).start()
+        module, _, name = reader.rpartition(".")
+        try:
+            self._reader: BlockReader = getattr(importlib.import_module(module), name)(work, self._report)
+        except InputError as error:  # told with the first block: of what a constructor raises, Ray keeps the text alone
+            self._refusal = str(error)
+
+    def __call__(self, batch: dict[str, npt.NDArray[np.int64]]) -> dict[str, npt.NDArray[Any]]:
+        """Block numbers -> per block: rows staged, errors among them, the sentence that ends the job, if any: of bad
+        input, or of a failure."""
+        counts = [(0, 0)] * len(batch["block"])
+        try:
+            if not self._refusal:
+                counts = [self._reader.read(int(block)) for block in batch["block"]]
+        except InputError as error:
+            self._refusal = str(error)
+        except OSError as error:
+            self._failure = storage.full_disk(error)
+            if not self._failure:
+                raise
+        self._pin()
+        return {
+            "block": batch["block"],
+            "rows": np.array([rows for rows, _ in counts]),
+            "errors": np.array([errors for _, errors in counts]),
+            "refusal": np.array([self._refusal] * len(counts)),
+            "failure": np.array([self._failure] * len(counts)),
+        }
+
+    def _pin(self) -> None:
+        name = ray.get_runtime_context().get_worker_id()
+        self._board.pin.remote(name, {**self._report, "seconds": dict(self._report["seconds"])})
+
+    def _keep_reporting(self) -> None:
+        while True:
+            self._pin()
+            time.sleep(REPORT_S)
