@@ -15,6 +15,7 @@ from captcha_ray import checkpoint, cluster, corpus, datasets
 from captcha_ray.config import ImageSpec, PreprocessConfig
 from captcha_ray.models import build_model
 from captcha_ray.spec import ModelSpec
+from tests.ray_nodes import Nodes
 
 
 @pytest.fixture(scope="session")
@@ -81,3 +82,12 @@ def save_network(run: Path, spec: ModelSpec, seed: int = 0) -> Path:
 
 GLYPHS = ModelSpec(network="multi_head_cnn", image=ImageSpec(height=16, width=24), charset="abcd", slots=2)
 """A network for what `draw_glyphs` draws."""
+
+
+@pytest.fixture(scope="module")
+def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
+    """A head that takes no work, and a node of two CPUs."""
+    nodes = Nodes(tmp_path_factory.mktemp("nodes"))
+    with nodes.head(0), nodes.add(2):
+        nodes.await_alive(2)
+        yield nodes
