@@ -4,7 +4,6 @@ import io
 import json
 import os
 import shutil
-import signal
 import threading
 import time
 from collections import Counter
@@ -22,79 +21,8 @@ from captcha_ray import Recognizer, cluster, inference
 from captcha_ray.config import FailedError, InferConfig, InputError
 from captcha_ray.inference import Night
 from captcha_ray.predictions import Committed, Counts, Predictions, Run
-from captcha_ray.reader import BlockReader
-from captcha_ray.work import Work
 from tests.conftest import GLYPHS, draw_glyphs, glyph_texts, save_network
-
-
-def beside(work: Work) -> Path:
-    """The folder in which the table lies; there, workers and tests leave each other signs."""
-    return Path(work.attempt).parents[3]
-
-
-class Hanging:
-    """Says what it is at, and gets no further until it is released."""
-
-    def __init__(self, work: Work, report: dict[str, Any]) -> None:
-        self._folder = beside(work)
-        self._report = report
-
-    def read(self, block: int) -> tuple[int, int]:
-        self._report["stage"] = "polish the lenses"
-        (self._folder / "hangs").touch()
-        deadline = time.monotonic() + 120
-        while not (self._folder / "released").exists() and time.monotonic() < deadline:
-            time.sleep(0.05)
-        return 0, 0
-
-
-def _once_released(folder: Path) -> str:
-    deadline = time.monotonic() + 120
-    while not (folder / "released").exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    return "tests.test_inference.Hanging"
-
-
-class Unheard(str):
-    """The name of a folder here; a worker gets to know it, and so to say anything, once it is released there."""
-
-    __slots__ = ()
-
-    def __reduce__(self) -> tuple[Callable[[Path], str], tuple[Path]]:
-        return _once_released, (Path(self),)
-
-
-class DyingOnce(BlockReader):
-    """Its process is killed in the middle of the first block that is read."""
-
-    def read(self, block: int) -> tuple[int, int]:
-        try:
-            (beside(self._work) / "died").touch(exist_ok=False)
-        except FileExistsError:
-            return super().read(block)
-        os.kill(os.getpid(), signal.SIGKILL)
-        raise AssertionError("killed")
-
-
-class Dying:
-    """Its process is killed in the middle of every block, until a test releases it."""
-
-    def __init__(self, work: Work, report: dict[str, Any]) -> None:
-        self._released = beside(work) / "released"
-
-    def read(self, block: int) -> tuple[int, int]:
-        if self._released.exists():
-            return 0, 0
-        os.kill(os.getpid(), signal.SIGKILL)
-        raise AssertionError("killed")
-
-
-class Replaced(BlockReader):
-    """Finds another network than the job began with."""
-
-    def __init__(self, work: Work, report: dict[str, Any]) -> None:
-        save_network(Path(work.model), GLYPHS, seed=1)
-        super().__init__(work, report)
+from tests.readers import Unheard
 
 
 @pytest.fixture(autouse=True)
@@ -120,8 +48,6 @@ def images(tmp_path: Path) -> Path:
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of 8 objects."""
-    monkeypatch.setattr(inference, "BATCH_SIZE", 8)
-    monkeypatch.setattr(inference, "MAX_BLOCK", 8)
     monkeypatch.setattr(inference, "BATCH_SIZE", 8)
     monkeypatch.setattr(inference, "MAX_BLOCK", 8)
 
@@ -286,19 +212,18 @@ def test_a_worker_that_is_killed_is_replaced_and_its_block_read_once(
     ray_cluster: cluster.Cluster, network: Path, images: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    done = night(images, network, out, "tests.test_inference.DyingOnce")
+    done = night(images, network, out, "tests.readers.DyingOnce")
     assert (tmp_path / "died").exists()
     assert done.committed.counts.ok == 40
     assert read_again(out) == once(images)
 
 
-def test_a_stall_is_named_by_its_stage_and_what_was_finished_before_it_is_kept(
-    ray_cluster: cluster.Cluster, network: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    out, watch = tmp_path / "out", inference.watch
+@pytest.fixture
+def watched_once_it_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers take seconds to start; the clock runs from when they hang."""
+    watch = inference.watch
 
     def watch_once_it_hangs(work: Callable[..., None], timeout_s: float, *arguments: Any) -> Iterator[Any]:
-        """Workers take seconds to start; the clock runs from when they hang."""
         found = watch(work, timeout_s, *arguments)
         if work.__name__ == "read_all":
             deadline = time.monotonic() + 120
@@ -308,15 +233,23 @@ def test_a_stall_is_named_by_its_stage_and_what_was_finished_before_it_is_kept(
         return found
 
     monkeypatch.setattr(inference, "watch", watch_once_it_hangs)
+
+
+@pytest.mark.usefixtures("watched_once_it_hangs")
+def test_a_stall_is_named_by_its_stage_and_what_was_finished_before_it_is_kept(
+    ray_cluster: cluster.Cluster, network: Path, images: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
     try:
         with pytest.raises(FailedError, match="no progress for 3 s at the stage: polish the lenses; what was finished"):
-            night(images, network, out, "tests.test_inference.Hanging", stall_timeout_s=3)
+            night(images, network, out, "tests.readers.Hanging", stall_timeout_s=3)
     finally:
         (tmp_path / "released").touch()
     assert not list(out.rglob("*.parquet"))
     assert not (out / "_lease.json").exists()
 
 
+@pytest.mark.usefixtures("watched_once_it_hangs")
 def test_workers_of_which_nothing_is_heard_end_the_job_with_a_hint(
     ray_cluster: cluster.Cluster, network: Path, images: Path, tmp_path: Path
 ) -> None:
@@ -335,7 +268,7 @@ def test_a_network_that_is_replaced_under_way_is_said_so_in_a_sentence(
 ) -> None:
     run = shutil.copytree(network, tmp_path / "run")
     with pytest.raises(InputError, match=f"^{run} is not the network it was when this job began$"):
-        night(images, run, tmp_path / "out", "tests.test_inference.Replaced")
+        night(images, run, tmp_path / "out", "tests.readers.Replaced")
     assert not list((tmp_path / "out").rglob("*.parquet"))
 
 
@@ -345,7 +278,7 @@ def test_a_worker_that_dies_again_and_again_ends_the_night(
     monkeypatch.setattr(inference, "MAX_DEATHS", 1)
     try:
         with pytest.raises(FailedError, match="workers died 1 times without finishing a block"):
-            night(images, network, tmp_path / "out", "tests.test_inference.Dying")
+            night(images, network, tmp_path / "out", "tests.readers.Dying")
     finally:
         (tmp_path / "released").touch()
 
