@@ -11,6 +11,7 @@ from pathlib import Path
 from tests.namespace import HOST, Namespace
 from tests.processes import kill
 from tests.ray_nodes import Node, Nodes
+from tests.waiting import wait_until
 
 CUT_OFF_S = 60.0
 """Seconds that a node cannot be reached: longer than Ray takes to give it up."""
@@ -81,13 +82,19 @@ def rank_0(run: Path, workers: list[Node]) -> Node:
     raise AssertionError("no process keeps the run")
 
 
+def _kill_one(cluster: Cluster, moment: random.Random, title: str) -> bool:
+    found = [pid for node in cluster.workers for pid in node.pids(title)]
+    if found:
+        kill(moment.choice(found))
+    return bool(found)
+
+
 def strike(how: str, cluster: Cluster, moment: random.Random, title: str, kept_by: Callable[[], Node]) -> None:
     """Brings a disaster about; where nodes are gone for good, others come."""
     match how:
         case "worker":
-            found = [pid for node in cluster.workers for pid in node.pids(title)]
-            assert found, "there is no worker to kill"
-            kill(moment.choice(found))
+            # Between two trials there is no worker for a moment.
+            wait_until(lambda: _kill_one(cluster, moment, title), None, 60, lambda: "there is no worker to kill")
         case "node":
             moment.choice(cluster.workers).kill()
             cluster.add()
