@@ -123,19 +123,19 @@ def test_an_address_where_no_cluster_is_gives_one_sentence(tmp_path: Path) -> No
 
 
 def test_a_killed_synthesis_continues_to_the_same_files(tmp_path: Path) -> None:
-    arguments = ("--scheme", "text5", "--num-images", "700", "--seed", "3")
+    arguments = ("--scheme", "text5", "--num-images", "300", "--seed", "3")
     command = [sys.executable, str(JOBS / "synthesize.py"), *arguments, "--out", "cut"]
     process = subprocess.Popen(command, cwd=tmp_path, env=environment(), text=True, start_new_session=True)
     wait_until(lambda: len(list(tmp_path.glob("cut/*.png"))) > 20, process)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     half = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "cut").glob("*.png")}
-    assert len(half) < 700
+    assert len(half) < 300
     for out in ("cut", "whole"):
         assert job("synthesize", *arguments, "--out", out, cwd=tmp_path)[0] == 0
     files = {name: {p.name: p.read_bytes() for p in (tmp_path / name).glob("*.png")} for name in ("cut", "whole")}
     assert files["cut"] == files["whole"]
-    assert len(files["whole"]) == 700
+    assert len(files["whole"]) == 300
     kept = [name for name, time_ns in half.items() if (tmp_path / "cut" / name).stat().st_mtime_ns == time_ns]
     assert len(kept) == len(half)
     status, out, _ = job("synthesize", *arguments, "--out", "cut", cwd=tmp_path)
