@@ -34,6 +34,8 @@ NUM_EPOCHS = 80
 """Of a training: a minute or so on two cores, within which a recovery falls."""
 
 TRIAL_EPOCHS = 120
+"""Of a trial of a search: some ten seconds."""
+
 TITLES = {"train": "ray::RayTrainWorker", "tune": "ray::ResourceTrainable", "infer": "ray::MapWorker"}
 """What the command line of a worker holds."""
 
