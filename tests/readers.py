@@ -2,7 +2,6 @@
 
 import os
 import signal
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from captcha_ray.reader import BlockReader
 from captcha_ray.work import Work
 from tests.conftest import GLYPHS, save_network
+from tests.waiting import wait_until
 
 
 def beside(work: Work) -> Path:
@@ -19,9 +19,7 @@ def beside(work: Work) -> Path:
 
 def _hang(folder: Path) -> None:
     (folder / "hangs").touch()
-    deadline = time.monotonic() + 120
-    while not (folder / "released").exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
+    wait_until((folder / "released").exists, None)
 
 
 class Hanging:

@@ -23,6 +23,7 @@ from captcha_ray.inference import Night
 from captcha_ray.predictions import Committed, Counts, Predictions, Run
 from tests.conftest import GLYPHS, draw_glyphs, glyph_texts, save_network
 from tests.readers import Unheard
+from tests.waiting import wait_until
 
 
 @pytest.fixture(autouse=True)
@@ -226,10 +227,7 @@ def watched_once_it_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     def watch_once_it_hangs(work: Callable[..., None], timeout_s: float, *arguments: Any) -> Iterator[Any]:
         found = watch(work, timeout_s, *arguments)
         if work.__name__ == "read_all":
-            deadline = time.monotonic() + 120
-            while not (tmp_path / "hangs").exists():
-                assert time.monotonic() < deadline, "the worker does not start"
-                time.sleep(0.05)
+            wait_until((tmp_path / "hangs").exists, None, explain=lambda: "the worker does not start")
         return found
 
     monkeypatch.setattr(inference, "watch", watch_once_it_hangs)
