@@ -46,6 +46,8 @@ WORKERS = {
     # glibc gives threads arenas that cannot hold more than 64 MiB at a stretch; larger buffers go back to the kernel
     # after every batch. Ray runs what actors do in threads: there inference was 2.5 times slower without this.
     "MALLOC_ARENA_MAX": "1",
+    # Hides GPUs from processes that asked for none: Ray Train opens the first one it sees, for workers on CPUs too.
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
 }
 """Environment of the processes that do the work."""
 

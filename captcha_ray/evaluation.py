@@ -36,8 +36,8 @@ class ReadImages:
     Loads the network once, in the constructor, so that it serves as an actor of `map_batches`.
     """
 
-    def __init__(self, uri: str) -> None:
-        self._recognizer = Recognizer.load(uri)
+    def __init__(self, uri: str, device: str = "cpu") -> None:
+        self._recognizer = Recognizer.load(uri, device)
 
     def __call__(self, rows: pa.Table) -> pa.Table:
         """Rows of `Labeled` -> uri, text, reading, confidence, loss, wrong_image (null where right); where there is a
@@ -70,14 +70,14 @@ class ReadImages:
 def _read_rows(dataset: ray.data.Dataset, uri: str, num_workers: int, use_gpu: bool) -> Iterator[pa.Table]:
     """Tables of readings for all rows of a Dataset. num_workers: actors to read on; 0 reads in this process."""
     if num_workers == 0:
-        read = ReadImages(uri)
+        read = ReadImages(uri, room.device_of(use_gpu))
         for rows in dataset.iter_batches(batch_size=BATCH_SIZE, batch_format="pyarrow"):
             yield read(rows)
         return
     compute: Any = ray.data.ActorPoolStrategy(size=num_workers)
     readings = dataset.map_batches(
         ReadImages,
-        fn_constructor_args=(uri,),
+        fn_constructor_args=(uri, room.device_of(use_gpu)),
         batch_size=BATCH_SIZE,
         batch_format="pyarrow",
         compute=compute,
@@ -106,12 +106,12 @@ class Evaluation:
         return {"source": self.source, **self.counts.summary(), "confidence": confidence, **unread, **self.facts}
 
 
-def calibrate(val: pa.Table, model: str) -> float:
+def calibrate(val: pa.Table, model: str, device: str = "cpu") -> float:
     """Sets the temperature of a run's network by labeled images it has not learned from; returns it.
 
-    val: rows of shards, which are read in this process; `CALIBRATION_IMAGES` are enough.
+    val: rows of shards, which are read in this process, on the device; `CALIBRATION_IMAGES` are enough.
     """
-    recognizer = Recognizer.load(model)
+    recognizer = Recognizer.load(model, device)
     images = schema.unpack_images(val["image"], recognizer.spec.image)
     temperature = recognizer.fit_temperature(images, val["text"].to_pylist())
     checkpoint.set_temperature(model, temperature)

@@ -168,6 +168,7 @@ class _Job:
         self._work = Work(
             config.run,
             model_id,
+            room.device_of(config.use_gpu),
             self._table.attempt,
             objectstore.endpoint(),
             config.max_bytes,

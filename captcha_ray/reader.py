@@ -35,7 +35,7 @@ class BlockReader:
         self._report = report
         if work.endpoint_url:
             objectstore.use_endpoint(work.endpoint_url)
-        self._recognizer = Recognizer.load(work.model)
+        self._recognizer = Recognizer.load(work.model, work.device)
         if self._recognizer.model_id != work.model_id:
             raise InputError(f"{work.model} is not the network it was when this job began")
         self._fetchers = concurrent.futures.ThreadPoolExecutor(NUM_FETCH_THREADS)

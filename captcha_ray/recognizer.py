@@ -55,13 +55,14 @@ class Recognizer:
         self._model = model.to(self._arithmetic.device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
 
     @classmethod
-    def load(cls, uri: str, device: str | None = None, precision: Precision = "auto") -> "Recognizer":
-        """From a run or a checkpoint folder, local or `s3://`. device: default the GPU where there is one.
+    def load(cls, uri: str, device: str = "cpu", precision: Precision = "auto") -> "Recognizer":
+        """Loads the network of a run or a checkpoint folder, local or `s3://`.
 
-        Raises InputError where there is no checkpoint or its parts do not belong together.
+        device: as torch names it, such as "cuda"; a GPU that happens to be visible is not taken unasked. Raises
+        InputError where there is no checkpoint, its parts do not belong together, or the device is not there.
         """
         model, spec, model_id = checkpoint.load_model(uri)
-        return cls(model, spec, device or ("cuda" if torch.cuda.is_available() else "cpu"), precision, model_id)
+        return cls(model, spec, device, precision, model_id)
 
     @overload  # a str is a Sequence[str] too; the first overload takes it
     def predict(self, sources: Source, batch_size: int = ...) -> Reading: ...  # type: ignore[overload-overlap]

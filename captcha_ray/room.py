@@ -48,6 +48,14 @@ def asked_of_ray(cpus: int) -> float:
     return cpus - SPARE_CPU
 
 
+def device_of(use_gpu: bool) -> str:
+    """The device, as torch names it, of a worker whose job was given a GPU or not.
+
+    Ray shows every GPU of a node to workers that asked for none, so that what is visible says nothing.
+    """
+    return "cuda" if use_gpu else "cpu"
+
+
 def num_cpus() -> int:
     """CPUs of the nodes there are; at least 1."""
     return max(int(sum(node["Resources"].get("CPU", 0) for node in cluster.nodes())), 1)

@@ -38,8 +38,8 @@ READINGS_SCHEMA = pa.schema(
 class ReadFiles:
     """Files (columns uri, text) -> rows of `READINGS_SCHEMA`. An actor of `map_batches`."""
 
-    def __init__(self, model: str) -> None:
-        self._recognizer = Recognizer.load(model)
+    def __init__(self, model: str, device: str = "cpu") -> None:
+        self._recognizer = Recognizer.load(model, device)
 
     def __call__(self, files: pa.Table) -> pa.Table:
         """As many rows as files can be decoded."""
@@ -114,7 +114,7 @@ def _read(uris: list[str], shards: Shards, model: str, use_gpu: bool) -> pa.Tabl
     files = pa.table({"uri": uris, "text": pa.repeat("", len(uris))})
     dataset = datasets.in_blocks(files, shards.manifest.image_spec).map_batches(
         ReadFiles,
-        fn_constructor_args=(model,),
+        fn_constructor_args=(model, room.device_of(use_gpu)),
         batch_size=evaluation.BATCH_SIZE,
         batch_format="pyarrow",
         compute=compute,

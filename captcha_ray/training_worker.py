@@ -108,7 +108,7 @@ class Worker:
         if world_size > 1:
             self._parallel = ray.train.torch.prepare_model(
                 self._network,
-                move_to_device=False,
+                move_to_device=device,  # it is there; told nothing, Ray Train takes a GPU that is visible
                 # Workers start with the same ones, and an epoch ends with rank 0's: sending them at every step would
                 # hold all workers up for nothing, as batch normalization in training does not read them.
                 parallel_strategy_kwargs={"forward_sync_buffers": False},

@@ -51,7 +51,7 @@ class Training:
         torch.set_num_threads(self.config.cpus_per_worker)
         spec = training.model_spec(self.config, self.manifest)
         job = training_worker.WorkerJob(self.config, spec, self.blocks, lambda message: None, until)
-        yield from training.epochs(job, torch.device("cuda" if self.config.use_gpu else "cpu"))
+        yield from training.epochs(job, torch.device(room.device_of(self.config.use_gpu)))
 
 
 @ray.remote
@@ -60,13 +60,14 @@ def train_in_full(one: Training, calibrated: bool) -> pa.Table:
 
     Raises InputError where the loss stops being a number.
     """
+    device = room.device_of(one.config.use_gpu)
     *_, last = one.epochs()
     if training_worker.has_diverged(last):
         raise InputError(f"it diverged in epoch {last['epoch']}: the loss is not a number; lower --learning-rate")
     if calibrated and one.blocks["val"]:
         rows = pa.concat_tables([training_worker.fetch(block) for block in one.blocks["val"]])
-        evaluation.calibrate(schema.thin(rows, evaluation.CALIBRATION_IMAGES), one.config.run)
-    read, size = evaluation.ReadImages(one.config.run), evaluation.BATCH_SIZE
+        evaluation.calibrate(schema.thin(rows, evaluation.CALIBRATION_IMAGES), one.config.run, device)
+    read, size = evaluation.ReadImages(one.config.run, device), evaluation.BATCH_SIZE
     tables = [training_worker.fetch(block) for block in one.blocks["test"]]
     return pa.concat_tables([read(t.slice(start, size)) for t in tables for start in range(0, len(t), size)])
 

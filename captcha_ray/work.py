@@ -11,10 +11,11 @@ BATCH_SIZE = 256
 @dataclasses.dataclass(frozen=True)
 class Work:
     """The network by URI and fingerprint, limits, and the folder URI of the blocks. min_confidence: of a reading
-    that counts as certain. num_threads: to decode on."""
+    that counts as certain. num_threads: to decode on. device: to recognize on, as torch names it."""
 
     model: str
     model_id: str
+    device: str
     attempt: str
     endpoint_url: str
     max_bytes: int

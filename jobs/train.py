@@ -25,7 +25,7 @@ def main() -> None:
         if val:
             facts["temperature"] = evaluation.calibrate(val.sample(evaluation.CALIBRATION_IMAGES), run.uri)
         split: Split = "test" if shards.manifest.num_images["test"] else "val" if val else "train"
-        num_readers = 0 if resources.embedded else config.workers[0]
+        num_readers = 0 if resources.embedded and not config.use_gpu else config.workers[0]
         found = evaluation.evaluate(shards.labeled(split), run.uri, num_readers, config.use_gpu)
         results = evaluation.publish(run, {split: found}, **facts)
         run.finish()

@@ -1,10 +1,14 @@
-"""Readers that fail as workers of bulk inference do. In a module of their own, since it is workers that import them."""
+"""What tests have workers do: read and fail as bulk inference can, tell what they see. Workers import this module."""
 
 import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import ray.train
+import ray.train.torch
 
 from captcha_ray.reader import BlockReader
 from captcha_ray.work import Work
@@ -80,3 +84,21 @@ class Replaced(BlockReader):
     def __init__(self, work: Work, report: dict[str, Any]) -> None:
         save_network(Path(work.model), GLYPHS, seed=1)
         super().__init__(work, report)
+
+
+def visible_gpus() -> str | None:
+    """What this process may see of a node's GPUs: empty for none, None for all."""
+    return os.environ.get("CUDA_VISIBLE_DEVICES")
+
+
+class SeeGpus:
+    """An actor of `map_batches` that tells what it may see."""
+
+    def __call__(self, rows: dict[str, Any]) -> dict[str, Any]:
+        return {"visible": np.array([str(visible_gpus())])}
+
+
+def see_gpus(arguments: dict[str, Any]) -> None:
+    """The loop of a training worker that writes down what it may see, and the device that Ray Train gives it."""
+    rank = ray.train.get_context().get_world_rank()
+    Path(arguments["folder"], str(rank)).write_text(f"{visible_gpus()} {ray.train.torch.get_device()}")

@@ -85,7 +85,7 @@ def network(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture
 def work(network: str, tmp_path: Path) -> Work:
     _, model_id = identity.identify(network)
-    return Work(network, model_id, str(tmp_path / "attempt"), "", MAX_BYTES, 16_000_000, 4.0, 0.0, 1)
+    return Work(network, model_id, "cpu", str(tmp_path / "attempt"), "", MAX_BYTES, 16_000_000, 4.0, 0.0, 1)
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,96 @@
+"""A worker computes where its job was told to, whatever GPUs a node shows it."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import ray
+import ray.train
+import ray.train.torch
+import torch
+
+from captcha_ray import cluster, datasets, evaluation, identity, inference, reader, recognizer, room, selftraining
+from captcha_ray.config import InferConfig
+from captcha_ray.work import Work
+from tests import readers
+from tests.conftest import GLYPHS, draw_glyphs, glyph_texts, save_network
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A process that sees a GPU, and who asked for it; using it fails the test."""
+    found: list[str] = []
+
+    def is_available() -> bool:
+        found.append("is there one?")
+        return True
+
+    monkeypatch.setattr(torch.cuda, "is_available", is_available)
+    monkeypatch.setattr(torch.cuda, "_lazy_init", lambda: pytest.fail("CUDA is opened"))
+    return found
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> str:
+    return str(save_network(tmp_path / "run", GLYPHS))
+
+
+def test_nobody_asks_whether_there_is_a_gpu(
+    asked: list[str], run: str, glyph_shards: datasets.Shards, tmp_path: Path
+) -> None:
+    recognizer.Recognizer.load(run).predict([np.zeros((16, 24), np.uint8)])
+    rows = pa.concat_tables(glyph_shards.read("val").iter_batches(batch_size=None, batch_format="pyarrow"))
+    evaluation.ReadImages(run)(rows)
+    evaluation.calibrate(rows, run)
+    folder = draw_glyphs(tmp_path / "more", glyph_texts(3, 2))
+    uris = [str(path) for path in folder.iterdir()]
+    selftraining.ReadFiles(run)(pa.table({"uri": uris, "text": [""] * 3}))
+    _, model_id = identity.identify(run)
+    work = Work(run, model_id, "cpu", str(tmp_path / "attempt"), "", 1000, 1000, 4.0, 0.0, 1)
+    reader.BlockReader(work, {"seconds": {}})
+    assert asked == []
+
+
+def test_the_device_of_a_job_reaches_whoever_computes(
+    run: str, glyph_shards: datasets.Shards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    devices: list[str] = []
+
+    def load(uri: str, device: str = "cpu") -> Any:
+        devices.append(device)
+        raise InterruptedError
+
+    monkeypatch.setattr(recognizer.Recognizer, "load", load)
+    monkeypatch.setattr(room, "await_room", lambda *_, **__: None)
+    rows = glyph_shards.labeled("val")
+    for use_gpu in (False, True):
+        with pytest.raises(InterruptedError):
+            evaluation.evaluate(rows, run, use_gpu=use_gpu)
+        config = InferConfig(images=str(tmp_path), run=run, out=str(tmp_path / "out"), use_gpu=use_gpu)
+        job = inference._Job(config, "", None, tmp_path, 0.0, "")  # type: ignore[arg-type]
+        with pytest.raises(InterruptedError):
+            reader.BlockReader(job._work, {})
+        with pytest.raises(InterruptedError):
+            selftraining.ReadFiles(run, room.device_of(use_gpu))
+    assert devices == ["cpu"] * 3 + ["cuda"] * 3
+
+
+def test_ray_hides_gpus_from_tasks_and_actors_that_asked_for_none(ray_cluster: cluster.Cluster) -> None:
+    assert ray.get(ray.remote(readers.visible_gpus).remote()) == ""
+    seen = ray.data.range(1).map_batches(readers.SeeGpus, compute=ray.data.ActorPoolStrategy(size=1)).take_all()
+    assert seen == [{"visible": ""}]
+
+
+def test_workers_of_a_training_on_cpus_see_no_gpu(ray_cluster: cluster.Cluster, tmp_path: Path) -> None:
+    shown = tmp_path / "shown"
+    shown.mkdir()
+    trainer = ray.train.torch.TorchTrainer(
+        readers.see_gpus,
+        train_loop_config={"folder": str(shown)},
+        scaling_config=ray.train.ScalingConfig(num_workers=2, resources_per_worker={"CPU": 0.9}),
+        run_config=ray.train.RunConfig(storage_path=str(tmp_path / "train")),
+    )
+    trainer.fit()
+    assert [path.read_text() for path in sorted(shown.iterdir())] == [" cpu", " cpu"]
