@@ -14,7 +14,7 @@ Labels = Literal["folder", "filename", "table"]
 Network = Literal["auto", "glyph_vgg", "multi_head_cnn", "column_cnn"]
 Optimizer = Literal["sgd", "rmsprop", "adam", "adamw"]
 Precision = Literal["auto", "fp32", "bf16"]
-Schedule = Literal["constant", "one_cycle"]
+Schedule = Literal["constant", "one_cycle", "warmup_stable_decay"]
 Scheduler = Literal["asha", "none"]
 Search = Literal["optuna", "random", "grid"]
 
@@ -243,18 +243,23 @@ class TrainConfig(Config):
     charset: str = ""
     """Alphabet the shards must have; default: take theirs."""
     epochs: int = 0
-    """Passes over the training split; 0 for as many as its size, its characters and their number ask for."""
+    """Passes over the training split; 0 for as many as its size, its characters and their number ask for, and for more
+    of them while the network does not read yet or still gets better."""
+    max_epochs: int = 0
+    """Passes over the training split at most, where the schedule is warmup_stable_decay. 0 for no more than --epochs
+    where that is given, else four times what is chosen."""
     batch_size: int = 0
     """Images per worker and optimizer step, at most; a split is cut into batches of nearly equal size. 0 for 16 to 256
     over all workers, by the size of the training split."""
     optimizer: Optimizer = "adam"
     """Update rule; sgd and rmsprop use --momentum."""
     learning_rate: float = 1e-3
-    """Step size; the peak of it where the schedule is one_cycle."""
+    """Step size; the peak of it where the schedule is not constant."""
     schedule: Schedule = "constant"
-    """constant, or one_cycle: linear warm-up, then cosine to zero."""
+    """constant; one_cycle: linear warm-up, then cosine to zero; or warmup_stable_decay: linear warm-up, then the peak
+    until the network reads, then cosine to zero; a network that does not come to read begins anew, with more time."""
     warmup_fraction: float = 0.3
-    """Share of the steps that one_cycle warms up for."""
+    """Share of the steps that the schedule warms up for; warmup_stable_decay for 150 at most."""
     momentum: float = 0.0
     """Momentum of sgd and rmsprop."""
     weight_decay: float = 0.0
@@ -330,6 +335,7 @@ class TrainConfig(Config):
             "width",
             "slots",
             "epochs",
+            "max_epochs",
             "momentum",
             "weight_decay",
             "rotation_degrees",
@@ -354,6 +360,15 @@ class TrainConfig(Config):
         check(
             0 <= self.stroke_fraction <= 0.5,
             f"stroke_fraction is {self.stroke_fraction}; it must be 0 to .5, as many images become thinner as thicker",
+        )
+        adapts = self.schedule == "warmup_stable_decay"
+        check(
+            adapts or self.max_epochs == 0,
+            f"max_epochs is {self.max_epochs}; a training of schedule {self.schedule} takes --epochs, no more, no less",
+        )
+        check(
+            self.max_epochs == 0 or self.max_epochs >= self.epochs,
+            f"max_epochs is {self.max_epochs}; it must be at least as many as epochs, {self.epochs}",
         )
         check(self.shear_degrees < 90, f"shear_degrees is {self.shear_degrees}; it must be below 90 degrees")
         check(bool(self.shards) and bool(self.run), "shards and run must each name a folder or a URI")

@@ -172,7 +172,7 @@ class TrainingProgress:
     """One bar for a whole training run and one line per finished epoch."""
 
     def __init__(self, num_epochs: int) -> None:
-        self._num_epochs = num_epochs
+        self.num_epochs = num_epochs
         self._bar = _bar()
         self._task = self._bar.add_task("train", total=None, note="starting")
         self._started: tuple[float, float] | None = None
@@ -196,14 +196,22 @@ class TrainingProgress:
             )
         self._num_workers, self._started = num_workers, None  # what was waited for says nothing of what is left
 
+    def plan(self, num_epochs: int, change: str) -> None:
+        """So many epochs there will be, as it looks now. change: what has led to that, for the person; may be empty."""
+        self.num_epochs = num_epochs
+        if self._started is not None:
+            self._bar.update(self._task, total=num_epochs)
+        if change:
+            say(f"{change}; {num_epochs} epochs in all", num_epochs=num_epochs)
+
     def step(self, epoch: int, fraction: float, images_per_second: float) -> None:
         """epoch: from 1. fraction: of the epoch that is done, 0 to 1."""
         done = epoch - 1 + fraction
         if self._started is None:
             self._started = (time.monotonic(), done)
-            self._bar.reset(self._task, total=self._num_epochs)
+            self._bar.reset(self._task, total=self.num_epochs)
         self._bar.update(
-            self._task, completed=done, note=f"epoch {epoch}/{self._num_epochs}  {images_per_second:,.0f} images/s"
+            self._task, completed=done, note=f"epoch {epoch}/{self.num_epochs}  {images_per_second:,.0f} images/s"
         )
 
     def epoch(self, record: dict[str, Any], best: bool) -> None:
@@ -213,13 +221,13 @@ class TrainingProgress:
         if self._started is not None and not _is_terminal():
             at, done = self._started
             rate = (record["epoch"] - done) / max(time.monotonic() - at, 1e-9)
-            left = f"  {_left(self._num_epochs - record['epoch'], rate)} left"
+            left = f"  {_left(self.num_epochs - record['epoch'], rate)} left"
         loss, characters = f"{record['train_loss']:.3f}", f"{record['train_char_accuracy']:.2%}"
         if "val_loss" in record:
             loss += f" val {record['val_loss']:.3f}"
             characters += f" val {record['val_char_accuracy']:.2%}  strings val {record['val_exact_match']:.2%}"
         say(
-            f"epoch {record['epoch']:>3}/{self._num_epochs}  loss {loss}  characters {characters}"
+            f"epoch {record['epoch']:>3}/{self.num_epochs}  loss {loss}  characters {characters}"
             f"  {record['images_per_second']:,.0f} images/s{left}{'  best' if best and 'val_loss' in record else ''}",
             **record,
         )

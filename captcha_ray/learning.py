@@ -22,11 +22,6 @@ from torch import Tensor, nn
 from captcha_ray.config import InputError, Precision, TrainConfig
 from captcha_ray.models import Network
 
-GUIDED = (0.03, 0.1)
-"""Shares of the steps until which networks that must find out where characters stand are told that they stand evenly:
-wholly until the first, then less and less until the second. Briefly, as they seldom do: told so for longer, a network
-with few images learns these by heart instead of the characters."""
-
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """Parameters of glibc's mallopt, from malloc.h."""
 
@@ -42,7 +37,8 @@ class Batch:
 
 @dataclasses.dataclass(frozen=True)
 class EpochCounts:
-    """Sums over images; they add up over batches and workers. sums: float64 (3 + S,)."""
+    """Sums over images; they add up over batches and workers. sums: float64 (3 + 2 S,): images, loss, strings right,
+    characters right in each slot, characters there are in each slot."""
 
     sums: npt.NDArray[np.float64]
 
@@ -52,14 +48,17 @@ class EpochCounts:
         return round(float(self.sums[0]))
 
     def ratios(self, prefix: str) -> dict[str, Any]:
-        """Loss per image, accuracies over characters and whole strings, and per slot, named `prefix_...`."""
+        """Loss per image, accuracies over characters and whole strings, and per slot, named `prefix_...`.
+
+        Characters count as in `metrics.ReadingCounts`; that a text ends is none. Slots without any have nan.
+        """
         n, loss, strings, *slots = (float(x) for x in self.sums)
-        accuracy = [s / n for s in slots]
+        right, there = slots[: len(slots) // 2], slots[len(slots) // 2 :]
         return {
             f"{prefix}_loss": loss / n,
-            f"{prefix}_char_accuracy": sum(accuracy) / len(accuracy),
+            f"{prefix}_char_accuracy": sum(right) / sum(there),
             f"{prefix}_exact_match": strings / n,
-            f"{prefix}_slot_accuracy": accuracy,
+            f"{prefix}_slot_accuracy": [r / t if t else math.nan for r, t in zip(right, there, strict=True)],
         }
 
 
@@ -88,6 +87,11 @@ class EpochFeed:
         # edges[w][s]: where worker w's batch s begins; batches of a worker differ by one image at most
         self._edges = [[count * step // self.num_steps for step in range(self.num_steps + 1)] for count in counts]
         self._rank = rank
+
+    def count_classes(self, num_classes: int) -> npt.NDArray[np.int64]:
+        """How often each class stands in each slot of this worker's images, int64 (slots, classes)."""
+        slots = self._targets.numpy().T
+        return np.stack([np.bincount(slot, minlength=num_classes) for slot in slots]).astype(np.int64)
 
     @property
     def smallest_batch(self) -> int:
@@ -124,22 +128,6 @@ def build_optimizer(config: TrainConfig, model: nn.Module) -> torch.optim.Optimi
             return torch.optim.Adam(parameters, lr, weight_decay=decay, fused=True)
         case "adamw":
             return torch.optim.AdamW(parameters, lr, weight_decay=decay, fused=True)
-
-
-def learning_rate_at(config: TrainConfig, fraction: float) -> float:
-    """Step size after a fraction (0 to 1) of all steps; a function of it alone, so there is no state to resume."""
-    if config.schedule == "constant":
-        return config.learning_rate
-    warmup = config.warmup_fraction
-    if fraction < warmup:
-        return config.learning_rate * (0.04 + 0.96 * fraction / warmup)
-    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * (fraction - warmup) / (1 - warmup)))
-
-
-def guidance_at(fraction: float) -> float:
-    """Share of the loss that says where characters stand, after a fraction (0 to 1) of all steps."""
-    whole, none = GUIDED
-    return min(max((none - fraction) / (none - whole), 0.0), 1.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -268,9 +256,12 @@ class _Counter:
 
     def add(self, model: Network, outputs: Tensor, targets: Tensor, losses: Tensor) -> None:
         with torch.no_grad():
-            right = model.log_probabilities(outputs).argmax(2) == targets  # (N, S)
+            end = model.num_characters
+            read = model.log_probabilities(outputs).argmax(2)  # (N, S)
+            read = torch.where((read == end).cumsum(1) > 0, end, read)  # nothing is read behind the end
+            right, there = read == targets, targets < end
             head = torch.stack([torch.full_like(losses[:1].sum(), len(losses)), losses.sum(), right.all(1).sum()])
-            sums = torch.cat([head, right.sum(0)]).double()
+            sums = torch.cat([head, (right & there).sum(0), there.sum(0)]).double()
             self._sums = sums if self._sums is None else self._sums + sums
 
     def counts(self) -> EpochCounts:

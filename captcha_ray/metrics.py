@@ -34,6 +34,15 @@ def ratio(numerator: float, denominator: float) -> float | None:
     return numerator / denominator if denominator else None
 
 
+def guess_loss(counts: npt.NDArray[np.int64]) -> float:
+    """Returns the loss, nats per image, of who knows nothing of an image but how often each class stands in each slot.
+
+    counts: int64 (slots, classes), of all images. It is the sum of the slots' entropies (C. Shannon, 1948).
+    """
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    return float(-(shares * np.log(np.where(shares > 0, shares, 1))).sum())
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Mistake:
     """One image that was misread.

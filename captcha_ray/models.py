@@ -13,7 +13,14 @@ from captcha_ray.spec import ModelSpec
 
 
 class Network(nn.Module):
-    """A network whose outputs are logits of the characters of each slot, (N, S, K); others say what theirs are."""
+    """A network whose outputs are logits of the characters of each slot, (N, S, K); others say what theirs are.
+
+    num_characters: K. Class K, where there is one, means that the text has ended.
+    """
+
+    def __init__(self, num_characters: int) -> None:
+        super().__init__()
+        self.num_characters = num_characters
 
     def losses(self, outputs: Tensor, targets: Tensor, label_smoothing: float = 0.0, guidance: float = 0.0) -> Tensor:
         """Negative log-likelihood of each image's text -> float32 (N,), nats; for slots, summed over them.
@@ -38,7 +45,7 @@ class GlyphVGG(Network):
     """
 
     def __init__(self, image: ImageSpec, num_classes: int, dropout: float) -> None:
-        super().__init__()
+        super().__init__(num_classes)
         layers: list[nn.Module] = []
         channels = image.channels
         for depth, width in ((1, 32), (2, 64), (3, 128)):
@@ -92,7 +99,7 @@ class MultiHeadCNN(Network):
     """
 
     def __init__(self, image: ImageSpec, num_classes: int, slots: int, dropout: float) -> None:
-        super().__init__()
+        super().__init__(num_classes)
         self.features = nn.Sequential(  # ReLU after max-pooling gives what it gives before it, at a quarter of the work
             nn.Conv2d(image.channels, 16, 3, padding=1),
             MaxPool(),
@@ -128,7 +135,7 @@ class ColumnCNN(Network):
     """
 
     def __init__(self, image: ImageSpec, num_classes: int, slots: int, dropout: float, *, variable: bool) -> None:
-        super().__init__()
+        super().__init__(num_classes)
         self._slots, self._variable = slots, variable
         stride = column_stride(image, slots)
         self.features = nn.Sequential(

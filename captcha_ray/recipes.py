@@ -81,7 +81,7 @@ def auto() -> TrainConfig:
         recipe="auto",
         optimizer="adamw",
         learning_rate=3e-3,
-        schedule="one_cycle",
+        schedule="warmup_stable_decay",
         warmup_fraction=0.15,
         weight_decay=0.01,
         dropout=0.3,

@@ -103,6 +103,8 @@ def measure(telemetry: Telemetry, num_epochs: int, message: Announcement) -> Non
     if name == "begin":
         telemetry.set("captcha_workers", arguments[1])
         return
+    if name == "plan":
+        return
     record = arguments[0]
     telemetry.set("captcha_progress", record["epoch"] / num_epochs)
     telemetry.set("captcha_images_per_second", record["images_per_second"])

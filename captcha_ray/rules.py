@@ -19,6 +19,10 @@ CLASS_SEEN = 4_000
 MAX_EPOCHS = 400
 """The fewest images are not looked at more often than this: there is nothing left in them to learn."""
 
+LONGEST = 4
+"""A training whose length nobody named may take so many times the epochs that the rules choose: to find its way in a
+second attempt, or while validation gets better."""
+
 MANY, SEEN_EXPONENT = 700, 0.75
 """From `MANY` images on a training sees more; the images it sees grow with this power of their number."""
 
@@ -30,12 +34,17 @@ def settle(config: TrainConfig, manifest: Manifest) -> TrainConfig:
     are drawn over single characters, which they could make others of.
     """
     open_ = config.network == "auto"
+    chosen = config.epochs or epochs(manifest)
+    longest = config.epochs or LONGEST * chosen
+    if config.schedule != "warmup_stable_decay":
+        longest = 0
     return dataclasses.replace(
         config,
         network="column_cnn" if open_ else config.network,
         variable_length=config.variable_length or (open_ and manifest.min_length < manifest.max_length),
         batch_size=config.batch_size or max(batch_size(manifest.num_images["train"]) // config.workers[1], 2),
-        epochs=config.epochs or epochs(manifest),
+        epochs=min(chosen, config.max_epochs or chosen),
+        max_epochs=config.max_epochs or longest,
         lines_fraction=config.lines_fraction if manifest.max_length > 1 else 0.0,
     )
 

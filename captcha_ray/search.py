@@ -73,6 +73,7 @@ def run(
     if recipe.unlabelled:
         console.warn(f"trials learn from labeled images alone, without those of {recipe.unlabelled}")
     recipe = settle(_starting_point(config, recipe), manifest)
+    recipe = dataclasses.replace(recipe, max_epochs=0)  # trials are compared after as many epochs
     _check_trials(recipe, searched, manifest)
     concurrent = num_concurrent(config)
     sampler = Sampler(config.search, searched, space.values_of(recipe, searched), config.num_trials, config.seed)
@@ -128,6 +129,7 @@ def _starting_point(config: TuneConfig, recipe: TrainConfig) -> TrainConfig:
         unlabelled="",
         run=storage.join(config.run, "best"),
         epochs=config.epochs or recipe.epochs,
+        max_epochs=0,
         num_workers=config.workers_per_trial,
         cpus_per_worker=config.cpus_per_worker,
         use_gpu=config.gpus_per_trial > 0,

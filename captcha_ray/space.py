@@ -74,7 +74,7 @@ OFFERED: Space = {
     "optimizer": Choice(("sgd", "rmsprop", "adam", "adamw")),
     "momentum": Choice((0.0, 0.9)),
     "weight_decay": Range(1e-6, 1e-1, log=True),
-    "schedule": Choice(("constant", "one_cycle")),
+    "schedule": Choice(("constant", "one_cycle", "warmup_stable_decay")),
     "label_smoothing": Range(0.0, 0.2),
     AUGMENTATION: Range(0.0, 1.0),
     "rotation_degrees": Range(0.0, 15.0),

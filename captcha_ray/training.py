@@ -166,7 +166,7 @@ def _train(config: TrainConfig, spec: ModelSpec, blocks: dict[str, list[Any]], c
         def show(message: Announcement) -> None:
             name, arguments = message
             getattr(progress, name)(*arguments)
-            relay.measure(telemetry, config.epochs, message)
+            relay.measure(telemetry, progress.num_epochs, message)
 
         if cluster.embedded and config.workers[1] == 1 and not config.use_gpu:
             _run_trainer(WorkerJob(config, spec, blocks, show), local=True)
@@ -187,9 +187,10 @@ def describe(config: TrainConfig, spec: ModelSpec, manifest: schema.Manifest) ->
     """What is to be trained, in a line for a person. config: settled."""
     with torch.device("meta"):
         size = sum(parameter.numel() for parameter in build_model(spec).parameters())
+    longest = f" to {config.max_epochs}" if config.max_epochs > config.epochs else ""
     lengths = f"{spec.reads} of {len(spec.charset)} characters in {spec.image}"
     return (
-        f"{spec.network} of {size:,} parameters for {lengths}: {config.epochs} epochs of "
+        f"{spec.network} of {size:,} parameters for {lengths}: {config.epochs}{longest} epochs of "
         f"{manifest.num_images['train']:,} images in batches of up to {config.batch_size}"
     )
 

@@ -23,12 +23,13 @@ import torch
 import torch._dynamo  # the first optimizer would import it, when nothing else goes on meanwhile
 import torch.distributed
 from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
 
-from captcha_ray import checkpoint, learning, schema, storage
+from captcha_ray import checkpoint, learning, metrics, schedule, schema, storage
 from captcha_ray.augment import Augment
 from captcha_ray.charset import Charset
 from captcha_ray.config import AGAIN, FailedError, TrainConfig
-from captcha_ray.models import build_model
+from captcha_ray.models import Network, build_model
 from captcha_ray.relay import Announcement
 from captcha_ray.runs import EventLog, RunDirectory
 from captcha_ray.spec import ModelSpec
@@ -94,8 +95,7 @@ class Worker:
         step_images = config.batch_size * config.workers[1]  # as many with fewer workers: the learning rate fits them
         self._train = self._feed("train", -(-step_images // world_size))
         self._val = self._feed("val", EVALUATION_BATCH_SIZE) if job.blocks["val"] else None
-        torch.manual_seed(learning.derive_seed(config.seed))
-        self._network = build_model(job.spec).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._network = self._fresh_network(attempt=0)
         self._optimizer = learning.build_optimizer(config, self._network)
         self._run = RunDirectory(config.run)
         self._history: list[dict[str, Any]] = []
@@ -114,9 +114,13 @@ class Worker:
                 parallel_strategy_kwargs={"forward_sync_buffers": False},
             )
         self._augment = Augment.of(config)
+        self._dropouts = [(module, module.p) for module in self._network.modules() if isinstance(module, _DropoutNd)]
+        first = schedule.Plan.first(config, self._train.num_steps, metrics.guess_loss(self._count_classes()))
+        self._plan = first.after_all(self._history)
         self._announced = 0.0
         if rank == 0:
             job.announce(("begin", (len(self._history), world_size)))
+            job.announce(("plan", (self._plan.num_epochs, "")))
 
     def _feed(self, split: str, batch_size: int) -> learning.EpochFeed:
         """This worker's rows: every world_size-th of the split. Copied out of the object store, but for a single
@@ -140,6 +144,27 @@ class Worker:
             batch_size,
         )
 
+    def _count_classes(self) -> npt.NDArray[np.int64]:
+        """How often each class stands in each slot of all workers' training images, int64 (slots, classes)."""
+        counts = self._train.count_classes(len(self._job.spec.charset) + 1)
+        if self._world_size > 1:
+            summed = torch.from_numpy(counts).to(self._arithmetic.device)
+            torch.distributed.all_reduce(summed)
+            counts = summed.cpu().numpy()
+        return counts
+
+    def _fresh_network(self, attempt: int) -> Network:
+        """The network as the attempt, from 0, begins with it; on every worker the same."""
+        seed = self._job.config.seed
+        torch.manual_seed(learning.derive_seed(seed, attempt) if attempt else learning.derive_seed(seed))
+        network = build_model(self._job.spec)
+        return network.to(self._arithmetic.device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+
+    def _begin_anew(self) -> None:
+        """Forgets what was learned, as the plan has it; where several workers train, they keep the same parameters."""
+        self._network.load_state_dict(self._fresh_network(self._plan.attempt).state_dict())
+        self._optimizer = learning.build_optimizer(self._job.config, self._network)
+
     @property
     def epochs(self) -> list[dict[str, Any]]:
         """Lines of `metrics.jsonl` so far, those of before an interruption too."""
@@ -148,7 +173,7 @@ class Worker:
     @property
     def wants_epoch(self) -> bool:
         """Whether there is an epoch to do: not past the last, not diverged, patience not spent."""
-        done, last = len(self._history), self._job.until or self._job.config.epochs
+        done, last = len(self._history), min(self._job.until or self._plan.num_epochs, self._plan.num_epochs)
         diverged = done > 0 and has_diverged(self._history[-1])
         patience = self._job.config.patience
         spent = patience > 0 and done > 0 and done - best_epoch(self._history) >= patience
@@ -159,10 +184,15 @@ class Worker:
         config = self._job.config
         started = time.perf_counter()
         number = len(self._history) + 1
-        steps = self._train.num_steps
+        steps, plan = self._train.num_steps, self._plan
+        if plan.begun == number - 1 > 0:
+            self._begin_anew()
+        for module, share in self._dropouts:  # what disturbs the network comes once it reads: it finds its way sooner
+            module.p = 0.0 if plan.holds else share
+        augment = dataclasses.replace(self._augment, stroke_fraction=0.0) if plan.holds else self._augment
 
         def learning_rate(step: int) -> float:
-            return learning.learning_rate_at(config, (number - 1 + step / steps) / config.epochs)
+            return plan.learning_rate(number - 1 + step / steps)
 
         counts, waited_s = learning.train_epoch(
             self._network,
@@ -170,12 +200,12 @@ class Worker:
             self._train.epoch(learning.derive_seed(config.seed, number, self._rank, 0)),
             self._arithmetic,
             parallel=self._parallel,
-            augment=self._augment,
+            augment=augment,
             seed=learning.derive_seed(config.seed, number, self._rank, 1),
             world_size=self._world_size,
             learning_rate=learning_rate,
             label_smoothing=config.label_smoothing,
-            guidance=lambda step: learning.guidance_at((number - 1 + step / steps) / config.epochs),
+            guidance=lambda step: plan.prior(number - 1 + step / steps),
             on_step=self._announcer(number, started),
         )
         train = self._sum(counts)
@@ -193,11 +223,15 @@ class Worker:
             "data_wait_fraction": waited_s / train_s,
             "learning_rate": learning_rate(steps),
             "num_workers": self._world_size,
+            "attempt": plan.attempt,
             "seconds": time.perf_counter() - started,
         }
         self._history.append({name: _finite(value) for name, value in record.items()})
+        self._plan = plan.after(self._history)
         if self._rank == 0:
             self._keep()
+            if self._plan.num_epochs != plan.num_epochs or self._plan.change:
+                self._job.announce(("plan", (self._plan.num_epochs, self._plan.change.value)))
         return self._history[-1]
 
     def _announcer(self, epoch: int, started: float) -> Callable[[int, int], None]:
@@ -231,7 +265,7 @@ class Worker:
         """The state last but for what follows from it: a kill before repeats the epoch, which gives the same again."""
         record = self._history[-1]
         best = best_epoch(self._history) == record["epoch"]
-        if best and ("val_loss" in record or record["epoch"] == self._job.config.epochs):
+        if best and ("val_loss" in record or record["epoch"] == self._plan.num_epochs):
             checkpoint.save_model(self._run.path("checkpoint"), self._network, self._job.spec)
         if self._events:
             self._events.add(record)

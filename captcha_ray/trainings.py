@@ -94,7 +94,8 @@ def train_all(
     def take() -> tuple[Training, pa.Table]:
         while not (done := ray.wait(list(waiting), timeout=LOOK_S)[0]):
             for one in waiting.values() if watch else ():
-                tell(one, len(RunDirectory(one.config.run).read_metrics()))
+                epochs = len(RunDirectory(one.config.run).read_metrics())
+                tell(one, min(epochs, one.config.epochs - 1))  # it may take longer than planned
         one = waiting.pop(done[0])
         try:
             table = ray.get(done[0])

@@ -61,6 +61,8 @@ BAD: list[tuple[type[Config], dict[str, Any]]] = [
     *((TrainConfig, {name: 0}) for name in ("num_workers", "cpus_per_worker")),
     *((TrainConfig, {"num_workers": value}) for value in ("4:1", "0:2", "1:2:3", "1:", "all", "-1", "1:4.5")),
     (TrainConfig, {"epochs": -1}),
+    (TrainConfig, {"max_epochs": 5}),
+    (TrainConfig, {"schedule": "warmup_stable_decay", "epochs": 6, "max_epochs": 5}),
     (TrainConfig, {"batch_size": 1}),
     *((TrainConfig, {name: -1}) for name in ("height", "width", "slots", "patience", "seed", "max_failures")),
     *(

@@ -32,6 +32,7 @@ LAYERS = {
     "calibration": 1,
     "learning_curve": 1,
     "rules": 1,
+    "schedule": 1,
     "runs": 1,
     "page": 1,
     "space": 1,

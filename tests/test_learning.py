@@ -17,6 +17,7 @@ from captcha_ray import checkpoint, learning, recipes
 from captcha_ray.augment import Affine
 from captcha_ray.config import ImageSpec, InputError, TrainConfig
 from captcha_ray.learning import Arithmetic, Batch, EpochCounts, EpochFeed
+from captcha_ray.metrics import ReadingCounts
 from captcha_ray.models import Network, build_model
 from captcha_ray.spec import ModelSpec
 
@@ -53,8 +54,16 @@ def batch(images: npt.NDArray[np.uint8], targets: npt.NDArray[np.int64], step_im
     return Batch(torch.from_numpy(images), torch.from_numpy(targets), step_images or len(images))
 
 
-class Plain(nn.Sequential, Network):
+class Plain(Network):
     """Layers one after another; neither batch normalization nor dropout."""
+
+    def __init__(self, num_characters: int, *layers: nn.Module) -> None:
+        super().__init__(num_characters)
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        outputs: torch.Tensor = self.layers(images)
+        return outputs
 
 
 def new_model(spec: ModelSpec, seed: int = 0) -> Network:
@@ -67,6 +76,7 @@ def linear_model(spec: ModelSpec) -> Network:
     torch.manual_seed(3)
     outputs = spec.slots * len(spec.charset)
     return Plain(
+        len(spec.charset),
         nn.Flatten(),
         nn.Linear(math.prod(spec.image.shape), 7),
         nn.Tanh(),
@@ -81,7 +91,7 @@ def linear_model(spec: ModelSpec) -> Network:
 def test_loss_is_summed_over_slots() -> None:
     """Slot 1: logits (0, ln 3), class 1 has probability 3/4. Slot 2: (ln 4, 0), class 1 has 1/5."""
     logits = torch.tensor([[[0.0, math.log(3)], [math.log(4), 0.0]]])
-    losses = Network().losses(logits, torch.tensor([[1, 1]]))
+    losses = Network(3).losses(logits, torch.tensor([[1, 1]]))
     assert losses.tolist() == pytest.approx([math.log(4 / 3) + math.log(5)])
 
 
@@ -97,7 +107,7 @@ def test_epoch_loss_is_averaged_over_images() -> None:
 
 def test_gradient_is_that_of_the_mean_over_images_of_the_sum_over_slots() -> None:
     """For zero weights the gradient of output biases is softmax minus one-hot: 1/3 each, less the share of a class."""
-    model = Plain(nn.Flatten(), nn.Linear(120, 6), nn.Unflatten(1, (2, 3)))
+    model = Plain(3, nn.Flatten(), nn.Linear(120, 6), nn.Unflatten(1, (2, 3)))
     for parameter in model.parameters():
         nn.init.zeros_(parameter)
     images, _ = labelled(TINY, 4)
@@ -106,7 +116,7 @@ def test_gradient_is_that_of_the_mean_over_images_of_the_sum_over_slots() -> Non
     learning.train_epoch(
         model, optimizer, [batch(images, targets)], FP32, augment=STILL, seed=0, learning_rate=lambda _: 0.0
     )
-    bias = dict(model.named_parameters())["1.bias"].grad
+    bias = dict(model.named_parameters())["layers.1.bias"].grad
     assert bias is not None
     assert bias.tolist() == pytest.approx(
         [1 / 3 - 2 / 4, 1 / 3 - 1 / 4, 1 / 3 - 1 / 4, 1 / 3, 1 / 3 - 1 / 4, 1 / 3 - 3 / 4]
@@ -115,7 +125,7 @@ def test_gradient_is_that_of_the_mean_over_images_of_the_sum_over_slots() -> Non
 
 def test_label_smoothing_shapes_the_gradient_and_not_the_loss_that_is_told() -> None:
     """The target is one-hot less a share that goes to all three classes alike."""
-    model = Plain(nn.Flatten(), nn.Linear(120, 6), nn.Unflatten(1, (2, 3)))
+    model = Plain(3, nn.Flatten(), nn.Linear(120, 6), nn.Unflatten(1, (2, 3)))
     for parameter in model.parameters():
         nn.init.zeros_(parameter)
     images, _ = labelled(TINY, 1)
@@ -132,7 +142,7 @@ def test_label_smoothing_shapes_the_gradient_and_not_the_loss_that_is_told() -> 
             learning_rate=lambda _: 0.0,
             label_smoothing=share,
         )
-        bias = dict(model.named_parameters())["1.bias"].grad
+        bias = dict(model.named_parameters())["layers.1.bias"].grad
         assert bias is not None
         right, wrong = 1 / 3 - (1 - share) - share / 3, 1 / 3 - share / 3
         assert bias.tolist() == pytest.approx([right, wrong, wrong, wrong, wrong, right])
@@ -338,13 +348,49 @@ def test_counts_of_uneven_workers_add_up_to_those_of_one_and_are_no_mean_of_mean
 
 
 def test_ratios_are_those_of_the_sums() -> None:
-    """Eight images: 12 nats, 3 whole strings, 4 and 6 right characters in the two slots."""
-    assert EpochCounts(np.array([8.0, 12.0, 3.0, 4.0, 6.0])).ratios("val") == {
+    """Eight images: 12 nats, 3 whole strings, in the two slots 4 and 3 characters right of 8 and 4."""
+    assert EpochCounts(np.array([8.0, 12.0, 3.0, 4.0, 3.0, 8.0, 4.0])).ratios("val") == {
         "val_loss": 1.5,
-        "val_char_accuracy": 0.625,
+        "val_char_accuracy": 7 / 12,
         "val_exact_match": 0.375,
         "val_slot_accuracy": [0.5, 0.75],
     }
+
+
+class Said(Network):
+    """Says what it is told of each image, classes (N, S), whatever the image."""
+
+    def __init__(self, num_characters: int, said: list[list[int]]) -> None:
+        super().__init__(num_characters)
+        self._said = torch.tensor(said)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return nn.functional.one_hot(self._said, self.num_characters + 1) * 10.0
+
+
+def test_characters_count_as_in_the_test_without_the_ends_of_texts() -> None:
+    """Classes 0 to 2 are a to c, 3 is the end: said are "ab", "a" and then a c behind the end, "", "abc"."""
+    said = [[0, 1, 3], [0, 3, 2], [3, 0, 0], [0, 1, 2]]
+    truths = [[0, 1, 3], [0, 1, 2], [0, 3, 3], [0, 1, 3]]
+    images = np.zeros((4, 1, 1, 1), np.uint8)
+    found = learning.evaluate(Said(3, said), [batch(images, np.array(truths))], FP32).ratios("val")
+    summary = ReadingCounts.of("abc", ["ab", "abc", "a", "ab"], ["ab", "a", "", "abc"], [0.0] * 4).summary()
+    assert (found["val_char_accuracy"], found["val_exact_match"]) == (5 / 8, 1 / 4)
+    assert found["val_char_accuracy"] == summary["char_accuracy"]
+    assert found["val_exact_match"] == summary["exact_match"]
+    assert found["val_slot_accuracy"] == summary["position_accuracy"] == [3 / 4, 2 / 3, 0.0]
+
+
+def test_a_position_that_no_text_has_has_no_accuracy() -> None:
+    images = np.zeros((1, 1, 1, 1), np.uint8)
+    found = learning.evaluate(Said(3, [[0, 3, 3]]), [batch(images, np.array([[0, 3, 3]]))], FP32).ratios("val")
+    assert found["val_char_accuracy"] == 1
+    assert np.isnan(found["val_slot_accuracy"][1:]).all()
+
+
+def test_classes_are_counted_by_slot() -> None:
+    feed = EpochFeed(np.zeros((3, 1, 1, 1), np.uint8), np.array([[0, 1], [0, 2], [1, 3]]), [3], 0, 2)
+    assert feed.count_classes(4).tolist() == [[2, 1, 0, 0], [0, 1, 1, 1]]
 
 
 def test_a_string_counts_only_if_all_its_characters_are_right() -> None:
@@ -353,7 +399,7 @@ def test_a_string_counts_only_if_all_its_characters_are_right() -> None:
     for parameter in model.parameters():
         nn.init.zeros_(parameter)
     with torch.no_grad():
-        dict(model.named_parameters())["3.bias"].copy_(torch.tensor([5.0, 0, 0, 0, 5.0, 0]))
+        dict(model.named_parameters())["layers.3.bias"].copy_(torch.tensor([5.0, 0, 0, 0, 5.0, 0]))
     images, _ = labelled(TINY, 4)
     counts = learning.evaluate(model, [batch(images, np.array([[0, 1], [0, 2], [1, 1], [0, 1]]))], FP32)
     assert counts.sums[[0, 2, 3, 4]].tolist() == [4, 2, 3, 3]
@@ -402,42 +448,7 @@ def test_every_step_is_announced_with_its_number_and_images_and_gets_its_learnin
     assert rates == [0.1, 0.05, 0.1 / 3]
 
 
-# ---------------------------------------------------------------------------------------------------------- schedules
-
-
-@pytest.mark.parametrize(
-    ("fraction", "share"),
-    [(0.0, 0.04), (0.15, 0.52), (0.3, 1.0), (0.65, 0.5), (1.0, 0.0)],
-)
-def test_one_cycle_warms_up_linearly_for_thirty_percent_and_falls_like_a_cosine_to_zero(
-    fraction: float, share: float
-) -> None:
-    config = TrainConfig(schedule="one_cycle", learning_rate=0.2)
-    assert learning.learning_rate_at(config, fraction) == pytest.approx(0.2 * share)
-
-
-@pytest.mark.parametrize(("fraction", "share"), [(0.05, 0.52), (0.1, 1.0), (0.55, 0.5), (1.0, 0.0)])
-def test_one_cycle_warms_up_as_long_as_it_is_told(fraction: float, share: float) -> None:
-    config = TrainConfig(schedule="one_cycle", learning_rate=0.2, warmup_fraction=0.1)
-    assert learning.learning_rate_at(config, fraction) == pytest.approx(0.2 * share)
-    assert learning.learning_rate_at(TrainConfig(schedule="one_cycle", warmup_fraction=0.0), 0.0) == 1e-3
-
-
-@pytest.mark.parametrize(("fraction", "share"), [(0, 1), (0.03, 1), (0.065, 0.5), (0.1, 0), (1, 0)])
-def test_guidance_is_whole_at_first_and_falls_to_nothing(fraction: float, share: float) -> None:
-    assert learning.guidance_at(fraction) == pytest.approx(share)
-
-
-@pytest.mark.parametrize("fraction", [0.0, 0.5, 1.0])
-def test_a_constant_schedule_is_constant(fraction: float) -> None:
-    assert learning.learning_rate_at(TrainConfig(schedule="constant", learning_rate=0.2), fraction) == 0.2
-
-
-def test_one_cycle_never_jumps() -> None:
-    config = TrainConfig(schedule="one_cycle", learning_rate=1.0)
-    rates = np.array([learning.learning_rate_at(config, x) for x in np.linspace(0, 1, 1001)])
-    assert np.abs(np.diff(rates)).max() < 0.004
-    assert rates.max() == pytest.approx(1)
+# --------------------------------------------------------------------------------------------------------- optimizers
 
 
 @pytest.mark.parametrize(
@@ -587,7 +598,7 @@ def test_products_are_computed_in_the_chosen_precision_and_losses_in_fp32(bf16: 
     with Arithmetic(CPU, bf16).autocast():
         logits = nn.Linear(4, 6)(torch.ones(2, 4)).reshape(2, 2, 3)
     assert logits.dtype == dtype
-    assert Network().losses(logits, torch.zeros((2, 2), dtype=torch.int64)).dtype == torch.float32
+    assert Network(3).losses(logits, torch.zeros((2, 2), dtype=torch.int64)).dtype == torch.float32
 
 
 def test_pixels_become_channels_first_from_zero_to_one() -> None:

@@ -38,7 +38,20 @@ def test_what_a_config_names_stays() -> None:
         assert rules.settle(recipes.get(name), manifest()) == recipes.get(name)
     asked = dataclasses.replace(recipes.get("auto"), epochs=3, batch_size=7)
     settled = rules.settle(asked, manifest(min_length=2))
-    assert (settled.epochs, settled.batch_size) == (3, 7)
+    assert (settled.epochs, settled.max_epochs, settled.batch_size) == (3, 3, 7)
+
+
+@pytest.mark.parametrize(("max_epochs", "settled"), [(0, (24, 96)), (30, (24, 30)), (5, (5, 5))])
+def test_a_training_whose_length_nobody_named_may_take_four_times_what_is_chosen(
+    max_epochs: int, settled: tuple[int, int]
+) -> None:
+    found = rules.settle(dataclasses.replace(recipes.get("auto"), max_epochs=max_epochs), manifest())
+    assert (found.epochs, found.max_epochs) == settled
+
+
+def test_only_one_schedule_has_a_limit_of_its_own() -> None:
+    asked = dataclasses.replace(recipes.get("auto"), schedule="one_cycle")
+    assert rules.settle(asked, manifest()).max_epochs == 0
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ def test_the_default_space_is_declared_in_one_place() -> None:
         "learning_rate": Range(1e-4, 1e-1, log=True),
         "batch_size": Choice((16, 32, 64)),
         "dropout": Range(0.0, 0.7),
-        "schedule": Choice(("constant", "one_cycle")),
+        "schedule": Choice(("constant", "one_cycle", "warmup_stable_decay")),
         "augmentation": Range(0.0, 1.0),
     }
 

@@ -2,10 +2,12 @@
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import os
 import shutil
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +26,11 @@ from captcha_ray import (
     evaluation,
     identity,
     labels,
+    learning,
     recipes,
     rules,
     runs,
+    schedule,
     training,
     training_worker,
 )
@@ -111,6 +115,78 @@ def test_a_run_cut_off_after_any_file_continues_to_the_same_result(
         assert resumed == undisturbed
         weights = [(tmp_path / run / "checkpoint/model.safetensors").read_bytes() for run in (name, "undisturbed")]
         assert weights[0] == weights[1]
+
+
+def restless(shards: datasets.Shards, run: Path, **changes: Any) -> TrainConfig:
+    """Of a training that begins anew, of 4 epochs planned and 24 at most."""
+    adaptive: dict[str, Any] = {"network": "column_cnn", "schedule": "warmup_stable_decay", "stroke_fraction": 0.1}
+    return config_for(shards, run, **(adaptive | {"epochs": 4, "max_epochs": 24} | changes))
+
+
+@pytest.fixture
+def plateau(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the loss is, the network counts as not reading, and as stuck once 16 steps have shown it."""
+    monkeypatch.setattr(schedule, "READS", -1.0)
+    monkeypatch.setattr(schedule, "MIN_PROGRESS", 1.0)
+    monkeypatch.setattr(schedule, "PATIENCE_STEPS", 16)
+
+
+@pytest.mark.usefixtures("plateau")
+def test_a_training_that_is_stuck_begins_anew_and_goes_on_to_the_same_result_wherever_it_is_cut_off(
+    glyph_shards: datasets.Shards,
+    ray_cluster: cluster.Cluster,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    undisturbed = fit(restless(glyph_shards, tmp_path / "undisturbed"), glyph_shards, ray_cluster)
+    attempts = [epoch["attempt"] for epoch in undisturbed]
+    assert attempts == sorted(attempts)
+    assert max(attempts) == 1
+    assert len(undisturbed) <= 24
+    anew = attempts.index(1)
+    told = capsys.readouterr().out
+    assert told.count("begins anew") == 1
+    assert told.count("there is no time to wait") == 1
+    fresh = [undisturbed[k]["train_loss"] for k in (0, anew)]
+    assert fresh[1] > 3 * undisturbed[anew - 1]["train_loss"], "what was learned is forgotten"
+    assert fresh[0] != fresh[1], "the second beginning has weights of its own"
+
+    class CutError(Exception):
+        """Stands for a kill."""
+
+    save = checkpoint.save_state
+    for last in (anew, anew + 2):
+        config = restless(glyph_shards, tmp_path / f"cut-{last}")
+        calls = itertools.count(1)
+
+        def cut(*arguments: Any, calls: Iterator[int] = calls, last: int = last) -> None:
+            save(*arguments)
+            if next(calls) == last:
+                raise CutError
+
+        with monkeypatch.context() as patch:
+            patch.setattr(checkpoint, "save_state", cut)
+            with pytest.raises(CutError):
+                fit(config, glyph_shards, ray_cluster)
+        assert fit(dataclasses.replace(config, resume=True), glyph_shards, ray_cluster) == undisturbed
+
+
+def test_what_disturbs_a_network_comes_once_it_reads(
+    glyph_shards: datasets.Shards, ray_cluster: cluster.Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[bool, float, bool]] = []
+    train_epoch = learning.train_epoch
+
+    def watch(network: Any, *arguments: Any, augment: Any, **named: Any) -> Any:
+        dropout = max(module.p for module in network.modules() if isinstance(module, torch.nn.Dropout))
+        seen.append((dropout > 0, augment.stroke_fraction, augment.affine.rotation_degrees > 0))
+        return train_epoch(network, *arguments, augment=augment, **named)
+
+    monkeypatch.setattr(learning, "train_epoch", watch)
+    monkeypatch.setattr(schedule, "READS", 100.0)  # reads after its first epoch
+    epochs = fit(restless(glyph_shards, tmp_path / "run", max_epochs=8), glyph_shards, ray_cluster)
+    assert seen == [(False, 0.0, True)] + [(True, 0.1, True)] * (len(epochs) - 1)
 
 
 def test_two_workers_see_every_image_once_and_their_sums_are_those_of_one(
@@ -360,7 +436,8 @@ def test_what_a_config_leaves_open_stands_in_the_run(
     asked, settled = run.read_json("config.json"), run.read_json("settled.json")
     assert (asked["network"], asked["epochs"], asked["batch_size"]) == ("auto", 0, 0)
     assert (settled["network"], settled["batch_size"]) == ("column_cnn", 16)
-    assert settled["epochs"] == len(epochs) == -(-250 // glyph_shards.manifest.num_images["train"])
+    assert settled["epochs"] == -(-250 // glyph_shards.manifest.num_images["train"])
+    assert settled["epochs"] <= len(epochs) <= settled["max_epochs"] == 4 * settled["epochs"]
     assert runs.load_recipe(run.path("config.json")).epochs == 0
     monkeypatch.setattr(rules, "IMAGES_SEEN", 2500)
     resumed = fit(dataclasses.replace(auto, resume=True), glyph_shards, ray_cluster)
