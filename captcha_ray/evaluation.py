@@ -11,9 +11,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray.data
 
-from captcha_ray import checkpoint, console, decoding, identity, report, room, schema, storage
+from captcha_ray import checkpoint, console, decoding, diagnosis, identity, report, room, schema, storage
 from captcha_ray.calibration import Confidences
-from captcha_ray.config import InputError
+from captcha_ray.config import InputError, TrainConfig
 from captcha_ray.datasets import Labeled
 from captcha_ray.metrics import Mistake, ReadingCounts
 from captcha_ray.recognizer import Recognizer
@@ -171,13 +171,30 @@ def evaluate(source: Labeled, model: str, num_workers: int = 0, use_gpu: bool = 
 def publish(run: RunDirectory, evaluations: Mapping[str, Evaluation], **facts: Any) -> dict[str, Any]:
     """Adds evaluations to the run's `results.json` under their names, and renews `report.html`. Returns all results.
 
-    A name that is there already is replaced; `source` says what was read.
+    A name that is there already is replaced; `source` says what was read. `warnings`: what `diagnosis.diagnose` says.
     """
     results = run.read_json("results.json") if storage.exists(run.path("results.json")) else {}
     results |= {name: evaluation.summary() for name, evaluation in evaluations.items()} | facts
+    results["warnings"] = _diagnose(run, results)
     run.write_json("results.json", results)
     report.write(run, results, {name: evaluation.mistakes for name, evaluation in evaluations.items()})
     return results
+
+
+def _diagnose(run: RunDirectory, results: dict[str, Any]) -> list[str]:
+    """What there is to warn of in all results of a run; nothing where the run does not know its shards."""
+    if not all(storage.exists(run.path(name)) for name in ("settled.json", "manifest.json")):
+        return []
+    config = TrainConfig.from_dict(run.read_json("settled.json"))
+    manifest = schema.Manifest.from_dict(run.read_json("manifest.json"))
+    splits = {name: value for name, value in results.items() if isinstance(value, dict) and "num_images" in value}
+    return diagnosis.diagnose(splits, run.read_metrics(), config, manifest)
+
+
+def warn(results: dict[str, Any]) -> None:
+    """Says the warnings of `results.json`, if there are any."""
+    for sentence in results["warnings"]:
+        console.warn(sentence)
 
 
 def describe(results: dict[str, Any]) -> list[str]:

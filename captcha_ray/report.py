@@ -29,7 +29,8 @@ def write(run: RunDirectory, results: Mapping[str, Any], mistakes: Mapping[str, 
     epochs = run.read_metrics()
     splits = {name: value for name, value in results.items() if isinstance(value, dict) and "num_images" in value}
     rest = {name: value for name, value in results.items() if name not in splits}
-    parts = [_split(run, name, summary, mistakes.get(name)) for name, summary in splits.items()]
+    parts = [_warnings(said)] if (said := rest.pop("warnings", None)) else []
+    parts += [_split(run, name, summary, mistakes.get(name)) for name, summary in splits.items()]
     if curve := rest.pop("learning_curve", None):
         parts.append(_learning_curve(run, curve))
     if epochs:
@@ -39,6 +40,11 @@ def write(run: RunDirectory, results: Mapping[str, Any], mistakes: Mapping[str, 
         parts.append(page.section("Other results", page.pairs(page.flat(rest))))
     parts += page.origins(run)
     return page.write(run, "Report", parts)
+
+
+def _warnings(sentences: Sequence[str]) -> str:
+    """What makes the network useless, and what to do, before any figure."""
+    return page.section("Warning", *(page.paragraph(sentence) for sentence in sentences))
 
 
 def _split(run: RunDirectory, name: str, summary: Mapping[str, Any], rows: Sequence[Mistake] | None) -> str:

@@ -60,6 +60,7 @@ def study(config: EvaluateConfig, run: RunDirectory) -> None:
             results = evaluation.publish(run, {}, learning_curve=curve)
             console.say(results["learning_curve"]["answer"])
     console.say(f"report: {run.path('report.html')}")
+    evaluation.warn(results)
 
 
 def _alone(recipe: TrainConfig, use_gpu: bool) -> TrainConfig:

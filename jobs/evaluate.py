@@ -39,8 +39,9 @@ def main() -> None:
     for line in evaluation.describe({source.name: found.summary()}):
         console.say(line)
     if not config.out and run.shards:  # a bare checkpoint is not ours to add to
-        evaluation.publish(run, {source.name: found})
+        results = evaluation.publish(run, {source.name: found})
         console.say(f"report: {run.path('report.html')}")
+        evaluation.warn(results)
     if foreign := found.counts.num_foreign:
         console.warn(f"{foreign:,} characters of the labels are not in the network's alphabet, and count as wrong")
     if found.unread:

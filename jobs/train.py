@@ -33,6 +33,7 @@ def main() -> None:
         console.say(line)
     console.say(f"report: {run.path('report.html')}")
     console.say(f"network: {run.path('checkpoint')}")
+    evaluation.warn(results)
 
 
 if __name__ == "__main__":

@@ -188,6 +188,25 @@ def test_a_run_killed_and_resumed_ends_as_an_undisturbed_one_and_explains_itself
     assert {p: p.stat().st_mtime_ns for p in (folder / "whole").rglob("*")} == before
 
 
+def test_a_network_that_reads_nothing_is_called_that_in_the_last_lines_and_the_report(corpus_and_shards: Path) -> None:
+    folder = corpus_and_shards
+    useless = ("--learning-rate", "1e-9", "--epochs", "1")
+    status, _, err = job("train", *TRAIN, *useless, "--shards", "shards", "--run", "useless", cwd=folder)
+    assert status == 0
+    *_, first, pixels, images, labels, loss, following = err.splitlines()
+    assert first.startswith("warning: this network is of no use: ")
+    starts = ("warning: pixels: ", "warning: images: ", "warning: labels: ", "warning: loss: ")
+    for line, start in zip((pixels, images, labels, loss), starts, strict=True):
+        assert line.startswith(start)
+    assert following == f"warning: next: python jobs/train.py --shards {folder}/shards --run {folder}/useless-auto"
+    results = json.loads((folder / "useless/results.json").read_text())
+    assert len(results["warnings"]) == 6
+    page = (folder / "useless/report.html").read_text()
+    assert page.index("of no use") < page.index("Split test") < page.index("Loss, nats per image")
+    status, _, err = job("evaluate", "--run", "useless", "--split", "val", cwd=folder)
+    assert (status, err.count("of no use"), err.count("strings of val")) == (0, 1, 1)
+
+
 def test_evaluate_measures_a_split_and_a_labeled_folder(corpus_and_shards: Path) -> None:
     folder = corpus_and_shards
     status, *_ = job("train", *TRAIN, "--shards", "shards", "--run", "small", "--epochs", "8", cwd=folder)

@@ -33,6 +33,7 @@ LAYERS = {
     "learning_curve": 1,
     "rules": 1,
     "schedule": 1,
+    "diagnosis": 1,
     "runs": 1,
     "page": 1,
     "space": 1,

@@ -132,6 +132,15 @@ def test_summary_shows_accuracies_with_the_wilson_interval_and_every_position(tm
     assert pairs["Accuracy at position 2"] == "95.00%"
 
 
+def test_a_warning_stands_before_all_figures_and_only_where_there_is_one(tmp_path: Path) -> None:
+    write(tmp_path, {"test": GOOD, "warnings": ["this network is of no use <b>", "next: try"]})
+    text = (tmp_path / "report.html").read_text()
+    assert text.index("<h2>Warning</h2>") < text.index("of no use &lt;b&gt;") < text.index("next: try")
+    assert text.index("next: try") < text.index("Split test")
+    write(tmp_path, {"test": GOOD, "warnings": []})
+    assert "<h2>Warning</h2>" not in (tmp_path / "report.html").read_text()
+
+
 def test_each_split_has_its_own_summary_in_the_order_given_and_other_keys_are_no_splits(tmp_path: Path) -> None:
     page = write(tmp_path, {"val": GOOD, "test": counts("ab", ["a"], ["a"]), "reader": {"batch": 7}, "note": "x"})
     assert page.texts["h2"][:2] == ["Split val", "Split test"]

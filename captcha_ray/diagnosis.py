@@ -1,0 +1,179 @@
+"""Tells a network that reads next to nothing from one that reads, and names what may be the cause. Pure arithmetic.
+
+Does not guess: every sentence has this corpus' own figures, in the order in which the causes are worth looking at.
+"""
+
+import dataclasses
+import math
+import shlex
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from captcha_ray import metrics
+from captcha_ray.config import PreprocessConfig, TrainConfig
+from captcha_ray.schema import Manifest
+
+HARDLY_ANY = 0.02
+"""Share of whole strings at or below which a network counts as reading nothing."""
+
+MIN_PIXELS = 12
+"""Pixels of width a character below which networks seldom read: eight letters in 64 pixels were read by none."""
+
+GOOD_PIXELS = 24
+"""Pixels of width a character to try instead."""
+
+MIN_OCCURRENCES = 20
+"""Times that the rarest character should stand in the training images: 50 captchas with 13 a character are read."""
+
+LEARNED = 0.5
+"""Share of the loss of guessing below which a network has learned its training images."""
+
+NO_LABEL_AT_ALL = 0.1
+"""Share of the files that were kept out for their labels, above which the label rule is looked at first."""
+
+LABEL_REASONS = ("no_label", "unknown_character", "wrong_length", "conflicting_labels")
+"""Reasons in a quarantine that are about labels."""
+
+
+def diagnose(
+    splits: Mapping[str, Mapping[str, Any]],
+    epochs: Sequence[Mapping[str, Any]],
+    config: TrainConfig,
+    manifest: Manifest,
+) -> list[str]:
+    """Returns sentences for a person: what is useless, likely causes, and last the next command. Empty where it reads.
+
+    splits: `metrics.ReadingCounts.summary()` by split. epochs: lines of `metrics.jsonl`. config: settled, of the run.
+    """
+    useless = [said for name, summary in splits.items() if (said := _useless(name, summary))]
+    strings = [epoch["val_exact_match"] for epoch in epochs if epoch.get("val_exact_match") is not None]
+    if strings and max(strings) <= HARDLY_ANY:
+        useless.append(f"of the validation strings, the best of {len(epochs)} epochs has read {max(strings):.2%}")
+    if len(manifest.charset) == 1 and manifest.min_length == manifest.max_length:
+        useless.append(f"every label is {manifest.charset * manifest.max_length!r}: there is nothing to tell apart")
+    if not useless:
+        return []
+    causes = [_pixels(manifest), _images(manifest), _labels(manifest), _loss(epochs, manifest)]
+    return [f"this network is of no use: {'; '.join(useless)}", *causes, f"next: {_next(epochs, config, manifest)}"]
+
+
+def _useless(name: str, summary: Mapping[str, Any]) -> str:
+    """Why a network that has read this is of no use; empty where it is of some."""
+    strings, characters = summary.get("exact_match"), summary.get("char_accuracy")
+    if strings is None or characters is None:
+        return ""
+    support = [row["support"] for row in summary["classes"].values()]
+    commonest = max(support) / max(sum(support), 1)
+    guessed = characters <= commonest and len(support) > 1
+    if strings > HARDLY_ANY and not guessed:
+        return ""
+    return (
+        f"it reads {strings:.2%} of the {summary['num_images']:,} strings of {name} and {characters:.2%} of their "
+        f"characters, of which the commonest alone are {commonest:.2%}"
+    )
+
+
+def _pixels_each(manifest: Manifest) -> float:
+    return manifest.image_spec.width / manifest.max_length
+
+
+def _pixels(manifest: Manifest) -> str:
+    each, image = _pixels_each(manifest), manifest.image_spec
+    few = f"; fewer than {MIN_PIXELS} are seldom enough" if each < MIN_PIXELS else ""
+    return (
+        f"pixels: images of {image.width}x{image.height} leave {each:.0f} pixels of width to each of up to "
+        f"{manifest.max_length} characters{few}"
+    )
+
+
+def _rarest(manifest: Manifest) -> tuple[str, int]:
+    counts = manifest.num_characters["train"]
+    character = min(manifest.charset, key=lambda c: counts.get(c, 0))
+    return character, counts.get(character, 0)
+
+
+def _images(manifest: Manifest) -> str:
+    character, count = _rarest(manifest)
+    few = f"; fewer than {MIN_OCCURRENCES} are seldom enough" if count < MIN_OCCURRENCES else ""
+    return (
+        f"images: {manifest.num_images['train']:,} to train on, in which the rarest of {len(manifest.charset)} "
+        f"characters, {character!r}, stands {count:,} times{few}"
+    )
+
+
+def _misfits(manifest: Manifest) -> tuple[int, int]:
+    """Files that were kept out for their labels, and all files."""
+    kept_out = sum(manifest.num_quarantined.get(reason, 0) for reason in LABEL_REASONS)
+    return kept_out, sum(manifest.num_images.values()) + sum(manifest.num_quarantined.values())
+
+
+def _labels(manifest: Manifest) -> str:
+    kept_out, files = _misfits(manifest)
+    rule = f"--labels {manifest.label_rule['labels']}"
+    if pattern := manifest.label_rule.get("label_pattern"):
+        rule += f" --label-pattern {shlex.quote(pattern)}"
+    return (
+        f"labels: {kept_out:,} of {files:,} files were kept out for theirs ({rule}); whether the others are what the "
+        "images show, the pictures in the report tell"
+    )
+
+
+def _guess_loss(manifest: Manifest) -> float:
+    """Of who knows nothing but how often each character stands anywhere, nats per image."""
+    counts = np.array([list(manifest.num_characters["train"].values())], np.int64)
+    return metrics.guess_loss(counts) * int(counts.sum()) / max(manifest.num_images["train"], 1)
+
+
+def _losses(epochs: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
+    """The least training loss, and the least validation loss, of any epoch; nan where there is none."""
+    least = []
+    for name in ("train_loss", "val_loss"):
+        known = [epoch[name] for epoch in epochs if epoch.get(name) is not None]
+        least.append(min(known, default=math.nan))
+    return least[0], least[1]
+
+
+def _loss(epochs: Sequence[Mapping[str, Any]], manifest: Manifest) -> str:
+    guess = _guess_loss(manifest)
+    train, val = _losses(epochs)
+    found = f"{train:.2f} nats an image in training" + ("" if math.isnan(val) else f", {val:.2f} in validation")
+    meaning = "the training images were learned by heart" if train < LEARNED * guess else "next to nothing was learned"
+    return f"loss: {found}; guessing costs {guess:.2f}, so {meaning}"
+
+
+def _next(epochs: Sequence[Mapping[str, Any]], config: TrainConfig, manifest: Manifest) -> str:
+    """The command to try, for the first cause that applies."""
+    image, (kept_out, files) = manifest.image_spec, _misfits(manifest)
+    if _pixels_each(manifest) < MIN_PIXELS:
+        factor = GOOD_PIXELS / _pixels_each(manifest)
+        width, height = round(image.width * factor), round(image.height * factor)
+        return _preprocess(manifest, width, height, f"{config.shards}-{width}x{height}")
+    if config.network != "column_cnn":
+        return _command("train", shards=config.shards, run=f"{config.run}-auto")
+    if kept_out > NO_LABEL_AT_ALL * files:
+        parts = f"{config.shards}/quarantine/*.parquet"
+        return shlex.join(["python", "-c", f"import duckdb; print(duckdb.sql(\"SELECT reason, uri FROM '{parts}'\"))"])
+    if _rarest(manifest)[1] < MIN_OCCURRENCES or _losses(epochs)[0] < LEARNED * _guess_loss(manifest):
+        return f"{_command('evaluate', run=config.run)} --learning-curve, which tells how much more images would help"
+    longer = str(2 * max(len(epochs), config.max_epochs))
+    return _command("train", shards=config.shards, run=f"{config.run}-longer", max_epochs=longer)
+
+
+def _preprocess(manifest: Manifest, width: int, height: int, out: str) -> str:
+    """The command that made the shards, with another size and another place."""
+    known = {field.name for field in dataclasses.fields(PreprocessConfig)}
+    made = PreprocessConfig.from_dict({name: value for name, value in manifest.config.items() if name in known})
+    said = dataclasses.replace(made, width=width, height=height, out=out).to_dict()
+    default = PreprocessConfig().to_dict()
+    return _command("preprocess", **{name: value for name, value in said.items() if value != default[name]})
+
+
+def _command(job: str, **flags: Any) -> str:
+    words = ["python", f"jobs/{job}.py"]
+    for name, value in flags.items():
+        words.append(f"--{name.replace('_', '-')}")
+        if value is not True:
+            words += [str(v) for v in value] if isinstance(value, list) else [str(value)]
+    return shlex.join(words)

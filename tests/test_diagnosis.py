@@ -1,0 +1,164 @@
+"""A network that reads nothing is called that, with figures, causes in order, and a command that can be run."""
+
+import dataclasses
+import shlex
+from typing import Any
+
+import pytest
+
+from captcha_ray import diagnosis, recipes
+from captcha_ray.config import EvaluateConfig, PreprocessConfig, TrainConfig
+from captcha_ray.metrics import ReadingCounts
+from captcha_ray.schema import Manifest
+
+CONFIG = dataclasses.replace(
+    recipes.get("auto"), network="column_cnn", epochs=20, max_epochs=80, shards="shards/strip", run="runs/strip"
+)
+CORPUS = PreprocessConfig(corpus="my strips", labels="filename", label_pattern=r"^(\w+)-", out="shards/strip")
+ABCD = ["abcd", "bcda", "cdab", "dabc", "aabb"]
+
+
+def manifest(**changes: Any) -> Manifest:
+    values: dict[str, Any] = {
+        "source": "my strips",
+        "label_rule": {"labels": "filename", "label_pattern": r"^(\w+)-", "table": ""},
+        "image": {"height": 32, "width": 160, "channels": 1},
+        "charset": "abcd",
+        "min_length": 4,
+        "max_length": 4,
+        "splits": (0.8, 0.1, 0.1),
+        "split_seed": 0,
+        "num_images": {"train": 400, "val": 50, "test": 50},
+        "num_characters": {"train": {"a": 700, "b": 500, "c": 300, "d": 100}, "val": {}, "test": {}},
+        "num_quarantined": {"no_label": 20, "conflicting_labels": 2, "truncated": 7},
+        "num_junk": 0,
+        "parts": {},
+        "seconds": 0.0,
+        "config": CORPUS.to_dict(),
+        "versions": {},
+    }
+    return Manifest(**(values | changes))
+
+
+def summary(truths: list[str], readings: list[str], charset: str = "abcd") -> dict[str, Any]:
+    return ReadingCounts.of(charset, truths, readings, [0.0] * len(truths)).summary()
+
+
+def epoch(train: float | None = 5.5, val: float | None = 5.6, strings: float = 0.0) -> dict[str, Any]:
+    return {"epoch": 1, "train_loss": train, "val_loss": val, "val_exact_match": strings}
+
+
+NOTHING = {"test": summary(ABCD * 10, ["aaaa"] * 50)}
+
+
+def test_a_network_that_reads_is_not_warned_of() -> None:
+    read = {"test": summary(ABCD, ["abcd", "bcda", "cdab", "dabc", "bbbb"])}
+    assert diagnosis.diagnose(read, [epoch(0.1, 0.2, 0.8)], CONFIG, manifest()) == []
+
+
+@pytest.mark.parametrize("share", [0.0, 0.02])
+def test_a_network_that_reads_no_string_is_told_with_all_figures_and_causes_in_order(share: float) -> None:
+    said = diagnosis.diagnose(NOTHING, [epoch(strings=share)], CONFIG, manifest())
+    assert said == [
+        "this network is of no use: it reads 0.00% of the 50 strings of test and 30.00% of their characters, of which "
+        f"the commonest alone are 30.00%; of the validation strings, the best of 1 epochs has read {share:.2%}",
+        "pixels: images of 160x32 leave 40 pixels of width to each of up to 4 characters",
+        "images: 400 to train on, in which the rarest of 4 characters, 'd', stands 100 times",
+        "labels: 22 of 529 files were kept out for theirs (--labels filename --label-pattern '^(\\w+)-'); whether the "
+        "others are what the images show, the pictures in the report tell",
+        "loss: 5.50 nats an image in training, 5.60 in validation; guessing costs 4.85, so next to nothing was learned",
+        "next: python jobs/train.py --shards shards/strip --run runs/strip-longer --max-epochs 160",
+    ]
+
+
+def test_characters_that_are_no_better_than_the_commonest_one_are_useless_whatever_strings_say() -> None:
+    """Single characters, nine of ten of which are a: a network that always says a reads 90 % of them."""
+    always = {"test": summary(["a"] * 9 + ["b"], ["a"] * 10, "ab")}
+    single = manifest(charset="ab", min_length=1, max_length=1, num_characters={"train": {"a": 360, "b": 40}})
+    assert "90.00% of the 10 strings" in diagnosis.diagnose(always, [epoch(0.1, 0.1, 0.9)], CONFIG, single)[0]
+    better = {"test": summary(["a"] * 9 + ["b"], ["a"] * 9 + ["b"], "ab")}
+    assert diagnosis.diagnose(better, [epoch(0.1, 0.1, 1.0)], CONFIG, single) == []
+
+
+def test_one_label_for_all_images_is_no_success() -> None:
+    perfect = {"test": summary(["7"] * 5, ["7"] * 5, "7")}
+    single = manifest(charset="7", min_length=1, max_length=1, num_characters={"train": {"7": 400}})
+    assert "every label is '7'" in diagnosis.diagnose(perfect, [epoch(0.0, 0.0, 1.0)], CONFIG, single)[0]
+    tally = {"test": summary(["|", "||", "|||"], ["|", "||", "|||"], "|")}
+    varies = manifest(charset="|", min_length=1, max_length=3, num_characters={"train": {"|": 400}})
+    assert diagnosis.diagnose(tally, [epoch(0.0, 0.0, 1.0)], CONFIG, varies) == []
+
+
+def test_validation_that_reads_nothing_is_enough() -> None:
+    read = {"train": summary(ABCD, ABCD)}
+    said = diagnosis.diagnose(read, [epoch(0.1, 9.0, 0.01), epoch(0.1, 9.0, 0.0)], CONFIG, manifest())
+    assert said[0] == "this network is of no use: of the validation strings, the best of 2 epochs has read 1.00%"
+    assert said[4].endswith("so the training images were learned by heart")
+
+
+def test_an_evaluation_of_no_images_says_nothing() -> None:
+    assert diagnosis.diagnose({"test": summary([], [])}, [], CONFIG, manifest()) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "config", "epochs", "command"),
+    [
+        (
+            {"image": {"height": 64, "width": 32, "channels": 3}},
+            CONFIG,
+            [epoch()],
+            "python jobs/preprocess.py --corpus 'my strips' --labels filename --label-pattern '^(\\w+)-' --height 192 "
+            "--width 96 --out shards/strip-96x192",
+        ),
+        (
+            {},
+            dataclasses.replace(CONFIG, network="multi_head_cnn"),
+            [epoch()],
+            "python jobs/train.py --shards shards/strip --run runs/strip-auto",
+        ),
+        (
+            {"num_characters": {"train": {"a": 700, "b": 500, "c": 300, "d": 3}}},
+            CONFIG,
+            [epoch()],
+            "python jobs/evaluate.py --run runs/strip --learning-curve, which tells how much more images would help",
+        ),
+        (
+            {},
+            CONFIG,
+            [epoch(0.5, 7.0)],
+            "python jobs/evaluate.py --run runs/strip --learning-curve, which tells how much more images would help",
+        ),
+    ],
+    ids=["few pixels", "another network", "few images", "learned by heart"],
+)
+def test_the_next_command_is_the_first_cause_s(
+    changes: dict[str, Any], config: TrainConfig, epochs: list[dict[str, Any]], command: str
+) -> None:
+    said = diagnosis.diagnose(NOTHING, epochs, config, manifest(**changes))
+    assert said[-1] == f"next: {command}"
+
+
+def test_labels_that_do_not_fit_are_looked_at() -> None:
+    said = diagnosis.diagnose(NOTHING, [epoch()], CONFIG, manifest(num_quarantined={"no_label": 300}))
+    python, flag, code = shlex.split(said[-1].removeprefix("next: "))
+    assert (python, flag) == ("python", "-c")
+    compile(code, "next", "exec")
+    assert "shards/strip/quarantine/*.parquet" in code
+
+
+def test_losses_that_nobody_knows_are_not_made_up() -> None:
+    epochs = [{"epoch": 1, "train_loss": 5.5}]
+    assert "5.50 nats an image in training; guessing" in diagnosis.diagnose(NOTHING, epochs, CONFIG, manifest())[4]
+
+
+def test_the_flags_are_the_jobs_own() -> None:
+    """What the sentences name are fields of the configs that the jobs parse."""
+    fields = {
+        field.name for kind in (TrainConfig, PreprocessConfig, EvaluateConfig) for field in dataclasses.fields(kind)
+    }
+    few = manifest(image={"height": 64, "width": 32, "channels": 3})
+    for one in (few, manifest(), manifest(num_characters={"train": {"a": 1, "b": 1, "c": 1, "d": 1}})):
+        words = shlex.split(diagnosis.diagnose(NOTHING, [epoch()], CONFIG, one)[-1].replace(",", ""))
+        flags = {word.removeprefix("--").replace("-", "_") for word in words if word.startswith("--")}
+        assert flags
+        assert flags <= fields
