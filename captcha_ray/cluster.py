@@ -6,9 +6,11 @@ import importlib
 import logging
 import os
 import re
+import secrets
 import signal
 import socket
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -145,6 +147,7 @@ def _start(address: str | None) -> None:
             with _silent():  # as below; where it fails, native code says so once a second
                 ray.init(address=address, logging_level=logging.WARNING, runtime_env={"env_vars": WORKERS})
         else:
+            _ensure_token()
             # Token authentication is Ray's default here and stays on; this spares its announcement at every start.
             logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
             # "local", because without an address Ray joins whatever cluster was last started on this machine, or
@@ -157,6 +160,20 @@ def _start(address: str | None) -> None:
         raise
     except Exception as error:  # what Ray raises where its processes are too slow to start
         raise FailedError(f"Ray does not start, the machine may be busy: {_first_line(error)}") from error
+
+
+def _ensure_token() -> None:
+    """Makes a token for this process' Ray where Ray cannot keep one itself, which it does in the home folder."""
+    if os.environ.keys() & {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"}:
+        return
+    try:
+        token = Path.home() / ".ray" / "auth_token"
+        if token.exists():
+            return
+        token.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=token.parent).close()
+    except (OSError, RuntimeError):  # a folder that cannot be written; no home folder at all
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(16)
 
 
 def _first_line(error: Exception) -> str:

@@ -226,9 +226,12 @@ def commit() -> str | None:
     CAPTCHA_RAY_COMMIT says, as in an image, or None."""
     if not (Path(__file__).parents[1] / ".git").exists():
         return os.environ.get("CAPTCHA_RAY_COMMIT") or None
+    # GIT_DIR and the like, which git sets for hooks, lead to another repository than this package's.
+    ours = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
     try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True, env=ours)
+        return done.stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
 

@@ -1,7 +1,6 @@
 """Fixtures that several test modules share: one Ray for the session, and small corpora of real image files."""
 
 import dataclasses
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,6 @@ from tests.ray_nodes import Nodes
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[cluster.Cluster]:
     """An embedded Ray of two CPUs that this session starts and stops."""
-    os.environ.pop("RAY_ADDRESS", None)
     with cluster.connect() as resources:
         yield resources
 

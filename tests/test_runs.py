@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from s3_server import serve_s3
 
 from captcha_ray import objectstore, recipes, runs
 from captcha_ray.config import InputError, TrainConfig
 from captcha_ray.runs import EventLog, RunDirectory
+from tests.s3_server import serve_s3
 
 CONFIG = TrainConfig(epochs=2, shards="/shards", run="/run").to_dict()
 EPOCHS: list[dict[str, Any]] = [

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from s3_server import SECRET_KEY, serve_s3
 
 from captcha_ray import objectstore, storage
 from captcha_ray.config import InputError
+from tests.s3_server import SECRET_KEY, serve_s3
 
 ODD_NAMES = [
     "two words",
