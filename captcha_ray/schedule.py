@@ -104,11 +104,6 @@ class Plan:
             return plan._decay(done, Change.LIMIT)
         return plan._planned_for(done + 1)
 
-    @property
-    def holds(self) -> bool:
-        """Whether the network is not known to read yet, and is waited for."""
-        return self.config.schedule == "warmup_stable_decay" and self.decays_from is None
-
     def learning_rate(self, done: float) -> float:
         """Returns the step size after so many epochs, which may be a fraction: a function of the plan alone."""
         config = self.config

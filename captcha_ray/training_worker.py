@@ -23,7 +23,6 @@ import torch
 import torch._dynamo  # the first optimizer would import it, when nothing else goes on meanwhile
 import torch.distributed
 from torch import Tensor, nn
-from torch.nn.modules.dropout import _DropoutNd
 
 from captcha_ray import checkpoint, learning, metrics, schedule, schema, storage
 from captcha_ray.augment import Augment
@@ -114,7 +113,6 @@ class Worker:
                 parallel_strategy_kwargs={"forward_sync_buffers": False},
             )
         self._augment = Augment.of(config)
-        self._dropouts = [(module, module.p) for module in self._network.modules() if isinstance(module, _DropoutNd)]
         first = schedule.Plan.first(config, self._train.num_steps, metrics.guess_loss(self._count_classes()))
         self._plan = first.after_all(self._history)
         self._announced = 0.0
@@ -176,7 +174,7 @@ class Worker:
         done, last = len(self._history), min(self._job.until or self._plan.num_epochs, self._plan.num_epochs)
         diverged = done > 0 and has_diverged(self._history[-1])
         patience = self._job.config.patience
-        spent = patience > 0 and done > 0 and done - best_epoch(self._history) >= patience
+        spent = patience > 0 and done > 0 and epochs_without_gain(self._history) >= patience
         return done < last and not diverged and not spent
 
     def run_epoch(self) -> dict[str, Any]:
@@ -187,9 +185,6 @@ class Worker:
         steps, plan = self._train.num_steps, self._plan
         if plan.begun == number - 1 > 0:
             self._begin_anew()
-        for module, share in self._dropouts:  # what disturbs the network comes once it reads: it finds its way sooner
-            module.p = 0.0 if plan.holds else share
-        augment = dataclasses.replace(self._augment, stroke_fraction=0.0) if plan.holds else self._augment
 
         def learning_rate(step: int) -> float:
             return plan.learning_rate(number - 1 + step / steps)
@@ -200,7 +195,7 @@ class Worker:
             self._train.epoch(learning.derive_seed(config.seed, number, self._rank, 0)),
             self._arithmetic,
             parallel=self._parallel,
-            augment=augment,
+            augment=self._augment,
             seed=learning.derive_seed(config.seed, number, self._rank, 1),
             world_size=self._world_size,
             learning_rate=learning_rate,
@@ -281,16 +276,23 @@ class Worker:
 
 
 def best_epoch(epochs: list[dict[str, Any]]) -> int:
-    """Number of the epoch with the highest validation whole-string accuracy; of equals the one of lower loss; the last
-    where there is no validation."""
+    """Number of the epoch that reads the most validation strings; of equals the one that reads the most characters, and
+    of these the last: it has learned longest, at the lowest rate. The last where there is no validation."""
 
-    def rank(epoch: dict[str, Any]) -> tuple[float, float, int]:
-        if "val_loss" not in epoch:
-            return 0.0, 0.0, epoch["epoch"]
-        loss = math.inf if epoch["val_loss"] is None else epoch["val_loss"]
-        return epoch["val_exact_match"] or 0.0, -loss, -epoch["epoch"]
+    return int(max(epochs, key=lambda epoch: (*_read(epoch), epoch["epoch"]))["epoch"])
 
-    return int(max(epochs, key=rank)["epoch"])
+
+def epochs_without_gain(epochs: list[dict[str, Any]]) -> int:
+    """How many epochs ago validation was read better than ever before."""
+    return int(epochs[-1]["epoch"] - max(epochs, key=_read)["epoch"])  # of equals `max` gives the first
+
+
+def _read(epoch: dict[str, Any]) -> tuple[float, float]:
+    """Shares of the validation strings and characters that were read; zeros where there is no validation, and less
+    where a loss is not a number."""
+    if has_diverged(epoch):
+        return -1.0, -1.0
+    return epoch.get("val_exact_match") or 0.0, epoch.get("val_char_accuracy") or 0.0
 
 
 def has_diverged(epoch: dict[str, Any]) -> bool:

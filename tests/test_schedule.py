@@ -69,7 +69,7 @@ def test_other_schedules_take_as_many_epochs_as_they_are_told_whatever_happens(e
     for name in ("constant", "one_cycle"):
         start = plan(TrainConfig(schedule=name, epochs=epochs))  # type: ignore[arg-type]
         found, changes = follow(start, lines([GUESS] * 100))
-        assert (found.num_epochs, changes, found.holds) == (epochs, [], False)
+        assert (found.num_epochs, changes) == (epochs, [])
 
 
 def test_no_schedule_jumps_but_where_it_begins_anew() -> None:
@@ -117,7 +117,7 @@ def test_the_prior_lasts_three_times_as_long_at_every_new_beginning() -> None:
 def test_the_rate_is_held_until_the_network_reads_and_then_falls_within_the_planned_epochs() -> None:
     found, changes = follow(plan(), lines([50.0, 30.0, 9.0, 6.0, 4.9, 3.0]))
     assert changes == [(5, Change.READS)]
-    assert (found.decays_from, found.num_epochs, found.holds) == (5, 20, False)
+    assert (found.decays_from, found.num_epochs) == (5, 20)
     assert found.learning_rate(5) == pytest.approx(1)
     assert found.learning_rate(12.5) == pytest.approx(0.5)
     assert found.learning_rate(20) == pytest.approx(0)
@@ -134,7 +134,7 @@ def test_a_network_on_a_plateau_begins_anew_with_a_longer_prior() -> None:
     """The first prior ends after 6 epochs, and then twice 3 epochs are compared."""
     found, changes = follow(plan(), lines([60.0, 30.0, *[8.0] * 10]))
     assert changes == [(12, Change.ANEW)]
-    assert (found.attempt, found.begun, found.holds) == (1, 12, True)
+    assert (found.attempt, found.begun, found.decays_from) == (1, 12, None)
     assert found.learning_rate(12) == pytest.approx(0.04)
     assert found.prior(12 + 5.9) == 1
 
@@ -178,7 +178,7 @@ def test_a_limit_is_kept_whatever_happens() -> None:
             losses = (rng.choice([4.0, 8.0, 9.0, 30.0], 100, p=[0.02, 0.5, 0.38, 0.1])).tolist()
             found, _ = follow(plan(config), lines(losses, rng.random(100).tolist()))
             assert found.num_epochs <= limit
-            assert not found.holds
+            assert found.decays_from is not None
 
 
 # ---------------------------------------------------------------------------------------------- while it gets better

@@ -26,7 +26,6 @@ from captcha_ray import (
     evaluation,
     identity,
     labels,
-    learning,
     recipes,
     rules,
     runs,
@@ -172,23 +171,6 @@ def test_a_training_that_is_stuck_begins_anew_and_goes_on_to_the_same_result_whe
         assert fit(dataclasses.replace(config, resume=True), glyph_shards, ray_cluster) == undisturbed
 
 
-def test_what_disturbs_a_network_comes_once_it_reads(
-    glyph_shards: datasets.Shards, ray_cluster: cluster.Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seen: list[tuple[bool, float, bool]] = []
-    train_epoch = learning.train_epoch
-
-    def watch(network: Any, *arguments: Any, augment: Any, **named: Any) -> Any:
-        dropout = max(module.p for module in network.modules() if isinstance(module, torch.nn.Dropout))
-        seen.append((dropout > 0, augment.stroke_fraction, augment.affine.rotation_degrees > 0))
-        return train_epoch(network, *arguments, augment=augment, **named)
-
-    monkeypatch.setattr(learning, "train_epoch", watch)
-    monkeypatch.setattr(schedule, "READS", 100.0)  # reads after its first epoch
-    epochs = fit(restless(glyph_shards, tmp_path / "run", max_epochs=8), glyph_shards, ray_cluster)
-    assert seen == [(False, 0.0, True)] + [(True, 0.1, True)] * (len(epochs) - 1)
-
-
 def test_two_workers_see_every_image_once_and_their_sums_are_those_of_one(
     glyph_shards: datasets.Shards, ray_cluster: cluster.Cluster, tmp_path: Path
 ) -> None:
@@ -212,7 +194,7 @@ def test_patience_stops_a_run_that_no_longer_gets_better(
 ) -> None:
     config = config_for(glyph_shards, tmp_path / "run", epochs=50, patience=2, learning_rate=1e-12)
     epochs = fit(config, glyph_shards, ray_cluster)
-    assert len(epochs) - training_worker.best_epoch(epochs) == 2
+    assert training_worker.epochs_without_gain(epochs) == 2
 
 
 def test_a_loss_that_is_no_number_ends_the_run_in_one_sentence(
@@ -270,14 +252,20 @@ def test_mistakes_that_are_alike_do_not_stop_an_evaluation(
     assert len(found.mistakes) > 1
 
 
-def test_the_best_epoch_has_most_strings_right_then_least_loss_then_comes_first() -> None:
-    def epoch(number: int, exact: float, loss: float | None) -> dict[str, Any]:
-        return {"epoch": number, "val_exact_match": exact, "val_loss": loss}
+def test_the_best_epoch_has_most_strings_right_then_most_characters_then_comes_last() -> None:
+    def epoch(number: int, strings: float | None = None, characters: float | None = None) -> dict[str, Any]:
+        losses = {"train_loss": 1.0, "val_loss": 1.0}
+        return {"epoch": number, "val_exact_match": strings, "val_char_accuracy": characters, **losses}
 
-    assert training_worker.best_epoch([epoch(1, 0.5, 1.0), epoch(2, 0.6, 9.0), epoch(3, 0.6, 8.0)]) == 3
-    assert training_worker.best_epoch([epoch(1, 0.5, 1.0), epoch(2, 0.5, 1.0), epoch(3, 0.4, 0.1)]) == 1
-    assert training_worker.best_epoch([epoch(1, 0.0, None), epoch(2, 0.0, 3.0)]) == 2
-    assert training_worker.best_epoch([epoch(1, 1.0, 0.5), epoch(2, 1.0, 0.0)]) == 2
+    best, ago = training_worker.best_epoch, training_worker.epochs_without_gain
+    assert best([epoch(1, 0.5, 0.9), epoch(2, 0.6, 0.7), epoch(3, 0.6, 0.8), epoch(4, 0.5, 0.9)]) == 3
+    equals = [epoch(1, 0.5, 0.8), epoch(2, 0.5, 0.8), epoch(3, 0.5, 0.8), epoch(4, 0.4, 0.9)]
+    assert best(equals) == 3
+    assert ago(equals) == 3, "to read as much as before is no gain"
+    assert best([epoch(1, 0.0, 0.2), epoch(2, 0.0, 0.1)]) == 1
+    unvalidated = [{"epoch": number, "train_loss": 1.0} for number in (1, 2)]
+    assert best(unvalidated) == 2, "without validation the last"
+    assert best([epoch(1, 0.0, 0.0), epoch(2, 0.0, 0.0) | {"val_loss": None}]) == 1, "no network of nan is kept"
 
 
 def test_more_workers_than_the_cluster_holds_is_one_sentence_before_any_work(
