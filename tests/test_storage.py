@@ -240,10 +240,11 @@ def test_an_absent_local_folder_is_named(tmp_path: Path) -> None:
         ("file:///a/b", "/a/b"),
         ("s3://bucket/a/", "s3://bucket/a"),
         ("gs://bucket", "gs://bucket"),
-        ("~", os.path.expanduser("~")),
+        ("~/a", "/home/me/a"),
     ],
 )
-def test_a_uri_is_made_whole_for_other_processes(uri: str, whole: str) -> None:
+def test_a_uri_is_made_whole_for_other_processes(uri: str, whole: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
     assert storage.absolute(uri) == whole
 
 
