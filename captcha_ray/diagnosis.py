@@ -18,6 +18,9 @@ from captcha_ray.schema import Manifest
 HARDLY_ANY = 0.02
 """Share of whole strings at or below which a network counts as reading nothing."""
 
+FEW_STRINGS, MANY_CHARACTERS = 10, 0.5
+"""Of fewer strings than the first, none may be read by bad luck, where the second share of their characters is."""
+
 MIN_PIXELS = 12
 """Pixels of width a character below which networks seldom read: eight letters in 64 pixels were read by none."""
 
@@ -48,15 +51,24 @@ def diagnose(
     splits: `metrics.ReadingCounts.summary()` by split. epochs: lines of `metrics.jsonl`. config: settled, of the run.
     """
     useless = [said for name, summary in splits.items() if (said := _useless(name, summary))]
-    strings = [epoch["val_exact_match"] for epoch in epochs if epoch.get("val_exact_match") is not None]
-    if strings and max(strings) <= HARDLY_ANY:
-        useless.append(f"of the validation strings, the best of {len(epochs)} epochs has read {max(strings):.2%}")
+    strings, characters = (_best(epochs, name) for name in ("val_exact_match", "val_char_accuracy"))
+    if strings is not None and _reads_nothing(strings, characters or 0.0, manifest.num_images["val"]):
+        useless.append(f"of the validation strings, the best of {len(epochs)} epochs has read {strings:.2%}")
     if len(manifest.charset) == 1 and manifest.min_length == manifest.max_length:
         useless.append(f"every label is {manifest.charset * manifest.max_length!r}: there is nothing to tell apart")
     if not useless:
         return []
     causes = [_pixels(manifest), _images(manifest), _labels(manifest), _loss(epochs, manifest)]
     return [f"this network is of no use: {'; '.join(useless)}", *causes, f"next: {_next(epochs, config, manifest)}"]
+
+
+def _best(epochs: Sequence[Mapping[str, Any]], name: str) -> float | None:
+    """The largest value of any epoch; None where none has one."""
+    return max((epoch[name] for epoch in epochs if epoch.get(name) is not None), default=None)
+
+
+def _reads_nothing(strings: float, characters: float, num_images: int) -> bool:
+    return strings <= HARDLY_ANY and (num_images >= FEW_STRINGS or characters < MANY_CHARACTERS)
 
 
 def _useless(name: str, summary: Mapping[str, Any]) -> str:
@@ -66,8 +78,8 @@ def _useless(name: str, summary: Mapping[str, Any]) -> str:
         return ""
     support = [row["support"] for row in summary["classes"].values()]
     commonest = max(support) / max(sum(support), 1)
-    guessed = characters <= commonest and len(support) > 1
-    if strings > HARDLY_ANY and not guessed:
+    guessed = characters <= commonest < 1
+    if not guessed and not _reads_nothing(strings, characters, summary["num_images"]):
         return ""
     return (
         f"it reads {strings:.2%} of the {summary['num_images']:,} strings of {name} and {characters:.2%} of their "
@@ -153,8 +165,8 @@ def _next(epochs: Sequence[Mapping[str, Any]], config: TrainConfig, manifest: Ma
     if config.network != "column_cnn":
         return _command("train", shards=config.shards, run=f"{config.run}-auto")
     if kept_out > NO_LABEL_AT_ALL * files:
-        parts = f"{config.shards}/quarantine/*.parquet"
-        return shlex.join(["python", "-c", f"import duckdb; print(duckdb.sql(\"SELECT reason, uri FROM '{parts}'\"))"])
+        rows = f"pq.read_table({config.shards + '/quarantine'!r}, columns=['reason', 'uri']).slice(0, 20).to_pylist()"
+        return shlex.join(["python", "-c", f"import pyarrow.parquet as pq; print(*{rows}, sep='\\n')"])
     if _rarest(manifest)[1] < MIN_OCCURRENCES or _losses(epochs)[0] < LEARNED * _guess_loss(manifest):
         return f"{_command('evaluate', run=config.run)} --learning-curve, which tells how much more images would help"
     longer = str(2 * max(len(epochs), config.max_epochs))

@@ -155,7 +155,13 @@ def fit(
     if has_diverged(epochs[-1]):
         raise InputError(f"training diverged in epoch {len(epochs)}: the loss is not a number; lower --learning-rate")
     seconds = time.perf_counter() - started
-    return facts | {"best_epoch": best_epoch(epochs), "num_epochs": len(epochs), "seconds": seconds}
+    attempts = epochs[-1].get("attempt", 0) + 1
+    return facts | {
+        "best_epoch": best_epoch(epochs),
+        "num_epochs": len(epochs),
+        "num_attempts": attempts,
+        "seconds": seconds,
+    }
 
 
 def _train(config: TrainConfig, spec: ModelSpec, blocks: dict[str, list[Any]], cluster: Cluster) -> None:

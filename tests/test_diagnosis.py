@@ -2,8 +2,13 @@
 
 import dataclasses
 import shlex
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from captcha_ray import diagnosis, recipes
@@ -80,6 +85,25 @@ def test_characters_that_are_no_better_than_the_commonest_one_are_useless_whatev
     assert diagnosis.diagnose(better, [epoch(0.1, 0.1, 1.0)], CONFIG, single) == []
 
 
+@pytest.mark.parametrize(
+    ("readings", "useless"),
+    [
+        (["abca", "bcdb", "cdac"], False),  # three of four characters each
+        (["aaaa", "bbbb", "cccc"], True),
+    ],
+)
+def test_few_strings_may_be_missed_by_bad_luck(readings: list[str], useless: bool) -> None:
+    few = {"test": summary(ABCD[:3], readings)}
+    single = [epoch(0.1, 0.2, 0.8)]
+    assert bool(diagnosis.diagnose(few, single, CONFIG, manifest())) == useless
+    many = {"test": summary(ABCD[:3] * 10, readings * 10)}
+    assert diagnosis.diagnose(many, single, CONFIG, manifest()), "of thirty, none is no bad luck"
+
+
+def test_a_test_of_one_character_alone_may_be_read_in_full() -> None:
+    assert diagnosis.diagnose({"test": summary(["a"] * 3, ["a"] * 3)}, [epoch(0.1, 0.2, 0.8)], CONFIG, manifest()) == []
+
+
 def test_one_label_for_all_images_is_no_success() -> None:
     perfect = {"test": summary(["7"] * 5, ["7"] * 5, "7")}
     single = manifest(charset="7", min_length=1, max_length=1, num_characters={"train": {"7": 400}})
@@ -138,12 +162,16 @@ def test_the_next_command_is_the_first_cause_s(
     assert said[-1] == f"next: {command}"
 
 
-def test_labels_that_do_not_fit_are_looked_at() -> None:
-    said = diagnosis.diagnose(NOTHING, [epoch()], CONFIG, manifest(num_quarantined={"no_label": 300}))
-    python, flag, code = shlex.split(said[-1].removeprefix("next: "))
-    assert (python, flag) == ("python", "-c")
-    compile(code, "next", "exec")
-    assert "shards/strip/quarantine/*.parquet" in code
+def test_labels_that_do_not_fit_are_looked_at(tmp_path: Path) -> None:
+    rows = {"uri": ["a b.png"], "reason": ["no_label"], "detail": [""]}
+    (tmp_path / "quarantine").mkdir()
+    pq.write_table(pa.table(rows), tmp_path / "quarantine/part-0.parquet")
+    config = dataclasses.replace(CONFIG, shards=str(tmp_path))
+    said = diagnosis.diagnose(NOTHING, [epoch()], config, manifest(num_quarantined={"no_label": 300}))
+    python, *arguments = shlex.split(said[-1].removeprefix("next: "))
+    assert python == "python"
+    done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=True)
+    assert done.stdout == "{'reason': 'no_label', 'uri': 'a b.png'}\n"
 
 
 def test_losses_that_nobody_knows_are_not_made_up() -> None:
