@@ -163,7 +163,7 @@ def _start(address: str | None) -> None:
 
 
 def _ensure_token() -> None:
-    """Makes a token for this process' Ray where Ray cannot keep one itself, which it does in the home folder."""
+    """Make a token for this process' Ray where Ray cannot keep one itself, which it does in the home folder."""
     if os.environ.keys() & {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"}:
         return
     try:

@@ -364,11 +364,11 @@ class TrainConfig(Config):
         adapts = self.schedule == "warmup_stable_decay"
         check(
             adapts or self.max_epochs == 0,
-            f"max_epochs is {self.max_epochs}; a training of schedule {self.schedule} takes --epochs, no more, no less",
+            f"max_epochs is {self.max_epochs}; schedule {self.schedule} trains for --epochs; pass --max-epochs 0",
         )
         check(
             self.max_epochs == 0 or self.max_epochs >= self.epochs,
-            f"max_epochs is {self.max_epochs}; it must be at least as many as epochs, {self.epochs}",
+            f"max_epochs is {self.max_epochs}; it must be 0, or at least as many as epochs, {self.epochs}",
         )
         check(self.shear_degrees < 90, f"shear_degrees is {self.shear_degrees}; it must be below 90 degrees")
         check(bool(self.shards) and bool(self.run), "shards and run must each name a folder or a URI")

@@ -197,7 +197,7 @@ class TrainingProgress:
         self._num_workers, self._started = num_workers, None  # what was waited for says nothing of what is left
 
     def plan(self, num_epochs: int, change: str) -> None:
-        """So many epochs there will be, as it looks now. change: what has led to that, for the person; may be empty."""
+        """Set the number of epochs planned. change: a sentence on what has changed it; may be empty."""
         self.num_epochs = num_epochs
         if self._started is not None:
             self._bar.update(self._task, total=num_epochs)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from captcha_ray import metrics
+from captcha_ray import metrics, rules
 from captcha_ray.config import PreprocessConfig, TrainConfig
 from captcha_ray.schema import Manifest
 
@@ -36,6 +36,9 @@ LEARNED = 0.5
 NO_LABEL_AT_ALL = 0.1
 """Share of the files that were kept out for their labels, above which the label rule is looked at first."""
 
+OWN_SPLITS = ("train", "val", "test", "cross_validation")
+"""Evaluations of images that a run was made of; others say nothing of its training."""
+
 LABEL_REASONS = ("no_label", "unknown_character", "wrong_length", "conflicting_labels")
 """Reasons in a quarantine that are about labels."""
 
@@ -46,14 +49,14 @@ def diagnose(
     config: TrainConfig,
     manifest: Manifest,
 ) -> list[str]:
-    """Returns sentences for a person: what is useless, likely causes, and last the next command. Empty where it reads.
+    """Return sentences for a person: what is useless, likely causes, and last the next command. Empty where it reads.
 
     splits: `metrics.ReadingCounts.summary()` by split. epochs: lines of `metrics.jsonl`. config: settled, of the run.
     """
-    useless = [said for name, summary in splits.items() if (said := _useless(name, summary))]
+    useless = [said for name in OWN_SPLITS if name in splits and (said := describe_useless(name, splits[name]))]
     strings, characters = (_best(epochs, name) for name in ("val_exact_match", "val_char_accuracy"))
     if strings is not None and _reads_nothing(strings, characters or 0.0, manifest.num_images["val"]):
-        useless.append(f"of the validation strings, the best of {len(epochs)} epochs has read {strings:.2%}")
+        useless.append(f"in the best of {len(epochs)} epochs it has read {strings:.2%} of the validation strings")
     if len(manifest.charset) == 1 and manifest.min_length == manifest.max_length:
         useless.append(f"every label is {manifest.charset * manifest.max_length!r}: there is nothing to tell apart")
     if not useless:
@@ -63,7 +66,7 @@ def diagnose(
 
 
 def _best(epochs: Sequence[Mapping[str, Any]], name: str) -> float | None:
-    """The largest value of any epoch; None where none has one."""
+    """Return the largest value of any epoch; None where none has one."""
     return max((epoch[name] for epoch in epochs if epoch.get(name) is not None), default=None)
 
 
@@ -71,8 +74,8 @@ def _reads_nothing(strings: float, characters: float, num_images: int) -> bool:
     return strings <= HARDLY_ANY and (num_images >= FEW_STRINGS or characters < MANY_CHARACTERS)
 
 
-def _useless(name: str, summary: Mapping[str, Any]) -> str:
-    """Why a network that has read this is of no use; empty where it is of some."""
+def describe_useless(name: str, summary: Mapping[str, Any]) -> str:
+    """Return why a network that has read this is of no use; an empty text where it is of some."""
     strings, characters = summary.get("exact_match"), summary.get("char_accuracy")
     if strings is None or characters is None:
         return ""
@@ -116,7 +119,7 @@ def _images(manifest: Manifest) -> str:
 
 
 def _misfits(manifest: Manifest) -> tuple[int, int]:
-    """Files that were kept out for their labels, and all files."""
+    """Count the files that were kept out for their labels, and all files."""
     kept_out = sum(manifest.num_quarantined.get(reason, 0) for reason in LABEL_REASONS)
     return kept_out, sum(manifest.num_images.values()) + sum(manifest.num_quarantined.values())
 
@@ -127,19 +130,19 @@ def _labels(manifest: Manifest) -> str:
     if pattern := manifest.label_rule.get("label_pattern"):
         rule += f" --label-pattern {shlex.quote(pattern)}"
     return (
-        f"labels: {kept_out:,} of {files:,} files were kept out for theirs ({rule}); whether the others are what the "
-        "images show, the pictures in the report tell"
+        f"labels: {kept_out:,} of {files:,} files were kept out because their labels do not fit ({rule}); look at the "
+        "pictures in the report to see whether the other labels are right"
     )
 
 
 def _guess_loss(manifest: Manifest) -> float:
-    """Of who knows nothing but how often each character stands anywhere, nats per image."""
+    """Return the loss, nats per image, of always guessing each character as often as it occurs."""
     counts = np.array([list(manifest.num_characters["train"].values())], np.int64)
     return metrics.guess_loss(counts) * int(counts.sum()) / max(manifest.num_images["train"], 1)
 
 
 def _losses(epochs: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
-    """The least training loss, and the least validation loss, of any epoch; nan where there is none."""
+    """Return the least training loss and the least validation loss of any epoch; nan where there is none."""
     least = []
     for name in ("train_loss", "val_loss"):
         known = [epoch[name] for epoch in epochs if epoch.get(name) is not None]
@@ -150,13 +153,15 @@ def _losses(epochs: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
 def _loss(epochs: Sequence[Mapping[str, Any]], manifest: Manifest) -> str:
     guess = _guess_loss(manifest)
     train, val = _losses(epochs)
+    if math.isnan(train):
+        return f"loss: unknown; guessing costs {guess:.2f} nats an image"
     found = f"{train:.2f} nats an image in training" + ("" if math.isnan(val) else f", {val:.2f} in validation")
     meaning = "the training images were learned by heart" if train < LEARNED * guess else "next to nothing was learned"
     return f"loss: {found}; guessing costs {guess:.2f}, so {meaning}"
 
 
 def _next(epochs: Sequence[Mapping[str, Any]], config: TrainConfig, manifest: Manifest) -> str:
-    """The command to try, for the first cause that applies."""
+    """Return the command to try, for the first cause that applies."""
     image, (kept_out, files) = manifest.image_spec, _misfits(manifest)
     if _pixels_each(manifest) < MIN_PIXELS:
         factor = GOOD_PIXELS / _pixels_each(manifest)
@@ -164,17 +169,19 @@ def _next(epochs: Sequence[Mapping[str, Any]], config: TrainConfig, manifest: Ma
         return _preprocess(manifest, width, height, f"{config.shards}-{width}x{height}")
     if config.network != "column_cnn":
         return _command("train", shards=config.shards, run=f"{config.run}-auto")
+    if _rarest(manifest)[1] < MIN_OCCURRENCES or _losses(epochs)[0] < LEARNED * _guess_loss(manifest):
+        return f"{_command('evaluate', run=config.run)} --learning-curve"
     if kept_out > NO_LABEL_AT_ALL * files:
         rows = f"pq.read_table({config.shards + '/quarantine'!r}, columns=['reason', 'uri']).slice(0, 20).to_pylist()"
         return shlex.join(["python", "-c", f"import pyarrow.parquet as pq; print(*{rows}, sep='\\n')"])
-    if _rarest(manifest)[1] < MIN_OCCURRENCES or _losses(epochs)[0] < LEARNED * _guess_loss(manifest):
-        return f"{_command('evaluate', run=config.run)} --learning-curve, which tells how much more images would help"
-    longer = str(2 * max(len(epochs), config.max_epochs))
-    return _command("train", shards=config.shards, run=f"{config.run}-longer", max_epochs=longer)
+    longest = config.max_epochs or config.epochs
+    if longest < rules.LONGEST * rules.epochs(manifest):
+        return _command("train", shards=config.shards, run=f"{config.run}-longer")
+    return _command("train", shards=config.shards, run=f"{config.run}-longer", max_epochs=str(2 * longest))
 
 
 def _preprocess(manifest: Manifest, width: int, height: int, out: str) -> str:
-    """The command that made the shards, with another size and another place."""
+    """Return the command that made the shards, with another size and another place."""
     known = {field.name for field in dataclasses.fields(PreprocessConfig)}
     made = PreprocessConfig.from_dict({name: value for name, value in manifest.config.items() if name in known})
     said = dataclasses.replace(made, width=width, height=height, out=out).to_dict()

@@ -182,7 +182,7 @@ def publish(run: RunDirectory, evaluations: Mapping[str, Evaluation], **facts: A
 
 
 def _diagnose(run: RunDirectory, results: dict[str, Any]) -> list[str]:
-    """What there is to warn of in all results of a run; nothing where the run does not know its shards."""
+    """Return what there is to warn of in all results of a run; nothing where the run does not know its shards."""
     if not all(storage.exists(run.path(name)) for name in ("settled.json", "manifest.json")):
         return []
     config = TrainConfig.from_dict(run.read_json("settled.json"))
@@ -192,7 +192,7 @@ def _diagnose(run: RunDirectory, results: dict[str, Any]) -> list[str]:
 
 
 def warn(results: dict[str, Any]) -> None:
-    """Says the warnings of `results.json`, if there are any."""
+    """Say the warnings of `results.json`, if there are any."""
     for sentence in results["warnings"]:
         console.warn(sentence)
 

@@ -3,9 +3,12 @@
 Looks at what nodes have, not at what is free: work waits for what other work gives back.
 """
 
+import contextlib
 import dataclasses
 import json
+import os
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import ray
@@ -49,11 +52,24 @@ def asked_of_ray(cpus: int) -> float:
 
 
 def device_of(use_gpu: bool) -> str:
-    """The device, as torch names it, of a worker whose job was given a GPU or not.
+    """Return the device, as torch names it, of a worker whose job was given a GPU or not.
 
     Ray shows every GPU of a node to workers that asked for none, so that what is visible says nothing.
     """
     return "cuda" if use_gpu else "cpu"
+
+
+@contextlib.contextmanager
+def gpus_hidden() -> Iterator[None]:
+    """Hide GPUs from this process, which computes on the CPU: torch's optimizers open any that they see."""
+    before = os.environ.get("CUDA_VISIBLE_DEVICES")
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    try:
+        yield
+    finally:
+        del os.environ["CUDA_VISIBLE_DEVICES"]
+        if before is not None:
+            os.environ["CUDA_VISIBLE_DEVICES"] = before
 
 
 def num_cpus() -> int:

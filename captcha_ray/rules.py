@@ -17,7 +17,7 @@ CLASS_SEEN = 4_000
 """How often a training sees each character at least, were all equally frequent and texts of the greatest length."""
 
 MAX_EPOCHS = 400
-"""The fewest images are not looked at more often than this: there is nothing left in them to learn."""
+"""A training is planned for no more epochs than this, however few its images: there is nothing left to learn then."""
 
 LONGEST = 4
 """A training whose length nobody named may take so many times the epochs that the rules choose: to find its way in a

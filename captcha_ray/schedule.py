@@ -1,7 +1,7 @@
 """When a training warms up, holds its learning rate, begins anew, decays it and ends. Knows no torch and no files.
 
-What happens follows from the config and from the lines of `metrics.jsonl` alone, so that a training that was cut off
-decides as an undisturbed one would have.
+Each decision follows from the config, the plan so far and the lines of `metrics.jsonl`. The plan is kept with the
+weights, so that a training that was cut off decides as an undisturbed one would have.
 """
 
 import dataclasses
@@ -29,6 +29,9 @@ PATIENCE_STEPS, MIN_PROGRESS = 150, 0.02
 """A network is stuck where its loss fell by less than this share from so many steps to the next as many. The slowest
 that found its way by itself, with 50 labels, fell by 6 % in a third of that."""
 
+SURELY_READS = 0.3
+"""A network that is stuck but reads this share of the strings is not begun anew: it is as good as it gets."""
+
 MAX_ATTEMPTS, GROWTH = 3, 3
 """How often a training begins in all, and how many times longer the prior lasts from one beginning to the next."""
 
@@ -47,9 +50,9 @@ class Change(enum.StrEnum):
 
     NONE = ""
     READS = "the network reads; the learning rate falls from here"
-    LIMIT = "the network does not read yet, but there is no time to wait; the learning rate falls from here"
-    ANEW = "the loss no longer falls and nothing is read; begins anew, told for longer where characters stand"
-    AGAIN = "validation still gets better; goes on at half the learning rate"
+    LIMIT = "the network does not read yet, but there is no time for another attempt; the learning rate falls from here"
+    ANEW = "the network does not read and its loss no longer falls; training begins anew, with a longer alignment prior"
+    AGAIN = "validation still gets better; training goes on at half the learning rate"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,28 +77,31 @@ class Plan:
 
     @classmethod
     def first(cls, config: TrainConfig, steps: int, guess_loss: float) -> Self:
-        """Plans a training that has not begun. config: settled."""
+        """Plan a training that has not begun. config: settled."""
         plan = cls(config, steps, guess_loss, config.epochs)
         return dataclasses.replace(plan, decays_from=0) if plan._latest_decay <= 0 else plan
 
-    def after_all(self, epochs: Sequence[Mapping[str, Any]]) -> Self:
-        """Follows all lines of `metrics.jsonl`, from the first on."""
-        plan = self
-        for done in range(1, len(epochs) + 1):
-            plan = plan.after(epochs[:done])
-        return plan
+    def to_dict(self) -> dict[str, Any]:
+        """Return what `restored` takes: what has been decided so far, as JSON types."""
+        return {name: getattr(self, name) for name in ("num_epochs", "attempt", "begun", "decays_from", "rate")}
+
+    def restored(self, decided: Mapping[str, Any]) -> Self:
+        """Return this plan with what `to_dict` gave of a training that was cut off."""
+        return dataclasses.replace(self, **decided)
 
     def after(self, epochs: Sequence[Mapping[str, Any]]) -> Self:
-        """Follows one more epoch. epochs: all lines of `metrics.jsonl`, one more than when this plan was made."""
+        """Follow one more epoch. epochs: all lines of `metrics.jsonl`, one more than when this plan was made."""
         plan = dataclasses.replace(self, change=Change.NONE)
         done = len(epochs)
         if self.config.schedule != "warmup_stable_decay" or epochs[-1]["train_loss"] is None:
             return plan
         if self.decays_from is not None:
             return plan._go_on(epochs) if done == self.num_epochs else plan
-        if epochs[-1]["train_loss"] < READS * self.guess_loss:
+        reads = epochs[-1]["train_loss"] < READS * self.guess_loss or _strings(epochs[-1]) >= AGAIN_BELOW
+        stuck = self._is_stuck(epochs)
+        if reads or (stuck and _strings(epochs[-1]) >= SURELY_READS):
             return plan._decay(done, Change.READS)
-        if self._is_stuck(epochs):
+        if stuck:
             again = dataclasses.replace(plan, attempt=self.attempt + 1, begun=done, change=Change.ANEW)
             again = again._planned_for(done + math.ceil(again._prior_steps * PRIOR_FADE / self.steps))
             has_room = again._latest_decay > done + again._prior_steps * PRIOR_FADE / self.steps
@@ -104,8 +110,13 @@ class Plan:
             return plan._decay(done, Change.LIMIT)
         return plan._planned_for(done + 1)
 
+    @property
+    def holds(self) -> bool:
+        """Whether the learning rate is held, until the network reads."""
+        return self.config.schedule == "warmup_stable_decay" and self.decays_from is None
+
     def learning_rate(self, done: float) -> float:
-        """Returns the step size after so many epochs, which may be a fraction: a function of the plan alone."""
+        """Return the step size after so many epochs, which may be a fraction: a function of the plan alone."""
         config = self.config
         if config.schedule == "constant":
             return config.learning_rate
@@ -119,14 +130,14 @@ class Plan:
         return config.learning_rate * share
 
     def prior(self, done: float) -> float:
-        """Returns the share of the loss, 0 to 1, that says where characters stand, after so many epochs."""
+        """Return the share of the loss, 0 to 1, that says where characters stand, after so many epochs."""
         whole = self._prior_steps
         step: float = (done - self.begun) * self.steps
         return min(max((PRIOR_FADE * whole - step) / ((PRIOR_FADE - 1) * whole), 0.0), 1.0)
 
     @property
     def _prior_steps(self) -> float:
-        """Steps of this attempt for which the prior is whole."""
+        """Return the steps of this attempt for which the prior is whole."""
         planned = PRIOR_SHARE * self.config.epochs * self.steps
         longer: int = GROWTH**self.attempt
         return min(PRIOR_STEPS, PRIOR_EPOCHS * self.steps, planned) * longer
@@ -144,7 +155,7 @@ class Plan:
         return self._limit - self._decay_epochs
 
     def _planned_for(self, decays_from: int) -> Self:
-        """The plan with the end that follows if the learning rate falls from there on."""
+        """Set the number of epochs, were the learning rate to fall after that many."""
         num_epochs = min(max(self.config.epochs, decays_from + self._decay_epochs), self._limit)
         return dataclasses.replace(self, num_epochs=num_epochs)
 
@@ -152,7 +163,7 @@ class Plan:
         return dataclasses.replace(self._planned_for(done), decays_from=done, change=change)
 
     def _is_stuck(self, epochs: Sequence[Mapping[str, Any]]) -> bool:
-        """Whether the prior is over and the loss has hardly fallen since."""
+        """Tell whether the prior is over and the loss has hardly fallen since."""
         window = math.ceil(PATIENCE_STEPS / self.steps)
         free = len(epochs) - self.begun - math.ceil(PRIOR_FADE * self._prior_steps / self.steps)
         if free < 2 * window:
@@ -161,7 +172,7 @@ class Plan:
         return sum(losses[window:]) > (1 - MIN_PROGRESS) * sum(losses[:window])
 
     def _go_on(self, epochs: Sequence[Mapping[str, Any]]) -> Self:
-        """Another cycle, where validation promises something of it and the limit allows it."""
+        """Add a cycle where validation promises something of it and the limit allows it."""
         done = len(epochs)
         length = math.ceil(AGAIN_SHARE * self.config.epochs)
         if "val_exact_match" not in epochs[-1] or done + length > self._limit:
@@ -176,11 +187,17 @@ class Plan:
         )
 
 
+def _strings(epoch: Mapping[str, Any]) -> float:
+    """Return the share of the strings that were read in validation, or in training where there is none."""
+    share: float | None = epoch.get("val_exact_match", epoch.get("train_exact_match"))
+    return share or 0.0
+
+
 def _one_cycle(fraction: float, warmup: float) -> float:
-    """Share of the peak after a fraction of all steps: linear warm-up, then cosine to zero."""
+    """Return the share of the peak after a fraction of all steps: linear warm-up, then cosine to zero."""
     return 0.04 + 0.96 * fraction / warmup if fraction < warmup else _cosine((fraction - warmup) / (1 - warmup))
 
 
 def _cosine(fraction: float) -> float:
-    """From 1 to 0."""
+    """Fall from 1 to 0 as the fraction rises from 0 to 1."""
     return 0.5 * (1 + math.cos(math.pi * fraction))

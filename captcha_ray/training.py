@@ -175,7 +175,8 @@ def _train(config: TrainConfig, spec: ModelSpec, blocks: dict[str, list[Any]], c
             relay.measure(telemetry, progress.num_epochs, message)
 
         if cluster.embedded and config.workers[1] == 1 and not config.use_gpu:
-            _run_trainer(WorkerJob(config, spec, blocks, show), local=True)
+            with room.gpus_hidden():
+                _run_trainer(WorkerJob(config, spec, blocks, show), local=True)
         else:
             with relay.Relay(show, config) as announcements:
                 _run_trainer(WorkerJob(config, spec, blocks, announcements.announcer()), local=False)

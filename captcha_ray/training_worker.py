@@ -98,8 +98,10 @@ class Worker:
         self._optimizer = learning.build_optimizer(config, self._network)
         self._run = RunDirectory(config.run)
         self._history: list[dict[str, Any]] = []
+        decided: dict[str, Any] = {}
         if storage.exists(self._run.path(STATE)):
-            self._history = checkpoint.load_state(self._run.path(STATE), self._network, self._optimizer)["epochs"]
+            state = checkpoint.load_state(self._run.path(STATE), self._network, self._optimizer)
+            self._history, decided = state["epochs"], state.get("plan", {})
             if rank == 0:  # the last try may have ended between state and metrics
                 self._run.write_metrics(self._history)
         self._events = EventLog(self._run) if rank == 0 else None
@@ -114,7 +116,7 @@ class Worker:
             )
         self._augment = Augment.of(config)
         first = schedule.Plan.first(config, self._train.num_steps, metrics.guess_loss(self._count_classes()))
-        self._plan = first.after_all(self._history)
+        self._plan = first.restored(decided)
         self._announced = 0.0
         if rank == 0:
             job.announce(("begin", (len(self._history), world_size)))
@@ -174,7 +176,8 @@ class Worker:
         done, last = len(self._history), min(self._job.until or self._plan.num_epochs, self._plan.num_epochs)
         diverged = done > 0 and has_diverged(self._history[-1])
         patience = self._job.config.patience
-        spent = patience > 0 and done > 0 and epochs_without_gain(self._history) >= patience
+        judged = self._history[self._plan.begun :]  # of this attempt
+        spent = patience > 0 and bool(judged) and not self._plan.holds and epochs_without_gain(judged) >= patience
         return done < last and not diverged and not spent
 
     def run_epoch(self) -> dict[str, Any]:
@@ -264,7 +267,12 @@ class Worker:
             checkpoint.save_model(self._run.path("checkpoint"), self._network, self._job.spec)
         if self._events:
             self._events.add(record)
-        checkpoint.save_state(self._run.path(STATE), self._network, self._optimizer, {"epochs": self._history})
+        checkpoint.save_state(
+            self._run.path(STATE),
+            self._network,
+            self._optimizer,
+            {"epochs": self._history, "plan": self._plan.to_dict()},
+        )
         self._run.write_metrics(self._history)
         if not has_diverged(record):
             self._job.announce(("epoch", (record, best)))
@@ -276,20 +284,29 @@ class Worker:
 
 
 def best_epoch(epochs: list[dict[str, Any]]) -> int:
-    """Number of the epoch that reads the most validation strings; of equals the one that reads the most characters, and
-    of these the last: it has learned longest, at the lowest rate. The last where there is no validation."""
+    """Return the number of the epoch that reads the most validation strings, then the most characters, then comes last.
+
+    The last one is preferred because the learning rate was lower there. Without validation all are equal.
+    """
 
     return int(max(epochs, key=lambda epoch: (*_read(epoch), epoch["epoch"]))["epoch"])
 
 
 def epochs_without_gain(epochs: list[dict[str, Any]]) -> int:
-    """How many epochs ago validation was read better than ever before."""
-    return int(epochs[-1]["epoch"] - max(epochs, key=_read)["epoch"])  # of equals `max` gives the first
+    """Count the epochs since validation last got better: more strings, or as many and more characters or less loss."""
+
+    def rank(epoch: dict[str, Any]) -> tuple[float, float, float]:
+        loss = epoch.get("val_loss")
+        return (*_read(epoch), -math.inf if loss is None else -loss)
+
+    return int(epochs[-1]["epoch"] - max(epochs, key=rank)["epoch"])  # of equals `max` gives the first
 
 
 def _read(epoch: dict[str, Any]) -> tuple[float, float]:
-    """Shares of the validation strings and characters that were read; zeros where there is no validation, and less
-    where a loss is not a number."""
+    """Return the shares of the validation strings and characters that were read.
+
+    They are 0 where there is no validation, and -1 where a loss is not a number.
+    """
     if has_diverged(epoch):
         return -1.0, -1.0
     return epoch.get("val_exact_match") or 0.0, epoch.get("val_char_accuracy") or 0.0

@@ -7,7 +7,19 @@ import subprocess
 import sys
 from pathlib import Path
 
-from captcha_ray import cluster, console, datasets, decoding, evaluation, identity, room, runs, storage, studies
+from captcha_ray import (
+    cluster,
+    console,
+    datasets,
+    decoding,
+    diagnosis,
+    evaluation,
+    identity,
+    room,
+    runs,
+    storage,
+    studies,
+)
 from captcha_ray.config import EvaluateConfig
 
 
@@ -42,6 +54,8 @@ def main() -> None:
         results = evaluation.publish(run, {source.name: found})
         console.say(f"report: {run.path('report.html')}")
         evaluation.warn(results)
+    if useless := diagnosis.describe_useless(source.name, found.summary()) if config.corpus or config.table else "":
+        console.warn(f"the network is of no use for these images, which may differ from those it learned: {useless}")
     if foreign := found.counts.num_foreign:
         console.warn(f"{foreign:,} characters of the labels are not in the network's alphabet, and count as wrong")
     if found.unread:

@@ -8,10 +8,16 @@ import os
 import shutil
 import tempfile
 
-PREFIXES = ("AWS_", "CAPTCHA_RAY_", "GIT_", "GOOGLE_", "MPL", "PIP_", "PYTHON", "RAY_", "RCLONE_", "XDG_")
+PREFIXES = (
+    "AWS_", "BOTO_", "CAPTCHA_RAY_", "GIT_", "GOOGLE_", "MKL_", "MPL", "OMP_", "PIP_", "PYTHON", "RAY_", "RCLONE_",
+    "TORCH", "TRAIN_", "TUNE_", "XDG_",
+)  # fmt: skip
 """Of variables that configure what tests start."""
 
-NAMES = ("ALL_PROXY", "COLUMNS", "CUDA_VISIBLE_DEVICES", "FORCE_COLOR", "HTTPS_PROXY", "HTTP_PROXY", "NO_COLOR")
+NAMES = (
+    "ALL_PROXY", "CLICOLOR_FORCE", "COLUMNS", "CUDA_VISIBLE_DEVICES", "FORCE_COLOR", "HTTPS_PROXY", "HTTP_PROXY",
+    "LINES", "NO_COLOR", "NO_PROXY", "REQUESTS_CA_BUNDLE", "SSL_CERT_FILE",
+)  # fmt: skip
 """Others that do, whatever their case."""
 
 KEPT = ("CAPTCHA_RAY_DATA", "CAPTCHA_RAY_KILL_SEED", "PYTHONDONTWRITEBYTECODE", "PYTHONHASHSEED", "PYTHONUNBUFFERED")

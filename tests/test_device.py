@@ -77,6 +77,25 @@ def test_the_device_of_a_job_reaches_whoever_computes(
     assert devices == ["cpu"] * 3 + ["cuda"] * 3
 
 
+@pytest.mark.parametrize("use_gpu", [False, True])
+def test_actors_are_told_the_device_and_ask_ray_for_it(
+    use_gpu: bool, run: str, glyph_shards: datasets.Shards, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[tuple[Any, Any]] = []
+
+    def map_batches(self: Any, function: Any, *, fn_constructor_args: tuple[Any, ...], **named: Any) -> Any:
+        told.append((fn_constructor_args[-1], named["num_gpus"]))
+        raise InterruptedError
+
+    rows = glyph_shards.labeled("val")
+    monkeypatch.setattr(ray.data.Dataset, "map_batches", map_batches)
+    with pytest.raises(InterruptedError):
+        evaluation.evaluate(rows, run, num_workers=1, use_gpu=use_gpu)
+    with pytest.raises(InterruptedError):
+        selftraining._read(["a.png"], glyph_shards, run, use_gpu)
+    assert told == [("cuda", 1) if use_gpu else ("cpu", None)] * 2
+
+
 def test_ray_hides_gpus_from_tasks_and_actors_that_asked_for_none(ray_cluster: cluster.Cluster) -> None:
     assert ray.get(ray.remote(readers.visible_gpus).remote()) == ""
     seen = ray.data.range(1).map_batches(readers.SeeGpus, compute=ray.data.ActorPoolStrategy(size=1)).take_all()

@@ -17,7 +17,7 @@ from captcha_ray.metrics import ReadingCounts
 from captcha_ray.schema import Manifest
 
 CONFIG = dataclasses.replace(
-    recipes.get("auto"), network="column_cnn", epochs=20, max_epochs=80, shards="shards/strip", run="runs/strip"
+    recipes.get("auto"), network="column_cnn", epochs=40, max_epochs=160, shards="shards/strip", run="runs/strip"
 )
 CORPUS = PreprocessConfig(corpus="my strips", labels="filename", label_pattern=r"^(\w+)-", out="shards/strip")
 ABCD = ["abcd", "bcda", "cdab", "dabc", "aabb"]
@@ -66,13 +66,13 @@ def test_a_network_that_reads_no_string_is_told_with_all_figures_and_causes_in_o
     said = diagnosis.diagnose(NOTHING, [epoch(strings=share)], CONFIG, manifest())
     assert said == [
         "this network is of no use: it reads 0.00% of the 50 strings of test and 30.00% of their characters, of which "
-        f"the commonest alone are 30.00%; of the validation strings, the best of 1 epochs has read {share:.2%}",
+        f"the commonest alone are 30.00%; in the best of 1 epochs it has read {share:.2%} of the validation strings",
         "pixels: images of 160x32 leave 40 pixels of width to each of up to 4 characters",
         "images: 400 to train on, in which the rarest of 4 characters, 'd', stands 100 times",
-        "labels: 22 of 529 files were kept out for theirs (--labels filename --label-pattern '^(\\w+)-'); whether the "
-        "others are what the images show, the pictures in the report tell",
+        "labels: 22 of 529 files were kept out because their labels do not fit (--labels filename --label-pattern "
+        "'^(\\w+)-'); look at the pictures in the report to see whether the other labels are right",
         "loss: 5.50 nats an image in training, 5.60 in validation; guessing costs 4.85, so next to nothing was learned",
-        "next: python jobs/train.py --shards shards/strip --run runs/strip-longer --max-epochs 160",
+        "next: python jobs/train.py --shards shards/strip --run runs/strip-longer --max-epochs 320",
     ]
 
 
@@ -116,7 +116,7 @@ def test_one_label_for_all_images_is_no_success() -> None:
 def test_validation_that_reads_nothing_is_enough() -> None:
     read = {"train": summary(ABCD, ABCD)}
     said = diagnosis.diagnose(read, [epoch(0.1, 9.0, 0.01), epoch(0.1, 9.0, 0.0)], CONFIG, manifest())
-    assert said[0] == "this network is of no use: of the validation strings, the best of 2 epochs has read 1.00%"
+    assert said[0] == "this network is of no use: in the best of 2 epochs it has read 1.00% of the validation strings"
     assert said[4].endswith("so the training images were learned by heart")
 
 
@@ -144,13 +144,13 @@ def test_an_evaluation_of_no_images_says_nothing() -> None:
             {"num_characters": {"train": {"a": 700, "b": 500, "c": 300, "d": 3}}},
             CONFIG,
             [epoch()],
-            "python jobs/evaluate.py --run runs/strip --learning-curve, which tells how much more images would help",
+            "python jobs/evaluate.py --run runs/strip --learning-curve",
         ),
         (
             {},
             CONFIG,
             [epoch(0.5, 7.0)],
-            "python jobs/evaluate.py --run runs/strip --learning-curve, which tells how much more images would help",
+            "python jobs/evaluate.py --run runs/strip --learning-curve",
         ),
     ],
     ids=["few pixels", "another network", "few images", "learned by heart"],
@@ -160,6 +160,19 @@ def test_the_next_command_is_the_first_cause_s(
 ) -> None:
     said = diagnosis.diagnose(NOTHING, epochs, config, manifest(**changes))
     assert said[-1] == f"next: {command}"
+
+
+def test_a_training_that_was_kept_short_is_repeated_at_full_length() -> None:
+    short = dataclasses.replace(CONFIG, epochs=1, max_epochs=1)
+    said = diagnosis.diagnose(NOTHING, [epoch()], short, manifest())
+    assert said[-1] == "next: python jobs/train.py --shards shards/strip --run runs/strip-longer"
+
+
+def test_images_of_others_say_nothing_of_the_training() -> None:
+    read = {"test": summary(ABCD, ABCD), "others": summary(ABCD * 5, ["aaaa"] * 25)}
+    assert diagnosis.diagnose(read, [epoch(0.1, 0.1, 1.0)], CONFIG, manifest()) == []
+    assert "strings of others" in diagnosis.describe_useless("others", read["others"])
+    assert diagnosis.describe_useless("test", read["test"]) == ""
 
 
 def test_labels_that_do_not_fit_are_looked_at(tmp_path: Path) -> None:
@@ -177,6 +190,7 @@ def test_labels_that_do_not_fit_are_looked_at(tmp_path: Path) -> None:
 def test_losses_that_nobody_knows_are_not_made_up() -> None:
     epochs = [{"epoch": 1, "train_loss": 5.5}]
     assert "5.50 nats an image in training; guessing" in diagnosis.diagnose(NOTHING, epochs, CONFIG, manifest())[4]
+    assert "loss: unknown; guessing costs 4.85" in diagnosis.diagnose(NOTHING, [], CONFIG, manifest())[4]
 
 
 def test_the_flags_are_the_jobs_own() -> None:
@@ -186,7 +200,7 @@ def test_the_flags_are_the_jobs_own() -> None:
     }
     few = manifest(image={"height": 64, "width": 32, "channels": 3})
     for one in (few, manifest(), manifest(num_characters={"train": {"a": 1, "b": 1, "c": 1, "d": 1}})):
-        words = shlex.split(diagnosis.diagnose(NOTHING, [epoch()], CONFIG, one)[-1].replace(",", ""))
+        words = shlex.split(diagnosis.diagnose(NOTHING, [epoch()], CONFIG, one)[-1])
         flags = {word.removeprefix("--").replace("-", "_") for word in words if word.startswith("--")}
         assert flags
         assert flags <= fields

@@ -1,12 +1,13 @@
 """Schedules: step sizes, the alignment prior, and what a training makes of the losses it has seen."""
 
 import dataclasses
+import json
 from typing import Any
 
 import numpy as np
 import pytest
 
-from captcha_ray import recipes, schedule
+from captcha_ray import recipes
 from captcha_ray.config import TrainConfig
 from captcha_ray.schedule import Change, Plan
 
@@ -72,7 +73,7 @@ def test_other_schedules_take_as_many_epochs_as_they_are_told_whatever_happens(e
         assert (found.num_epochs, changes) == (epochs, [])
 
 
-def test_no_schedule_jumps_but_where_it_begins_anew() -> None:
+def test_no_rate_jumps_within_a_cycle() -> None:
     reading = follow(plan(), lines([9.0, 4.0]))[0]
     for one, end in ((plan(TrainConfig(schedule="one_cycle", epochs=20, learning_rate=1.0)), 20.0), (reading, 20.0)):
         rates = np.array([one.learning_rate(x) for x in np.linspace(0, end, 1001)])
@@ -164,7 +165,7 @@ def test_with_time_enough_there_are_three_beginnings() -> None:
 def test_a_training_of_a_named_length_has_it_and_its_rate_falls_for_seven_tenths(epochs: int, decays_from: int) -> None:
     named = dataclasses.replace(ADAPTIVE, epochs=epochs, max_epochs=epochs)
     for loss in (8.0, 1.0):
-        found, _ = follow(plan(named), lines([loss] * 40, [0.5] * 40))
+        found, _ = follow(plan(named), lines([loss] * 40, [0.2] * 40))
         assert found.num_epochs == epochs
         assert found.decays_from == (decays_from if loss > 5 else min(decays_from, 1))
         assert found.learning_rate(epochs) == pytest.approx(0)
@@ -195,25 +196,45 @@ def test_a_training_goes_on_at_half_the_rate_while_validation_gets_better() -> N
     assert second.learning_rate(30) == pytest.approx(0)
 
 
-@pytest.mark.parametrize("strings", [[0.96] * 40, [0.0] * 40, None], ids=["good", "nothing", "no validation"])
+@pytest.mark.parametrize("strings", [[0.0] + [0.96] * 39, [0.0] * 40, None], ids=["good", "nothing", "no validation"])
 def test_a_training_ends_where_there_is_little_to_gain(strings: list[float] | None) -> None:
     found, changes = follow(plan(), lines([9.0] + [3.0] * 39, strings))
     assert changes == [(2, Change.READS)]
     assert found.num_epochs == 20
 
 
-def test_what_is_decided_follows_from_the_lines_alone() -> None:
+def test_a_plan_that_was_kept_goes_on_as_one_that_was_never_cut_off() -> None:
     rng = np.random.default_rng(1)
-    epochs = lines(rng.choice([3.0, 8.0, 30.0], 60, p=[0.05, 0.85, 0.1]).tolist(), rng.random(60).tolist())
-    step_by_step = plan()
+    epochs = lines(rng.choice([3.0, 8.0, 30.0], 60, p=[0.05, 0.85, 0.1]).tolist(), rng.uniform(0, 0.3, 60).tolist())
+    undisturbed = kept = plan()
     for done in range(1, 61):
-        step_by_step = step_by_step.after(epochs[:done])
-        assert plan().after_all(epochs[:done]) == step_by_step
+        undisturbed = undisturbed.after(epochs[:done])
+        kept = plan().restored(json.loads(json.dumps(kept.after(epochs[:done]).to_dict())))
+        assert dataclasses.replace(undisturbed, change=Change.NONE) == kept
+
+
+def test_what_was_decided_stays_where_epochs_have_another_number_of_steps() -> None:
+    """So it is where a training goes on with more workers: the attempt that began at epoch 12 goes on."""
+    before, _ = follow(plan(), lines([8.0] * 14))
+    for steps in (25, 49, 100):
+        again = plan(steps=steps).restored(before.to_dict())
+        assert (again.attempt, again.begun, again.steps) == (1, 12, steps)
+
+
+def test_a_network_that_reads_is_not_begun_anew_though_its_loss_stands_still() -> None:
+    found, changes = follow(plan(), lines([5.5] * 40, [0.6] * 40))
+    assert changes[0] == (12, Change.READS)
+    assert found.attempt == 0
+
+
+def test_a_network_that_has_nothing_to_tell_apart_reads_at_once() -> None:
+    """All labels are the same: guessing costs nothing, and no loss is below that."""
+    found, changes = follow(Plan.first(ADAPTIVE, 50, 0.0), lines([1e-4] * 40, [1.0] * 40))
+    assert changes == [(1, Change.READS)]
+    assert found.num_epochs == 20
+    unvalidated = [{"epoch": 1, "train_loss": 1e-4, "train_exact_match": 1.0}]
+    assert Plan.first(ADAPTIVE, 50, 0.0).after(unvalidated).change is Change.READS
 
 
 def test_a_loss_that_is_no_number_changes_nothing() -> None:
     assert follow(plan(), [{"epoch": 1, "train_loss": None}])[0].change is Change.NONE
-
-
-def test_constants_are_those_that_the_log_explains() -> None:
-    assert (schedule.PRIOR_STEPS, schedule.PRIOR_EPOCHS, schedule.PRIOR_FADE, schedule.READS) == (100, 10, 3, 0.5)

@@ -26,6 +26,7 @@ from captcha_ray import (
     evaluation,
     identity,
     labels,
+    learning,
     recipes,
     rules,
     runs,
@@ -126,6 +127,9 @@ def restless(shards: datasets.Shards, run: Path, **changes: Any) -> TrainConfig:
 def plateau(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever the loss is, the network counts as not reading, and as stuck once 16 steps have shown it."""
     monkeypatch.setattr(schedule, "READS", -1.0)
+    monkeypatch.setattr(schedule, "AGAIN_BELOW", 2.0)
+    monkeypatch.setattr(schedule, "AGAIN_GAIN", 2.0)
+    monkeypatch.setattr(schedule, "SURELY_READS", 2.0)
     monkeypatch.setattr(schedule, "MIN_PROGRESS", 1.0)
     monkeypatch.setattr(schedule, "PATIENCE_STEPS", 16)
 
@@ -146,7 +150,7 @@ def test_a_training_that_is_stuck_begins_anew_and_goes_on_to_the_same_result_whe
     anew = attempts.index(1)
     told = capsys.readouterr().out
     assert told.count("begins anew") == 1
-    assert told.count("there is no time to wait") == 1
+    assert told.count("there is no time for another attempt") == 1
     fresh = [undisturbed[k]["train_loss"] for k in (0, anew)]
     assert fresh[1] > 3 * undisturbed[anew - 1]["train_loss"], "what was learned is forgotten"
     assert fresh[0] != fresh[1], "the second beginning has weights of its own"
@@ -169,6 +173,36 @@ def test_a_training_that_is_stuck_begins_anew_and_goes_on_to_the_same_result_whe
             with pytest.raises(CutError):
                 fit(config, glyph_shards, ray_cluster)
         assert fit(dataclasses.replace(config, resume=True), glyph_shards, ray_cluster) == undisturbed
+
+
+def test_the_driver_hides_gpus_from_itself_while_it_trains_on_the_cpu(
+    glyph_shards: datasets.Shards, ray_cluster: cluster.Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torch's optimizers open a GPU that they see, whatever device their parameters are on."""
+    seen = []
+    train_epoch = learning.train_epoch
+
+    def watch(*arguments: Any, **named: Any) -> Any:
+        seen.append(os.environ.get("CUDA_VISIBLE_DEVICES"))
+        return train_epoch(*arguments, **named)
+
+    monkeypatch.setattr(learning, "train_epoch", watch)
+    for before in ("0,1", None):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", before or "")
+        if before is None:
+            monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+        fit(config_for(glyph_shards, tmp_path / f"run-{before}", epochs=1), glyph_shards, ray_cluster)
+        assert os.environ.get("CUDA_VISIBLE_DEVICES") == before
+    assert seen == ["", ""]
+
+
+def test_two_workers_find_their_way_as_one(
+    glyph_shards: datasets.Shards, ray_cluster: cluster.Cluster, tmp_path: Path
+) -> None:
+    config = restless(glyph_shards, tmp_path / "two", num_workers=2, max_failures=0, batch_size=8)
+    epochs = fit(config, glyph_shards, ray_cluster)
+    assert max(epoch["val_exact_match"] for epoch in epochs) > 0.9
+    assert len(epochs) < 24, "both know the loss of guessing, and so that the network reads"
 
 
 def test_two_workers_see_every_image_once_and_their_sums_are_those_of_one(
@@ -254,7 +288,7 @@ def test_mistakes_that_are_alike_do_not_stop_an_evaluation(
 
 def test_the_best_epoch_has_most_strings_right_then_most_characters_then_comes_last() -> None:
     def epoch(number: int, strings: float | None = None, characters: float | None = None) -> dict[str, Any]:
-        losses = {"train_loss": 1.0, "val_loss": 1.0}
+        losses = {"train_loss": 1.0, "val_loss": 2.0}
         return {"epoch": number, "val_exact_match": strings, "val_char_accuracy": characters, **losses}
 
     best, ago = training_worker.best_epoch, training_worker.epochs_without_gain
@@ -262,6 +296,7 @@ def test_the_best_epoch_has_most_strings_right_then_most_characters_then_comes_l
     equals = [epoch(1, 0.5, 0.8), epoch(2, 0.5, 0.8), epoch(3, 0.5, 0.8), epoch(4, 0.4, 0.9)]
     assert best(equals) == 3
     assert ago(equals) == 3, "to read as much as before is no gain"
+    assert ago([*equals, epoch(5, 0.5, 0.8) | {"val_loss": 1.0}]) == 0, "but to be surer of it is"
     assert best([epoch(1, 0.0, 0.2), epoch(2, 0.0, 0.1)]) == 1
     unvalidated = [{"epoch": number, "train_loss": 1.0} for number in (1, 2)]
     assert best(unvalidated) == 2, "without validation the last"
