@@ -243,11 +243,11 @@ class TrainConfig(Config):
     charset: str = ""
     """Alphabet the shards must have; default: take theirs."""
     epochs: int = 0
-    """Passes over the training split; 0 for as many as its size, its characters and their number ask for, and for more
-    of them while the network does not read yet or still gets better."""
+    """Passes over the training split. 0 chooses a number by its images and characters, and adds to it while the network
+    does not read yet or still gets better; a number that is given is kept, unless --max-epochs allows more."""
     max_epochs: int = 0
-    """Passes over the training split at most, where the schedule is warmup_stable_decay. 0 for no more than --epochs
-    where that is given, else four times what is chosen."""
+    """Most passes over the training split that schedule warmup_stable_decay may add up to. 0 means --epochs where that
+    is given, else four times the number that is chosen."""
     batch_size: int = 0
     """Images per worker and optimizer step, at most; a split is cut into batches of nearly equal size. 0 for 16 to 256
     over all workers, by the size of the training split."""

@@ -96,7 +96,7 @@ def _pixels_each(manifest: Manifest) -> float:
 
 def _pixels(manifest: Manifest) -> str:
     each, image = _pixels_each(manifest), manifest.image_spec
-    few = f"; fewer than {MIN_PIXELS} are seldom enough" if each < MIN_PIXELS else ""
+    few = f"; fewer than {MIN_PIXELS} are seldom enough" if each < MIN_PIXELS else ", usually enough"
     return (
         f"pixels: images of {image.width}x{image.height} leave {each:.0f} pixels of width to each of up to "
         f"{manifest.max_length} characters{few}"
@@ -111,7 +111,7 @@ def _rarest(manifest: Manifest) -> tuple[str, int]:
 
 def _images(manifest: Manifest) -> str:
     character, count = _rarest(manifest)
-    few = f"; fewer than {MIN_OCCURRENCES} are seldom enough" if count < MIN_OCCURRENCES else ""
+    few = f"; fewer than {MIN_OCCURRENCES} are seldom enough" if count < MIN_OCCURRENCES else ", usually enough"
     return (
         f"images: {manifest.num_images['train']:,} to train on, in which the rarest of {len(manifest.charset)} "
         f"characters, {character!r}, stands {count:,} times{few}"
@@ -157,7 +157,9 @@ def _loss(epochs: Sequence[Mapping[str, Any]], manifest: Manifest) -> str:
         return f"loss: unknown; guessing costs {guess:.2f} nats an image"
     found = f"{train:.2f} nats an image in training" + ("" if math.isnan(val) else f", {val:.2f} in validation")
     meaning = "the training images were learned by heart" if train < LEARNED * guess else "next to nothing was learned"
-    return f"loss: {found}; guessing costs {guess:.2f}, so {meaning}"
+    chosen = rules.epochs(manifest)
+    short = f" in {len(epochs)} epochs, where {chosen} would be chosen" if len(epochs) < chosen else ""
+    return f"loss: {found}; guessing costs {guess:.2f}, so {meaning}{short}"
 
 
 def _next(epochs: Sequence[Mapping[str, Any]], config: TrainConfig, manifest: Manifest) -> str:

@@ -194,10 +194,10 @@ def describe(config: TrainConfig, spec: ModelSpec, manifest: schema.Manifest) ->
     """What is to be trained, in a line for a person. config: settled."""
     with torch.device("meta"):
         size = sum(parameter.numel() for parameter in build_model(spec).parameters())
-    longest = f" to {config.max_epochs}" if config.max_epochs > config.epochs else ""
+    longest = f" (up to {config.max_epochs} where that helps)" if config.max_epochs > config.epochs else ""
     lengths = f"{spec.reads} of {len(spec.charset)} characters in {spec.image}"
     return (
-        f"{spec.network} of {size:,} parameters for {lengths}: {config.epochs}{longest} epochs of "
+        f"{spec.network} of {size:,} parameters for {lengths}: {config.epochs} epochs{longest} of "
         f"{manifest.num_images['train']:,} images in batches of up to {config.batch_size}"
     )
 

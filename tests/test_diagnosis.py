@@ -67,11 +67,12 @@ def test_a_network_that_reads_no_string_is_told_with_all_figures_and_causes_in_o
     assert said == [
         "this network is of no use: it reads 0.00% of the 50 strings of test and 30.00% of their characters, of which "
         f"the commonest alone are 30.00%; in the best of 1 epochs it has read {share:.2%} of the validation strings",
-        "pixels: images of 160x32 leave 40 pixels of width to each of up to 4 characters",
-        "images: 400 to train on, in which the rarest of 4 characters, 'd', stands 100 times",
+        "pixels: images of 160x32 leave 40 pixels of width to each of up to 4 characters, usually enough",
+        "images: 400 to train on, in which the rarest of 4 characters, 'd', stands 100 times, usually enough",
         "labels: 22 of 529 files were kept out because their labels do not fit (--labels filename --label-pattern "
         "'^(\\w+)-'); look at the pictures in the report to see whether the other labels are right",
-        "loss: 5.50 nats an image in training, 5.60 in validation; guessing costs 4.85, so next to nothing was learned",
+        "loss: 5.50 nats an image in training, 5.60 in validation; guessing costs 4.85, so next to nothing was learned "
+        "in 1 epochs, where 40 would be chosen",
         "next: python jobs/train.py --shards shards/strip --run runs/strip-longer --max-epochs 320",
     ]
 
@@ -117,7 +118,7 @@ def test_validation_that_reads_nothing_is_enough() -> None:
     read = {"train": summary(ABCD, ABCD)}
     said = diagnosis.diagnose(read, [epoch(0.1, 9.0, 0.01), epoch(0.1, 9.0, 0.0)], CONFIG, manifest())
     assert said[0] == "this network is of no use: in the best of 2 epochs it has read 1.00% of the validation strings"
-    assert said[4].endswith("so the training images were learned by heart")
+    assert "so the training images were learned by heart" in said[4]
 
 
 def test_an_evaluation_of_no_images_says_nothing() -> None:
