@@ -249,7 +249,7 @@ def test_what_cannot_be_searched_is_refused_and_nothing_is_overwritten(
         ),
         ("was started with epochs 1, not 2", lambda: find(glyph_shards, run, epochs=2, resume=True)),
         ("a batch_size of 512 is more than the", lambda: find(glyph_shards, tmp_path / "a", "batch_size=16,512")),
-        ("the grid has 162 combinations", lambda: find(glyph_shards, tmp_path / "a", search="grid")),
+        ("the grid has 243 combinations", lambda: find(glyph_shards, tmp_path / "a", search="grid")),
         (
             "3 workers of 1 CPU each do not fit",
             lambda: find(glyph_shards, tmp_path / "a", "batch_size=off", workers_per_trial=3),
