@@ -19,7 +19,7 @@ HARDLY_ANY = 0.02
 """Share of whole strings at or below which a network counts as reading nothing."""
 
 FEW_STRINGS, MANY_CHARACTERS = 10, 0.5
-"""Of fewer strings than the first, none may be read by bad luck, where the second share of their characters is."""
+"""A network that reads this share of the characters may miss so few whole strings by bad luck."""
 
 MIN_PIXELS = 12
 """Pixels of width a character below which networks seldom read: eight letters in 64 pixels were read by none."""

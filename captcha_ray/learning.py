@@ -89,7 +89,7 @@ class EpochFeed:
         self._rank = rank
 
     def count_classes(self, num_classes: int) -> npt.NDArray[np.int64]:
-        """How often each class stands in each slot of this worker's images, int64 (slots, classes)."""
+        """Count each class in each slot of this worker's images -> int64 (slots, classes)."""
         slots = self._targets.numpy().T
         return np.stack([np.bincount(slot, minlength=num_classes) for slot in slots]).astype(np.int64)
 

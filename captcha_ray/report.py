@@ -43,7 +43,7 @@ def write(run: RunDirectory, results: Mapping[str, Any], mistakes: Mapping[str, 
 
 
 def _warnings(sentences: Sequence[str]) -> str:
-    """What makes the network useless, and what to do, before any figure."""
+    """Say what makes the network useless and what to do, before any figure."""
     return page.section("Warning", *(page.paragraph(sentence) for sentence in sentences))
 
 

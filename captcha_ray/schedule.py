@@ -46,7 +46,7 @@ AGAIN_SHARE, AGAIN_RATE = 0.5, 0.5
 
 
 class Change(enum.StrEnum):
-    """What the last epoch has changed."""
+    """Name what the last epoch has changed in a plan."""
 
     NONE = ""
     READS = "the network reads; the learning rate falls from here"

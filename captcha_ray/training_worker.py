@@ -145,7 +145,7 @@ class Worker:
         )
 
     def _count_classes(self) -> npt.NDArray[np.int64]:
-        """How often each class stands in each slot of all workers' training images, int64 (slots, classes)."""
+        """Count each class in each slot of all workers' training images -> int64 (slots, classes)."""
         counts = self._train.count_classes(len(self._job.spec.charset) + 1)
         if self._world_size > 1:
             summed = torch.from_numpy(counts).to(self._arithmetic.device)
@@ -154,14 +154,14 @@ class Worker:
         return counts
 
     def _fresh_network(self, attempt: int) -> Network:
-        """The network as the attempt, from 0, begins with it; on every worker the same."""
+        """Build the network that an attempt, from 0, begins with; it is the same on every worker."""
         seed = self._job.config.seed
         torch.manual_seed(learning.derive_seed(seed, attempt) if attempt else learning.derive_seed(seed))
         network = build_model(self._job.spec)
         return network.to(self._arithmetic.device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
     def _begin_anew(self) -> None:
-        """Forgets what was learned, as the plan has it; where several workers train, they keep the same parameters."""
+        """Replace the weights by those of a new attempt, in place, and the optimizer with them."""
         self._network.load_state_dict(self._fresh_network(self._plan.attempt).state_dict())
         self._optimizer = learning.build_optimizer(self._job.config, self._network)
 
