@@ -17,11 +17,11 @@ def main() -> None:
         demo.ensure_shards(config.shards)
         shards = datasets.open_shards(config.shards)
         found = search.run(config, recipe, searched, shards.manifest, shards.read("train"), shards.read("val"))
-        report = search_report.write(run, searched, found)
+        page = search_report.write(run, searched, found)
         run.finish()
     for line in found.describe():
         console.say(line)
-    console.say(f"report: {report}")
+    console.say(f"report: {page}")
     if found.better:
         console.say(f"train it: python jobs/train.py --recipe {run.path('best.json')} --run URI")
     else:

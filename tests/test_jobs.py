@@ -16,7 +16,8 @@ import pyarrow.parquet as pq
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from captcha_ray import Recognizer, config, space
+from captcha_ray import Recognizer, space
+from captcha_ray.config import EvaluateConfig, PreprocessConfig, SynthesizeConfig, TrainConfig, TuneConfig
 from tests.conftest import draw_glyphs, glyph_texts
 from tests.processes import JOBS
 from tests.ray_nodes import start_head
@@ -24,11 +25,11 @@ from tests.s3_server import serve_s3
 from tests.waiting import wait_until
 
 CONFIGS = {
-    "synthesize": config.SynthesizeConfig,
-    "preprocess": config.PreprocessConfig,
-    "train": config.TrainConfig,
-    "evaluate": config.EvaluateConfig,
-    "tune": config.TuneConfig,
+    "synthesize": SynthesizeConfig,
+    "preprocess": PreprocessConfig,
+    "train": TrainConfig,
+    "evaluate": EvaluateConfig,
+    "tune": TuneConfig,
 }
 PREPROCESS = ("--labels", "filename", "--label-pattern", "^([^-]+)", "--height", "16", "--width", "24")
 TRAIN = ("--recipe", "isfahan", "--height", "0", "--width", "0", "--slots", "0", "--batch-size", "16",

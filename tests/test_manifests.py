@@ -729,8 +729,8 @@ def test_every_build_argument_is_used() -> None:
 
 
 def test_the_images_commands_are_shell_that_pip_understands(tmp_path: Path) -> None:
-    runs = [line.removeprefix("RUN ") for line in dockerfile() if line.startswith("RUN ")]
-    for line in runs:
+    lines = [line.removeprefix("RUN ") for line in dockerfile() if line.startswith("RUN ")]
+    for line in lines:
         subprocess.run(["sh", "-n", "-c", line], check=True)
     # Each line is run where there are no other programs than these, most of which only note their arguments.
     programs = tmp_path / "programs"
@@ -750,7 +750,7 @@ def test_the_images_commands_are_shell_that_pip_understands(tmp_path: Path) -> N
                 ["/bin/sh", "-c", line.replace("/tmp/requirements.txt", str(tmp_path / "requirements.txt"))],
                 cwd=ROOT, env=environment, check=False, stderr=subprocess.DEVNULL,
             ).returncode
-            for line in runs
+            for line in lines
             if "jobs/" not in line
         ]  # fmt: skip
         assert (max(statuses) > 0) == (device == "gpu")

@@ -152,14 +152,14 @@ def out(request: pytest.FixtureRequest) -> str:
 
 def arrow(out: str) -> pa.Table:
     """All that a plain reader sees; an empty table where there is no row yet."""
-    filesystem, path = pyarrow.fs.LocalFileSystem(), out
+    disk, path = pyarrow.fs.LocalFileSystem(), out
     if storage.is_remote(out):
         endpoint = os.environ["AWS_ENDPOINT_URL"].removeprefix("http://")
-        filesystem = pyarrow.fs.S3FileSystem(endpoint_override=endpoint, scheme="http", region="us-east-1")
+        disk = pyarrow.fs.S3FileSystem(endpoint_override=endpoint, scheme="http", region="us-east-1")
         path = out.removeprefix("s3://")
     if not any(name.endswith(".parquet") for name in storage.list_files(out)):
         return schema.PREDICTION_SCHEMA.empty_table()
-    return pyarrow.dataset.dataset(path, filesystem=filesystem, partitioning="hive").to_table()
+    return pyarrow.dataset.dataset(path, filesystem=disk, partitioning="hive").to_table()
 
 
 def seen(out: str) -> Counter[Object]:
