@@ -19,10 +19,15 @@ import pyarrow as pa
 import ray
 import tyro
 
-from captcha_ray import cluster, corpus, datasets, recipes, runs, schema, trainings
-from captcha_ray.config import Labels, PreprocessConfig
-from captcha_ray.metrics import wilson_interval
-from captcha_ray.rules import settle
+from captcha_ray.datasets import preprocess, schema
+from captcha_ray.datasets.config import Labels, PreprocessConfig
+from captcha_ray.datasets.shards import open_shards
+from captcha_ray.experiments import parallel_runs
+from captcha_ray.metrics.counts import wilson_interval
+from captcha_ray.runs.environment import provenance
+from captcha_ray.runtime import ray_session
+from captcha_ray.training.auto_config import settle
+from captcha_ray.training.recipes import get
 
 PEER = Path(__file__).with_name("keras_crnn.py")
 PEER_STEPS = 4300
@@ -53,15 +58,15 @@ class Options:
 
 def main() -> None:
     options = tyro.cli(Options)
-    for line in runs.provenance(threads=options.num_threads):
+    for line in provenance(threads=options.num_threads):
         print(line, flush=True)
-    with tempfile.TemporaryDirectory() as temporary, cluster.connect():
+    with tempfile.TemporaryDirectory() as temporary, ray_session.connect():
         folder = Path(temporary)
         out = str(folder / "shards")
-        corpus.preprocess(
+        preprocess.preprocess(
             PreprocessConfig(corpus=options.corpus, labels=options.labels, splits=(1.0, 0.0, 0.0), out=out)
         )
-        shards = datasets.open_shards(out)
+        shards = open_shards(out)
         table = pa.concat_tables(shards.read().iter_batches(batch_size=None, batch_format="pyarrow")).combine_chunks()
         for num_labels in options.num_labels:
             for seed in options.seeds:
@@ -82,13 +87,13 @@ def ours(
     """(seconds of training so far, share of strings) after each epoch."""
     part = dataclasses.replace(manifest, num_images={"train": len(train), "val": len(test), "test": 0})
     asked = dataclasses.replace(
-        recipes.get(options.recipe),
+        get(options.recipe),
         seed=seed,
         run=str(folder / f"run-{len(train)}-{seed}"),
         cpus_per_worker=options.num_threads,
     )
     blocks = {"train": [ray.put(train)], "val": [ray.put(test)], "test": []}
-    epochs = list(trainings.Training(settle(asked, part), part, blocks).epochs())
+    epochs = list(parallel_runs.Training(settle(asked, part), part, blocks).epochs())
     seconds = np.cumsum([len(train) / epoch["images_per_second"] for epoch in epochs])
     return [(float(s), epoch["val_exact_match"]) for s, epoch in zip(seconds, epochs, strict=True)]
 

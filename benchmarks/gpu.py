@@ -20,12 +20,16 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from captcha_ray import learning, recipes
-from captcha_ray.augment import Augment
-from captcha_ray.config import ImageSpec, TrainConfig
-from captcha_ray.learning import Arithmetic, Batch
-from captcha_ray.models import Network, build_model
-from captcha_ray.spec import ModelSpec
+from captcha_ray.image_spec import ImageSpec
+from captcha_ray.models.device import Arithmetic, has_fast_bf16, keep_freed_memory
+from captcha_ray.models.networks import Network, build_model
+from captcha_ray.models.spec import ModelSpec
+from captcha_ray.training import loop
+from captcha_ray.training.augment import Augment
+from captcha_ray.training.batches import Batch
+from captcha_ray.training.config import TrainConfig
+from captcha_ray.training.optim import build_optimizer
+from captcha_ray.training.recipes import isfahan, wmail
 
 CHARSET = "0123456789abcdefghijklmnopqrstuvwxyz"
 TRAIN_BATCHES = (32, 256)
@@ -86,7 +90,7 @@ def main(arguments: list[str]) -> int:
     if not seconds > 0:
         parser.error(f"--seconds-per-case is {seconds}; it must be above 0 seconds")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    learning.keep_freed_memory()
+    keep_freed_memory()
     print(f"command   python {shlex.join(sys.argv)}")
     print(f"commit    {commit() or 'unknown'}")
     print(f"device    {device_name(device)}")
@@ -94,7 +98,7 @@ def main(arguments: list[str]) -> int:
     print("n         images timed, in whole batches")
     print(f"\n{'network':<16}{'work':<8}{'precision':<11}{'batch':>6}{'images/s':>12}{'n':>10}")
     disagreements = []
-    for config in (recipes.wmail(), recipes.isfahan()):
+    for config in (wmail(), isfahan()):
         for line in measure(config, device, seconds):
             print(
                 f"{line.network:<16}{line.work:<8}{line.precision:<11}{line.batch_size:>6}"
@@ -104,7 +108,7 @@ def main(arguments: list[str]) -> int:
     print(
         f"\n{CHECK_IMAGES} images after {CHECK_STEPS} training steps, against fp32 on the CPU, tolerance {TOLERANCE}:"
     )
-    for config in (recipes.wmail(), recipes.isfahan()):
+    for config in (wmail(), isfahan()):
         for name, agreement in compare(config, device).items():
             print(
                 f"{config.network:<16}{name:<11}probabilities differ by at most {agreement.max_difference:.4f}, "
@@ -120,7 +124,7 @@ def main(arguments: list[str]) -> int:
 def measure(config: TrainConfig, device: torch.device, seconds: float) -> list[Line]:
     """Times training and reading of one network in every precision that the device is fast in."""
     lines = []
-    for bf16 in (False, True) if learning.has_fast_bf16(device) else (False,):
+    for bf16 in (False, True) if has_fast_bf16(device) else (False,):
         arithmetic = Arithmetic(device, bf16)
         name = precision_name(arithmetic)
         for batch_size in TRAIN_BATCHES:
@@ -190,12 +194,12 @@ def compare(config: TrainConfig, device: torch.device) -> dict[str, Agreement]:
 def trainer(config: TrainConfig, model: Network, arithmetic: Arithmetic) -> Callable[[Batch, int], None]:
     """A function that makes n optimizer steps on a batch as the recipe says, but for Adam at 3e-3."""
     config = dataclasses.replace(config, optimizer="adam", learning_rate=3e-3)
-    optimizer = learning.build_optimizer(config, model)
+    optimizer = build_optimizer(config, model)
     augment = Augment.of(config)
 
     def train(batch: Batch, steps: int) -> None:
         batches = itertools.repeat(batch, steps)
-        learning.train_epoch(
+        loop.train_epoch(
             model, optimizer, batches, arithmetic, augment=augment, seed=0, learning_rate=lambda _: config.learning_rate
         )
 
@@ -251,10 +255,10 @@ def device_name(device: torch.device) -> str:
 def commit() -> str | None:
     """The commit measured; None outside a checkout, or where the packages that `runs` writes with are absent."""
     try:
-        from captcha_ray import runs  # noqa: PLC0415 -- a bare machine has neither obstore nor tensorboardX
+        from captcha_ray.runs import environment  # noqa: PLC0415 -- a bare machine has neither obstore nor tensorboardX
     except ImportError:
         return None
-    return runs.commit()
+    return environment.commit()
 
 
 if __name__ == "__main__":

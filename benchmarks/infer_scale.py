@@ -22,11 +22,16 @@ import pyarrow.parquet as pq
 import torch
 import tyro
 
-from captcha_ray import checkpoint, predictions, runs, schema, storage
-from captcha_ray.config import ImageSpec, InferConfig
-from captcha_ray.models import build_model
-from captcha_ray.spec import ModelSpec
-from captcha_ray.work import Work
+from captcha_ray.image_spec import ImageSpec
+from captcha_ray.inference import schema, table
+from captcha_ray.inference.block import Work
+from captcha_ray.inference.config import InferConfig
+from captcha_ray.inference.table import STAGED_SCHEMA, stage
+from captcha_ray.models import checkpoint
+from captcha_ray.models.networks import build_model
+from captcha_ray.models.spec import ModelSpec
+from captcha_ray.runs.environment import provenance
+from captcha_ray.storage import filesystem
 
 GROUP_ROWS = 500_000
 CHARACTERS = np.array(list("abcdefghijklmnopqrstuvwxyz0123456789"))
@@ -49,7 +54,7 @@ class StubReader:
 
     def read(self, block: int) -> tuple[int, int]:
         """(rows, errors) of a block."""
-        listed = predictions.read(self._work.todo(block))
+        listed = table.read(self._work.todo(block))
         generator = np.random.default_rng(block)
         n = len(listed)
         certain = generator.random((n, 5), np.float32)
@@ -64,8 +69,8 @@ class StubReader:
             "model_id": pa.repeat(self._work.model_id, n),
             "predicted_at": pa.repeat(now, n),
         }
-        rows = pa.table({name: columns[name] for name in predictions.STAGED_SCHEMA.names})
-        predictions.stage(rows.cast(predictions.STAGED_SCHEMA), self._work.staged(block))
+        rows = pa.table({name: columns[name] for name in STAGED_SCHEMA.names})
+        stage(rows.cast(STAGED_SCHEMA), self._work.staged(block))
         self._report["fetched"] += n
         return n, 0
 
@@ -90,10 +95,10 @@ def write_inventory(path: Path, num_objects: int, changed: int) -> None:
 NIGHT = """
 import json, sys, time
 from pathlib import Path
-from captcha_ray import inference
-from captcha_ray.config import InferConfig
+from captcha_ray.inference.config import InferConfig
+from captcha_ray.inference.job import transcribe
 started, config = time.monotonic(), InferConfig.from_dict(json.loads(sys.argv[1]))
-print(inference.transcribe(config, started, "benchmarks.infer_scale.StubReader").describe())
+print(transcribe(config, started, "benchmarks.infer_scale.StubReader").describe())
 peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
 print(f"peak memory of the driver: {int(peak.split()[1]) / 1024:,.0f} MB")
 """
@@ -110,7 +115,7 @@ def run_night(images: Path, run: Path, out: Path) -> float:
 
 def main() -> None:
     options = tyro.cli(Options, description=__doc__)
-    for line in runs.provenance(n=options.num_objects):
+    for line in provenance(n=options.num_objects):
         print(line, flush=True)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -121,7 +126,7 @@ def main() -> None:
             write_inventory(folder / f"{night}.parquet", options.num_objects, changed)
             seconds = run_night(folder / f"{night}.parquet", folder / "run", folder / "out")
             print(f"{night} night: {seconds:.1f} s, {options.num_objects / seconds:,.0f} listed objects/s", flush=True)
-        files = [uri for uri in storage.list_files(str(folder / "out")) if uri.endswith(".parquet")]
+        files = [uri for uri in filesystem.list_files(str(folder / "out")) if uri.endswith(".parquet")]
         sizes = [os.path.getsize(uri) for uri in files]
         rows = sum(pq.read_metadata(uri).num_rows for uri in files)
         print(f"{len(files)} files of {max(sizes) / 1e6:,.0f} MB at most, {sum(sizes) / rows:.1f} bytes a row")

@@ -24,7 +24,7 @@ from typing import Any, Literal
 import numpy as np
 import tyro
 
-from captcha_ray import runs
+from captcha_ray.runs.environment import provenance
 from tests.s3_server import serve_s3
 
 ROOT = Path(__file__).parent.parent
@@ -59,12 +59,14 @@ def read_all(paths: list[str], run: str) -> int:
     import torch  # noqa: PLC0415
     from obstore.store import from_url  # noqa: PLC0415
 
-    from captcha_ray import checkpoint, images, learning  # noqa: PLC0415
+    from captcha_ray import images  # noqa: PLC0415
+    from captcha_ray.models import checkpoint  # noqa: PLC0415
+    from captcha_ray.models.device import Arithmetic  # noqa: PLC0415
 
     torch.set_num_threads(1)
     model, spec, _ = checkpoint.load_model(run)
     model = model.to(memory_format=torch.channels_last).eval()
-    arithmetic = learning.Arithmetic.choose(torch.device("cpu"), "auto")
+    arithmetic = Arithmetic.choose(torch.device("cpu"), "auto")
     pool = concurrent.futures.ThreadPoolExecutor(NUM_FETCH_THREADS)
     remote = paths[0].startswith("s3://")
     store: Any = from_url("s3://images", client_options={"allow_http": True}) if remote else None
@@ -171,7 +173,7 @@ def main() -> None:
         folder = Path(options.scratch or temporary).absolute()
         bucket, run = prepare(folder, options)
         names = sorted(str(path.relative_to(bucket)) for path in bucket.rglob("*.png"))
-        for line in runs.provenance(n=len(names), rounds=options.rounds):
+        for line in provenance(n=len(names), rounds=options.rounds):
             print(line)
         rates, loops = [], []
         with serve_s3(bucket.parent) as environment:

@@ -20,8 +20,10 @@ import numpy as np
 import tyro
 from PIL import Image
 
-from captcha_ray import cluster, corpus, runs
-from captcha_ray.config import PreprocessConfig
+from captcha_ray.datasets import preprocess as datasets_preprocess
+from captcha_ray.datasets.config import PreprocessConfig
+from captcha_ray.runs.environment import provenance
+from captcha_ray.runtime import ray_session
 
 JOBS = Path(__file__).parent.parent / "jobs"
 NUM_PROCESSES = 2
@@ -56,7 +58,7 @@ def preprocess(folder: Path, corpus_name: str, out: str) -> float:
         out=str(folder / out),
     )
     started = time.perf_counter()
-    corpus.preprocess(config)
+    datasets_preprocess.preprocess(config)
     return time.perf_counter() - started
 
 
@@ -89,12 +91,12 @@ def main() -> None:
             draw = ["--scheme", "text5", "--num-images", str(num_images), "--out", out]
             subprocess.run([sys.executable, str(JOBS / "synthesize.py"), *draw], cwd=folder, check=True)
         paths = sorted(str(path) for path in (folder / "corpus").glob("*.png"))
-        with cluster.connect():
+        with ray_session.connect():
             preprocess(folder, "few", "warm-up")
             for round_number in range(options.rounds):
                 rows.append((preprocess(folder, "corpus", f"shards{round_number}"), run_loop(paths)))
         whole = run_process(folder)
-    for line in runs.provenance(n=len(paths), rounds=options.rounds):
+    for line in provenance(n=len(paths), rounds=options.rounds):
         print(line)
     for job, loop in rows:
         print(

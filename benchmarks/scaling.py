@@ -22,7 +22,7 @@ from typing import Literal
 
 import tyro
 
-from captcha_ray import runs
+from captcha_ray.runs.environment import provenance
 from tests.processes import JOBS
 from tests.ray_nodes import Nodes
 
@@ -119,7 +119,7 @@ def measure(part: Part, options: Options, where: Place, num_workers: int, folder
 def main() -> None:
     options = tyro.cli(Options, description=__doc__)
     sizes = {name: size for name, size in dataclasses.asdict(options).items() if isinstance(size, int)}
-    for line in runs.provenance(**sizes):
+    for line in provenance(**sizes):
         print(line, flush=True)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

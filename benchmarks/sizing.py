@@ -8,8 +8,8 @@ import math
 
 import tyro
 
-from captcha_ray.config import InferConfig
-from captcha_ray.objectstore import NUM_LIST_THREADS
+from captcha_ray.inference.config import InferConfig
+from captcha_ray.storage.objectstore import NUM_LIST_THREADS
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,10 +20,12 @@ import torch
 import torch.nn.functional as F
 import tyro
 
-from captcha_ray import learning, recipes, runs
-from captcha_ray.config import ImageSpec
-from captcha_ray.models import build_model
-from captcha_ray.spec import ModelSpec
+from captcha_ray.image_spec import ImageSpec
+from captcha_ray.models.device import keep_freed_memory
+from captcha_ray.models.networks import build_model
+from captcha_ray.models.spec import ModelSpec
+from captcha_ray.runs.environment import provenance
+from captcha_ray.training.recipes import isfahan
 
 JOBS = Path(__file__).parent.parent / "jobs"
 BATCH_SIZE = 32
@@ -43,7 +45,7 @@ class Options:
 
 def plain_loop(num_images: int, epochs: int) -> list[float]:
     """Images a second of each epoch."""
-    learning.keep_freed_memory()
+    keep_freed_memory()
     spec = ModelSpec(
         network="multi_head_cnn", image=ImageSpec(height=50, width=200), charset="2345678bcdefgmnpwxy", slots=5
     )
@@ -69,7 +71,7 @@ def plain_loop(num_images: int, epochs: int) -> list[float]:
 
 def run_job(folder: Path, epochs: int, name: str) -> tuple[list[dict[str, float]], float, float]:
     """(lines of metrics.jsonl, wall seconds of the whole job, those of them for the test split and the report)."""
-    command = [sys.executable, str(JOBS / "train.py"), "--recipe", recipes.isfahan().recipe, "--shards", "shards",
+    command = [sys.executable, str(JOBS / "train.py"), "--recipe", isfahan().recipe, "--shards", "shards",
                "--run", name, "--epochs", str(epochs), "--precision", "fp32"]  # fmt: skip
     started = time.perf_counter()
     subprocess.run(command, cwd=folder, check=True, stdout=subprocess.DEVNULL)
@@ -107,7 +109,7 @@ def main() -> None:
             waits.append(statistics.median(epoch["data_wait_fraction"] for epoch in epochs[1:]))
             beyond.append(seconds - report_seconds - sum(epoch["seconds"] for epoch in epochs))
             reports.append(report_seconds)
-    for line in runs.provenance(n=num_train, epochs=options.epochs, rounds=options.rounds):
+    for line in provenance(n=num_train, epochs=options.epochs, rounds=options.rounds):
         print(line)
     for (job, loop), ratio in zip(rates, ratios, strict=True):
         print(f"job {job:8,.0f} images/s   plain loop {loop:8,.0f} images/s   ratio {ratio:.3f}")

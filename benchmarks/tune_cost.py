@@ -17,8 +17,11 @@ import numpy as np
 import pyarrow.parquet as pq
 import tyro
 
-from captcha_ray import runs, trainings, trials
-from captcha_ray.runs import RunDirectory
+from captcha_ray.experiments import parallel_runs
+from captcha_ray.metrics.comparison import compare
+from captcha_ray.runs.directory import RunDirectory
+from captcha_ray.runs.environment import provenance
+from captcha_ray.tuning import trials
 
 ROOT = Path(__file__).parent.parent
 NUM_AT_ONCE = 2
@@ -55,7 +58,7 @@ def tune(options: Options, run: Path, *flags: str | int) -> float:
 
 def main() -> None:
     options = tyro.cli(Options, description=__doc__)
-    for line in runs.provenance(num_trials=options.num_trials):
+    for line in provenance(num_trials=options.num_trials):
         print(line)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
@@ -76,14 +79,14 @@ def main() -> None:
             results = json.loads((run / "results.json").read_text())
             spent[scheduler] = results["num_epochs"]
             finals = sorted(run.glob("final/trial-*/readings.parquet"))
-            right[scheduler] = np.array([trainings.right_in(pq.read_table(path)) for path in finals])
+            right[scheduler] = np.array([parallel_runs.right_in(pq.read_table(path)) for path in finals])
             print(
                 f"{scheduler}: {results['num_epochs']:,} epochs in {results['search_seconds']:.0f} s, with comparison "
                 f"{wall:.0f} s; best {results['best']}",
                 flush=True,
             )
         print(f"epochs, asha / none: {spent['asha'] / spent['none']:.2f}")
-        found = trials.compare(right["asha"], right["none"])
+        found = compare(right["asha"], right["none"])
         print(
             f"best of asha against best of none, in full: {found.best:.2%} against {found.recipe:.2%}, difference "
             f"{found.difference:+.2%} (95 % interval {found.low:+.2%} to {found.high:+.2%})"

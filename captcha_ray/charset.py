@@ -6,7 +6,7 @@ from collections.abc import Iterable
 import numpy as np
 import numpy.typing as npt
 
-from captcha_ray.config import InputError
+from captcha_ray.errors import InputError
 
 
 @dataclasses.dataclass(frozen=True)

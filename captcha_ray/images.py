@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import ExifTags, Image, ImageFilter, ImageOps, UnidentifiedImageError
 
-from captcha_ray.config import ImageSpec
+from captcha_ray.image_spec import ImageSpec
 
 MAX_PIXELS = 16_000_000
 """Default limit on the pixels of one source image; a text crop has thousands."""

@@ -10,11 +10,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from captcha_ray import checkpoint, images, learning, storage
+from captcha_ray import images
 from captcha_ray.charset import Charset
-from captcha_ray.config import InputError, Precision
-from captcha_ray.models import Network
-from captcha_ray.spec import ModelSpec
+from captcha_ray.errors import InputError
+from captcha_ray.models import checkpoint
+from captcha_ray.models.device import Arithmetic, keep_freed_memory
+from captcha_ray.models.networks import Network
+from captcha_ray.models.spec import ModelSpec, Precision
+from captcha_ray.storage import filesystem
 
 MIN_CALIBRATION = 50
 """Characters that a temperature is fitted by, at least: they let confidence reach about 1 - 1 / their number."""
@@ -47,11 +50,11 @@ class Recognizer:
     def __init__(
         self, model: Network, spec: ModelSpec, device: str = "cpu", precision: Precision = "auto", model_id: str = ""
     ) -> None:
-        learning.keep_freed_memory()
+        keep_freed_memory()
         self.spec = spec
         self.model_id = model_id
         self._charset = Charset(spec.charset)
-        self._arithmetic = learning.Arithmetic.choose(torch.device(device), precision)
+        self._arithmetic = Arithmetic.choose(torch.device(device), precision)
         self._model = model.to(self._arithmetic.device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
 
     @classmethod
@@ -160,7 +163,7 @@ class Recognizer:
         if isinstance(source, bytes):
             return images.decode(source, self.spec.image)
         try:
-            return images.decode(storage.read(storage.absolute(str(source))), self.spec.image)
+            return images.decode(filesystem.read(filesystem.absolute(str(source))), self.spec.image)
         except FileNotFoundError:
             return images.Unreadable("missing", f"{source} does not exist")
         except (InputError, OSError, ValueError) as error:  # no such scheme, no permission, a zero byte in the path

@@ -7,53 +7,50 @@ import subprocess
 import sys
 from pathlib import Path
 
-from captcha_ray import (
-    cluster,
-    console,
-    datasets,
-    decoding,
-    diagnosis,
-    evaluation,
-    identity,
-    room,
-    runs,
-    storage,
-    studies,
-)
-from captcha_ray.config import EvaluateConfig
+from captcha_ray import console
+from captcha_ray.datasets import decoding
+from captcha_ray.evaluation import evaluate, sources
+from captcha_ray.evaluation.config import EvaluateConfig
+from captcha_ray.experiments import cross_validation
+from captcha_ray.models import fingerprint
+from captcha_ray.runs.directory import RunDirectory, to_json
+from captcha_ray.runtime import capacity, ray_session
+from captcha_ray.storage import filesystem
+from captcha_ray.training import diagnosis
+from captcha_ray.training.results import publish, warn
 
 
 def main() -> None:
     config = console.parse(EvaluateConfig)
-    run = runs.RunDirectory(config.run)
-    if config.run == EvaluateConfig().run and storage.is_empty(run.uri):
+    run = RunDirectory(config.run)
+    if config.run == EvaluateConfig().run and filesystem.is_empty(run.uri):
         status = subprocess.run([sys.executable, str(Path(__file__).with_name("train.py"))], check=False).returncode
         if status:
             raise SystemExit(status)
     if config.trains:
-        with cluster.connect():
-            cluster.check_shared(run=config.run, shards=config.shards or run.shards)
-            studies.study(config, run)
+        with ray_session.connect():
+            ray_session.check_shared(run=config.run, shards=config.shards or run.shards)
+            cross_validation.study(config, run)
         return
-    spec = identity.load_spec(run.uri)
+    spec = fingerprint.load_spec(run.uri)
     if config.out:
-        storage.check_writable(storage.absolute(config.out).rpartition("/")[0])
+        filesystem.check_writable(filesystem.absolute(config.out).rpartition("/")[0])
     elif run.shards:
-        storage.check_writable(run.uri)
-    with cluster.connect():
-        room.await_room(config.num_workers or 1, 1, config.use_gpu and config.num_workers > 0)
+        filesystem.check_writable(run.uri)
+    with ray_session.connect():
+        capacity.await_room(config.num_workers or 1, 1, config.use_gpu and config.num_workers > 0)
         shards = "" if config.corpus or config.table else config.shards or run.shards
-        cluster.check_shared(run=config.run, shards=shards, corpus=config.corpus, table=config.table)
-        source = datasets.open_labeled(config, run.shards, spec)
-        found = evaluation.evaluate(source, run.uri, config.num_workers, config.use_gpu)
+        ray_session.check_shared(run=config.run, shards=shards, corpus=config.corpus, table=config.table)
+        source = sources.open_labeled(config, run.shards, spec)
+        found = evaluate.evaluate(source, run.uri, config.num_workers, config.use_gpu)
     if config.out:
-        storage.write(storage.absolute(config.out), runs.to_json({source.name: found.summary()}))
-    for line in evaluation.describe({source.name: found.summary()}):
+        filesystem.write(filesystem.absolute(config.out), to_json({source.name: found.summary()}))
+    for line in evaluate.describe({source.name: found.summary()}):
         console.say(line)
     if not config.out and run.shards:  # a bare checkpoint is not ours to add to
-        results = evaluation.publish(run, {source.name: found})
+        results = publish(run, {source.name: found})
         console.say(f"report: {run.path('report.html')}")
-        evaluation.warn(results)
+        warn(results)
     if useless := diagnosis.describe_useless(source.name, found.summary()) if config.corpus or config.table else "":
         console.warn(f"the network is of no use for these images, which may differ from those it learned: {useless}")
     if foreign := found.counts.num_foreign:

@@ -10,17 +10,21 @@ import pytest
 import torch
 from PIL import Image
 
-from captcha_ray import checkpoint, cluster, corpus, datasets
-from captcha_ray.config import ImageSpec, PreprocessConfig
-from captcha_ray.models import build_model
-from captcha_ray.spec import ModelSpec
+from captcha_ray.datasets import preprocess
+from captcha_ray.datasets.config import PreprocessConfig
+from captcha_ray.datasets.shards import Shards, open_shards
+from captcha_ray.image_spec import ImageSpec
+from captcha_ray.models import checkpoint
+from captcha_ray.models.networks import build_model
+from captcha_ray.models.spec import ModelSpec
+from captcha_ray.runtime import ray_session
 from tests.ray_nodes import Nodes
 
 
 @pytest.fixture(scope="session")
-def ray_cluster() -> Iterator[cluster.Cluster]:
+def ray_cluster() -> Iterator[ray_session.Cluster]:
     """An embedded Ray of two CPUs that this session starts and stops."""
-    with cluster.connect() as resources:
+    with ray_session.connect() as resources:
         yield resources
 
 
@@ -62,13 +66,13 @@ def config_for(folder: Path, **changes: Any) -> PreprocessConfig:
 
 
 @pytest.fixture(scope="session")
-def glyph_shards(ray_cluster: cluster.Cluster, tmp_path_factory: pytest.TempPathFactory) -> datasets.Shards:
+def glyph_shards(ray_cluster: ray_session.Cluster, tmp_path_factory: pytest.TempPathFactory) -> Shards:
     """Finished shards of 203 images of 24x16 pixels with two characters each."""
     folder = tmp_path_factory.mktemp("glyphs")
     draw_glyphs(folder / "corpus", glyph_texts(203, 2))
     config = config_for(folder, splits=(0.6, 0.2, 0.2))
-    corpus.preprocess(config)
-    return datasets.open_shards(config.out)
+    preprocess.preprocess(config)
+    return open_shards(config.out)
 
 
 def save_network(run: Path, spec: ModelSpec, seed: int = 0) -> Path:

@@ -10,8 +10,8 @@ import numpy as np
 import ray.train
 import ray.train.torch
 
-from captcha_ray.reader import BlockReader
-from captcha_ray.work import Work
+from captcha_ray.inference.block import Work
+from captcha_ray.inference.block_reader import BlockReader
 from tests.conftest import GLYPHS, save_network
 from tests.waiting import wait_until
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from captcha_ray import alignment
+from captcha_ray.models import ctc
 
 SHARP = torch.tensor([0, 2, 2, 0, 0, 2, 1, 1])
 """What eight columns say; 2 is blank: "001" with a repeated 0 that a blank parts."""
@@ -35,7 +35,7 @@ def one_by_one(columns: Tensor, slots: int, lengths: range) -> Tensor:
 @pytest.mark.parametrize("slots", [1, 2, 3])
 def test_probabilities_are_those_of_all_paths(variable: bool, slots: int) -> None:
     columns = random_columns(slots)
-    found = alignment.slot_probabilities(columns, slots, variable=variable)
+    found = ctc.slot_probabilities(columns, slots, variable=variable)
     assert found.shape == (3, slots, 4 if variable else 3)
     for image, probabilities in zip(columns, found, strict=True):
         expected = one_by_one(image, slots, range(1 if variable else slots, slots + 1))
@@ -44,30 +44,30 @@ def test_probabilities_are_those_of_all_paths(variable: bool, slots: int) -> Non
 
 def test_what_columns_say_for_sure_is_read() -> None:
     columns = torch.nn.functional.one_hot(SHARP, 3).float()[None].mul(20).log_softmax(2)
-    exactly = alignment.slot_probabilities(columns, 3, variable=False)
+    exactly = ctc.slot_probabilities(columns, 3, variable=False)
     assert exactly.argmax(2).tolist() == [[0, 0, 1]]
-    up_to = alignment.slot_probabilities(columns, 5, variable=True)
+    up_to = ctc.slot_probabilities(columns, 5, variable=True)
     assert up_to.argmax(2).tolist() == [[0, 0, 1, 2, 2]]
     assert min(exactly.amax(2).min(), up_to.amax(2).min()) > 0.99
-    forced = alignment.slot_probabilities(columns, 2, variable=False)  # one of three must go
+    forced = ctc.slot_probabilities(columns, 2, variable=False)  # one of three must go
     assert forced.sum(2).tolist() == [pytest.approx([1, 1])]
     assert torch.isfinite(forced).all()
 
 
 def test_images_of_a_large_batch_are_read_each_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     columns = random_columns(7, images=9)
-    whole = alignment.slot_probabilities(columns, 2, variable=True)
-    monkeypatch.setattr(alignment, "CHUNK", 4)
-    assert torch.allclose(alignment.slot_probabilities(columns, 2, variable=True), whole)
+    whole = ctc.slot_probabilities(columns, 2, variable=True)
+    monkeypatch.setattr(ctc, "CHUNK", 4)
+    assert torch.allclose(ctc.slot_probabilities(columns, 2, variable=True), whole)
 
 
 def test_even_spacing_wants_each_character_in_the_middle_of_its_share() -> None:
     targets, lengths = torch.tensor([[0, 1], [1, 2]]), torch.tensor([2, 1])  # the second holds one character
     said = torch.tensor([[2, 0, 0, 2, 2, 1, 1, 2], [2, 2, 1, 1, 1, 1, 2, 2]])
     columns = torch.nn.functional.one_hot(said, 3).float().mul(20).log_softmax(2)
-    assert alignment.evenly_spaced(columns, targets, lengths).tolist() == pytest.approx([0, 0], abs=1e-4)
-    shifted = alignment.evenly_spaced(columns.roll(1, 1), targets, lengths)
+    assert ctc.evenly_spaced(columns, targets, lengths).tolist() == pytest.approx([0, 0], abs=1e-4)
+    shifted = ctc.evenly_spaced(columns.roll(1, 1), targets, lengths)
     assert shifted.min() > 1
     blank = torch.tensor([0.0, 0.0, math.log(2)]).log_softmax(0).expand(1, 8, 3)
     loss = (0.5 * math.log(4) + 0.5 * math.log(2) / 3) * 2  # half the columns are characters, probability 1/4
-    assert alignment.evenly_spaced(blank, targets[:1], lengths[:1]).item() == pytest.approx(loss)
+    assert ctc.evenly_spaced(blank, targets[:1], lengths[:1]).item() == pytest.approx(loss)

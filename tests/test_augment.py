@@ -7,7 +7,7 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from captcha_ray.augment import Affine, Augment, affine_matrices
+from captcha_ray.training.augment import Affine, Augment, affine_matrices
 
 HEIGHT, WIDTH = 24, 10
 SHAPE = torch.Size((4000, 1, HEIGHT, WIDTH))

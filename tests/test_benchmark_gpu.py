@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from captcha_ray import recipes
+from captcha_ray.training.recipes import get
 
 SCRIPT = Path(__file__).parent.parent / "benchmarks" / "gpu.py"
 ABSENT = (
@@ -108,7 +108,7 @@ def test_disagreement_ends_with_status_one_and_a_sentence(
 
 @pytest.mark.parametrize("recipe", ["wmail", "isfahan"])
 def test_the_images_are_of_the_recipes_size_and_repeatable(gpu: ModuleType, recipe: str) -> None:
-    config = recipes.get(recipe)
+    config = get(recipe)
     batch = gpu.glyphs(config, 5, seed=1)
     assert batch.images.shape == (5, config.height, config.width, 1)
     assert batch.images.dtype == torch.uint8

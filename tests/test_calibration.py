@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from captcha_ray.calibration import NUM_POINTS, Confidences
+from captcha_ray.metrics.calibration import NUM_POINTS, Confidences
 
 
 def test_the_calibration_error_is_the_gap_of_each_bin_weighted_by_its_readings() -> None:

@@ -17,7 +17,7 @@ from typing import Any
 import pyarrow.dataset
 import pytest
 
-from captcha_ray import storage
+from captcha_ray.storage import filesystem
 from tests.disasters import Cluster, cut_off, rank_0, strike
 from tests.namespace import Namespace
 from tests.processes import Job, kill
@@ -231,7 +231,7 @@ def test_every_object_is_read_once(
     def start() -> Job:
         return Job("infer", *flags, cwd=tmp_path, env=cluster.nodes.env, address=cluster.nodes.address)
 
-    wanted = Counter(storage.list_files(str(corpus)))
+    wanted = Counter(filesystem.list_files(str(corpus)))
     with start() as job:
         after = moment.choice([0, 0, 500, 1000])
         ready = (

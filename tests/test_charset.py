@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from captcha_ray.charset import Charset
-from captcha_ray.config import InputError
+from captcha_ray.errors import InputError
 
 ALPHABETS = st.text(min_size=1, max_size=40).map(lambda text: "".join(dict.fromkeys(text)))
 

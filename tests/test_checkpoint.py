@@ -11,10 +11,11 @@ import pytest
 import torch
 from torch import nn
 
-from captcha_ray import checkpoint, identity
-from captcha_ray.config import ImageSpec, InputError
-from captcha_ray.models import build_model
-from captcha_ray.spec import ModelSpec
+from captcha_ray.errors import InputError
+from captcha_ray.image_spec import ImageSpec
+from captcha_ray.models import checkpoint, fingerprint
+from captcha_ray.models.networks import build_model
+from captcha_ray.models.spec import ModelSpec
 
 TINY = ModelSpec(network="multi_head_cnn", image=ImageSpec(height=10, width=12, channels=3), charset="abc", slots=2)
 GLYPH = ModelSpec(network="glyph_vgg", image=ImageSpec(height=8, width=9), charset="0123", slots=1)
@@ -60,7 +61,7 @@ def test_a_network_comes_back_with_identical_outputs_and_spec(spec: ModelSpec, t
     images = torch.rand(5, spec.image.channels, spec.image.height, spec.image.width)
     checkpoint.save_model(str(tmp_path), model, spec)
     loaded, its_spec, _ = checkpoint.load_model(str(tmp_path))
-    assert its_spec == spec == identity.load_spec(str(tmp_path))
+    assert its_spec == spec == fingerprint.load_spec(str(tmp_path))
     assert not loaded.training
     for name, tensor in loaded.state_dict().items():
         assert torch.equal(tensor, model.state_dict()[name]), name
@@ -70,8 +71,8 @@ def test_a_network_comes_back_with_identical_outputs_and_spec(spec: ModelSpec, t
 
 
 def test_a_checkpoint_is_found_in_its_run_and_in_its_own_folder(folder: Path) -> None:
-    assert identity.load_spec(str(folder)) == identity.load_spec(str(folder.parent)) == TINY
-    assert identity.find_checkpoint(f"{folder.parent}/") == str(folder)
+    assert fingerprint.load_spec(str(folder)) == fingerprint.load_spec(str(folder.parent)) == TINY
+    assert fingerprint.find_checkpoint(f"{folder.parent}/") == str(folder)
 
 
 def test_a_run_is_read_from_a_relative_path_too(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,7 +100,7 @@ def test_no_checkpoint_is_said_to_be_none(tmp_path: Path) -> None:
     assert "holds no checkpoint" in refusal(tmp_path)
     assert "holds no checkpoint" in refusal(tmp_path / "absent")
     with pytest.raises(InputError, match="holds no checkpoint"):
-        identity.load_spec(str(tmp_path))
+        fingerprint.load_spec(str(tmp_path))
 
 
 def test_missing_weights_are_named(folder: Path) -> None:
@@ -136,7 +137,7 @@ def test_weights_of_another_network_of_the_same_shape_are_refused(folder: Path, 
 def describe_anew(folder: Path) -> None:
     """Makes the description vouch for whatever the weights file holds."""
     spec = ModelSpec.from_dict(json.loads((folder / "model.json").read_bytes())["model"])
-    digest = identity.fingerprint(spec, (folder / "model.safetensors").read_bytes())
+    digest = fingerprint.fingerprint(spec, (folder / "model.safetensors").read_bytes())
     edit(folder, lambda d: d.update(fingerprint=digest))
 
 

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 
-from captcha_ray import datasets
+from captcha_ray.datasets.shards import Shards
 from tests import conftest
 from tests.fault_proxy import Fault, fault_proxy
 from tests.processes import JOBS, Job
@@ -58,7 +58,7 @@ def living(nodes: Nodes) -> list[str]:
 
 @pytest.mark.parametrize("asked", [signal.SIGTERM, signal.SIGINT])
 def test_a_job_that_is_asked_to_end_leaves_a_run_to_resume_and_nothing_on_the_cluster(
-    asked: signal.Signals, nodes: Nodes, glyph_shards: datasets.Shards, tmp_path: Path
+    asked: signal.Signals, nodes: Nodes, glyph_shards: Shards, tmp_path: Path
 ) -> None:
     metrics = tmp_path / "run/metrics.jsonl"
     train = (*TRAIN, "--shards", glyph_shards.uri, "--run", "run", "--num-workers", "2")
@@ -150,7 +150,7 @@ def test_an_address_that_accepts_and_never_answers_is_given_up(nodes: Nodes, tmp
 
 @pytest.mark.parametrize("name", ["evaluate", "infer", "train"])
 def test_a_gpu_that_no_node_has_is_asked_for_in_vain(
-    name: str, nodes: Nodes, glyph_shards: datasets.Shards, tmp_path: Path
+    name: str, nodes: Nodes, glyph_shards: Shards, tmp_path: Path
 ) -> None:
     run = conftest.save_network(tmp_path / "network", conftest.GLYPHS)
     flags = {
@@ -164,9 +164,7 @@ def test_a_gpu_that_no_node_has_is_asked_for_in_vain(
     assert re.search(r"1 worker of 1 CPU and 1 GPU each do not fit: the cluster has 2 CPUs and 0 GPUs", err), err
 
 
-def test_a_folder_that_another_node_does_not_see_is_refused(
-    nodes: Nodes, glyph_shards: datasets.Shards, tmp_path: Path
-) -> None:
+def test_a_folder_that_another_node_does_not_see_is_refused(nodes: Nodes, glyph_shards: Shards, tmp_path: Path) -> None:
     """What /proc/self/cwd is depends on the process, as a local path depends on the machine."""
     env = {**nodes.env, "RAY_ADDRESS": nodes.address}
     train = (*TRAIN, "--shards", glyph_shards.uri)
@@ -214,7 +212,7 @@ def test_every_job_works_where_all_stands_in_a_bucket(tmp_path: Path) -> None:
 @pytest.mark.parametrize("refusal", [Fault.DENIED, Fault.SKEWED])
 @pytest.mark.parametrize("name", ["preprocess", "synthesize", "train", "tune", "evaluate", "infer"])
 def test_a_bucket_that_may_not_be_written_is_found_before_the_work(
-    name: str, refusal: Fault, nodes: Nodes, glyph_shards: datasets.Shards, tmp_path: Path
+    name: str, refusal: Fault, nodes: Nodes, glyph_shards: Shards, tmp_path: Path
 ) -> None:
     """Or one that refuses everything, to a clock that is off by an hour."""
     bucket = tmp_path / "bucket"
@@ -270,7 +268,7 @@ def measured(nodes: Nodes, name: str) -> dict[str, float]:
     return found
 
 
-def test_prometheus_finds_how_a_training_goes(nodes: Nodes, glyph_shards: datasets.Shards, tmp_path: Path) -> None:
+def test_prometheus_finds_how_a_training_goes(nodes: Nodes, glyph_shards: Shards, tmp_path: Path) -> None:
     train = (*TRAIN, "--shards", glyph_shards.uri, "--run", "run", "--epochs", "4000")
     with Job("train", *train, cwd=tmp_path, env=nodes.env, address=nodes.address) as training:
         names = ("progress", "images_per_second", "data_wait_fraction", "train_loss", "val_exact_match", "workers")

@@ -12,19 +12,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from captcha_ray import config, recipes
-from captcha_ray.config import (
-    Config,
-    EvaluateConfig,
-    ImageSpec,
-    InferConfig,
-    InputError,
-    PreprocessConfig,
-    SynthesizeConfig,
-    TrainConfig,
-    TuneConfig,
-)
-from captcha_ray.schema import Manifest
+from captcha_ray.config import Config
+from captcha_ray.datasets.config import PreprocessConfig, SynthesizeConfig
+from captcha_ray.datasets.schema import Manifest
+from captcha_ray.errors import InputError
+from captcha_ray.evaluation.config import EvaluateConfig
+from captcha_ray.image_spec import ImageSpec
+from captcha_ray.inference.config import InferConfig
+from captcha_ray.training import config
+from captcha_ray.training.config import TrainConfig
+from captcha_ray.training.recipes import RECIPES, get
+from captcha_ray.tuning.config import TuneConfig
 
 CONFIGS: list[type[Config]] = [ImageSpec, SynthesizeConfig, PreprocessConfig, TrainConfig, EvaluateConfig, InferConfig]
 NAN, INF = float("nan"), float("inf")
@@ -237,7 +235,7 @@ def test_an_image_is_named_width_by_height_by_channels() -> None:
 
 
 def test_wmail_has_the_numbers_of_its_project() -> None:
-    found = recipes.get("wmail")
+    found = get("wmail")
     assert (found.network, found.width, found.height, found.slots) == ("glyph_vgg", 18, 60, 1)
     assert (found.optimizer, found.learning_rate, found.momentum, found.schedule) == ("sgd", 0.01, 0.0, "constant")
     assert (found.batch_size, found.epochs, found.patience, found.num_workers) == (32, 75, 0, 1)
@@ -245,7 +243,7 @@ def test_wmail_has_the_numbers_of_its_project() -> None:
 
 
 def test_isfahan_has_the_numbers_of_its_project() -> None:
-    found = recipes.get("isfahan")
+    found = get("isfahan")
     assert (found.network, found.width, found.height, found.slots) == ("multi_head_cnn", 200, 50, 5)
     assert (found.optimizer, found.learning_rate, found.schedule) == ("adam", 1e-3, "constant")
     assert (found.batch_size, found.epochs, found.patience, found.dropout) == (32, 60, 0, 0.5)
@@ -253,14 +251,14 @@ def test_isfahan_has_the_numbers_of_its_project() -> None:
     assert (found.rotation_degrees, found.shift_fraction, found.shear_degrees, found.zoom_fraction) == (0, 0, 0, 0)
 
 
-@pytest.mark.parametrize("name", recipes.RECIPES)
+@pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_bears_its_own_name_and_takes_what_the_shards_have(name: str) -> None:
-    assert recipes.get(name).recipe == name
-    assert (recipes.get(name).charset, recipes.get(name).resume) == ("", False)
+    assert get(name).recipe == name
+    assert (get(name).charset, get(name).resume) == ("", False)
 
 
 def test_the_default_recipe_exists_and_reads_what_the_default_jobs_write() -> None:
-    found = recipes.get(TrainConfig().recipe)
+    found = get(TrainConfig().recipe)
     assert found.shards == PreprocessConfig().out
     assert found.run == EvaluateConfig().run
     assert PreprocessConfig().corpus == SynthesizeConfig().out
@@ -268,7 +266,7 @@ def test_the_default_recipe_exists_and_reads_what_the_default_jobs_write() -> No
 
 def test_an_unknown_recipe_names_the_nearest() -> None:
     with pytest.raises(InputError, match="unknown recipe 'isfahn'; did you mean 'isfahan'"):
-        recipes.get("isfahn")
+        get("isfahn")
 
 
 @pytest.mark.parametrize(("given", "workers"), [(1, (1, 1)), (4, (4, 4)), ("4", (4, 4)), ("1:4", (1, 4))])

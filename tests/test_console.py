@@ -13,7 +13,10 @@ import pytest
 import rich.console
 
 from captcha_ray import console
-from captcha_ray.config import InputError, TrainConfig
+from captcha_ray.errors import InputError
+from captcha_ray.training.config import TrainConfig
+from captcha_ray.training.progress import TrainingProgress
+from captcha_ray.tuning import progress as tuning_progress
 
 
 def raising(error: BaseException) -> Callable[[], None]:
@@ -55,15 +58,16 @@ def test_an_interrupt_is_one_sentence_and_status_130(capsys: pytest.CaptureFixtu
 
 TERMINATED = """
 import os, signal, sys
-from captcha_ray import cluster, console
+from captcha_ray import console
+from captcha_ray.runtime import ray_session
 def end(asked):
     if asked:
         os.kill(os.getpid(), signal.SIGTERM)
 def job():
     end(sys.argv[1] == "before")
-    init = cluster.ray.init
-    cluster.ray.init = lambda *args, **options: (init(*args, **options), end(sys.argv[1] == "while Ray starts"))
-    with cluster.connect():
+    init = ray_session.ray.init
+    ray_session.ray.init = lambda *args, **options: (init(*args, **options), end(sys.argv[1] == "while Ray starts"))
+    with ray_session.connect():
         end(sys.argv[1] == "inside")
     end(sys.argv[1] == "after")
 console.run(job)
@@ -91,7 +95,7 @@ def test_a_failure_shows_where_it_came_from_then_a_sentence_and_status_1(capsys:
 
 JOB = """
 from captcha_ray import console
-from captcha_ray.config import PreprocessConfig
+from captcha_ray.datasets.config import PreprocessConfig
 console.run(lambda: console.say(console.parse(PreprocessConfig).out))
 """
 
@@ -189,7 +193,7 @@ def test_training_in_a_log_is_one_line_an_epoch(log: io.StringIO) -> None:
         "val_exact_match": 1.0,
         "images_per_second": 1234.0,
     }
-    with console.TrainingProgress(2) as progress:
+    with TrainingProgress(2) as progress:
         progress.begin(0, 2)
         progress.step(1, 0.5, 1000.0)
         progress.epoch({"epoch": 1, **record}, best=True)
@@ -207,7 +211,7 @@ def test_training_in_a_log_is_one_line_an_epoch(log: io.StringIO) -> None:
 
 
 def test_a_search_in_a_log_is_one_line_a_trial_and_marks_the_best(log: io.StringIO) -> None:
-    with console.SearchProgress(4, 9, 40, ["learning_rate", "optimizer"]) as progress:
+    with tuning_progress.SearchProgress(4, 9, 40, ["learning_rate", "optimizer"]) as progress:
         values = {"learning_rate": 0.00123456, "optimizer": "adam"}
         progress.end(0, values, 9, 0.5, 0.5)
         for number, (score, how) in enumerate(((0.25, "stopped"), (0.75, "finished"), (-1.0, "failed: no memory")), 1):
@@ -231,7 +235,7 @@ def test_a_search_at_a_terminal_shows_running_trials_and_the_best(monkeypatch: p
     stream = io.StringIO()
     terminal = rich.console.Console(file=stream, force_terminal=True, width=100, highlight=False)
     monkeypatch.setattr(console, "OUT", terminal)
-    with console.SearchProgress(4, 9, 40, ["dropout"]) as progress:
+    with tuning_progress.SearchProgress(4, 9, 40, ["dropout"]) as progress:
         progress.begin(0, {"dropout": 0.1}, 0, 0.0)
         progress.end(0, {"dropout": 0.1}, 9, 0.5, 0.5, "finished")
         progress.begin(1, {"dropout": 0.25}, 4, 0.375)
@@ -249,13 +253,15 @@ def test_what_is_said_is_printed_as_it_is(log: io.StringIO) -> None:
 STRUCTURED = """
 import sys
 from captcha_ray import console
-from captcha_ray.config import InferConfig, InputError
+from captcha_ray.inference.config import InferConfig
+from captcha_ray.errors import InputError
+from captcha_ray.training.progress import TrainingProgress
 def job():
     console.parse(InferConfig)
     console.warn("slow")
     with console.progress("read", 10, "objects") as advance:
         advance(7)
-    with console.TrainingProgress(1) as progress:
+    with TrainingProgress(1) as progress:
         record = {"train_loss": 0.5, "train_char_accuracy": 0.25, "images_per_second": 10.0}
         progress.epoch({"epoch": 1, **record}, best=True)
     raise InputError("no [such] \\"bucket\\": ä")

@@ -18,8 +18,13 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from captcha_ray import corpus, datasets, decoding, demo, runs, schema
-from captcha_ray.config import ImageSpec, InputError, PreprocessConfig, SynthesizeConfig
+from captcha_ray.datasets import decoding, demo, preprocess, schema
+from captcha_ray.datasets.config import PreprocessConfig, SynthesizeConfig
+from captcha_ray.datasets.shards import Shards
+from captcha_ray.datasets.splits import SPLITS, split_of
+from captcha_ray.errors import InputError
+from captcha_ray.image_spec import ImageSpec
+from captcha_ray.runs.directory import to_json
 from tests.conftest import config_for, draw_glyphs, glyph_texts
 
 SMALL = ImageSpec(height=50, width=200)
@@ -50,7 +55,7 @@ def test_every_file_is_in_the_shards_or_the_quarantine_exactly_once(tmp_path: Pa
     draw_glyphs(tmp_path / "corpus", glyph_texts(60, 2))
     (tmp_path / "corpus/ab-empty.png").write_bytes(b"")
     shutil.copy(next((tmp_path / "corpus").glob("*-0.png")), tmp_path / "corpus/dd-other.png")
-    manifest = corpus.preprocess(config_for(tmp_path))
+    manifest = preprocess.preprocess(config_for(tmp_path))
     rows = shard_rows(tmp_path / "shards")
     named = [row["uri"] for row in rows] + pq.read_table(tmp_path / "shards/quarantine")["uri"].to_pylist()
     assert sorted(named) == sorted(str(p) for p in (tmp_path / "corpus").iterdir())
@@ -59,16 +64,16 @@ def test_every_file_is_in_the_shards_or_the_quarantine_exactly_once(tmp_path: Pa
         pixels = np.asarray(Image.open(row["uri"]).convert("L")).tobytes()
         assert row["image"] == pixels
         assert row["sha256"] == hashlib.sha256(pixels).digest()
-        assert row["split"] == schema.split_of(row["sha256"], 0, (0.8, 0.1, 0.1))
+        assert row["split"] == split_of(row["sha256"], 0, (0.8, 0.1, 0.1))
         assert row["text"] == Path(row["uri"]).name.partition("-")[0]
 
 
 def test_the_blocks_that_tasks_take_do_not_change_what_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     draw_glyphs(tmp_path / "corpus", glyph_texts(50, 2))
     shutil.copy(next((tmp_path / "corpus").glob("*-0.png")), tmp_path / "corpus/zz-copy.png")
-    corpus.preprocess(config_for(tmp_path))
+    preprocess.preprocess(config_for(tmp_path))
     monkeypatch.setattr(decoding, "block_rows", lambda files, image: 7)
-    manifest = corpus.preprocess(config_for(tmp_path, out=str(tmp_path / "many")))
+    manifest = preprocess.preprocess(config_for(tmp_path, out=str(tmp_path / "many")))
     assert sum(len(parts) for parts in manifest.parts.values()) > 8
     key = lambda row: (row["uri"], row["split"], row["image"], row["text"])  # noqa: E731
     assert sorted(map(key, shard_rows(tmp_path / "shards"))) == sorted(map(key, shard_rows(tmp_path / "many")))
@@ -82,11 +87,11 @@ def test_without_a_size_images_keep_the_median_one_of_the_corpus(tmp_path: Path)
     draw_glyphs(tmp_path / "corpus", glyph_texts(30, 2), size=(120, 40))
     draw_glyphs(tmp_path / "corpus", glyph_texts(9, 2, seed=1), seed=1, size=(30, 50))
     (tmp_path / "corpus/ab-broken.png").write_bytes(b"broken")
-    manifest = corpus.preprocess(config_for(tmp_path, **OPEN))
+    manifest = preprocess.preprocess(config_for(tmp_path, **OPEN))
     assert manifest.image_spec == ImageSpec(height=40, width=120)
     assert manifest.config["height"] == 0
-    assert corpus.preprocess(config_for(tmp_path, **OPEN)) == manifest  # finished already
-    half = corpus.preprocess(config_for(tmp_path, height=20, width=0, out=str(tmp_path / "half")))
+    assert preprocess.preprocess(config_for(tmp_path, **OPEN)) == manifest  # finished already
+    half = preprocess.preprocess(config_for(tmp_path, height=20, width=0, out=str(tmp_path / "half")))
     assert half.image_spec == ImageSpec(height=20, width=60)
 
 
@@ -95,7 +100,7 @@ def test_small_images_are_enlarged_and_large_ones_made_smaller(
     size: tuple[int, int], expected: tuple[int, int], tmp_path: Path
 ) -> None:
     draw_glyphs(tmp_path / "corpus", ["ab", "cd"], size=size)
-    image = corpus.preprocess(config_for(tmp_path, **OPEN)).image_spec
+    image = preprocess.preprocess(config_for(tmp_path, **OPEN)).image_spec
     assert (image.width, image.height) == expected
 
 
@@ -107,27 +112,27 @@ def test_shards_are_in_color_where_the_corpus_is(num_colored: int, channels: int
         Image.fromarray(np.stack([gray, 255 - gray, gray], 2)).save(path)
     for path in sorted(folder.iterdir())[num_colored:]:
         Image.open(path).convert("RGBA").save(path)
-    assert corpus.preprocess(config_for(tmp_path)).image_spec.channels == channels
+    assert preprocess.preprocess(config_for(tmp_path)).image_spec.channels == channels
     binary = config_for(tmp_path, binarize=True, out=str(tmp_path / "binary"))
-    assert corpus.preprocess(binary).image_spec.channels == 1
+    assert preprocess.preprocess(binary).image_spec.channels == 1
 
 
 def test_a_corpus_of_no_images_at_all_has_no_size(tmp_path: Path) -> None:
     (tmp_path / "corpus").mkdir()
     (tmp_path / "corpus/ab.png").write_bytes(b"broken")
     with pytest.raises(InputError, match="holds no image that can be used: 1 not_an_image"):
-        corpus.preprocess(config_for(tmp_path, **OPEN))
+        preprocess.preprocess(config_for(tmp_path, **OPEN))
     assert not (tmp_path / "shards").exists()
 
 
 def test_a_block_gives_the_same_plain_and_through_ray(tmp_path: Path) -> None:
     draw_glyphs(tmp_path / "corpus", glyph_texts(20, 2))
     config = config_for(tmp_path)
-    corpus.preprocess(config)
+    preprocess.preprocess(config)
     files = sorted(str(p) for p in (tmp_path / "corpus").iterdir())
     block = pa.table({"uri": files, "text": [Path(f).name[:2] for f in files], "block": [0] * len(files)})
     image = ImageSpec(height=16, width=24)
-    corpus.write_block(block, config=dataclasses.replace(config, out=str(tmp_path / "plain")), image=image)
+    preprocess.write_block(block, config=dataclasses.replace(config, out=str(tmp_path / "plain")), image=image)
     for part in (tmp_path / "shards").glob("split=*/*.parquet"):
         plain = tmp_path / "plain" / part.relative_to(tmp_path / "shards")
         assert pq.read_table(plain).equals(pq.read_table(part))
@@ -135,10 +140,10 @@ def test_a_block_gives_the_same_plain_and_through_ray(tmp_path: Path) -> None:
 
 def test_images_keep_their_split_when_others_are_added_and_leave_it_with_another_seed(tmp_path: Path) -> None:
     draw_glyphs(tmp_path / "corpus", glyph_texts(40, 2))
-    corpus.preprocess(config_for(tmp_path))
+    preprocess.preprocess(config_for(tmp_path))
     draw_glyphs(tmp_path / "corpus", glyph_texts(90, 2, seed=1), seed=1)
-    corpus.preprocess(config_for(tmp_path, out=str(tmp_path / "more")))
-    corpus.preprocess(config_for(tmp_path, out=str(tmp_path / "other"), split_seed=1))
+    preprocess.preprocess(config_for(tmp_path, out=str(tmp_path / "more")))
+    preprocess.preprocess(config_for(tmp_path, out=str(tmp_path / "other"), split_seed=1))
     first, more, other = (
         {r["sha256"]: r["split"] for r in shard_rows(tmp_path / d)} for d in ("shards", "more", "other")
     )
@@ -157,7 +162,7 @@ def test_files_that_cannot_be_read_are_quarantined_with_the_right_reason(tmp_pat
     (folder / "ab-bomb.png").write_bytes(bomb(40_000))
     (folder / "ab-wide.png").write_bytes(bomb(1001))
     (folder / "ab-gone.png").symlink_to(folder / "nowhere.png")
-    corpus.preprocess(config_for(tmp_path, max_pixels=1_000_000))
+    preprocess.preprocess(config_for(tmp_path, max_pixels=1_000_000))
     found = {name: reason for name, (reason, _) in quarantine(tmp_path / "shards").items()}
     assert found == {
         "ab-zero.png": "empty_file",
@@ -189,7 +194,7 @@ def test_the_same_pixels_are_kept_once_and_not_at_all_under_two_labels(tmp_path:
     text = one.name[:2]
     Image.open(one).convert("RGB").save(folder / f"{text}-zcopy.bmp")
     shutil.copy(two, folder / ("dd-conflict.png" if two.name[:2] != "dd" else "aa-conflict.png"))
-    manifest = corpus.preprocess(config_for(tmp_path))
+    manifest = preprocess.preprocess(config_for(tmp_path))
     found = quarantine(tmp_path / "shards")
     assert found[f"{text}-zcopy.bmp"] == ("duplicate", f"same pixels and label as {one}")
     conflicts = [name for name, (reason, _) in found.items() if reason == "conflicting_labels"]
@@ -204,7 +209,7 @@ def test_junk_is_passed_over_and_counted_but_unknown_files_are_not(tmp_path: Pat
     for name in (".DS_Store", "Thumbs.db", "desktop.ini"):
         (folder / name).write_bytes(b"junk")
     (folder / "notes.txt").write_text("not junk, and not an image")
-    manifest = corpus.preprocess(config_for(tmp_path))
+    manifest = preprocess.preprocess(config_for(tmp_path))
     assert manifest.num_junk == 3
     assert manifest.num_quarantined == {"not_an_image": 1}
 
@@ -217,36 +222,36 @@ def test_jobs_without_arguments_make_the_corpus_and_shards_of_the_demo() -> None
 
 def test_a_finished_job_run_again_changes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     draw_glyphs(tmp_path / "corpus", glyph_texts(20, 2))
-    first = corpus.preprocess(config_for(tmp_path))
+    first = preprocess.preprocess(config_for(tmp_path))
     example = sorted((tmp_path / "corpus").iterdir())[0]
     text = example.name.partition("-")[0]
     assert f"20 labels by --labels filename, such as '{text}' of {example}" in capsys.readouterr().out
     before = snapshot(tmp_path / "shards")
     draw_glyphs(tmp_path / "corpus", glyph_texts(5, 2, seed=9), seed=9)
-    assert corpus.preprocess(config_for(tmp_path)) == first
+    assert preprocess.preprocess(config_for(tmp_path)) == first
     assert "finished already" in capsys.readouterr().out
     assert snapshot(tmp_path / "shards") == before
 
 
 def test_finished_shards_refuse_other_settings(tmp_path: Path) -> None:
     draw_glyphs(tmp_path / "corpus", glyph_texts(20, 2))
-    corpus.preprocess(config_for(tmp_path))
+    preprocess.preprocess(config_for(tmp_path))
     before = snapshot(tmp_path / "shards")
     with pytest.raises(InputError, match="made with height 16, not 20"):
-        corpus.preprocess(config_for(tmp_path, height=20))
+        preprocess.preprocess(config_for(tmp_path, height=20))
     assert snapshot(tmp_path / "shards") == before
 
 
 def test_an_interrupted_job_starts_over_and_leaves_no_part_of_the_first_try(tmp_path: Path) -> None:
     draw_glyphs(tmp_path / "corpus", glyph_texts(20, 2))
-    corpus.preprocess(config_for(tmp_path, out=str(tmp_path / "undisturbed")))
+    preprocess.preprocess(config_for(tmp_path, out=str(tmp_path / "undisturbed")))
     out = tmp_path / "shards"
     for part in ("split=train/part-00000.parquet", "split=train/part-00077.parquet", "quarantine/part-00000.parquet"):
         (out / part).parent.mkdir(parents=True, exist_ok=True)
         (out / part).write_bytes(b"half a file")
-    started = runs.to_json(corpus._absolute(config_for(tmp_path)).to_dict())
-    (out / corpus.STARTED).write_bytes(started)
-    corpus.preprocess(config_for(tmp_path))
+    started = to_json(preprocess._absolute(config_for(tmp_path)).to_dict())
+    (out / preprocess.STARTED).write_bytes(started)
+    preprocess.preprocess(config_for(tmp_path))
     names = lambda folder: sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())  # noqa: E731
     assert names(out) == names(tmp_path / "undisturbed")
     assert shard_rows(out) == shard_rows(tmp_path / "undisturbed")
@@ -257,22 +262,22 @@ def test_a_folder_with_anything_else_in_it_is_refused_and_left_alone(tmp_path: P
     (tmp_path / "shards").mkdir()
     (tmp_path / "shards/thesis.doc").write_text("years of work")
     with pytest.raises(InputError, match="is not empty"):
-        corpus.preprocess(config_for(tmp_path))
+        preprocess.preprocess(config_for(tmp_path))
     assert [p.name for p in (tmp_path / "shards").iterdir()] == ["thesis.doc"]
 
 
 def test_a_corpus_without_anything_to_learn_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"corpus does not exist$"):
-        corpus.preprocess(config_for(tmp_path))
+        preprocess.preprocess(config_for(tmp_path))
     (tmp_path / "corpus").mkdir()
     with pytest.raises(InputError, match="holds no images to read"):
-        corpus.preprocess(config_for(tmp_path))
+        preprocess.preprocess(config_for(tmp_path))
     (tmp_path / "corpus/ab-0.png").write_bytes(b"")
     with pytest.raises(InputError, match="no image that can be used: 1 empty_file"):
-        corpus.preprocess(config_for(tmp_path))
+        preprocess.preprocess(config_for(tmp_path))
     draw_glyphs(tmp_path / "corpus", ["ab"] * 5)
     with pytest.raises(InputError, match="one class: every label is 'ab'"):
-        corpus.preprocess(config_for(tmp_path))
+        preprocess.preprocess(config_for(tmp_path))
     assert not (tmp_path / "shards/_SUCCESS").exists()
 
 
@@ -280,9 +285,9 @@ def test_bad_labels_are_quarantined_or_refused_by_choice(tmp_path: Path) -> None
     draw_glyphs(tmp_path / "corpus", [*glyph_texts(20, 2), "abc", "d"])
     config = config_for(tmp_path, charset="abc", length=2)
     with pytest.raises(InputError, match=r"labels are refused; the first, of .*: label"):
-        corpus.preprocess(dataclasses.replace(config, bad_labels="refuse"))
+        preprocess.preprocess(dataclasses.replace(config, bad_labels="refuse"))
     assert not (tmp_path / "shards").exists()
-    manifest = corpus.preprocess(config)
+    manifest = preprocess.preprocess(config)
     reasons = {reason for reason, _ in quarantine(tmp_path / "shards").values()}
     assert reasons == {"unknown_character", "wrong_length"}
     assert manifest.charset == "abc"
@@ -293,9 +298,9 @@ def test_bad_labels_are_quarantined_or_refused_by_choice(tmp_path: Path) -> None
 def test_a_charset_is_found_in_what_is_kept(tmp_path: Path) -> None:
     draw_glyphs(tmp_path / "corpus", ["ab", "ba", "aa", "bb"])
     (tmp_path / "corpus/zz-broken.png").write_bytes(b"broken")
-    manifest = corpus.preprocess(config_for(tmp_path))
+    manifest = preprocess.preprocess(config_for(tmp_path))
     assert manifest.charset == "ab"
-    counted = {c: sum(manifest.num_characters[s][c] for s in schema.SPLITS) for c in "ab"}
+    counted = {c: sum(manifest.num_characters[s][c] for s in SPLITS) for c in "ab"}
     assert counted == {"a": 4, "b": 4}
 
 
@@ -305,13 +310,13 @@ def test_a_table_row_without_its_file_is_quarantined(tmp_path: Path) -> None:
     rows = "".join(f"{name},{name[:2]}\n" for name in names)
     (folder / "labels.csv").write_text(f"path,text\n{rows}gone.png,dd\n{names[0]},{names[0][:2]}\n")
     config = config_for(tmp_path, labels="table", label_pattern="", table=str(folder / "labels.csv"))
-    manifest = corpus.preprocess(config)
+    manifest = preprocess.preprocess(config)
     assert quarantine(tmp_path / "shards") == {"gone.png": ("missing", "there is no such file")}
     assert sorted(Path(r["uri"]).name for r in shard_rows(tmp_path / "shards")) == names
     assert manifest.label_rule == {"labels": "table", "label_pattern": "", "table": str(folder / "labels.csv")}
 
 
-def test_other_readers_see_splits_as_partitions_and_pixels_in_shape(glyph_shards: datasets.Shards) -> None:
+def test_other_readers_see_splits_as_partitions_and_pixels_in_shape(glyph_shards: Shards) -> None:
     table = pyarrow.dataset.dataset(glyph_shards.uri, partitioning="hive", exclude_invalid_files=True).to_table()
     assert set(table["split"].to_pylist()) == {"train", "val", "test"}
     part = pq.read_table(f"{glyph_shards.uri}/{glyph_shards.manifest.parts['train'][0]}", partitioning=None)
@@ -330,31 +335,31 @@ def test_names_and_paths_that_no_file_can_have_cost_a_row(tmp_path: Path) -> Non
     folder = draw_glyphs(tmp_path / "corpus", ["ab", "ba", "cd"])
     with open(os.fsencode(folder) + b"/caf\xe9.png", "wb") as file:
         file.write(b"x")
-    corpus.preprocess(config_for(tmp_path))
+    preprocess.preprocess(config_for(tmp_path))
     assert quarantine(tmp_path / "shards")["caf\\udce9.png"][0] == "no_label"
     names = sorted(p.name for p in folder.glob("*-*.png"))
     rows = pa.table({"path": [*names, "a\0b.png"], "text": [*(n[:2] for n in names), "ab"]})
     pq.write_table(rows, folder / "labels.parquet")
     table = str(folder / "labels.parquet")
     config = config_for(tmp_path, labels="table", label_pattern="", table=table, out=str(tmp_path / "other"))
-    manifest = corpus.preprocess(config)
+    manifest = preprocess.preprocess(config)
     assert manifest.num_quarantined == {"unreadable": 1}
     assert sum(manifest.num_images.values()) == 3
 
 
 def test_a_job_killed_between_its_last_two_files_is_finished(tmp_path: Path) -> None:
     draw_glyphs(tmp_path / "corpus", glyph_texts(20, 2))
-    manifest = corpus.preprocess(config_for(tmp_path))
-    shutil.copy(tmp_path / "shards/manifest.json", tmp_path / "shards" / corpus.STARTED)
-    assert corpus.preprocess(config_for(tmp_path)) == manifest
+    manifest = preprocess.preprocess(config_for(tmp_path))
+    shutil.copy(tmp_path / "shards/manifest.json", tmp_path / "shards" / preprocess.STARTED)
+    assert preprocess.preprocess(config_for(tmp_path)) == manifest
 
 
 def test_shards_begun_with_other_settings_are_left_to_the_job_that_began_them(tmp_path: Path) -> None:
     draw_glyphs(tmp_path / "corpus", glyph_texts(20, 2))
     (tmp_path / "shards").mkdir()
-    (tmp_path / "shards" / corpus.STARTED).write_bytes(runs.to_json({"height": 99}))
+    (tmp_path / "shards" / preprocess.STARTED).write_bytes(to_json({"height": 99}))
     with pytest.raises(InputError, match="begun with other settings"):
-        corpus.preprocess(config_for(tmp_path))
+        preprocess.preprocess(config_for(tmp_path))
 
 
 def test_a_corpus_without_labels_is_refused_with_the_rule_and_an_example(
@@ -362,5 +367,5 @@ def test_a_corpus_without_labels_is_refused_with_the_rule_and_an_example(
 ) -> None:
     draw_glyphs(tmp_path / "corpus", ["ab", "cd"])
     with pytest.raises(InputError, match=r"none of the 2 files of .* has a label by --labels folder; .*ab-0.png: the"):
-        corpus.preprocess(config_for(tmp_path, labels="folder", label_pattern=""))
+        preprocess.preprocess(config_for(tmp_path, labels="folder", label_pattern=""))
     assert not (tmp_path / "shards").exists()

@@ -6,16 +6,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from captcha_ray import corpus, datasets, images
-from captcha_ray.config import EvaluateConfig, ImageSpec, InputError
-from captcha_ray.labels import LabelRule
-from captcha_ray.spec import ModelSpec
+from captcha_ray import images
+from captcha_ray.datasets import preprocess
+from captcha_ray.datasets.labels import LabelRule
+from captcha_ray.datasets.shards import Shards, open_shards
+from captcha_ray.errors import InputError
+from captcha_ray.evaluation import sources
+from captcha_ray.evaluation.config import EvaluateConfig
+from captcha_ray.image_spec import ImageSpec
+from captcha_ray.models.spec import ModelSpec
 from tests.conftest import config_for, draw_glyphs, glyph_texts
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 
-def test_a_dataset_holds_the_split_in_a_fixed_order(glyph_shards: datasets.Shards) -> None:
+def test_a_dataset_holds_the_split_in_a_fixed_order(glyph_shards: Shards) -> None:
     uris = [[row["uri"] for row in glyph_shards.read("train").take_all()] for _ in range(2)]
     assert uris[0] == uris[1]
     assert len(uris[0]) == glyph_shards.manifest.num_images["train"]
@@ -24,10 +29,10 @@ def test_a_dataset_holds_the_split_in_a_fixed_order(glyph_shards: datasets.Shard
 def test_unfinished_shards_and_empty_splits_are_one_sentence(tmp_path: Path) -> None:
     draw_glyphs(tmp_path / "corpus", glyph_texts(20, 2))
     with pytest.raises(InputError, match="holds no finished shards"):
-        datasets.open_shards(str(tmp_path / "shards"))
-    corpus.preprocess(config_for(tmp_path, splits=(1.0, 0.0, 0.0)))
+        open_shards(str(tmp_path / "shards"))
+    preprocess.preprocess(config_for(tmp_path, splits=(1.0, 0.0, 0.0)))
     with pytest.raises(InputError, match=r"the val split of .* is empty"):
-        datasets.open_shards(str(tmp_path / "shards")).read("val")
+        open_shards(str(tmp_path / "shards")).read("val")
 
 
 def test_a_labeled_corpus_is_read_without_shards(tmp_path: Path) -> None:
@@ -35,7 +40,7 @@ def test_a_labeled_corpus_is_read_without_shards(tmp_path: Path) -> None:
     (folder / "ab-broken.png").write_bytes(b"broken")
     (folder / "-unlabeled.png").write_bytes(b"broken")
     spec = ImageSpec(height=16, width=24)
-    source = datasets.read_corpus(str(folder), LabelRule("filename", "^([^-]+)"), spec)
+    source = sources.read_corpus(str(folder), LabelRule("filename", "^([^-]+)"), spec)
     rows = source.dataset.take_all()
     assert (source.num_files, source.num_unlabeled, len(rows)) == (13, 1, 13)
     (unread,) = [row for row in rows if row["reason"]]
@@ -46,13 +51,13 @@ def test_a_labeled_corpus_is_read_without_shards(tmp_path: Path) -> None:
     assert rows[0]["image"] == pixels.tobytes()
 
 
-def test_a_network_is_only_measured_on_shards_it_could_read(glyph_shards: datasets.Shards, tmp_path: Path) -> None:
+def test_a_network_is_only_measured_on_shards_it_could_read(glyph_shards: Shards, tmp_path: Path) -> None:
     image = glyph_shards.manifest.image_spec
     spec = ModelSpec(network="column_cnn", image=image, charset="abcd", slots=2)
     config = EvaluateConfig(run="unused", shards=glyph_shards.uri)
-    assert datasets.open_labeled(config, glyph_shards.uri, spec).name == "test"
-    assert datasets.open_labeled(config, "/other/shards", spec).name == "shards"
-    assert datasets.open_labeled(config, "", dataclasses.replace(spec, slots=5, variable=True)).name == "shards"
+    assert sources.open_labeled(config, glyph_shards.uri, spec).name == "test"
+    assert sources.open_labeled(config, "/other/shards", spec).name == "shards"
+    assert sources.open_labeled(config, "", dataclasses.replace(spec, slots=5, variable=True)).name == "shards"
     for change, sentence in (
         ({"charset": "abc"}, "hold 'd', which the network's charset 'abc' lacks"),
         ({"slots": 5}, "have 2 to 2 characters, the network reads 5"),
@@ -60,6 +65,6 @@ def test_a_network_is_only_measured_on_shards_it_could_read(glyph_shards: datase
         ({"image": dataclasses.replace(image, denoise=3)}, "the network reads"),
     ):
         with pytest.raises(InputError, match=sentence):
-            datasets.open_labeled(config, "", dataclasses.replace(spec, **change))
+            sources.open_labeled(config, "", dataclasses.replace(spec, **change))
     with pytest.raises(InputError, match="name --shards or --corpus"):
-        datasets.open_labeled(EvaluateConfig(run="unused"), "", spec)
+        sources.open_labeled(EvaluateConfig(run="unused"), "", spec)

@@ -11,9 +11,16 @@ import ray.train
 import ray.train.torch
 import torch
 
-from captcha_ray import cluster, datasets, evaluation, identity, inference, reader, recognizer, room, selftraining
-from captcha_ray.config import InferConfig
-from captcha_ray.work import Work
+from captcha_ray import recognizer
+from captcha_ray.datasets.shards import Shards
+from captcha_ray.evaluation import evaluate
+from captcha_ray.inference import block_reader
+from captcha_ray.inference.block import Work
+from captcha_ray.inference.config import InferConfig
+from captcha_ray.inference.job import _Job
+from captcha_ray.models import fingerprint
+from captcha_ray.runtime import capacity, ray_session
+from captcha_ray.training import pseudo_labels
 from tests import readers
 from tests.conftest import GLYPHS, draw_glyphs, glyph_texts, save_network
 
@@ -37,24 +44,22 @@ def run(tmp_path: Path) -> str:
     return str(save_network(tmp_path / "run", GLYPHS))
 
 
-def test_nobody_asks_whether_there_is_a_gpu(
-    asked: list[str], run: str, glyph_shards: datasets.Shards, tmp_path: Path
-) -> None:
+def test_nobody_asks_whether_there_is_a_gpu(asked: list[str], run: str, glyph_shards: Shards, tmp_path: Path) -> None:
     recognizer.Recognizer.load(run).predict([np.zeros((16, 24), np.uint8)])
     rows = pa.concat_tables(glyph_shards.read("val").iter_batches(batch_size=None, batch_format="pyarrow"))
-    evaluation.ReadImages(run)(rows)
-    evaluation.calibrate(rows, run)
+    evaluate.ReadImages(run)(rows)
+    evaluate.calibrate(rows, run)
     folder = draw_glyphs(tmp_path / "more", glyph_texts(3, 2))
     uris = [str(path) for path in folder.iterdir()]
-    selftraining.ReadFiles(run)(pa.table({"uri": uris, "text": [""] * 3}))
-    _, model_id = identity.identify(run)
+    pseudo_labels.ReadFiles(run)(pa.table({"uri": uris, "text": [""] * 3}))
+    _, model_id = fingerprint.identify(run)
     work = Work(run, model_id, "cpu", str(tmp_path / "attempt"), "", 1000, 1000, 4.0, 0.0, 1)
-    reader.BlockReader(work, {"seconds": {}})
+    block_reader.BlockReader(work, {"seconds": {}})
     assert asked == []
 
 
 def test_the_device_of_a_job_reaches_whoever_computes(
-    run: str, glyph_shards: datasets.Shards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: str, glyph_shards: Shards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     devices: list[str] = []
 
@@ -63,23 +68,23 @@ def test_the_device_of_a_job_reaches_whoever_computes(
         raise InterruptedError
 
     monkeypatch.setattr(recognizer.Recognizer, "load", load)
-    monkeypatch.setattr(room, "await_room", lambda *_, **__: None)
+    monkeypatch.setattr(capacity, "await_room", lambda *_, **__: None)
     rows = glyph_shards.labeled("val")
     for use_gpu in (False, True):
         with pytest.raises(InterruptedError):
-            evaluation.evaluate(rows, run, use_gpu=use_gpu)
+            evaluate.evaluate(rows, run, use_gpu=use_gpu)
         config = InferConfig(images=str(tmp_path), run=run, out=str(tmp_path / "out"), use_gpu=use_gpu)
-        job = inference._Job(config, "", None, tmp_path, 0.0, "")  # type: ignore[arg-type]
+        job = _Job(config, "", None, tmp_path, 0.0, "")  # type: ignore[arg-type]
         with pytest.raises(InterruptedError):
-            reader.BlockReader(job._work, {})
+            block_reader.BlockReader(job._work, {})
         with pytest.raises(InterruptedError):
-            selftraining.ReadFiles(run, room.device_of(use_gpu))
+            pseudo_labels.ReadFiles(run, capacity.device_of(use_gpu))
     assert devices == ["cpu"] * 3 + ["cuda"] * 3
 
 
 @pytest.mark.parametrize("use_gpu", [False, True])
 def test_actors_are_told_the_device_and_ask_ray_for_it(
-    use_gpu: bool, run: str, glyph_shards: datasets.Shards, monkeypatch: pytest.MonkeyPatch
+    use_gpu: bool, run: str, glyph_shards: Shards, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told: list[tuple[Any, Any]] = []
 
@@ -90,19 +95,19 @@ def test_actors_are_told_the_device_and_ask_ray_for_it(
     rows = glyph_shards.labeled("val")
     monkeypatch.setattr(ray.data.Dataset, "map_batches", map_batches)
     with pytest.raises(InterruptedError):
-        evaluation.evaluate(rows, run, num_workers=1, use_gpu=use_gpu)
+        evaluate.evaluate(rows, run, num_workers=1, use_gpu=use_gpu)
     with pytest.raises(InterruptedError):
-        selftraining._read(["a.png"], glyph_shards, run, use_gpu)
+        pseudo_labels._read(["a.png"], glyph_shards, run, use_gpu)
     assert told == [("cuda", 1) if use_gpu else ("cpu", None)] * 2
 
 
-def test_ray_hides_gpus_from_tasks_and_actors_that_asked_for_none(ray_cluster: cluster.Cluster) -> None:
+def test_ray_hides_gpus_from_tasks_and_actors_that_asked_for_none(ray_cluster: ray_session.Cluster) -> None:
     assert ray.get(ray.remote(readers.visible_gpus).remote()) == ""
     seen = ray.data.range(1).map_batches(readers.SeeGpus, compute=ray.data.ActorPoolStrategy(size=1)).take_all()
     assert seen == [{"visible": ""}]
 
 
-def test_workers_of_a_training_on_cpus_see_no_gpu(ray_cluster: cluster.Cluster, tmp_path: Path) -> None:
+def test_workers_of_a_training_on_cpus_see_no_gpu(ray_cluster: ray_session.Cluster, tmp_path: Path) -> None:
     shown = tmp_path / "shown"
     shown.mkdir()
     trainer = ray.train.torch.TorchTrainer(

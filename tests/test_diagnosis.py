@@ -11,13 +11,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from captcha_ray import diagnosis, recipes
-from captcha_ray.config import EvaluateConfig, PreprocessConfig, TrainConfig
-from captcha_ray.metrics import ReadingCounts
-from captcha_ray.schema import Manifest
+from captcha_ray.datasets.config import PreprocessConfig
+from captcha_ray.datasets.schema import Manifest
+from captcha_ray.evaluation.config import EvaluateConfig
+from captcha_ray.metrics.counts import ReadingCounts
+from captcha_ray.training import diagnosis
+from captcha_ray.training.config import TrainConfig
+from captcha_ray.training.recipes import get
 
 CONFIG = dataclasses.replace(
-    recipes.get("auto"), network="column_cnn", epochs=40, max_epochs=160, shards="shards/strip", run="runs/strip"
+    get("auto"), network="column_cnn", epochs=40, max_epochs=160, shards="shards/strip", run="runs/strip"
 )
 CORPUS = PreprocessConfig(corpus="my strips", labels="filename", label_pattern=r"^(\w+)-", out="shards/strip")
 ABCD = ["abcd", "bcda", "cdab", "dabc", "aabb"]

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from captcha_ray import cluster, runs
+from captcha_ray.runs.environment import commit
+from captcha_ray.runtime import ray_session
 from tests.isolation import is_foreign
 
 ROOT = Path(__file__).parents[1]
@@ -45,9 +46,9 @@ def test_tests_pass_with_a_constraint_in_pips_configuration_and_other_tests_on_t
 def test_the_commit_is_this_packages_whatever_repository_git_was_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
     if not (ROOT / ".git").exists():
         pytest.skip("this is no checkout")
-    found = runs.commit.__wrapped__()
+    found = commit.__wrapped__()
     monkeypatch.setenv("GIT_DIR", "/nonexistent/.git")
-    assert runs.commit.__wrapped__() == found is not None
+    assert commit.__wrapped__() == found is not None
 
 
 def test_a_job_runs_where_the_home_folder_cannot_be_written(tmp_path: Path) -> None:
@@ -62,15 +63,15 @@ def test_ray_is_given_a_token_only_where_it_can_keep_none(tmp_path: Path, monkey
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("RAY_AUTH_TOKEN", "so that what is set below is taken back")
     monkeypatch.delenv("RAY_AUTH_TOKEN")
-    cluster._ensure_token()
+    ray_session._ensure_token()
     assert "RAY_AUTH_TOKEN" not in os.environ
     monkeypatch.setenv("HOME", NOWHERE)
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "mine"))
-    cluster._ensure_token()
+    ray_session._ensure_token()
     assert "RAY_AUTH_TOKEN" not in os.environ
     monkeypatch.delenv("RAY_AUTH_TOKEN_PATH")
-    cluster._ensure_token()
+    ray_session._ensure_token()
     first = os.environ["RAY_AUTH_TOKEN"]
-    cluster._ensure_token()
+    ray_session._ensure_token()
     assert os.environ["RAY_AUTH_TOKEN"] == first
     assert len(first) == 32

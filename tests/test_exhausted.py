@@ -12,7 +12,9 @@ from pathlib import Path
 import pyarrow.dataset
 import pytest
 
-from captcha_ray import datasets, listing, storage
+from captcha_ray.datasets.shards import Shards
+from captcha_ray.errors import full_disk
+from captcha_ray.inference import listing
 from tests import conftest
 from tests.processes import Job
 from tests.ray_nodes import Nodes
@@ -57,7 +59,7 @@ def ends_full_and_goes_on(disk: SmallDisk, kilobytes: int, *command: str | Path,
 
 
 def test_a_training_ends_with_a_sentence_and_goes_on_once_there_is_room(
-    disk: SmallDisk, glyph_shards: datasets.Shards, tmp_path: Path
+    disk: SmallDisk, glyph_shards: Shards, tmp_path: Path
 ) -> None:
     train = (*TRAIN, "--shards", glyph_shards.uri, "--run", disk.path / "run", "--epochs", "3", "--resume")
     ends_full_and_goes_on(disk, 900, "train", *train, cwd=tmp_path)  # a state of the training, but not two
@@ -93,7 +95,7 @@ def test_a_database_that_finds_no_room_to_write_says_so(disk: SmallDisk) -> None
     disk.resize(100)
     with pytest.raises(OSError, match="No space left on device") as caught, listing.connect(disk.path) as database:
         database.execute(f"COPY (SELECT random() FROM range(1000000)) TO '{disk.path}/table.parquet'")
-    assert storage.full_disk(caught.value)
+    assert full_disk(caught.value)
 
 
 @contextlib.contextmanager
@@ -107,9 +109,7 @@ def two_nodes(folder: Path, *options: str, **env: str) -> Iterator[Nodes]:
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("name", ["train", "infer"])
-def test_workers_without_memory_end_a_job_with_a_sentence(
-    name: str, glyph_shards: datasets.Shards, tmp_path: Path
-) -> None:
+def test_workers_without_memory_end_a_job_with_a_sentence(name: str, glyph_shards: Shards, tmp_path: Path) -> None:
     """Ray ends workers where a node's memory is used up to a threshold, which here is always passed."""
     if name == "train":
         flags: tuple[str | Path, ...] = (*TRAIN, "--shards", glyph_shards.uri, "--run", "run", "--num-workers", "2")

@@ -10,9 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from captcha_ray import cluster, corpus, datasets, training
-from captcha_ray.config import Network, TrainConfig
-from captcha_ray.runs import RunDirectory
+from captcha_ray.datasets import preprocess
+from captcha_ray.datasets.shards import Shards, open_shards
+from captcha_ray.models.spec import Network
+from captcha_ray.runs.directory import RunDirectory
+from captcha_ray.runtime import ray_session
+from captcha_ray.training.config import TrainConfig
+from captcha_ray.training.trainer import fit
 from tests.conftest import config_for, draw_glyphs, glyph_texts
 
 GOLDEN = Path(__file__).with_name("golden_losses.json")
@@ -22,20 +26,20 @@ TOLERANCE = 1e-3
 CONFIG = TrainConfig(recipe="test", epochs=2, batch_size=16, precision="fp32", rotation_degrees=2.0, seed=3)
 
 
-def single_characters(folder: Path) -> datasets.Shards:
+def single_characters(folder: Path) -> Shards:
     draw_glyphs(folder / "corpus", glyph_texts(200, 1))
     config = config_for(folder, height=24, width=18, splits=(0.6, 0.2, 0.2))
-    corpus.preprocess(config)
-    return datasets.open_shards(config.out)
+    preprocess.preprocess(config)
+    return open_shards(config.out)
 
 
 @pytest.mark.parametrize("network", ["glyph_vgg", "multi_head_cnn", "column_cnn"])
 def test_two_epochs_have_the_losses_they_had(
-    network: Network, glyph_shards: datasets.Shards, ray_cluster: cluster.Cluster, tmp_path: Path
+    network: Network, glyph_shards: Shards, ray_cluster: ray_session.Cluster, tmp_path: Path
 ) -> None:
     shards = single_characters(tmp_path) if network == "glyph_vgg" else glyph_shards
     config = dataclasses.replace(CONFIG, network=network, shards=shards.uri, run=str(tmp_path / "run"))
-    training.fit(config, shards.manifest, shards.read("train"), shards.read("val"), ray_cluster)
+    fit(config, shards.manifest, shards.read("train"), shards.read("val"), ray_cluster)
     epochs = RunDirectory(config.run).read_metrics()
     found = {name: [epoch[name] for epoch in epochs] for name in ("train_loss", "val_loss")}
     golden = json.loads(GOLDEN.read_text()) if GOLDEN.exists() else {}

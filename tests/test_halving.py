@@ -5,8 +5,8 @@ import dataclasses
 import numpy as np
 import pytest
 
-from captcha_ray import halving
-from captcha_ray.trials import Outcome, Trial
+from captcha_ray.tuning import scheduler
+from captcha_ray.tuning.trials import Outcome, Trial
 from tests.test_trials import trial
 
 
@@ -15,7 +15,7 @@ def stopped(number: int, *strings: float) -> Trial:
 
 
 def choose(found: list[Trial], rungs: list[int], last: bool = False, num_trials: int = 4) -> int | None:
-    chosen = halving.promotable(rungs, found, num_trials, last)
+    chosen = scheduler.promotable(rungs, found, num_trials, last)
     return None if chosen is None else chosen.number
 
 
@@ -24,10 +24,10 @@ def choose(found: list[Trial], rungs: list[int], last: bool = False, num_trials:
     [(60, [10, 30, 60]), (120, [20, 60, 120]), (10, [1, 5, 10]), (4, [1, 2, 4]), (2, [1, 2]), (1, [1])],
 )
 def test_rungs_lie_at_a_sixth_a_half_and_the_end(epochs: int, rungs: list[int]) -> None:
-    assert halving.rungs(epochs) == rungs
-    assert halving.next_rung(rungs, 0) == rungs[0]
-    assert halving.next_rung(rungs, rungs[0]) == rungs[0]
-    assert halving.next_rung(rungs, epochs) == epochs
+    assert scheduler.rungs(epochs) == rungs
+    assert scheduler.next_rung(rungs, 0) == rungs[0]
+    assert scheduler.next_rung(rungs, rungs[0]) == rungs[0]
+    assert scheduler.next_rung(rungs, epochs) == epochs
 
 
 def test_the_best_quarter_goes_on() -> None:
@@ -94,32 +94,32 @@ def test_a_search_of_it_costs_less_than_a_third_and_finds_a_good_trial(at_once: 
     """Of 60 trials whose order is known from the first rung on."""
     random = np.random.default_rng(at_once)
     quality = random.permutation(60) / 60
-    rungs, found = halving.rungs(60), []
+    rungs, found = scheduler.rungs(60), []
     running: list[Trial] = []
     while True:
         while len(running) < at_once:
             busy = {one.number for one in running}
             shown = [dataclasses.replace(one, outcome=None) if one.number in busy else one for one in found]
-            chosen = halving.promotable(rungs, shown, 60, last=False)
+            chosen = scheduler.promotable(rungs, shown, 60, last=False)
             if chosen is None and len(found) < 60:
                 chosen = Trial(len(found), {}, [], None)
                 found.append(chosen)
             if chosen is None and not running:
-                chosen = halving.promotable(rungs, shown, 60, last=True)
+                chosen = scheduler.promotable(rungs, shown, 60, last=True)
             if chosen is None:
                 break
             running.append(chosen)
         if not running:
             break
         number = running.pop(0).number
-        until = halving.next_rung(rungs, len(found[number].epochs) + 1)
+        until = scheduler.next_rung(rungs, len(found[number].epochs) + 1)
         found[number] = trial(
             number, *[float(quality[number])] * until, status="finished" if until == 60 else "stopped"
         )
     total = sum(len(one.epochs) for one in found)
     assert max(quality[one.number] for one in found if len(one.epochs) == 60) == quality.max()
-    assert halving.expected_epochs(rungs, 60) == 60 * 10 + 15 * 20 + 3 * 30
-    assert halving.expected_epochs(rungs, 60) <= total < 60 * 60 / 3
+    assert scheduler.expected_epochs(rungs, 60) == 60 * 10 + 15 * 20 + 3 * 30
+    assert scheduler.expected_epochs(rungs, 60) <= total < 60 * 60 / 3
 
 
 def test_one_whose_patience_was_spent_counts_at_every_rung() -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from captcha_ray import images
-from captcha_ray.config import ImageSpec
+from captcha_ray.image_spec import ImageSpec
 from captcha_ray.images import Unreadable, decode, from_array, otsu_threshold, prepare
 
 GRAY = ImageSpec(height=4, width=4)
@@ -231,7 +231,7 @@ def bomb(width: int, height: int) -> bytes:
 
 BOMB_CHECK = """
 import resource, sys
-from captcha_ray.config import ImageSpec
+from captcha_ray.image_spec import ImageSpec
 from captcha_ray.images import decode
 decode(b"no image", ImageSpec(height=4, width=4))
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()

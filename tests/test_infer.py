@@ -18,7 +18,8 @@ import pyarrow.dataset
 import pytest
 from PIL import Image
 
-from captcha_ray import Recognizer, objectstore, storage
+from captcha_ray import Recognizer
+from captcha_ray.storage import filesystem, objectstore
 from tests.conftest import GLYPHS, draw_glyphs, glyph_texts, save_network
 from tests.fault_proxy import Fault, fault_proxy
 from tests.processes import Job, kill
@@ -123,10 +124,10 @@ def test_three_nights_over_a_bucket(network: Path, tmp_path: Path) -> None:
 
         names = sorted(path.name for path in (bucket / "2026-11-21").iterdir())
         with client_of(server):
-            storage.delete(f"s3://images/2026-11-21/{names[0]}")
-            storage.write(f"s3://images/2026-11-21/{names[1]}", png(24, 16, seed=1))
+            filesystem.delete(f"s3://images/2026-11-21/{names[0]}")
+            filesystem.write(f"s3://images/2026-11-21/{names[1]}", png(24, 16, seed=1))
             for name in ("ab", "cd"):
-                storage.write(f"s3://images/2026-11-22/{name}.png", png(24, 16, seed=ord(name[0])))
+                filesystem.write(f"s3://images/2026-11-22/{name}.png", png(24, 16, seed=ord(name[0])))
         status, said, _ = job("infer", *night, cwd=tmp_path, env=env)
         assert status == 0
         assert "3 of 61 objects read" in said
@@ -184,9 +185,9 @@ def test_every_object_of_a_bucket_in_trouble_has_its_row(network: Path, tmp_path
         assert (status, err) == (0, "")
         assert "50 of 50 objects read: 40 ok, 10 errors" in said
         with client_of(server):  # neither what is deleted, nor new, nor changed is a failure to try again
-            storage.delete("s3://images/lost.png")
-            storage.write("s3://images/new.png", whole)
-            storage.write("s3://images/text.png", b"still not an image")
+            filesystem.delete("s3://images/lost.png")
+            filesystem.write("s3://images/new.png", whole)
+            filesystem.write("s3://images/text.png", b"still not an image")
         status, said, err = job("infer", *night, "--retry-errors", cwd=tmp_path, env=env)
     assert (status, err) == (0, ""), "all that is left of the errors may fail again"
     assert "8 of 50 objects read: 0 ok, 8 errors" in said

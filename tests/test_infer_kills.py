@@ -17,7 +17,7 @@ import pyarrow.dataset
 import pyarrow.fs
 import pytest
 
-from captcha_ray import storage
+from captcha_ray.storage import filesystem
 from tests.processes import Job, kill
 from tests.s3_server import create_bucket, serve_moto
 from tests.test_infer import client_of, corpus, slow_network  # noqa: F401 -- fixtures
@@ -71,7 +71,7 @@ def place(number: int, corpus: Path, tmp_path: Path) -> Iterator[Place]:  # noqa
         create_bucket(server, "bucket")
         with ThreadPoolExecutor(8) as pool:
             for path in corpus.rglob("*.png"):
-                pool.submit(storage.write, f"s3://bucket/images/{path.relative_to(corpus)}", path.read_bytes())
+                pool.submit(filesystem.write, f"s3://bucket/images/{path.relative_to(corpus)}", path.read_bytes())
         address = urlsplit(server["AWS_ENDPOINT_URL"])
         files = pyarrow.fs.S3FileSystem(
             access_key=server["AWS_ACCESS_KEY_ID"],
@@ -86,7 +86,7 @@ def place(number: int, corpus: Path, tmp_path: Path) -> Iterator[Place]:  # noqa
 def test_every_object_once_after_a_kill(number: int, place: Place, slow_network: Path, tmp_path: Path) -> None:  # noqa: F811
     moment = random.Random(f"{SEED}-{number}")
     kind = list(TITLES)[number % len(TITLES)]
-    wanted = Counter(storage.list_files(place.images))
+    wanted = Counter(filesystem.list_files(place.images))
     assert len(wanted) == 4000
     size = moment.choice(["1000", "2000000"])
     for tries in range(MAX_TRIES):  # until there is a victim: a job may end before its kill, or have no worker yet

@@ -17,10 +17,13 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from captcha_ray import Recognizer, cluster, inference
-from captcha_ray.config import FailedError, InferConfig, InputError
-from captcha_ray.inference import Night
-from captcha_ray.predictions import Committed, Counts, Predictions, Run
+from captcha_ray import Recognizer
+from captcha_ray.errors import FailedError, InputError
+from captcha_ray.inference import job
+from captcha_ray.inference.config import InferConfig
+from captcha_ray.inference.job import BATCH_SIZE, MAX_BLOCK, READER, Lease, Night, block_sizes, transcribe
+from captcha_ray.inference.table import Committed, Counts, Predictions, Run
+from captcha_ray.runtime import ray_session
 from tests.conftest import GLYPHS, draw_glyphs, glyph_texts, save_network
 from tests.readers import Unheard
 from tests.waiting import wait_until
@@ -49,16 +52,16 @@ def images(tmp_path: Path) -> Path:
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of 8 objects."""
-    monkeypatch.setattr(inference, "BATCH_SIZE", 8)
-    monkeypatch.setattr(inference, "MAX_BLOCK", 8)
+    monkeypatch.setattr(job, "BATCH_SIZE", 8)
+    monkeypatch.setattr(job, "MAX_BLOCK", 8)
 
 
 @pytest.mark.parametrize(("num_batches", "num_workers"), [(1, 1), (1, 8), (7, 2), (1000, 2), (40_000, 100)])
 def test_blocks_are_large_at_first_and_small_at_the_end(num_batches: int, num_workers: int) -> None:
-    sizes = inference.block_sizes(num_batches, num_workers)
+    sizes = block_sizes(num_batches, num_workers)
     assert sum(sizes) == num_batches
     assert sizes == sorted(sizes, reverse=True)
-    assert sizes[0] <= inference.MAX_BLOCK // inference.BATCH_SIZE
+    assert sizes[0] <= MAX_BLOCK // BATCH_SIZE
     assert sizes[-1] == 1
     left = num_batches
     for size in sizes:
@@ -71,12 +74,12 @@ def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     def connect() -> None:
         raise AssertionError("there is nothing to read, and Ray is asked for")
 
-    monkeypatch.setattr(cluster, "connect", connect)
+    monkeypatch.setattr(ray_session, "connect", connect)
 
 
-def night(images: Path | str, network: Path, out: Path, reader: str = inference.READER, **changes: Any) -> Night:
+def night(images: Path | str, network: Path, out: Path, reader: str = READER, **changes: Any) -> Night:
     config = InferConfig(images=str(images), run=str(network), out=str(out), **{"num_workers": 1, **changes})
-    return inference.transcribe(config, time.monotonic(), reader)
+    return transcribe(config, time.monotonic(), reader)
 
 
 def rows(out: Path) -> list[dict[str, Any]]:
@@ -106,7 +109,7 @@ def png(seed: int) -> bytes:
 
 
 def test_three_nights_read_what_is_new_and_nothing_twice(
-    ray_cluster: cluster.Cluster, network: Path, images: Path, tmp_path: Path, request: pytest.FixtureRequest
+    ray_cluster: ray_session.Cluster, network: Path, images: Path, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     out = tmp_path / "out"
     (images / "empty.png").write_bytes(b"")
@@ -130,7 +133,7 @@ def test_three_nights_read_what_is_new_and_nothing_twice(
     assert no_job_is_left(out)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cluster, "connect", lambda: pytest.fail("a night with nothing new starts Ray"))
+        patch.setattr(ray_session, "connect", lambda: pytest.fail("a night with nothing new starts Ray"))
         second = night(images, network, out)
     assert (second.listed, second.skipped, second.committed) == (41, 41, Committed())
     assert rows(out) == table
@@ -150,7 +153,7 @@ def test_three_nights_read_what_is_new_and_nothing_twice(
 
 @pytest.mark.usefixtures("small_blocks")
 def test_too_many_errors_end_the_night_and_a_later_one_that_allows_them_reads_all(
-    ray_cluster: cluster.Cluster, network: Path, images: Path, tmp_path: Path
+    ray_cluster: ray_session.Cluster, network: Path, images: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
     for number, path in enumerate(sorted(images.iterdir())):
@@ -172,7 +175,7 @@ def test_too_many_errors_end_the_night_and_a_later_one_that_allows_them_reads_al
 
 @pytest.mark.usefixtures("small_blocks")
 def test_a_long_night_makes_several_runs_with_every_object_in_one_of_them(
-    ray_cluster: cluster.Cluster, network: Path, images: Path, tmp_path: Path
+    ray_cluster: ray_session.Cluster, network: Path, images: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
     done = night(images, network, out, objects_per_run=9)
@@ -188,7 +191,7 @@ def test_a_long_night_makes_several_runs_with_every_object_in_one_of_them(
 
 @pytest.mark.usefixtures("small_blocks")
 def test_nothing_is_committed_while_too_many_have_failed_so_far(
-    ray_cluster: cluster.Cluster, network: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ray_cluster: ray_session.Cluster, network: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first 16 of 40 cannot be read: less than half of the night, but all of what would be its first run."""
     for path in sorted(images.iterdir())[:16]:
@@ -210,7 +213,7 @@ def test_nothing_is_committed_while_too_many_have_failed_so_far(
 
 @pytest.mark.usefixtures("small_blocks")
 def test_a_worker_that_is_killed_is_replaced_and_its_block_read_once(
-    ray_cluster: cluster.Cluster, network: Path, images: Path, tmp_path: Path
+    ray_cluster: ray_session.Cluster, network: Path, images: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
     done = night(images, network, out, "tests.readers.DyingOnce")
@@ -222,7 +225,7 @@ def test_a_worker_that_is_killed_is_replaced_and_its_block_read_once(
 @pytest.fixture
 def watched_once_it_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Workers take seconds to start; the clock runs from when they hang."""
-    watch = inference.watch
+    watch = job.watch
 
     def watch_once_it_hangs(work: Callable[..., None], timeout_s: float, *arguments: Any) -> Iterator[Any]:
         found = watch(work, timeout_s, *arguments)
@@ -230,12 +233,12 @@ def watched_once_it_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
             wait_until((tmp_path / "hangs").exists, None, explain=lambda: "the worker does not start")
         return found
 
-    monkeypatch.setattr(inference, "watch", watch_once_it_hangs)
+    monkeypatch.setattr(job, "watch", watch_once_it_hangs)
 
 
 @pytest.mark.usefixtures("watched_once_it_hangs")
 def test_a_stall_is_named_by_its_stage_and_what_was_finished_before_it_is_kept(
-    ray_cluster: cluster.Cluster, network: Path, images: Path, tmp_path: Path
+    ray_cluster: ray_session.Cluster, network: Path, images: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
     try:
@@ -249,7 +252,7 @@ def test_a_stall_is_named_by_its_stage_and_what_was_finished_before_it_is_kept(
 
 @pytest.mark.usefixtures("watched_once_it_hangs")
 def test_workers_of_which_nothing_is_heard_end_the_job_with_a_hint(
-    ray_cluster: cluster.Cluster, network: Path, images: Path, tmp_path: Path
+    ray_cluster: ray_session.Cluster, network: Path, images: Path, tmp_path: Path
 ) -> None:
     """As where each dies of too little memory while it imports."""
     try:
@@ -262,7 +265,7 @@ def test_workers_of_which_nothing_is_heard_end_the_job_with_a_hint(
 
 
 def test_a_network_that_is_replaced_under_way_is_said_so_in_a_sentence(
-    ray_cluster: cluster.Cluster, network: Path, images: Path, tmp_path: Path
+    ray_cluster: ray_session.Cluster, network: Path, images: Path, tmp_path: Path
 ) -> None:
     run = shutil.copytree(network, tmp_path / "run")
     with pytest.raises(InputError, match=f"^{run} is not the network it was when this job began$"):
@@ -271,9 +274,9 @@ def test_a_network_that_is_replaced_under_way_is_said_so_in_a_sentence(
 
 
 def test_a_worker_that_dies_again_and_again_ends_the_night(
-    ray_cluster: cluster.Cluster, network: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ray_cluster: ray_session.Cluster, network: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(inference, "MAX_DEATHS", 1)
+    monkeypatch.setattr(job, "MAX_DEATHS", 1)
     try:
         with pytest.raises(FailedError, match="workers died 1 times without finishing a block"):
             night(images, network, tmp_path / "out", "tests.readers.Dying")
@@ -282,7 +285,7 @@ def test_a_worker_that_dies_again_and_again_ends_the_night(
 
 
 def test_more_workers_than_fit_are_refused_before_anything_is_read(
-    ray_cluster: cluster.Cluster, network: Path, images: Path, tmp_path: Path
+    ray_cluster: ray_session.Cluster, network: Path, images: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(InputError, match="do not fit"):
         night(images, network, tmp_path / "out", num_workers=10_000)
@@ -328,13 +331,13 @@ def test_nothing_to_read_is_bad_input_and_leaves_no_lease(
     (tmp_path / "junk").mkdir()
     (tmp_path / "junk/.DS_Store").write_bytes(b"x")
     with pytest.raises(InputError, match=sentence):
-        inference.transcribe(InferConfig(**{"run": str(network), "out": "out", **changes}), time.monotonic())
+        transcribe(InferConfig(**{"run": str(network), "out": "out", **changes}), time.monotonic())
     assert not (tmp_path / "out/_lease.json").exists()
 
 
 @pytest.mark.usefixtures("no_ray")
 def test_a_table_that_another_job_is_at_work_on_is_refused(network: Path, images: Path, tmp_path: Path) -> None:
-    with inference.Lease(str(tmp_path / "out/_lease.json")):
+    with Lease(str(tmp_path / "out/_lease.json")):
         with pytest.raises(InputError, match=f"process {os.getpid()} on .* is at work on {tmp_path}/out; wait for it"):
             night(images, network, tmp_path / "out")
 

@@ -16,8 +16,12 @@ import pyarrow.parquet as pq
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from captcha_ray import Recognizer, space
-from captcha_ray.config import EvaluateConfig, PreprocessConfig, SynthesizeConfig, TrainConfig, TuneConfig
+from captcha_ray import Recognizer
+from captcha_ray.datasets.config import PreprocessConfig, SynthesizeConfig
+from captcha_ray.evaluation.config import EvaluateConfig
+from captcha_ray.training.config import TrainConfig
+from captcha_ray.tuning import search_space
+from captcha_ray.tuning.config import TuneConfig
 from tests.conftest import draw_glyphs, glyph_texts
 from tests.processes import JOBS
 from tests.ray_nodes import start_head
@@ -87,7 +91,7 @@ def test_help_states_every_field_with_its_default(name: str, tmp_path: Path) -> 
         ("evaluate", ("--folds", "1"), "folds is 1; it must be 2 to 100"),
         ("tune", ("--num-trials", "0"), "num_trials is 0; it must be at least 1"),
         ("tune", ("--vary", "dropuot"), "did you mean 'dropout'?"),
-        ("tune", ("--vary", *(f"{name}=off" for name in space.DEFAULT)), "the space is empty"),
+        ("tune", ("--vary", *(f"{name}=off" for name in search_space.DEFAULT)), "the space is empty"),
         ("tune", ("--recipe", "absent.json"), "absent.json does not exist"),
         ("train", ("--recipe", "full/precious.json"), "cannot be read as JSON"),
     ],

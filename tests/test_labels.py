@@ -8,8 +8,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from captcha_ray.config import InputError
-from captcha_ray.labels import LabelRule, Listing, is_junk, label_of, list_corpus, read_table
+from captcha_ray.datasets.labels import LabelRule, Listing, label_of, list_corpus, read_table
+from captcha_ray.errors import InputError
+from captcha_ray.storage.filesystem import is_junk
 
 ODD_NAMES = ["two words.png", "ünï-日本.png", "line\nfeed.png", "a%2Fb.png", "#+?&=.png", " lead.png", "no-ending"]
 JUNK = [".DS_Store", "7/Thumbs.db", "7/THUMBS.DB", "7/desktop.ini", "__MACOSX/7/._a.png", ".hidden/7/a.png", "7/.a.png"]

@@ -1,6 +1,7 @@
-"""Which module may import which, read from the source; a new module has to be given its place here."""
+"""Which room may import which, read from the source; a new room has to be given its place here."""
 
 import ast
+import graphlib
 import subprocess
 import sys
 from pathlib import Path
@@ -10,113 +11,78 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "captcha_ray"
 JOBS = sorted((ROOT / "jobs").glob("*.py"))
+FILES = sorted(PACKAGE.rglob("*.py"))
 
-LAYERS = {
-    "config": 0,
-    "recipes": 0,
-    "__init__": 1,
-    "charset": 1,
-    "schema": 1,
-    "images": 1,
-    "labels": 1,
-    "objectstore": 1,
-    "storage": 1,
-    "listing": 1,
-    "lease": 1,
-    "predictions": 1,
-    "work": 1,
-    "watch": 1,
-    "decoding": 1,
-    "synth": 1,
-    "metrics": 1,
-    "calibration": 1,
-    "learning_curve": 1,
-    "rules": 1,
-    "schedule": 1,
-    "diagnosis": 1,
-    "runs": 1,
-    "page": 1,
-    "space": 1,
-    "sampler": 1,
-    "halving": 1,
-    "trials": 1,
-    "search_figures": 1,
-    "search_report": 1,
-    "figures": 1,
-    "report": 1,
-    "console": 1,
-    "spec": 1,
-    "identity": 1,
-    "alignment": 2,
-    "models": 2,
-    "augment": 2,
-    "learning": 2,
-    "checkpoint": 2,
-    "recognizer": 2,
-    "reader": 2,
-    "cluster": 3,
-    "room": 3,
-    "telemetry": 3,
-    "datasets": 3,
-    "corpus": 3,
-    "synthesis": 3,
-    "relay": 3,
-    "training_worker": 3,
-    "training": 3,
-    "trainings": 3,
-    "selftraining": 3,
-    "studies": 3,
-    "search": 3,
-    "trial_worker": 3,
-    "inference": 3,
-    "inference_worker": 3,
-    "evaluation": 3,
-    "demo": 3,
-}
-WITHIN_RAY = {
-    ("corpus", "datasets"),
-    ("demo", "corpus"),
-    ("demo", "synthesis"),
-    ("evaluation", "datasets"),
-    ("inference", "inference_worker"),
-    ("search", "training"),
-    ("search", "training_worker"),
-    ("search", "trainings"),
-    ("search", "trial_worker"),
-    ("selftraining", "datasets"),
-    ("selftraining", "evaluation"),
-    ("selftraining", "training"),
-    ("studies", "datasets"),
-    ("studies", "evaluation"),
-    ("studies", "training"),
-    ("studies", "trainings"),
-    ("training", "relay"),
-    ("training", "training_worker"),
-    ("training_worker", "relay"),
-    ("trainings", "evaluation"),
-    ("trainings", "training"),
-    ("trainings", "training_worker"),
-    ("trial_worker", "training_worker"),
-    ("trial_worker", "trainings"),
-}
-"""Arrows inside layer 3, besides those to `cluster`, `room` and `telemetry`."""
+ROOT_MODULES = {"__init__", "charset", "config", "console", "errors", "image_spec", "images"}
+"""Modules of no room, which every room may import; `recognizer` counts as a room of its own."""
 
-LAZY = {("__init__", "recognizer")}
-"""Arrows upwards: names of the package that are imported when they are first asked for."""
+ROOMS: dict[str, set[str]] = {
+    "storage": set(),
+    "metrics": set(),
+    "runs": {"storage"},
+    "runtime": {"storage"},
+    "reporting": {"metrics", "runs", "storage"},
+    "models": {"runs", "storage"},
+    "recognizer": {"models", "storage"},
+    "datasets": {"runs", "runtime", "storage"},
+    "evaluation": {"datasets", "metrics", "models", "recognizer", "runs", "runtime", "storage"},
+    "training": {
+        "datasets", "evaluation", "metrics", "models", "recognizer", "reporting", "runs", "runtime", "storage",
+    },
+    "experiments": {"datasets", "evaluation", "metrics", "models", "runs", "runtime", "storage", "training"},
+    "tuning": {
+        "datasets", "experiments", "metrics", "models", "reporting", "runs", "runtime", "storage", "training",
+    },
+    "inference": {"models", "recognizer", "runs", "runtime", "storage"},
+}  # fmt: skip
+"""Each room, and those that it may import besides itself."""
+
+TORCH = {"models", "recognizer", "training", "evaluation", "experiments"}
+"""Rooms that may import torch. `inference.job` may as well, for the process that recognizes."""
+
+WITHOUT_TORCH = {"models.spec", "models.fingerprint", "training.config", "training.auto_config", "training.recipes"}
+"""Modules of those rooms that may not: what is known before a network is loaded."""
+
+RAY = {"runtime", "datasets", "evaluation", "training", "experiments", "tuning", "inference"}
+"""Rooms that may import Ray."""
+
+WITHOUT_RAY = {
+    "inference.schema", "inference.listing", "inference.table", "inference.block_reader", "inference.config",
+    "datasets.config", "datasets.schema", "datasets.splits", "datasets.labels", "datasets.decoding",
+    "datasets.synthetic", "training.config", "training.auto_config", "training.recipes", "training.schedule",
+    "training.diagnosis", "training.loop", "training.batches", "training.optim", "training.state", "training.augment",
+    "tuning.config", "tuning.search_space", "tuning.suggest", "tuning.scheduler", "tuning.trials", "tuning.report",
+    "tuning.figures",
+}  # fmt: skip
+"""Modules of those rooms that may not."""
 
 
-def imported(path: Path) -> set[str]:
-    """Dotted names of all modules a file imports, wherever in it; `from captcha_ray import x` gives captcha_ray.x."""
+def module_of(path: Path) -> str:
+    """Dotted name of a module below the package."""
+    return ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+
+
+def room_of(name: str) -> str:
+    """The room of a module below the package; empty for a module of none."""
+    room = name.partition(".")[0]
+    return "" if room in ROOT_MODULES else room
+
+
+def imported(path: Path, *, lazily: bool = True) -> set[str]:
+    """Dotted names of modules a file imports; `from captcha_ray.x import y` gives captcha_ray.x and captcha_ray.x.y.
+
+    lazily: inside functions too.
+    """
     names: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(tree) if lazily else tree.body:
         if isinstance(node, ast.Import):
             names.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path.name} imports relatively"
-            if node.module == "captcha_ray":
-                names.update(f"captcha_ray.{alias.name}" for alias in node.names)
-            else:
-                names.add(node.module or "")
+            names.add(node.module or "")
+            if (node.module or "").partition(".")[0] == "captcha_ray":
+                names.update(f"{node.module}.{alias.name}" for alias in node.names)
     return names
 
 
@@ -125,48 +91,65 @@ def roots(path: Path) -> set[str]:
     return {name.partition(".")[0] for name in imported(path)}
 
 
-def arrows(path: Path) -> set[str]:
-    """Modules of this package a file imports, by their short names."""
-    return {name.split(".")[1] for name in imported(path) if name.startswith("captcha_ray.")}
+def arrows(path: Path, *, lazily: bool = True) -> set[str]:
+    """Modules of this package that a file imports, by their dotted names below it."""
+    known = {module_of(one) for one in FILES}
+    names = {name.removeprefix("captcha_ray.") for name in imported(path, lazily=lazily)}
+    return (names & known) - {module_of(path)}
 
 
-def test_every_module_has_its_place() -> None:
-    assert {path.stem for path in PACKAGE.rglob("*.py")} == set(LAYERS)
+def test_every_room_has_its_place() -> None:
+    assert {room_of(module_of(path)) for path in FILES} - {""} == set(ROOMS)
+    assert {module_of(path) for path in FILES if path.parent == PACKAGE} == ROOT_MODULES | {"recognizer"}
 
 
-@pytest.mark.parametrize("name", LAYERS)
-def test_a_module_imports_its_own_layer_or_lower_ones(name: str) -> None:
-    for other in arrows(PACKAGE / f"{name}.py") - {to for of, to in LAZY if of == name}:
-        assert other in LAYERS, f"{name} imports {other}, which is no module"
-        assert LAYERS[other] <= LAYERS[name], f"{name} imports {other} from above"
+def test_rooms_have_an_order() -> None:
+    order = list(graphlib.TopologicalSorter(ROOMS).static_order())
+    assert set(order) == set(ROOMS)
 
 
-@pytest.mark.parametrize("name", [name for name, layer in LAYERS.items() if layer == 3])
-def test_modules_on_ray_know_the_cluster_and_hardly_each_other(name: str) -> None:
-    for other in arrows(PACKAGE / f"{name}.py"):
-        if LAYERS[other] == 3 and other not in ("cluster", "room", "telemetry"):
-            assert (name, other) in WITHIN_RAY
+@pytest.mark.parametrize("path", FILES, ids=module_of)
+def test_a_module_imports_only_what_its_room_may(path: Path) -> None:
+    room = room_of(module_of(path))
+    for other in arrows(path):
+        if module_of(path) == "__init__":
+            assert other == "recognizer"
+        elif room_of(other) not in ("", room):
+            assert room, f"{module_of(path)} imports {other}, and stands below every room"
+            assert room_of(other) in ROOMS[room], f"{module_of(path)} imports {other}"
 
 
-@pytest.mark.parametrize("name", LAYERS)
-def test_torch_and_ray_stay_in_their_layers(name: str) -> None:
-    found = roots(PACKAGE / f"{name}.py")
-    if LAYERS[name] < 3:
-        assert "ray" not in found
-    if LAYERS[name] < 2:
+def test_modules_do_not_import_each_other_in_a_circle() -> None:
+    graph = {module_of(path): arrows(path) for path in FILES if module_of(path) != "__init__"}
+    tuple(graphlib.TopologicalSorter(graph).static_order())
+
+
+@pytest.mark.parametrize("path", FILES, ids=module_of)
+def test_torch_and_ray_stay_in_their_rooms(path: Path) -> None:
+    name, found = module_of(path), roots(path)
+    if name != "inference.job" and (room_of(name) not in TORCH or name in WITHOUT_TORCH):
         assert not found & {"torch", "torchvision", "safetensors"}
-    if LAYERS[name] == 0:
-        assert found <= {*sys.stdlib_module_names, "captcha_ray"}
+    if room_of(name) not in RAY or name in WITHOUT_RAY:
+        assert "ray" not in found
+
+
+def test_rooms_open_empty() -> None:
+    for path in PACKAGE.glob("*/__init__.py"):
+        assert not imported(path), path
 
 
 def test_nothing_imports_jobs() -> None:
-    for path in [*PACKAGE.glob("*.py"), *JOBS]:
+    for path in [*FILES, *JOBS]:
         assert "jobs" not in roots(path), path.name
 
 
 def test_no_module_is_a_drawer_for_leftovers() -> None:
-    stems = {path.stem for path in [*PACKAGE.rglob("*.py"), *JOBS]}
+    stems = {path.stem for path in [*FILES, *JOBS]} | {path.name for path in PACKAGE.iterdir()}
     assert not stems & {"utils", "util", "common", "helpers", "helper", "base", "misc", "core"}
+
+
+def test_no_folder_has_a_name_that_says_too_little() -> None:
+    assert not {path.name for path in PACKAGE.iterdir()} & {"train", "tune", "data", "serve"}
 
 
 @pytest.mark.parametrize("path", JOBS, ids=lambda path: path.stem)
@@ -182,9 +165,18 @@ def test_jobs_leave_ray_and_torch_to_the_package() -> None:
         assert roots(path) <= {*sys.stdlib_module_names, "captcha_ray"}, path.name
 
 
-def test_every_lower_module_is_imported_without_torch_ray_or_output() -> None:
-    names = [name for name, layer in LAYERS.items() if layer < 2 and name != "__init__"]
-    code = f"import sys, captcha_ray\nfrom captcha_ray import {', '.join(names)}\n"
+def test_what_needs_neither_torch_nor_ray_is_imported_without_them_and_without_output() -> None:
+    names = [
+        module_of(path)
+        for path in FILES
+        if (
+            path.stem != "__init__"
+            and (room_of(module_of(path)) not in RAY | TORCH or module_of(path) in WITHOUT_RAY & WITHOUT_TORCH)
+        )
+        or module_of(path) in ("models.spec", "models.fingerprint", "inference.table", "inference.listing")
+    ]
+    assert len(names) > 20
+    code = "import sys\n" + "".join(f"import captcha_ray.{name}\n" for name in names)
     code += "print(sorted({'torch', 'ray'} & set(sys.modules)))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert (result.stdout, result.stderr) == ("[]\n", "")

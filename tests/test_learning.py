@@ -13,13 +13,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from captcha_ray import checkpoint, learning, recipes
-from captcha_ray.augment import Affine
-from captcha_ray.config import ImageSpec, InputError, TrainConfig
-from captcha_ray.learning import Arithmetic, Batch, EpochCounts, EpochFeed
-from captcha_ray.metrics import ReadingCounts
-from captcha_ray.models import Network, build_model
-from captcha_ray.spec import ModelSpec
+from captcha_ray.errors import InputError
+from captcha_ray.image_spec import ImageSpec
+from captcha_ray.metrics.counts import ReadingCounts
+from captcha_ray.models.device import Arithmetic, has_fast_bf16, keep_freed_memory
+from captcha_ray.models.networks import Network, build_model
+from captcha_ray.models.spec import ModelSpec
+from captcha_ray.training import loop
+from captcha_ray.training.augment import Affine
+from captcha_ray.training.batches import Batch, EpochFeed, derive_seed
+from captcha_ray.training.config import TrainConfig
+from captcha_ray.training.loop import EpochCounts
+from captcha_ray.training.optim import build_optimizer
+from captcha_ray.training.recipes import isfahan, wmail
+from captcha_ray.training.state import load_state, save_state
 
 CPU = torch.device("cpu")
 FP32 = Arithmetic(CPU, bf16=False)
@@ -100,7 +107,7 @@ def test_epoch_loss_is_averaged_over_images() -> None:
     model = linear_model(TINY)
     for parameter in model.parameters():
         nn.init.zeros_(parameter)
-    counts = learning.evaluate(model, EpochFeed(*labelled(TINY, 5), [5], 0, 2).epoch(None), FP32)
+    counts = loop.evaluate(model, EpochFeed(*labelled(TINY, 5), [5], 0, 2).epoch(None), FP32)
     assert counts.num_images == 5
     assert counts.ratios("val")["val_loss"] == pytest.approx(2 * math.log(3))
 
@@ -113,7 +120,7 @@ def test_gradient_is_that_of_the_mean_over_images_of_the_sum_over_slots() -> Non
     images, _ = labelled(TINY, 4)
     targets = np.array([[0, 2], [0, 1], [1, 2], [2, 2]])
     optimizer = torch.optim.SGD(model.parameters(), 0.0)
-    learning.train_epoch(
+    loop.train_epoch(
         model, optimizer, [batch(images, targets)], FP32, augment=STILL, seed=0, learning_rate=lambda _: 0.0
     )
     bias = dict(model.named_parameters())["layers.1.bias"].grad
@@ -132,7 +139,7 @@ def test_label_smoothing_shapes_the_gradient_and_not_the_loss_that_is_told() -> 
     optimizer = torch.optim.SGD(model.parameters(), 0.0)
     told = {}
     for share in (0.0, 0.3):
-        counts, _ = learning.train_epoch(
+        counts, _ = loop.train_epoch(
             model,
             optimizer,
             [batch(images, np.array([[0, 2]]))],
@@ -155,18 +162,18 @@ def losses_of_training(config: TrainConfig, charset: str, learning_rate: float) 
     image = ImageSpec(height=config.height, width=config.width)
     spec = ModelSpec(network=config.network, image=image, charset=charset, slots=config.slots)
     model = new_model(spec, seed=1)
-    optimizer = learning.build_optimizer(config, model)
+    optimizer = build_optimizer(config, model)
     augment = Affine(config.rotation_degrees, config.shift_fraction, config.shear_degrees, config.zoom_fraction)
     images, targets = labelled(spec, 16)
     losses = []
     for step in range(20):
-        counts, _ = learning.train_epoch(
+        counts, _ = loop.train_epoch(
             model,
             optimizer,
             [batch(images, targets)],
             FP32,
             augment=augment,
-            seed=learning.derive_seed(0, step),
+            seed=derive_seed(0, step),
             learning_rate=lambda _: learning_rate,
         )
         losses.append(counts.ratios("train")["train_loss"])
@@ -179,12 +186,12 @@ def losses_of_training(config: TrainConfig, charset: str, learning_rate: float) 
 
 
 def test_twenty_steps_of_glyph_vgg_lose_what_they_lost_when_this_was_written() -> None:
-    losses = losses_of_training(recipes.wmail(), "0123456789", learning_rate=1e-5)
+    losses = losses_of_training(wmail(), "0123456789", learning_rate=1e-5)
     assert losses == pytest.approx(GOLDEN_GLYPH_VGG, rel=5e-4)
 
 
 def test_twenty_steps_of_multi_head_cnn_lose_what_they_lost_when_this_was_written() -> None:
-    losses = losses_of_training(recipes.isfahan(), "23456789bcdefgmnpwxy", learning_rate=2e-5)
+    losses = losses_of_training(isfahan(), "23456789bcdefgmnpwxy", learning_rate=2e-5)
     assert losses == pytest.approx(GOLDEN_MULTI_HEAD, rel=1e-3)
 
 
@@ -309,7 +316,7 @@ def trained_gradient(items: list[Batch], world_size: int) -> tuple[torch.Tensor,
     """What the optimizer is given in the last step, and the counts; the step itself moves nothing."""
     model = linear_model(TINY)
     optimizer = torch.optim.SGD(model.parameters(), 0.0)
-    counts, waited_s = learning.train_epoch(
+    counts, waited_s = loop.train_epoch(
         model,
         optimizer,
         iter(items),
@@ -338,9 +345,9 @@ def test_mean_gradient_of_uneven_workers_is_that_of_one_worker_over_all_images(c
 def test_counts_of_uneven_workers_add_up_to_those_of_one_and_are_no_mean_of_means() -> None:
     images, targets = labelled(TINY, 9)
     model = linear_model(TINY)
-    one = learning.evaluate(model, [batch(images, targets)], FP32)
-    few = learning.evaluate(model, [batch(images[:2], targets[:2])], FP32)
-    many = learning.evaluate(model, [batch(images[2:5], targets[2:5]), batch(images[5:], targets[5:])], FP32)
+    one = loop.evaluate(model, [batch(images, targets)], FP32)
+    few = loop.evaluate(model, [batch(images[:2], targets[:2])], FP32)
+    many = loop.evaluate(model, [batch(images[2:5], targets[2:5]), batch(images[5:], targets[5:])], FP32)
     together = EpochCounts(few.sums + many.sums).ratios("val")
     np.testing.assert_allclose(few.sums + many.sums, one.sums, rtol=1e-6)
     mean_of_means = (few.ratios("val")["val_loss"] + many.ratios("val")["val_loss"]) / 2
@@ -373,7 +380,7 @@ def test_characters_count_as_in_the_test_without_the_ends_of_texts() -> None:
     said = [[0, 1, 3], [0, 3, 2], [3, 0, 0], [0, 1, 2]]
     truths = [[0, 1, 3], [0, 1, 2], [0, 3, 3], [0, 1, 3]]
     images = np.zeros((4, 1, 1, 1), np.uint8)
-    found = learning.evaluate(Said(3, said), [batch(images, np.array(truths))], FP32).ratios("val")
+    found = loop.evaluate(Said(3, said), [batch(images, np.array(truths))], FP32).ratios("val")
     summary = ReadingCounts.of("abc", ["ab", "abc", "a", "ab"], ["ab", "a", "", "abc"], [0.0] * 4).summary()
     assert (found["val_char_accuracy"], found["val_exact_match"]) == (5 / 8, 1 / 4)
     assert found["val_char_accuracy"] == summary["char_accuracy"]
@@ -383,7 +390,7 @@ def test_characters_count_as_in_the_test_without_the_ends_of_texts() -> None:
 
 def test_a_position_that_no_text_has_has_no_accuracy() -> None:
     images = np.zeros((1, 1, 1, 1), np.uint8)
-    found = learning.evaluate(Said(3, [[0, 3, 3]]), [batch(images, np.array([[0, 3, 3]]))], FP32).ratios("val")
+    found = loop.evaluate(Said(3, [[0, 3, 3]]), [batch(images, np.array([[0, 3, 3]]))], FP32).ratios("val")
     assert found["val_char_accuracy"] == 1
     assert np.isnan(found["val_slot_accuracy"][1:]).all()
 
@@ -401,23 +408,23 @@ def test_a_string_counts_only_if_all_its_characters_are_right() -> None:
     with torch.no_grad():
         dict(model.named_parameters())["layers.3.bias"].copy_(torch.tensor([5.0, 0, 0, 0, 5.0, 0]))
     images, _ = labelled(TINY, 4)
-    counts = learning.evaluate(model, [batch(images, np.array([[0, 1], [0, 2], [1, 1], [0, 1]]))], FP32)
+    counts = loop.evaluate(model, [batch(images, np.array([[0, 1], [0, 2], [1, 1], [0, 1]]))], FP32)
     assert counts.sums[[0, 2, 3, 4]].tolist() == [4, 2, 3, 3]
 
 
 def test_a_worker_without_images_in_a_step_adds_nothing() -> None:
     images, targets = labelled(TINY, 3)
     model = new_model(TINY)
-    full = learning.evaluate(model, [batch(images, targets)], FP32)
-    with_empty = learning.evaluate(model, [batch(images, targets), batch(images[:0], targets[:0])], FP32)
+    full = loop.evaluate(model, [batch(images, targets)], FP32)
+    with_empty = loop.evaluate(model, [batch(images, targets), batch(images[:0], targets[:0])], FP32)
     assert with_empty.sums.tolist() == full.sums.tolist()
 
 
 def test_evaluation_uses_neither_dropout_nor_the_batchs_statistics() -> None:
     images, targets = labelled(TINY, 8)
     model = new_model(TINY)
-    whole = learning.evaluate(model, [batch(images, targets)], FP32)
-    singly = learning.evaluate(model, [batch(images[i : i + 1], targets[i : i + 1]) for i in range(8)], FP32)
+    whole = loop.evaluate(model, [batch(images, targets)], FP32)
+    singly = loop.evaluate(model, [batch(images[i : i + 1], targets[i : i + 1]) for i in range(8)], FP32)
     np.testing.assert_allclose(singly.sums, whole.sums, rtol=1e-5)
     assert not model.training
 
@@ -434,7 +441,7 @@ def test_every_step_is_announced_with_its_number_and_images_and_gets_its_learnin
         rates.append(optimizer.param_groups[0]["lr"])
 
     feed = EpochFeed(images, targets, [10], 0, 4)
-    learning.train_epoch(
+    loop.train_epoch(
         model,
         optimizer,
         feed.epoch(0),
@@ -470,7 +477,7 @@ def test_two_steps_along_a_gradient_of_two_are_those_worked_out_by_hand(
 ) -> None:
     model = nn.Linear(1, 1, bias=False)
     nn.init.ones_(model.weight)
-    optimizer = learning.build_optimizer(config, model)
+    optimizer = build_optimizer(config, model)
     reached = []
     for _ in range(2):
         model.weight.grad = torch.full((1, 1), 2.0)
@@ -503,17 +510,17 @@ def test_an_interrupted_training_continues_bitwise_as_an_undisturbed_one(
 
     def start(seed: int) -> tuple[Network, torch.optim.Optimizer]:
         model = new_model(TINY, seed)
-        return model, learning.build_optimizer(config, model)
+        return model, build_optimizer(config, model)
 
     def train(model: Network, optimizer: torch.optim.Optimizer, epochs: range) -> None:
         for epoch in epochs:
-            learning.train_epoch(
+            loop.train_epoch(
                 model,
                 optimizer,
-                feed.epoch(learning.derive_seed(0, epoch, 0)),
+                feed.epoch(derive_seed(0, epoch, 0)),
                 FP32,
                 augment=Affine(5, 0.1, 5, 0.1),
-                seed=learning.derive_seed(0, epoch, 1),
+                seed=derive_seed(0, epoch, 1),
                 learning_rate=lambda _: config.learning_rate,
             )
 
@@ -522,11 +529,11 @@ def test_an_interrupted_training_continues_bitwise_as_an_undisturbed_one(
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     state = str(tmp_path / "resume.safetensors")
     progress = {"epochs": [{"epoch": 1, "loss": None}, {"epoch": 2, "note": "ä"}]}
-    checkpoint.save_state(state, model, optimizer, progress)
+    save_state(state, model, optimizer, progress)
     train(model, optimizer, range(2, 4))
 
     other, its_optimizer = start(1)
-    assert checkpoint.load_state(state, other, its_optimizer) == progress
+    assert load_state(state, other, its_optimizer) == progress
     assert all(torch.equal(tensor, before[name]) for name, tensor in other.state_dict().items())
     train(other, its_optimizer, range(2, 4))
 
@@ -546,7 +553,7 @@ def test_an_interrupted_training_continues_bitwise_as_an_undisturbed_one(
 
 
 def test_derived_seeds_are_the_same_everywhere() -> None:
-    assert [learning.derive_seed(*parts) for parts in GOLDEN_SEEDS] == list(GOLDEN_SEEDS.values())
+    assert [derive_seed(*parts) for parts in GOLDEN_SEEDS] == list(GOLDEN_SEEDS.values())
 
 
 GOLDEN_SEEDS = {
@@ -562,7 +569,7 @@ def test_derived_seeds_of_different_parts_differ_and_fit_63_bits() -> None:
     parts = [
         (seed, epoch, rank, use) for seed in range(3) for epoch in range(20) for rank in range(8) for use in (0, 1)
     ]
-    seeds = {learning.derive_seed(*part) for part in parts}
+    seeds = {derive_seed(*part) for part in parts}
     assert len(seeds) == len(parts)
     assert all(0 <= seed < 2**63 for seed in seeds)
     assert max(seeds) > 2**62
@@ -573,7 +580,7 @@ def test_the_seed_of_an_epoch_decides_dropout_and_augmentation() -> None:
         model = new_model(TINY)
         optimizer = torch.optim.SGD(model.parameters(), 0.1)
         items = [batch(*labelled(TINY, 6))]
-        counts, _ = learning.train_epoch(
+        counts, _ = loop.train_epoch(
             model, optimizer, items, FP32, augment=Affine(9), seed=seed, learning_rate=lambda _: 0.1
         )
         return float(counts.sums[1])
@@ -584,7 +591,7 @@ def test_the_seed_of_an_epoch_decides_dropout_and_augmentation() -> None:
 def test_arithmetic_is_as_precise_as_asked_and_auto_follows_the_processor() -> None:
     assert not Arithmetic.choose(CPU, "fp32").bf16
     assert Arithmetic.choose(CPU, "bf16").bf16
-    assert Arithmetic.choose(CPU, "auto").bf16 == learning.has_fast_bf16(CPU)
+    assert Arithmetic.choose(CPU, "auto").bf16 == has_fast_bf16(CPU)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="asks what is said where there is no GPU")
@@ -610,6 +617,6 @@ def test_pixels_become_channels_first_from_zero_to_one() -> None:
 
 
 def test_keeping_freed_memory_is_harmless_however_often() -> None:
-    learning.keep_freed_memory()
-    learning.keep_freed_memory()
+    keep_freed_memory()
+    keep_freed_memory()
     assert torch.ones(1 << 22).sum() == 1 << 22

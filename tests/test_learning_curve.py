@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from captcha_ray.learning_curve import Curve, Point, summary
+from captcha_ray.metrics.learning_curve import Curve, Point, summary
 
 TRUE = Curve(intercept=4.0, slope=1.2)
 SIZES = (40, 80, 200, 400, 800)

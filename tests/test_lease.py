@@ -14,15 +14,16 @@ from typing import Any
 
 import pytest
 
-from captcha_ray import lease, objectstore, storage
-from captcha_ray.config import FailedError, InputError
-from captcha_ray.lease import Lease
+from captcha_ray import console
+from captcha_ray.errors import FailedError, InputError
+from captcha_ray.storage import filesystem, lock, objectstore
+from captcha_ray.storage.lock import PATIENCE_S, Lease, _boot, _process
 from tests.fault_proxy import Fault, fault_proxy
 from tests.s3_server import create_bucket, serve_moto, serve_s3
 
 HOLD = """
 import sys
-from captcha_ray.lease import Lease
+from captcha_ray.storage.lock import Lease
 with Lease(sys.argv[1]):
     print("held", flush=True)
     sys.stdin.read()
@@ -63,7 +64,7 @@ def uri(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Monk
 def holder(uri: str) -> Iterator[subprocess.Popen[str]]:
     """Another process that holds the lease until its input ends."""
     command = [sys.executable, "-c", HOLD, uri]
-    folder = Path(lease.__file__).parent.parent
+    folder = Path(lock.__file__).parents[2]
     with subprocess.Popen(
         command, cwd=folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as process:
@@ -77,14 +78,14 @@ def holder(uri: str) -> Iterator[subprocess.Popen[str]]:
 
 
 def found(uri: str) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads(storage.read(uri))
+    content: dict[str, Any] = json.loads(filesystem.read(uri))
     return content
 
 
 def leave(uri: str, **fields: object) -> None:
     """The lease of a process on a machine of the same name that is another."""
-    foreign = {**lease._process(), "boot": "another", "holder": "it", "renewed": 3, **fields}
-    storage.write(uri, json.dumps(foreign).encode())
+    foreign = {**_process(), "boot": "another", "holder": "it", "renewed": 3, **fields}
+    filesystem.write(uri, json.dumps(foreign).encode())
 
 
 def wait_for(ready: Callable[[], bool]) -> None:
@@ -110,7 +111,7 @@ def clock(monkeypatch: pytest.MonkeyPatch, tick: Callable[[float], None] = lambd
         times.append(times[-1] + seconds)
         tick(times[-1])
 
-    monkeypatch.setattr(lease, "time", SimpleNamespace(monotonic=lambda: times[-1], sleep=sleep))
+    monkeypatch.setattr(lock, "time", SimpleNamespace(monotonic=lambda: times[-1], sleep=sleep))
     return times
 
 
@@ -120,12 +121,12 @@ def test_a_lease_is_held_by_one_and_gone_after_its_block(uri: str) -> None:
         with pytest.raises(InputError, match=f"^process {os.getpid()} on .* is at work on {uri.rpartition('/')[0]};"):
             Lease(uri).__enter__()
         held.check()
-    assert not storage.exists(uri)
+    assert not filesystem.exists(uri)
     with Lease(uri):
-        assert storage.exists(uri)
+        assert filesystem.exists(uri)
     with pytest.raises(ZeroDivisionError), Lease(uri):
         raise ZeroDivisionError
-    assert not storage.exists(uri)
+    assert not filesystem.exists(uri)
 
 
 def test_a_lease_of_a_live_process_is_refused_by_its_number_until_it_ends(uri: str) -> None:
@@ -136,7 +137,7 @@ def test_a_lease_of_a_live_process_is_refused_by_its_number_until_it_ends(uri: s
         assert found(uri) == before
         process.communicate()
         assert process.returncode == 0
-        assert not storage.exists(uri)
+        assert not filesystem.exists(uri)
         with Lease(uri):
             assert found(uri)["pid"] == os.getpid()
 
@@ -151,7 +152,7 @@ def test_a_lease_of_a_killed_process_is_taken_over_at_once(uri: str, monkeypatch
         assert found(uri)["pid"] == os.getpid()
         held.check()
     assert times == [0], "nobody waited"
-    assert not storage.exists(uri)
+    assert not filesystem.exists(uri)
 
 
 def test_a_killed_process_that_nobody_has_waited_for_is_dead(tmp_path: Path) -> None:
@@ -165,33 +166,33 @@ def test_a_killed_process_that_nobody_has_waited_for_is_dead(tmp_path: Path) -> 
 
 def test_a_process_with_a_dead_ones_number_is_not_taken_for_it(tmp_path: Path) -> None:
     uri = f"{tmp_path}/_lease.json"
-    process = lease._process()
+    process = _process()
     leave(uri, **{**process, "started": process["started"] - 1})
     with Lease(uri):
         assert found(uri)["started"] == process["started"]
 
 
 @pytest.mark.parametrize(
-    "fields", [{}, {"host": "elsewhere", "boot": lease._boot()}, {"boot": None}], ids=["boot", "host", "unknown"]
+    "fields", [{}, {"host": "elsewhere", "boot": _boot()}, {"boot": None}], ids=["boot", "host", "unknown"]
 )
 def test_a_lease_from_elsewhere_that_is_silent_is_taken_over_with_patience(
     uri: str, monkeypatch: pytest.MonkeyPatch, fields: dict[str, object], capsys: pytest.CaptureFixture[str]
 ) -> None:
     def tick(now: float) -> None:
-        if now <= lease.PATIENCE_S - 1:
+        if now <= PATIENCE_S - 1:
             assert found(uri)["holder"] == "it"
 
     leave(uri, **fields)
     times = clock(monkeypatch, tick)
     with Lease(uri):
         assert found(uri)["holder"] != "it"
-    assert times[-1] >= lease.PATIENCE_S == 20
+    assert times[-1] >= PATIENCE_S == 20
     assert "waiting 20 s to see whether it still does" in capsys.readouterr().out
 
 
 def test_a_lease_from_elsewhere_that_is_renewed_late_is_refused(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def tick(now: float) -> None:
-        if now == lease.PATIENCE_S - 1:
+        if now == PATIENCE_S - 1:
             leave(uri, renewed=4)
 
     leave(uri)
@@ -204,7 +205,7 @@ def test_a_lease_from_elsewhere_that_is_renewed_late_is_refused(uri: str, monkey
 def test_by_the_real_clock_silence_is_waited_for_and_renewal_is_seen(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lease, "PATIENCE_S", 1)
+    monkeypatch.setattr(lock, "PATIENCE_S", 1)
     uri = f"{tmp_path}/_lease.json"
     ended = threading.Event()
 
@@ -233,7 +234,7 @@ def test_a_lease_from_elsewhere_that_is_given_back_meanwhile_is_free(
 ) -> None:
     uri = f"{tmp_path}/_lease.json"
     leave(uri)
-    clock(monkeypatch, lambda _: storage.delete(uri))
+    clock(monkeypatch, lambda _: filesystem.delete(uri))
     with Lease(uri):
         assert found(uri)["holder"] != "it"
 
@@ -249,15 +250,15 @@ def test_a_lease_that_says_nothing_is_taken_over_with_patience(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes
 ) -> None:
     uri = f"{tmp_path}/_lease.json"
-    storage.write(uri, content)
+    filesystem.write(uri, content)
     times = clock(monkeypatch)
     with Lease(uri):
         assert found(uri)["pid"] == os.getpid()
-    assert times[-1] >= lease.PATIENCE_S
+    assert times[-1] >= PATIENCE_S
 
 
 def test_a_lease_is_renewed_while_it_is_held(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lease, "RENEW_S", 0.01)
+    monkeypatch.setattr(lock, "RENEW_S", 0.01)
     with Lease(uri) as held:
         first = found(uri)
         wait_for(lambda: found(uri)["renewed"] >= first["renewed"] + 3)
@@ -267,14 +268,14 @@ def test_a_lease_is_renewed_while_it_is_held(uri: str, monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize("taken", [True, False], ids=["taken", "deleted"])
 def test_a_lost_lease_is_found_out_and_left_alone(uri: str, monkeypatch: pytest.MonkeyPatch, taken: bool) -> None:
-    monkeypatch.setattr(lease, "RENEW_S", 0.05)
+    monkeypatch.setattr(lock, "RENEW_S", 0.05)
     other: dict[str, Any] = {}
 
     def take() -> bool:  # again where a renewal came in between: leases are politeness
         if taken:
             leave(uri, **other)
         else:
-            storage.delete(uri)
+            filesystem.delete(uri)
         return lost(held)
 
     with Lease(uri) as held:
@@ -282,7 +283,7 @@ def test_a_lost_lease_is_found_out_and_left_alone(uri: str, monkeypatch: pytest.
         wait_for(take)
         with pytest.raises(FailedError, match=f"^another process has taken over {uri}; "):
             held.check()
-    assert storage.exists(uri) == taken
+    assert filesystem.exists(uri) == taken
     if taken:
         assert found(uri)["holder"] == "it"
 
@@ -321,21 +322,21 @@ def test_of_many_that_begin_at_once_one_gets_in(tmp_path: Path) -> None:
 @pytest.mark.parametrize("number", range(20))
 def test_of_many_that_take_a_dead_lease_over_one_gets_in(tmp_path: Path, number: int) -> None:
     uri = f"{tmp_path}/_lease.json"
-    leave(uri, **{**lease._process(), "started": 1})
+    leave(uri, **{**_process(), "started": 1})
     held, refused = rush(uri)
     assert (held, len(refused)) == (1, 7)
     assert not os.listdir(tmp_path)
 
 
 def test_a_dead_lease_that_others_took_over_meanwhile_is_theirs(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    leave(uri, **{**lease._process(), "started": 1})
-    replace = storage.replace
+    leave(uri, **{**_process(), "started": 1})
+    replace = filesystem.replace
 
     def late(uri: str, data: bytes, expected: bytes) -> bool:
-        storage.write(uri, b'{"holder": "another"}')
+        filesystem.write(uri, b'{"holder": "another"}')
         return replace(uri, data, expected)
 
-    monkeypatch.setattr(storage, "replace", late)
+    monkeypatch.setattr(filesystem, "replace", late)
     with pytest.raises(InputError, match="another process has just begun to work on"), Lease(uri):
         pass
     assert found(uri) == {"holder": "another"}
@@ -361,9 +362,9 @@ def store_away(
 def test_a_holder_goes_on_while_the_store_is_away(
     store_away: tuple[str, threading.Event], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lease, "RENEW_S", 0.01)
+    monkeypatch.setattr(lock, "RENEW_S", 0.01)
     warned: list[str] = []
-    monkeypatch.setattr(lease.console, "warn", warned.append)
+    monkeypatch.setattr(console, "warn", warned.append)
     uri, away = store_away
     with Lease(uri) as held:
         away.set()
@@ -372,7 +373,7 @@ def test_a_holder_goes_on_while_the_store_is_away(
         away.clear()
         renewed = found(uri)["renewed"]
         wait_for(lambda: found(uri)["renewed"] > renewed)
-    assert not storage.exists(uri)
+    assert not filesystem.exists(uri)
     assert "the lease cannot be renewed: s3://" in warned[0]
 
 
@@ -421,6 +422,6 @@ def test_a_place_without_permission_is_one_sentence(tmp_path: Path, monkeypatch:
     def refuse(*_: object, **__: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(storage, "write", refuse)  # tests may run as root, who may write anywhere
+    monkeypatch.setattr(filesystem, "write", refuse)  # tests may run as root, who may write anywhere
     with pytest.raises(InputError, match=f"^{tmp_path} cannot be written: .*Permission denied"):
         Lease(f"{tmp_path}/_lease.json").__enter__()

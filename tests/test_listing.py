@@ -16,8 +16,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from captcha_ray import listing, objectstore, schema, storage
-from captcha_ray.config import InputError
+from captcha_ray.errors import InputError
+from captcha_ray.inference import listing, schema
+from captcha_ray.storage import filesystem, objectstore
 from tests.s3_server import create_bucket, serve_moto
 
 DAYS = [datetime.datetime(2026, 1, day, 12, tzinfo=datetime.UTC) for day in range(1, 5)]
@@ -77,7 +78,7 @@ def uris(rows: list[dict[str, Any]]) -> list[str]:
 
 def fill(base: object, *names: str) -> str:
     for name in names:
-        storage.write(f"{base}/{name}", name.encode())
+        filesystem.write(f"{base}/{name}", name.encode())
     return str(base)
 
 
@@ -105,7 +106,7 @@ def test_a_folder_is_listed_with_what_tells_its_files_apart(tmp_path: Path, writ
     assert [row["size"] for row in rows] == [5, 13, 6, 0, 13, 5, 9, len("日本.png".encode())]
     for row in rows:
         if row["size"]:
-            assert row == storage.fetch(row["uri"], 100)[1]._asdict()
+            assert row == filesystem.fetch(row["uri"], 100)[1]._asdict()
 
 
 def test_a_file_that_has_changed_has_another_etag(tmp_path: Path, write: Callable[..., Any]) -> None:
@@ -147,7 +148,7 @@ def test_a_bucket_is_listed_as_its_objects_are_read(bucket: str, write: Callable
         client.put_object(Bucket="bucket", Key=f"{bucket.removeprefix('s3://bucket/')}/{name}", Body=b"")
     rows = write(bucket)
     assert uris(rows) == sorted(f"{bucket}/{name}" for name in [*names, "double//slash.png", "line\nfeed.png"])
-    assert all(row == storage.fetch(row["uri"], 100)[1]._asdict() for row in rows)
+    assert all(row == filesystem.fetch(row["uri"], 100)[1]._asdict() for row in rows)
 
 
 def test_keys_of_buckets_with_dots_for_folders_are_not_hidden(bucket: str, write: Callable[..., Any]) -> None:
@@ -173,7 +174,7 @@ def test_a_pattern_is_searched_in_the_whole_uri(tmp_path: Path, bucket: str, wri
 def test_more_than_is_held_at_once_is_written_in_groups(
     tmp_path: Path, write: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(storage, "PAGE_FILES", 3)
+    monkeypatch.setattr(filesystem, "PAGE_FILES", 3)
     monkeypatch.setattr(listing, "GROUP_ROWS", 7)
     images = fill(tmp_path / "images", *(f"{i:02d}.png" for i in range(25)))
     assert uris(write(images)) == [f"{images}/{i:02d}.png" for i in range(25)]
@@ -250,11 +251,11 @@ def test_paths_of_a_local_table_stand_beside_it_or_are_whole(place: Path, write:
 
 
 def test_paths_of_a_table_in_a_bucket_name_no_local_file(bucket: str, write: Callable[..., Any]) -> None:
-    storage.write(f"{bucket}/table.csv", "\n".join(["path", *PATHS, ""]).encode())
+    filesystem.write(f"{bucket}/table.csv", "\n".join(["path", *PATHS, ""]).encode())
     elsewhere = {"s3://other/x//y", "gs://other/x"}
     expected = [path if path in elsewhere else f"{bucket}/{path}" for path in PATHS]
     assert uris(write(f"{bucket}/table.csv")) == sorted(expected)
-    assert all(storage.is_remote(uri) for uri in expected)
+    assert all(filesystem.is_remote(uri) for uri in expected)
 
 
 def test_a_uri_that_stands_twice_is_listed_once_as_it_was_last(place: Path, write: Callable[..., Any]) -> None:
@@ -429,7 +430,7 @@ def inventory(place: str, form: str) -> str:
             times = [datetime.datetime.fromisoformat(time) for time in columns["last_modified_date"]]
             columns["last_modified_date"] = pa.array(times, pa.timestamp("ms", "UTC"))
             name, data = f"{prefix}/data/{number}.parquet", parquet(**columns)
-        storage.write(f"s3://{bucket}/{name}", data)
+        filesystem.write(f"s3://{bucket}/{name}", data)
         files.append({"key": name, "size": len(data), "MD5checksum": ""})
     manifest = {
         "sourceBucket": "b",
@@ -438,7 +439,7 @@ def inventory(place: str, form: str) -> str:
         "fileSchema": ", ".join(SCHEMA) if form == "CSV" else "message s3.inventory { required binary bucket (UTF8); }",
         "files": files,
     }
-    storage.write(f"{place}/2026-01-03T01-00Z/manifest.json", json.dumps(manifest).encode())
+    filesystem.write(f"{place}/2026-01-03T01-00Z/manifest.json", json.dumps(manifest).encode())
     return f"{place}/2026-01-03T01-00Z/manifest.json"
 
 
@@ -452,21 +453,21 @@ def test_an_inventory_lists_the_objects_of_today(bucket: str, write: Callable[..
 
 def test_names_of_an_inventory_are_data(bucket: str, write: Callable[..., Any]) -> None:
     """A quote in one would end the literal it stands in."""
-    storage.write(f"{bucket}/data/1.csv.gz", gzip.compress(b'"b","k.png","x"\n'))
+    filesystem.write(f"{bucket}/data/1.csv.gz", gzip.compress(b'"b","k.png","x"\n'))
     odd = "a'\"b"
     manifest = GOOD_MANIFEST | {
         "destinationBucket": f"arn:aws:s3:::{bucket.removeprefix('s3://')}",
         "fileSchema": f"Bucket, Key, {odd}",
         "files": [{"key": "data/1.csv.gz"}],
     }
-    storage.write(f"{bucket}/odd/manifest.json", json.dumps(manifest).encode())
+    filesystem.write(f"{bucket}/odd/manifest.json", json.dumps(manifest).encode())
     assert [row["uri"] for row in write(f"{bucket}/odd/manifest.json")] == ["s3://b/k.png"]
 
 
 def test_a_table_of_an_inventory_that_is_gone_is_one_sentence(bucket: str, write: Callable[..., Any]) -> None:
     manifest = inventory(bucket, "CSV")
     gone = f"{bucket}/data/1.csv.gz"
-    storage.delete(gone)
+    filesystem.delete(gone)
     with pytest.raises(InputError, match=f"^the listing {gone} cannot be read: {gone} or its bucket does not exist$"):
         write(manifest)
 

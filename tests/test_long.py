@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from PIL import Image, ImageOps
 
-from captcha_ray import synth
+from captcha_ray.datasets import synthetic
 from tests.test_jobs import job
 
 pytestmark = pytest.mark.slow
@@ -50,7 +50,7 @@ def read_by_default(corpus: Path, rule: tuple[str, ...], folder: Path) -> dict[s
     return test
 
 
-BY_NAME = ("--labels", "filename", "--label-pattern", synth.LABEL_PATTERN)
+BY_NAME = ("--labels", "filename", "--label-pattern", synthetic.LABEL_PATTERN)
 
 
 @pytest.mark.parametrize("scheme", ["lines4", "lines4-small", "bits5", "color-digits"])
@@ -65,8 +65,8 @@ def test_a_corpus_of_many_modes_sizes_and_polarities_is_read(tmp_path: Path) -> 
     """1-bit, palette, gray and transparent images, half of them light on dark, a third of half the size."""
     folder = tmp_path / "corpus"
     folder.mkdir()
-    for index, (path, text) in enumerate(synth.plan("text5", 0, 1500)):
-        image = Image.open(io.BytesIO(synth.render("text5", 0, index, text))).convert("L")
+    for index, (path, text) in enumerate(synthetic.plan("text5", 0, 1500)):
+        image = Image.open(io.BytesIO(synthetic.render("text5", 0, index, text))).convert("L")
         if index % 2:
             image = ImageOps.invert(image)
         if index % 3 == 0:
@@ -86,8 +86,8 @@ def test_texts_of_several_lengths_are_read(tmp_path: Path) -> None:
     """1 to 5 characters, cut out of images of five."""
     folder = tmp_path / "corpus"
     folder.mkdir()
-    for index, (_, text) in enumerate(synth.plan("lines4", 0, 1500)):
-        image = Image.open(io.BytesIO(synth.render("lines4", 0, index, text)))
+    for index, (_, text) in enumerate(synthetic.plan("lines4", 0, 1500)):
+        image = Image.open(io.BytesIO(synthetic.render("lines4", 0, index, text)))
         length = 1 + index % 4
         paper = Image.new("RGB", image.size, image.getpixel((0, 0)))
         paper.paste(image.crop((0, 0, image.width * length // 4, image.height)), (0, 0))

@@ -31,8 +31,12 @@ from ray.runtime_env.runtime_env import _merge_runtime_env
 from ray.scripts.scripts import cli as ray_cli
 
 from benchmarks import sizing
-from captcha_ray import cluster, console, runs, telemetry
-from captcha_ray.config import InferConfig, TrainConfig, TuneConfig
+from captcha_ray import console
+from captcha_ray.inference.config import InferConfig
+from captcha_ray.runs.directory import to_json
+from captcha_ray.runtime import ray_session, telemetry
+from captcha_ray.training.config import TrainConfig
+from captcha_ray.tuning.config import TuneConfig
 
 ROOT = Path(__file__).parents[1]
 CLUSTER = ROOT / "cluster"
@@ -486,7 +490,7 @@ def test_the_commands_of_the_main_readme_are_as_jobs_and_ray_want_them(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs/search").mkdir(parents=True)
-    (tmp_path / "runs/search/best.json").write_bytes(runs.to_json(TrainConfig().to_dict()))  # as the search leaves it
+    (tmp_path / "runs/search/best.json").write_bytes(to_json(TrainConfig().to_dict()))  # as the search leaves it
     lines = [line for line in shell_lines((ROOT / "README.md").read_text()) if "..." not in line]
     jobs = [found for line in lines for found in job_lines(line.partition(" #")[0])]
     for job, arguments in jobs:
@@ -588,9 +592,9 @@ def test_the_crontab_and_the_cronjob_do_the_same() -> None:
 def test_the_runtime_environment_goes_with_that_of_the_jobs() -> None:
     given = yaml.safe_load((CLUSTER / "runtime-env.yaml").read_text())
     assert set(given) == {"env_vars"}, "versions are the image's"
-    assert _merge_runtime_env(RuntimeEnv(**given), RuntimeEnv(env_vars=cluster.WORKERS))
-    clash = given["env_vars"] | dict.fromkeys(cluster.WORKERS, "2")
-    assert _merge_runtime_env(RuntimeEnv(env_vars=clash), RuntimeEnv(env_vars=cluster.WORKERS)) is None
+    assert _merge_runtime_env(RuntimeEnv(**given), RuntimeEnv(env_vars=ray_session.WORKERS))
+    clash = given["env_vars"] | dict.fromkeys(ray_session.WORKERS, "2")
+    assert _merge_runtime_env(RuntimeEnv(env_vars=clash), RuntimeEnv(env_vars=ray_session.WORKERS)) is None
 
 
 # Ray up.

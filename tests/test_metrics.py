@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from captcha_ray.metrics import OTHER, ReadingCounts, ratio, wilson_interval
+from captcha_ray.metrics.counts import OTHER, ReadingCounts, ratio, wilson_interval
 
 
 def count(charset: str, pairs: list[tuple[str, str]], losses: list[float] | None = None) -> ReadingCounts:

@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-from captcha_ray.alignment import evenly_spaced
-from captcha_ray.config import ImageSpec, InputError
-from captcha_ray.models import MaxPool, build_model
-from captcha_ray.spec import ModelSpec
+from captcha_ray.errors import InputError
+from captcha_ray.image_spec import ImageSpec
+from captcha_ray.models.ctc import evenly_spaced
+from captcha_ray.models.networks import MaxPool, build_model
+from captcha_ray.models.spec import ModelSpec
 
 DIGITS = ModelSpec(network="glyph_vgg", image=ImageSpec(height=60, width=18), charset="0123456789", slots=1)
 TEXT5 = ModelSpec(

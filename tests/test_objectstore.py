@@ -21,9 +21,9 @@ from botocore.exceptions import ClientError
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from captcha_ray import objectstore, storage
-from captcha_ray.config import InputError
-from captcha_ray.objectstore import ATTEMPTS, DeniedError, Entry, StoreError
+from captcha_ray.errors import InputError
+from captcha_ray.storage import bucket_listing, filesystem, objectstore
+from captcha_ray.storage.objectstore import ATTEMPTS, DeniedError, Entry, StoreError
 from tests.fault_proxy import Fault, FaultProxy, fault_proxy
 from tests.s3_server import ACCESS_KEY, SECRET_KEY, create_bucket, serve_moto, serve_s3
 
@@ -69,7 +69,7 @@ CALLS: dict[str, tuple[str, str, Callable[[], Any]]] = {
 
 
 def entries(uri: str) -> list[Entry]:
-    return [entry for page in objectstore.list_pages(uri) for entry in page]
+    return [entry for page in bucket_listing.list_pages(uri) for entry in page]
 
 
 def keys(uri: str) -> list[str]:
@@ -199,8 +199,8 @@ def test_keys_of_any_form_are_listed_and_read_back_and_touch_no_local_file(
     for entry in listed:
         data = f"{objectstore.split(entry.uri)[1]} in the store".encode()
         assert objectstore.get(entry.uri) == (data, entry)
-        assert storage.read(entry.uri) == data
-        assert storage.fetch(entry.uri, 10_000) == (data, entry)
+        assert filesystem.read(entry.uri) == data
+        assert filesystem.fetch(entry.uri, 10_000) == (data, entry)
         assert entry.size == len(data)
         assert set(entry.etag) <= set("0123456789abcdef"), "no quotes"
     assert [decoy.read_bytes() for decoy in decoys] == [b"a local file"] * 4
@@ -217,7 +217,7 @@ def test_an_absent_key_is_missing_though_a_local_file_bears_its_name(
         (tmp_path / name).write_bytes(b"local")
     assert os.path.exists(key)
     with pytest.raises(FileNotFoundError, match=f"^{bucket}/{re.escape(key)} or its bucket does not exist$"):
-        storage.read(f"{bucket}/{key}")
+        filesystem.read(f"{bucket}/{key}")
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=60))
@@ -237,14 +237,14 @@ def test_what_marks_a_folder_is_left_out_and_what_has_bytes_is_not(bucket: str) 
     assert sorted(keys(bucket)) == ["a/b/c/", "a/b/empty", "d/"]
     assert sorted(keys(f"{bucket}/a")) == sorted(keys(f"{bucket}/a/")) == ["a/b/c/", "a/b/empty"]
     assert keys(f"{bucket}/d") == ["d/"]
-    assert not storage.is_empty(f"{bucket}/d")
+    assert not filesystem.is_empty(f"{bucket}/d")
     objectstore.delete(f"{bucket}/a/b/empty")
     client().delete_object(Bucket=bucket.removeprefix("s3://"), Key="a/b/c/")
-    assert storage.is_empty(f"{bucket}/a")
+    assert filesystem.is_empty(f"{bucket}/a")
 
 
 def test_an_empty_bucket_and_an_absent_folder_hold_nothing(bucket: str) -> None:
-    assert keys(bucket) == keys(f"{bucket}/none") == list(storage.list_files(f"{bucket}/none")) == []
+    assert keys(bucket) == keys(f"{bucket}/none") == list(filesystem.list_files(f"{bucket}/none")) == []
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -256,7 +256,7 @@ def test_a_listing_gives_each_object_once_in_pages_of_a_thousand_though_every_re
 
     with fault_proxy(rclone_server["AWS_ENDPOINT_URL"], plan) as proxy:
         use(rclone_server, AWS_ENDPOINT_URL=proxy.url)
-        pages = list(objectstore.list_pages(f"s3://{shape}"))
+        pages = list(bucket_listing.list_pages(f"s3://{shape}"))
     assert Counter(objectstore.split(e.uri)[1] for page in pages for e in page) == Counter(SHAPES[shape])
     assert max(map(len, pages)) <= 1000
     assert set(proxy.requests.values()) == {2}
@@ -273,13 +273,13 @@ def test_a_thousand_folders_of_one_object_are_not_asked_for_one_by_one(
 
 def test_folders_beyond_the_most_are_listed_whole(rclone: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     for most in (1, 3):
-        monkeypatch.setattr(objectstore, "MAX_FOLDERS", most)
+        monkeypatch.setattr(bucket_listing, "MAX_FOLDERS", most)
         assert Counter(keys("s3://deep")) == Counter(SHAPES["deep"])
 
 
 def test_a_listing_that_is_not_read_to_its_end_leaves_no_thread(rclone: dict[str, str]) -> None:
     threads = set(threading.enumerate())
-    pages = objectstore.list_pages("s3://many")
+    pages = bucket_listing.list_pages("s3://many")
     next(pages)
     pages.close()  # type: ignore[attr-defined]
     assert set(threading.enumerate()) <= threads
@@ -417,10 +417,10 @@ def test_a_delete_of_a_key_that_can_only_be_read_is_refused_and_leaves_others(bu
 def test_a_key_of_any_form_is_asked_for_and_listed_alone(bucket: str, key: str) -> None:
     objectstore.put(f"{bucket}/key", b"another's")
     assert objectstore.head(f"{bucket}/{key}") is None
-    assert list(storage.list_files(f"{bucket}/{key}")) == []
+    assert list(filesystem.list_files(f"{bucket}/{key}")) == []
     client().put_object(Bucket=bucket.removeprefix("s3://"), Key=key, Body=b"x")
     assert objectstore.head(f"{bucket}/{key}") == objectstore.get(f"{bucket}/{key}")[1]
-    assert list(storage.list_files(f"{bucket}/{key}")) == [f"{bucket}/{key}"]
+    assert list(filesystem.list_files(f"{bucket}/{key}")) == [f"{bucket}/{key}"]
 
 
 # --- trouble

@@ -24,9 +24,20 @@ import pyarrow.dataset
 import pyarrow.parquet as pq
 import pytest
 
-from captcha_ray import objectstore, predictions, schema, storage
-from captcha_ray.config import InferConfig
-from captcha_ray.predictions import Committed, Counts, Predictions, Run
+from captcha_ray.inference import schema
+from captcha_ray.inference import table as inference_table
+from captcha_ray.inference.config import InferConfig
+from captcha_ray.inference.table import (
+    FOOTER,
+    NO_DATE,
+    STAGED_SCHEMA,
+    Committed,
+    Counts,
+    Predictions,
+    Run,
+    _partition_of,
+)
+from captcha_ray.storage import filesystem, objectstore
 from tests.s3_server import serve_s3
 
 MODEL, OTHER = "a" * 64, "b" * 64
@@ -85,9 +96,9 @@ class Writer:
 
     def stage(self, read: list[Object], errors: dict[str, str] | None = None, folder: str = "") -> str:
         """URI of a new block of this attempt, or in another's folder."""
-        uri = storage.join(folder or self.table.attempt, f"block-{len(self.blocks):06d}.staged")
+        uri = filesystem.join(folder or self.table.attempt, f"block-{len(self.blocks):06d}.staged")
         rows = [made(uri, etag, self.model, (errors or {}).get(uri)) for uri, etag in read]
-        predictions.stage(pa.Table.from_pylist(rows, predictions.STAGED_SCHEMA), uri)
+        inference_table.stage(pa.Table.from_pylist(rows, STAGED_SCHEMA), uri)
         return uri
 
     def commit(self) -> Committed:
@@ -153,11 +164,11 @@ def out(request: pytest.FixtureRequest) -> str:
 def arrow(out: str) -> pa.Table:
     """All that a plain reader sees; an empty table where there is no row yet."""
     disk, path = pyarrow.fs.LocalFileSystem(), out
-    if storage.is_remote(out):
+    if filesystem.is_remote(out):
         endpoint = os.environ["AWS_ENDPOINT_URL"].removeprefix("http://")
         disk = pyarrow.fs.S3FileSystem(endpoint_override=endpoint, scheme="http", region="us-east-1")
         path = out.removeprefix("s3://")
-    if not any(name.endswith(".parquet") for name in storage.list_files(out)):
+    if not any(name.endswith(".parquet") for name in filesystem.list_files(out)):
         return schema.PREDICTION_SCHEMA.empty_table()
     return pyarrow.dataset.dataset(path, filesystem=disk, partitioning="hive").to_table()
 
@@ -174,19 +185,19 @@ def once(listed: list[Object], times: int = 1) -> Counter[Object]:
 
 def names(out: str) -> list[str]:
     """Files of the table, without those of a job that is at work."""
-    return [name for uri in storage.list_files(out) if not (name := uri.removeprefix(f"{out}/")).startswith("_")]
+    return [name for uri in filesystem.list_files(out) if not (name := uri.removeprefix(f"{out}/")).startswith("_")]
 
 
 def check_whole(out: str, expected: Counter[Object]) -> None:
     """The table holds what it should, and nothing that is half done or left over."""
     assert seen(out) == expected
-    files = [uri.removeprefix(f"{out}/") for uri in storage.list_files(out)]
+    files = [uri.removeprefix(f"{out}/") for uri in filesystem.list_files(out)]
     runs = [run for name in files if (run := Run.parse(name))]
     assert sorted(files) == sorted(f"{run.folder}/{name}" for run in runs for name in PARTS)
     for run in runs:
-        data = storage.read(storage.join(out, run.file))
-        footer = pq.read_schema(pa.BufferReader(data)).metadata[predictions.FOOTER]
-        manifest = json.loads(storage.read(storage.join(out, f"{run.folder}/_manifest.json")))
+        data = filesystem.read(filesystem.join(out, run.file))
+        footer = pq.read_schema(pa.BufferReader(data)).metadata[FOOTER]
+        manifest = json.loads(filesystem.read(filesystem.join(out, f"{run.folder}/_manifest.json")))
         assert json.loads(footer) == manifest
         rows = pq.read_table(pa.BufferReader(data))
         assert manifest["run_id"] == run.run_id == set(rows["run_id"].to_pylist()).pop()
@@ -210,7 +221,7 @@ def test_runs_are_numbered_from_one_and_each_is_a_file_and_its_manifest(out: str
     assert (first.counts.ok, first.counts.errors) == (2, {})
     assert (second.counts.ok, second.counts.errors, second.counts.total) == (2, {"Missing": 1}, 3)
     assert names(out) == [f"run=00000{k}/{name}" for k in (1, 2) for name in PARTS]
-    manifest = json.loads(storage.read(storage.join(out, "run=000002/_manifest.json")))
+    manifest = json.loads(filesystem.read(filesystem.join(out, "run=000002/_manifest.json")))
     counts = {"objects": 3, "ok": 2, "uncertain": 0, "errors": {"Missing": 1}}
     assert manifest == {"run_id": "000002", "counts": counts, "ünï": 1}
     check_whole(out, once(FIVE))
@@ -219,7 +230,7 @@ def test_runs_are_numbered_from_one_and_each_is_a_file_and_its_manifest(out: str
 def test_a_committed_row_is_what_was_staged_and_its_run_in_the_public_schema(out: str) -> None:
     error = {FIVE[1][0]: "Damaged: SyntaxError: broken"}
     Writer(out).night(FIVE[:2], error)
-    table = pq.read_table(pa.BufferReader(storage.read(storage.join(out, "run=000001/predictions.parquet"))))
+    table = pq.read_table(pa.BufferReader(filesystem.read(filesystem.join(out, "run=000001/predictions.parquet"))))
     assert table.schema.equals(schema.PREDICTION_SCHEMA)
     assert [field.nullable for field in table.schema] == [field.nullable for field in schema.PREDICTION_SCHEMA]
     assert table.to_pylist() == [
@@ -231,7 +242,7 @@ def test_plain_readers_see_the_committed_rows_and_none_of_the_staged_ones(local:
     Writer(local, date_pattern=DATES).night(FIVE[:3])
     writer = Writer(local, date_pattern=DATES)
     writer.blocks.append(writer.stage(FIVE[3:]))
-    storage.write(storage.join(local, "_lease.json"), b"{}")
+    filesystem.write(filesystem.join(local, "_lease.json"), b"{}")
     expected = sorted(uri for uri, _ in FIVE[:3])
     assert sorted(arrow(local)["uri"].to_pylist()) == expected
     assert sorted(pd.read_parquet(local)["uri"]) == expected
@@ -254,21 +265,21 @@ def test_pandas_reads_the_same_rows_from_a_bucket(remote: str) -> None:
 
 def test_nothing_is_left_in_staging_when_a_work_is_closed(out: str) -> None:
     writer = Writer(out)
-    storage.write(storage.join(writer.table.attempt, "block-000000.todo"), b"x")
+    filesystem.write(filesystem.join(writer.table.attempt, "block-000000.todo"), b"x")
     writer.blocks.append(writer.stage(FIVE))
     left_by_another = Writer(out, skip="never")
     writer.commit()
-    assert not [uri for uri in storage.list_files(out) if uri.endswith(".staged")], "a commit removes its blocks"
+    assert not [uri for uri in filesystem.list_files(out) if uri.endswith(".staged")], "a commit removes its blocks"
     writer.table.close()
-    assert all("_staging" not in uri or "begun.json" in uri for uri in storage.list_files(out))
+    assert all("_staging" not in uri or "begun.json" in uri for uri in filesystem.list_files(out))
     left_by_another.table.close()
     check_whole(out, once(FIVE))
-    if not storage.is_remote(out):
-        assert not os.path.exists(storage.join(out, "_staging"))
+    if not filesystem.is_remote(out):
+        assert not os.path.exists(filesystem.join(out, "_staging"))
 
 
 def test_a_name_of_a_run_is_parsed_and_other_names_are_none() -> None:
-    for run in (Run("", 1), Run("date=2026-11-20", 12), Run("", 1_234_567), Run(predictions.NO_DATE, 1)):
+    for run in (Run("", 1), Run("date=2026-11-20", 12), Run("", 1_234_567), Run(NO_DATE, 1)):
         assert Run.parse(run.file) == run
     for name in (
         "run=000001/_manifest.json",
@@ -283,10 +294,10 @@ def test_a_name_of_a_run_is_parsed_and_other_names_are_none() -> None:
 
 def test_files_of_others_in_the_table_are_left_alone(out: str) -> None:
     for name in ("notes.txt", "run=000001/note.txt", "_staging/other/attempt-1/block-000000.staged"):
-        storage.write(storage.join(out, name), b"mine")
+        filesystem.write(filesystem.join(out, name), b"mine")
     Writer(out).night(FIVE)
     for name in ("notes.txt", "run=000001/note.txt", "_staging/other/attempt-1/block-000000.staged"):
-        assert storage.read(storage.join(out, name)) == b"mine"
+        assert filesystem.read(filesystem.join(out, name)) == b"mine"
 
 
 # ---------------------------------------------------------------- what is left to do
@@ -521,7 +532,7 @@ def test_a_reader_in_the_middle_of_a_commit_sees_all_of_a_run_or_none_of_it(out:
         found = arrow(out)
         looks.append(len(found))
         assert len(found) in (1, 5)
-        if not storage.is_remote(out):
+        if not filesystem.is_remote(out):
             assert len(pd.read_parquet(out)) == len(found)
             place = out.replace("'", "''")
             assert duckdb.sql(f"SELECT count(*) FROM '{place}/**/*.parquet'").fetchall() == [(len(found),)]
@@ -537,23 +548,23 @@ def test_a_reader_in_the_middle_of_a_commit_sees_all_of_a_run_or_none_of_it(out:
 
 def test_a_kill_between_rows_and_manifest_is_mended_by_the_next_job(out: str) -> None:
     Writer(out).night(FIVE)
-    where = storage.join(out, "run=000001/_manifest.json")
-    manifest = storage.read(where)
-    storage.delete(where)
+    where = filesystem.join(out, "run=000001/_manifest.json")
+    manifest = filesystem.read(where)
+    filesystem.delete(where)
     assert Writer(out).plan(FIVE) == []
-    assert storage.read(where) == manifest
+    assert filesystem.read(where) == manifest
 
 
 def test_a_kill_between_commit_and_removal_of_its_blocks_commits_nothing_twice(out: str) -> None:
     writer = Writer(out)
     block = writer.stage(FIVE)
-    data = storage.read(block)
+    data = filesystem.read(block)
     writer.blocks = [block]
     writer.commit()
-    storage.write(block, data)
+    filesystem.write(block, data)
     after = Writer(out)
     assert (after.adopted.total, after.blocks) == (0, [])
-    assert not storage.exists(block)
+    assert not filesystem.exists(block)
     assert after.night(FIVE) == Committed()
     check_whole(out, once(FIVE))
 
@@ -563,11 +574,11 @@ def test_blocks_of_earlier_attempts_are_taken_over_once_whatever_they_share(out:
     first, second = Writer(out), Writer(out)  # the second one begins before the first has staged anything
     first.stage(FIVE[:2], error)
     second.stage(FIVE[1:3], error)
-    storage.write(storage.join(first.table.attempt, ".block-000001.staged.0f.tmp"), b"half a bl")
-    storage.write(storage.join(first.table.attempt, "block-000000.todo"), b"x")
+    filesystem.write(filesystem.join(first.table.attempt, ".block-000001.staged.0f.tmp"), b"half a bl")
+    filesystem.write(filesystem.join(first.table.attempt, "block-000000.todo"), b"x")
     third = Writer(out)
     assert (third.adopted.ok, third.adopted.errors) == (2, {"Denied": 1})
-    staged = [uri for uri in storage.list_files(out) if "/attempt-" in uri]
+    staged = [uri for uri in filesystem.list_files(out) if "/attempt-" in uri]
     assert staged == [third.table.adopted_block]
     assert third.plan(FIVE) == sorted(FIVE[3:])
     fourth = Writer(out)
@@ -591,8 +602,8 @@ def test_a_table_below_folders_named_like_columns_is_resumed_with_its_own_rows(t
 
 def test_a_block_that_was_torn_when_the_power_failed_is_read_again(local: str) -> None:
     killed = Writer(local)
-    whole, torn = killed.stage(FIVE[:2]), storage.join(killed.table.attempt, "block-000007.staged")
-    storage.write(torn, storage.read(whole)[:99])
+    whole, torn = killed.stage(FIVE[:2]), filesystem.join(killed.table.attempt, "block-000007.staged")
+    filesystem.write(torn, filesystem.read(whole)[:99])
     second = Writer(local)
     assert second.adopted.ok == 2
     second.night(FIVE)
@@ -712,9 +723,9 @@ def test_all_three_readers_find_a_date_by_its_folder(local: str) -> None:
 
 def test_dates_in_any_spelling_are_found_where_the_pattern_has_them() -> None:
     date = re.compile(r"(\d{4})/(\d{1,2})/(\d{1,2})/")
-    assert predictions._partition_of("s3://b/2026/3/7/x.png", date) == "date=2026-03-07"
-    assert predictions._partition_of("s3://b/2026-03-07/x.png", date) == predictions.NO_DATE
-    assert predictions._partition_of("s3://b/0000/1/1/x.png", date) == predictions.NO_DATE
+    assert _partition_of("s3://b/2026/3/7/x.png", date) == "date=2026-03-07"
+    assert _partition_of("s3://b/2026-03-07/x.png", date) == NO_DATE
+    assert _partition_of("s3://b/0000/1/1/x.png", date) == NO_DATE
 
 
 def test_a_number_taken_in_one_partition_moves_no_other(out: str) -> None:

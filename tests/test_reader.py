@@ -14,10 +14,15 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from captcha_ray import Recognizer, identity, objectstore, predictions, reader, schema, storage
-from captcha_ray.config import InputError
-from captcha_ray.reader import BlockReader
-from captcha_ray.work import Work
+from captcha_ray import Recognizer
+from captcha_ray.errors import InputError
+from captcha_ray.inference import block_reader, schema
+from captcha_ray.inference import table as inference_table
+from captcha_ray.inference.block import Work
+from captcha_ray.inference.block_reader import BlockReader
+from captcha_ray.inference.table import STAGED_SCHEMA, Counts, stage
+from captcha_ray.models import fingerprint
+from captcha_ray.storage import filesystem, objectstore
 from tests.conftest import GLYPHS, draw_glyphs, glyph_texts, save_network
 from tests.fault_proxy import Fault, fault_proxy
 from tests.s3_server import serve_s3
@@ -84,7 +89,7 @@ def network(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture
 def work(network: str, tmp_path: Path) -> Work:
-    _, model_id = identity.identify(network)
+    _, model_id = fingerprint.identify(network)
     return Work(network, model_id, "cpu", str(tmp_path / "attempt"), "", MAX_BYTES, 16_000_000, 4.0, 0.0, 1)
 
 
@@ -128,11 +133,11 @@ def report() -> dict[str, Any]:
 
 def read(work: Work, listing: list[dict[str, Any]], block: int = 0) -> list[dict[str, Any]]:
     """The staged rows of one block."""
-    predictions.stage(pa.Table.from_pylist(listing, schema.LISTING_SCHEMA), work.todo(block))
+    stage(pa.Table.from_pylist(listing, schema.LISTING_SCHEMA), work.todo(block))
     said = report()
     rows, errors = BlockReader(work, said).read(block)
-    table = predictions.read(work.staged(block))
-    assert table.schema.equals(predictions.STAGED_SCHEMA)
+    table = inference_table.read(work.staged(block))
+    assert table.schema.equals(STAGED_SCHEMA)
     found: list[dict[str, Any]] = table.to_pylist()
     assert (rows, errors) == (len(listing), sum(row["status"] == "error" for row in found))
     assert (said["fetched"], said["recognized"]) == (len(listing), rows - errors)
@@ -195,7 +200,7 @@ def test_folders_among_the_images_take_no_file_numbers(work: Work, tmp_path: Pat
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(5):
         with pytest.raises(IsADirectoryError):
-            storage.fetch(str(tmp_path), MAX_BYTES)
+            filesystem.fetch(str(tmp_path), MAX_BYTES)
     assert len(os.listdir("/proc/self/fd")) == before
 
 
@@ -213,7 +218,7 @@ def test_what_the_listing_left_out_is_filled_in_and_what_it_said_is_kept(work: W
     folder = fill(tmp_path / "images")
     names = [name for name in OBJECTS if name != "missing.png"]
     rows = read(work, listed([str(folder / name) for name in names]))
-    entries = {entry.uri: entry for page in storage.list_pages(str(folder)) for entry in page}
+    entries = {entry.uri: entry for page in filesystem.list_pages(str(folder)) for entry in page}
     for row in rows:
         entry = entries[row["uri"]]
         assert (row["etag"], row["size"], row["last_modified"]) == (entry.etag, entry.size, entry.last_modified)
@@ -241,7 +246,7 @@ def test_a_block_of_several_batches_keeps_its_order_with_any_number_of_decoders(
     uris[4:4] = [str(folder / "missing.png")]
     uris[8:12] = uris[:4]  # a whole batch, of what is there already
     expected = {row["uri"]: (row["text"], row["status"]) for row in read(work, listed(uris))}
-    monkeypatch.setattr(reader, "BATCH_SIZE", 4)
+    monkeypatch.setattr(block_reader, "BATCH_SIZE", 4)
     for threads in (1, 3):
         several = Work(**{**vars(work), "num_threads": threads})
         rows = read(several, listed(uris), block=threads)
@@ -256,13 +261,13 @@ def test_a_batch_without_a_single_good_image_is_a_batch_of_errors(work: Work) ->
 def test_one_reader_reads_block_after_block(work: Work, tmp_path: Path) -> None:
     folder = fill(tmp_path / "images")
     for block, name in enumerate(GOOD):
-        predictions.stage(pa.Table.from_pylist(listed([str(folder / name)]), schema.LISTING_SCHEMA), work.todo(block))
+        stage(pa.Table.from_pylist(listed([str(folder / name)]), schema.LISTING_SCHEMA), work.todo(block))
     said = report()
     one = BlockReader(work, said)
     assert [one.read(block) for block in (2, 0, 3, 1)] == [(1, 0)] * 4
     assert said["recognized"] == 4
     for block, name in enumerate(GOOD):
-        assert predictions.read(work.staged(block))["uri"].to_pylist() == [str(folder / name)]
+        assert inference_table.read(work.staged(block))["uri"].to_pylist() == [str(folder / name)]
 
 
 def test_a_network_that_was_replaced_since_the_job_began_is_refused(work: Work, tmp_path: Path) -> None:
@@ -278,7 +283,7 @@ def test_a_bucket_gives_the_rows_that_a_folder_gives_and_a_denied_object_is_one_
     network: str, work: Work, bucket: dict[str, str], clean_environment: pytest.MonkeyPatch
 ) -> None:
     """All in batches of four, so that one is fetched while the one before is read."""
-    clean_environment.setattr(reader, "BATCH_SIZE", 4)
+    clean_environment.setattr(block_reader, "BATCH_SIZE", 4)
     clean_environment.setattr(objectstore, "BACKOFF_S", 0.001)
 
     def plan(_: str, path: str, __: int) -> Fault | None:
@@ -336,7 +341,7 @@ def test_readings_of_less_confidence_than_asked_for_are_uncertain(work: Work, tm
     assert sorted(status.values()) == sorted(
         ["ok" if c >= middle else "uncertain" for c in confidences] + ["error"] * (len(OBJECTS) - len(GOOD))
     )
-    counts = predictions.Counts.of(pa.Table.from_pylist(rows))
+    counts = Counts.of(pa.Table.from_pylist(rows))
     assert (counts.ok, counts.uncertain) == (len(GOOD) - len(GOOD) // 2, len(GOOD) // 2)
     assert counts.total == len(OBJECTS)
     for row in rows:

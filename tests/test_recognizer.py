@@ -13,10 +13,12 @@ import pytest
 import torch
 from PIL import Image
 
-from captcha_ray import Reading, Recognizer, checkpoint
-from captcha_ray.config import ImageSpec, InputError
-from captcha_ray.models import build_model
-from captcha_ray.spec import ModelSpec
+from captcha_ray import Reading, Recognizer
+from captcha_ray.errors import InputError
+from captcha_ray.image_spec import ImageSpec
+from captcha_ray.models import checkpoint
+from captcha_ray.models.networks import build_model
+from captcha_ray.models.spec import ModelSpec
 from tests.conftest import save_network
 
 SPEC = ModelSpec(network="multi_head_cnn", image=ImageSpec(height=12, width=20), charset="abcdé", slots=3)

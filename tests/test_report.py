@@ -15,10 +15,11 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from PIL import Image
 
-from captcha_ray import figures, learning_curve, page, report
-from captcha_ray.calibration import Confidences
-from captcha_ray.metrics import OTHER, Mistake, ReadingCounts
-from captcha_ray.runs import RunDirectory
+from captcha_ray.metrics import learning_curve
+from captcha_ray.metrics.calibration import Confidences
+from captcha_ray.metrics.counts import OTHER, Mistake, ReadingCounts
+from captcha_ray.reporting import figures, page, run_report
+from captcha_ray.runs.directory import RunDirectory
 
 VOID = {"meta", "img", "br", "link", "hr", "input"}
 
@@ -88,7 +89,7 @@ def mistake(truth: str, reading: str, confidence: float = 0.5, shape: tuple[int,
 
 
 def write(folder: Path, results: dict[str, Any], rows: dict[str, list[Mistake]] | None = None) -> Page:
-    uri = report.write(RunDirectory(str(folder)), results, rows or {})
+    uri = run_report.write(RunDirectory(str(folder)), results, rows or {})
     assert uri == f"{folder}/report.html"
     return Page(Path(uri).read_text(encoding="utf-8"))
 
@@ -243,7 +244,7 @@ def test_curves_leave_gaps_where_values_are_unknown_or_not_finite(draw: Any, fig
 
 def test_a_split_without_mistakes_says_so_and_drops_the_picture_of_an_earlier_report(tmp_path: Path) -> None:
     page = write(tmp_path, {"test": GOOD}, {"test": [mistake("ba", "bb")]})
-    assert report.NO_MISTAKES not in page.texts["p"]
+    assert run_report.NO_MISTAKES not in page.texts["p"]
     assert (tmp_path / "figures/mistakes_test.png").exists()
     page = write(tmp_path, {"test": counts("ab", ["ab"], ["ab"])}, {"test": []})
     assert page.texts["p"].count("No mistakes on this split.") == 1
@@ -252,7 +253,7 @@ def test_a_split_without_mistakes_says_so_and_drops_the_picture_of_an_earlier_re
 
 def test_mistakes_whose_pictures_were_not_kept_are_not_called_none(tmp_path: Path) -> None:
     page = write(tmp_path, {"test": GOOD})
-    assert report.NO_MISTAKES not in page.texts["p"]
+    assert run_report.NO_MISTAKES not in page.texts["p"]
     assert "Mistakes: 1. No picture of them was kept." in page.texts["p"]
 
 

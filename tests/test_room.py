@@ -11,33 +11,35 @@ import pytest
 from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID, FakeMultiNodeProvider
 from ray.core.generated import autoscaler_pb2
 
-from captcha_ray import cluster, room
-from captcha_ray.config import InputError
+from captcha_ray.errors import InputError
+from captcha_ray.runtime import capacity, ray_session
 from tests.ray_nodes import Nodes
 
 
 def test_a_state_of_the_second_version_tells_what_starts_and_what_never_will() -> None:
     state: Any = autoscaler_pb2.AutoscalingState()  # type: ignore[attr-defined]
     asked = [{"CPU": 2.0, "GPU": 1.0}] * 3
-    assert room.of_version_2(state, asked) is None
+    assert capacity.of_version_2(state, asked) is None
     state.autoscaler_state_version = 3
     state.pending_instances.add()
     state.pending_instance_requests.add(count=2)
-    assert room.of_version_2(state, asked) == room.Autoscaler(3, refuses=False)
+    assert capacity.of_version_2(state, asked) == capacity.Autoscaler(3, refuses=False)
     for count in (100, 3):  # of another job's workers, then of ours
         request = state.infeasible_cluster_resource_constraints.add().resource_requests.add(count=count)
         request.request.resources_bundle.update({"CPU": 2.0, "GPU": 1.0})
-        assert room.of_version_2(state, asked) == room.Autoscaler(3, refuses=count == 3)
+        assert capacity.of_version_2(state, asked) == capacity.Autoscaler(3, refuses=count == 3)
 
 
 def test_a_status_of_the_first_version_is_no_autoscaler_where_every_node_is_a_type_of_its_own() -> None:
     report: dict[str, Any] = {"node_type_mapping": {"ab": "node_ab"}, "pending_nodes": [], "pending_launches": {}}
-    assert room.of_version_1(None) is None
-    assert room.of_version_1(b"{}") is None
-    assert room.of_version_1(json.dumps({"autoscaler_report": report}).encode()) is None
+    assert capacity.of_version_1(None) is None
+    assert capacity.of_version_1(b"{}") is None
+    assert capacity.of_version_1(json.dumps({"autoscaler_report": report}).encode()) is None
     report |= {"node_type_mapping": {"ab": "head"}, "pending_nodes": [["x", "worker", "up"]]}
     report["pending_launches"] = {"worker": 2}
-    assert room.of_version_1(json.dumps({"autoscaler_report": report}).encode()) == room.Autoscaler(3, refuses=False)
+    assert capacity.of_version_1(json.dumps({"autoscaler_report": report}).encode()) == capacity.Autoscaler(
+        3, refuses=False
+    )
 
 
 @pytest.mark.usefixtures("ray_cluster")
@@ -45,18 +47,18 @@ def test_a_status_of_the_first_version_is_no_autoscaler_where_every_node_is_a_ty
     ("state", "sentence"),
     [
         (None, r"^8 workers of 64 CPUs each do not fit: the cluster has \d+ CPUs and 0 GPUs on 1 node"),
-        (room.Autoscaler(1, refuses=True), "do not fit, the autoscaler has no such nodes: the cluster has"),
-        (room.Autoscaler(0, refuses=False), "the autoscaler has started no node for 0 s: the cluster has"),
+        (capacity.Autoscaler(1, refuses=True), "do not fit, the autoscaler has no such nodes: the cluster has"),
+        (capacity.Autoscaler(0, refuses=False), "the autoscaler has started no node for 0 s: the cluster has"),
     ],
     ids=["none", "refuses", "idle"],
 )
 def test_what_can_never_be_had_is_one_sentence(
-    state: room.Autoscaler | None, sentence: str, monkeypatch: pytest.MonkeyPatch
+    state: capacity.Autoscaler | None, sentence: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(room, "autoscaler", lambda bundles: state)
-    monkeypatch.setattr(room, "IDLE_S", 0.1)
+    monkeypatch.setattr(capacity, "autoscaler", lambda bundles: state)
+    monkeypatch.setattr(capacity, "IDLE_S", 0.1)
     with pytest.raises(InputError, match=sentence):
-        room.await_room(8, 64, 0)
+        capacity.await_room(8, 64, 0)
 
 
 @pytest.mark.usefixtures("ray_cluster")
@@ -73,22 +75,22 @@ def test_nodes_are_asked_for_until_they_are_there_and_only_those_that_see_the_pa
         assert next(fitting, None) is None, "nodes are looked at once all have come"
         raise InputError(f"a node does not see {paths['run']}")
 
-    monkeypatch.setattr(room, "POLL_S", 0)
-    monkeypatch.setattr(room, "num_fitting", lambda cpus, gpus: next(fitting))
-    monkeypatch.setattr(room, "describe", lambda cpus, gpus: "one CPU")
-    monkeypatch.setattr(room, "autoscaler", lambda bundles: room.Autoscaler(1, refuses=False))
-    monkeypatch.setattr(room, "request_resources", request)
-    monkeypatch.setattr(cluster, "check_shared", look)
+    monkeypatch.setattr(capacity, "POLL_S", 0)
+    monkeypatch.setattr(capacity, "num_fitting", lambda cpus, gpus: next(fitting))
+    monkeypatch.setattr(capacity, "describe", lambda cpus, gpus: "one CPU")
+    monkeypatch.setattr(capacity, "autoscaler", lambda bundles: capacity.Autoscaler(1, refuses=False))
+    monkeypatch.setattr(capacity, "request_resources", request)
+    monkeypatch.setattr(ray_session, "check_shared", look)
     with pytest.raises(InputError, match="a node does not see /here"):
-        room.await_room(2, 1, 0, run="/here")
+        capacity.await_room(2, 1, 0, run="/here")
     # Ray Data and Ray Train overwrite the one request that a cluster has; the last one gives nodes back.
     assert asked == [[{"CPU": 1.0}] * 2] * 3 + [[]]
 
 
 @pytest.mark.usefixtures("ray_cluster")
 def test_this_machine_alone_has_no_autoscaler() -> None:
-    assert room.autoscaler([{"CPU": 1.0}]) is None
-    room.await_room(1, 1, 0)
+    assert capacity.autoscaler([{"CPU": 1.0}]) is None
+    capacity.await_room(1, 1, 0)
 
 
 def autoscaling(nodes: Nodes) -> dict[str, Any]:
@@ -136,14 +138,18 @@ def test_a_job_waits_for_nodes_that_an_autoscaler_starts(version: dict[str, str]
     imitation = {"RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1", **version}
     env = {**nodes.env, "RAY_ADDRESS": nodes.address}
     with nodes.head(0, "--autoscaling-config", str(config), **imitation):
-        program = "from captcha_ray import cluster, room\nwith cluster.connect():\n    room.await_room({}, 1, 0)"
+        program = (
+            "from captcha_ray.runtime import capacity, ray_session\n"
+            "with ray_session.connect():\n    capacity.await_room({}, 1, 0)"
+        )
         waits = subprocess.run(
             [sys.executable, "-c", program.format(2)], env=env, capture_output=True, text=True, check=False
         )
         assert waits.returncode == 0, waits.stderr
         assert "waiting for nodes: 2 workers of 1 CPU each are asked for; the cluster has 0 CPUs" in waits.stdout
+        impatient = "from captcha_ray.runtime import capacity\ncapacity.IDLE_S = 5"
         never = subprocess.run(
-            [sys.executable, "-c", f"from captcha_ray import room\nroom.IDLE_S = 5\n{program.format(3)}"],
+            [sys.executable, "-c", f"{impatient}\n{program.format(3)}"],
             env=env,
             capture_output=True,
             text=True,
@@ -156,15 +162,15 @@ def test_a_job_waits_for_nodes_that_an_autoscaler_starts(version: dict[str, str]
 @pytest.mark.parametrize(
     ("there_is", "use_gpu", "warned"),
     [
-        (cluster.Cluster(2, 0, embedded=True), False, True),
-        (cluster.Cluster(2, 0, embedded=True), True, False),
-        (cluster.Cluster(2, 1, embedded=True), False, False),
-        (cluster.Cluster(2, 0, embedded=False), False, False),
+        (ray_session.Cluster(2, 0, embedded=True), False, True),
+        (ray_session.Cluster(2, 0, embedded=True), True, False),
+        (ray_session.Cluster(2, 1, embedded=True), False, False),
+        (ray_session.Cluster(2, 0, embedded=False), False, False),
     ],
     ids=["none here", "refused elsewhere", "one here", "the work runs elsewhere"],
 )
 def test_that_there_is_no_gpu_is_said_where_that_is_news(
-    there_is: cluster.Cluster, use_gpu: bool, warned: bool, capsys: pytest.CaptureFixture[str]
+    there_is: ray_session.Cluster, use_gpu: bool, warned: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
     there_is.warn_without_gpu(use_gpu)
     assert capsys.readouterr().err == ("warning: no GPU here; the CPU does the arithmetic\n" if warned else "")
@@ -174,8 +180,8 @@ def test_that_there_is_no_gpu_is_said_where_that_is_news(
 def test_a_driver_needs_a_node_here_and_rays_client_does_not(
     address: str, told: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cluster, "find_node_ids", set)
-    monkeypatch.setattr(cluster, "CONNECT_TIMEOUT_S", 0)
+    monkeypatch.setattr(ray_session, "find_node_ids", set)
+    monkeypatch.setattr(ray_session, "CONNECT_TIMEOUT_S", 0)
     refused = pytest.raises(InputError, match=f"no node of the cluster at {address}") if told else nullcontext()
     with refused:
-        cluster._check_is_a_node(address)
+        ray_session._check_is_a_node(address)

@@ -5,10 +5,11 @@ from typing import Any
 
 import pytest
 
-from captcha_ray import recipes, rules
-from captcha_ray.models import build_model, num_columns
-from captcha_ray.schema import Manifest
-from captcha_ray.training import model_spec
+from captcha_ray.datasets.schema import Manifest
+from captcha_ray.models.networks import build_model, num_columns
+from captcha_ray.training import auto_config
+from captcha_ray.training.recipes import get
+from captcha_ray.training.trainer import model_spec
 
 
 def manifest(num_images: int = 685, charset: str = "2345678bcdefgmnpwxy", length: int = 5, **other: Any) -> Manifest:
@@ -35,9 +36,9 @@ def manifest(num_images: int = 685, charset: str = "2345678bcdefgmnpwxy", length
 
 def test_what_a_config_names_stays() -> None:
     for name in ("wmail", "isfahan", "demo-digits", "demo-text5"):
-        assert rules.settle(recipes.get(name), manifest()) == recipes.get(name)
-    asked = dataclasses.replace(recipes.get("auto"), epochs=3, batch_size=7)
-    settled = rules.settle(asked, manifest(min_length=2))
+        assert auto_config.settle(get(name), manifest()) == get(name)
+    asked = dataclasses.replace(get("auto"), epochs=3, batch_size=7)
+    settled = auto_config.settle(asked, manifest(min_length=2))
     assert (settled.epochs, settled.max_epochs, settled.batch_size) == (3, 3, 7)
 
 
@@ -45,13 +46,13 @@ def test_what_a_config_names_stays() -> None:
 def test_a_training_whose_length_nobody_named_may_take_four_times_what_is_chosen(
     max_epochs: int, settled: tuple[int, int]
 ) -> None:
-    found = rules.settle(dataclasses.replace(recipes.get("auto"), max_epochs=max_epochs), manifest())
+    found = auto_config.settle(dataclasses.replace(get("auto"), max_epochs=max_epochs), manifest())
     assert (found.epochs, found.max_epochs) == settled
 
 
 def test_only_one_schedule_has_a_limit_of_its_own() -> None:
-    asked = dataclasses.replace(recipes.get("auto"), schedule="one_cycle")
-    assert rules.settle(asked, manifest()).max_epochs == 0
+    asked = dataclasses.replace(get("auto"), schedule="one_cycle")
+    assert auto_config.settle(asked, manifest()).max_epochs == 0
 
 
 @pytest.mark.parametrize(
@@ -59,43 +60,43 @@ def test_only_one_schedule_has_a_limit_of_its_own() -> None:
     [(1, 16), (50, 16), (2047, 16), (2048, 32), (8191, 32), (8192, 64), (131_072, 256), (10_000_000, 256)],
 )
 def test_batches_grow_with_the_square_root_of_the_images(num_images: int, batch_size: int) -> None:
-    assert rules.batch_size(num_images) == batch_size
+    assert auto_config.batch_size(num_images) == batch_size
 
 
 @pytest.mark.parametrize(
     ("num_images", "epochs"), [(10, 400), (50, 320), (200, 80), (685, 24), (5_424, 14), (100_000, 7), (10_000_000, 3)]
 )
 def test_epochs_fall_with_the_images_and_what_is_seen_grows(num_images: int, epochs: int) -> None:
-    assert rules.epochs(manifest(num_images)) == epochs
+    assert auto_config.epochs(manifest(num_images)) == epochs
 
 
 @pytest.mark.parametrize(("num_workers", "batch_size"), [(1, 64), (4, 16), ("1:4", 16), (8, 8), (64, 2)])
 def test_workers_share_the_batch(num_workers: int | str, batch_size: int) -> None:
-    config = dataclasses.replace(recipes.get("auto"), num_workers=num_workers)
-    assert rules.settle(config, manifest(10_000)).batch_size == batch_size
+    config = dataclasses.replace(get("auto"), num_workers=num_workers)
+    assert auto_config.settle(config, manifest(10_000)).batch_size == batch_size
 
 
 def test_more_characters_and_fewer_of_them_in_an_image_take_more_epochs() -> None:
     many = "".join(map(chr, range(0x4E00, 0x4E00 + 100)))
-    assert rules.epochs(manifest(685, many)) == -(-4000 * 100 // 5 // 685)
-    assert rules.epochs(manifest(685, many[:50], length=1)) == -(-4000 * 50 // 685)
+    assert auto_config.epochs(manifest(685, many)) == -(-4000 * 100 // 5 // 685)
+    assert auto_config.epochs(manifest(685, many[:50], length=1)) == -(-4000 * 50 // 685)
 
 
 def test_auto_reads_what_the_labels_are() -> None:
-    auto = recipes.get("auto")
-    fixed, varying = rules.settle(auto, manifest()), rules.settle(auto, manifest(min_length=2))
-    single = rules.settle(auto, manifest(length=1, charset="0123456789"))
+    auto = get("auto")
+    fixed, varying = auto_config.settle(auto, manifest()), auto_config.settle(auto, manifest(min_length=2))
+    single = auto_config.settle(auto, manifest(length=1, charset="0123456789"))
     assert (fixed.network, fixed.variable_length, varying.variable_length) == ("column_cnn", False, True)
     for settled, name in ((fixed, "text"), (varying, "text-ctc"), (single, "glyph")):
         shards = manifest(length=1, charset="0123456789") if name == "glyph" else manifest()
-        named = rules.settle(recipes.get(name), shards)
+        named = auto_config.settle(get(name), shards)
         different = {k for k, v in vars(settled).items() if v != getattr(named, k)}
         assert different <= {"recipe", "slots"}
 
 
 def test_no_lines_over_single_characters() -> None:
-    assert rules.settle(recipes.get("text"), manifest()).lines_fraction == 0.5
-    assert rules.settle(recipes.get("glyph"), manifest(length=1)).lines_fraction == 0.0
+    assert auto_config.settle(get("text"), manifest()).lines_fraction == 0.5
+    assert auto_config.settle(get("glyph"), manifest(length=1)).lines_fraction == 0.0
 
 
 @pytest.mark.parametrize(
@@ -107,6 +108,6 @@ def test_any_size_gives_every_character_columns_enough_and_a_small_network(
 ) -> None:
     image = {"height": height, "width": width, "channels": 3}
     shards = manifest(length=length, image=image)
-    spec = model_spec(rules.settle(recipes.get("auto"), shards), shards)
+    spec = model_spec(auto_config.settle(get("auto"), shards), shards)
     assert num_columns(spec.image, length) >= 3 * length
     assert sum(parameter.numel() for parameter in build_model(spec).parameters()) <= 500_000

@@ -11,9 +11,15 @@ from typing import Any
 
 import pytest
 
-from captcha_ray import objectstore, recipes, runs
-from captcha_ray.config import InputError, TrainConfig
-from captcha_ray.runs import EventLog, RunDirectory
+from captcha_ray.errors import InputError
+from captcha_ray.runs import environment as runs_environment
+from captcha_ray.runs.directory import RunDirectory, read_json
+from captcha_ray.runs.environment import PACKAGES, commit
+from captcha_ray.runs.event_log import EventLog
+from captcha_ray.storage import objectstore
+from captcha_ray.training.config import TrainConfig
+from captcha_ray.training.recipe_file import load_recipe
+from captcha_ray.training.recipes import get
 from tests.s3_server import serve_s3
 
 CONFIG = TrainConfig(epochs=2, shards="/shards", run="/run").to_dict()
@@ -97,45 +103,45 @@ def test_json_that_is_absent_or_broken_is_named(tmp_path: Path, data: bytes | No
     if data is not None:
         path.write_bytes(data)
     with pytest.raises(InputError, match=f"{path} {said}"):
-        runs.read_json(str(path))
+        read_json(str(path))
 
 
 def test_a_recipe_is_a_name_or_a_config_in_a_file(tmp_path: Path) -> None:
-    assert runs.load_recipe("isfahan") == recipes.get("isfahan")
-    config = dataclasses.replace(recipes.get("isfahan"), dropout=0.25, resume=True)
+    assert load_recipe("isfahan") == get("isfahan")
+    config = dataclasses.replace(get("isfahan"), dropout=0.25, resume=True)
     path = tmp_path / "best.json"
     path.write_text(json.dumps(config.to_dict()))
-    assert runs.load_recipe(str(path)) == dataclasses.replace(config, recipe=str(path), resume=False)
+    assert load_recipe(str(path)) == dataclasses.replace(config, recipe=str(path), resume=False)
     path.write_text(json.dumps({**config.to_dict(), "droput": 0.5}))
     with pytest.raises(InputError, match="did you mean 'dropout'"):
-        runs.load_recipe(str(path))
+        load_recipe(str(path))
     path.write_text("[1]")
     with pytest.raises(InputError, match="holds no config of a training"):
-        runs.load_recipe(str(path))
+        load_recipe(str(path))
 
 
 def test_the_environment_has_versions_commit_and_command() -> None:
-    found = runs.environment()
+    found = runs_environment.environment()
     assert json.loads(json.dumps(found)) == found
     assert found["versions"]["python"] == ".".join(map(str, sys.version_info[:3]))
-    for name in runs.PACKAGES:
+    for name in PACKAGES:
         assert re.match(r"\d+\.\d+", found["versions"][name]), name
     assert found["command"] == sys.argv
     assert found["num_cpus"] >= 1
 
 
 def test_the_commit_is_the_checkouts() -> None:
-    if (Path(runs.__file__).parents[1] / ".git").exists():
-        assert re.fullmatch(r"[0-9a-f]{12,40}(-dirty)?", runs.commit() or "")
+    if (Path(__file__).parents[1] / ".git").exists():
+        assert re.fullmatch(r"[0-9a-f]{12,40}(-dirty)?", commit() or "")
     else:
-        assert runs.commit() is None
+        assert commit() is None
 
 
 def test_outside_a_checkout_the_commit_is_what_the_environment_says(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(runs, "__file__", str(tmp_path / "captcha_ray/runs.py"))
-    read = runs.commit.__wrapped__  # without what is remembered
+    monkeypatch.setattr(runs_environment, "__file__", str(tmp_path / "captcha_ray/runs/environment.py"))
+    read = commit.__wrapped__  # without what is remembered
     monkeypatch.setenv("CAPTCHA_RAY_COMMIT", "0123456789ab")
     assert read() == "0123456789ab"
     monkeypatch.setenv("CAPTCHA_RAY_COMMIT", "")

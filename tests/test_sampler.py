@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from captcha_ray.config import InputError
-from captcha_ray.sampler import Sampler, importance
-from captcha_ray.space import Choice, Range, Space
+from captcha_ray.errors import InputError
+from captcha_ray.tuning.search_space import Choice, Range, Space
+from captcha_ray.tuning.suggest import Sampler, importance
 
 SPACE: Space = {
     "learning_rate": Range(1e-5, 1.0, log=True),

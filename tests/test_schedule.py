@@ -7,14 +7,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from captcha_ray import recipes
-from captcha_ray.config import TrainConfig
-from captcha_ray.schedule import Change, Plan
+from captcha_ray.training.config import TrainConfig
+from captcha_ray.training.recipes import get
+from captcha_ray.training.schedule import Change, Plan
 
 GUESS = 10.0
 """Loss of guessing."""
 
-ADAPTIVE = dataclasses.replace(recipes.get("auto"), epochs=20, max_epochs=80, learning_rate=1.0)
+ADAPTIVE = dataclasses.replace(get("auto"), epochs=20, max_epochs=80, learning_rate=1.0)
 """Planned for 20 epochs, 80 at most."""
 
 

@@ -13,16 +13,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from captcha_ray.config import ImageSpec, InputError, PreprocessConfig
-from captcha_ray.schema import (
-    QUARANTINE_SCHEMA,
-    SPLITS,
-    Manifest,
-    pack_images,
-    shard_schema,
-    split_of,
-    unpack_images,
-)
+from captcha_ray.datasets.config import PreprocessConfig
+from captcha_ray.datasets.schema import QUARANTINE_SCHEMA, Manifest, pack_images, shard_schema, unpack_images
+from captcha_ray.datasets.splits import SPLITS, split_of
+from captcha_ray.errors import InputError
+from captcha_ray.image_spec import ImageSpec
 
 SPEC = ImageSpec(height=5, width=4, channels=3)
 HASHES = [hashlib.sha256(str(i).encode()).digest() for i in range(20_000)]

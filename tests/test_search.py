@@ -11,10 +11,17 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 
-from captcha_ray import cluster, datasets, recipes, runs, schema, search, search_report, space, trials
-from captcha_ray.config import FailedError, InputError, TrainConfig, TuneConfig
-from captcha_ray.runs import RunDirectory
-from captcha_ray.trials import Findings
+from captcha_ray.datasets import schema
+from captcha_ray.datasets.shards import Shards
+from captcha_ray.errors import FailedError, InputError
+from captcha_ray.runs.directory import RunDirectory
+from captcha_ray.runtime import ray_session
+from captcha_ray.training.config import TrainConfig
+from captcha_ray.training.recipe_file import load_recipe
+from captcha_ray.training.recipes import get
+from captcha_ray.tuning import report, search_space, trials, tuner
+from captcha_ray.tuning.config import TuneConfig
+from captcha_ray.tuning.trials import Findings
 from tests.conftest import draw_glyphs, glyph_texts
 from tests.processes import Job, kill
 from tests.waiting import wait_until
@@ -23,13 +30,13 @@ RECIPE = TrainConfig(recipe="test", network="multi_head_cnn", epochs=6, batch_si
 
 
 def find(
-    shards: datasets.Shards, run: Path, *vary: str, recipe: TrainConfig = RECIPE, only: bool = False, **changes: Any
+    shards: Shards, run: Path, *vary: str, recipe: TrainConfig = RECIPE, only: bool = False, **changes: Any
 ) -> Findings:
     """Searches `vary`, and the default parameters too, unless `only`."""
     given = {"num_trials": 4, "final_seeds": 0, "vary": vary, "only": only, **changes}
     config = TuneConfig(recipe="test", shards=shards.uri, run=str(run), **given)
-    searched = space.build(recipe, "", vary, only=only)
-    return search.run(config, recipe, searched, shards.manifest, shards.read("train"), shards.read("val"))
+    searched = search_space.build(recipe, "", vary, only=only)
+    return tuner.run(config, recipe, searched, shards.manifest, shards.read("train"), shards.read("val"))
 
 
 def states(found: Findings) -> list[str]:
@@ -37,9 +44,7 @@ def states(found: Findings) -> list[str]:
 
 
 @pytest.mark.usefixtures("ray_cluster")
-def test_a_search_leaves_trials_a_table_the_best_config_and_a_page(
-    glyph_shards: datasets.Shards, tmp_path: Path
-) -> None:
+def test_a_search_leaves_trials_a_table_the_best_config_and_a_page(glyph_shards: Shards, tmp_path: Path) -> None:
     run = tmp_path / "run"
     slow = dataclasses.replace(RECIPE, learning_rate=1e-4)  # it reads next to nothing: another trial is the best
     found = find(glyph_shards, run, "optimizer=sgd,adam", recipe=slow, num_trials=5, final_seeds=3)
@@ -56,12 +61,12 @@ def test_a_search_leaves_trials_a_table_the_best_config_and_a_page(
     for row, trial in zip(rows, found.trials, strict=True):
         kept = RunDirectory(str(run / f"trials/{trial.number:04d}"))
         assert [epoch["val_loss"] for epoch in row["epochs"]] == [epoch["val_loss"] for epoch in kept.read_metrics()]
-        told = space.apply(slow, trial.values).to_dict()
+        told = search_space.apply(slow, trial.values).to_dict()
         assert kept.read_json("config.json") == {**told, "shards": glyph_shards.uri, "run": kept.uri}
         assert Path(kept.path("resume.safetensors")).exists() == (trial.status == "stopped")
 
-    best = runs.load_recipe(str(run / "best.json"))
-    told = space.apply(slow, found.best.values).to_dict()
+    best = load_recipe(str(run / "best.json"))
+    told = search_space.apply(slow, found.best.values).to_dict()
     assert best.to_dict() == {
         **told, "recipe": str(run / "best.json"), "shards": glyph_shards.uri, "run": str(run / "best")
     }  # fmt: skip
@@ -80,7 +85,7 @@ def test_a_search_leaves_trials_a_table_the_best_config_and_a_page(
     assert "which is more: +" in found.comparison.verdict
     assert json.loads((run / "results.json").read_text()) == found.to_dict()
 
-    uri = search_report.write(RunDirectory(str(run)), space.build(slow, "", ["optimizer=sgd,adam"]), found)
+    uri = report.write(RunDirectory(str(run)), search_space.build(slow, "", ["optimizer=sgd,adam"]), found)
     page = Path(uri).read_text()
     for name in ("best_so_far", "parameters", "parallel_coordinates", "learning_curves"):
         assert (run / f"figures/{name}.png").read_bytes().startswith(b"\x89PNG")
@@ -90,13 +95,13 @@ def test_a_search_leaves_trials_a_table_the_best_config_and_a_page(
 
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_loss_that_is_no_number_is_the_worst_and_a_failure_has_its_reason(
-    glyph_shards: datasets.Shards, tmp_path: Path
+    glyph_shards: Shards, tmp_path: Path
 ) -> None:
     options: dict[str, Any] = {"search": "grid", "scheduler": "none", "epochs": 2, "only": True}
     vary = "learning_rate=3e-3,1e30,1e-3"
     run = tmp_path / "run"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(search, "merge", interrupt)
+        patch.setattr(tuner, "merge", interrupt)
         with pytest.raises(KeyboardInterrupt):
             find(glyph_shards, run, vary, **options)
     (run / "trials/0002").mkdir(parents=True)
@@ -116,7 +121,7 @@ def interrupt(split: object) -> None:
 
 @pytest.mark.usefixtures("ray_cluster")
 def test_when_every_trial_fails_the_search_says_why(
-    glyph_shards: datasets.Shards, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    glyph_shards: Shards, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     recipe = dataclasses.replace(RECIPE, unlabelled="s3://bucket/more")
     flags: dict[str, Any] = {"only": True, "search": "grid", "epochs": 1, "recipe": recipe}
@@ -127,7 +132,7 @@ def test_when_every_trial_fails_the_search_says_why(
 
 
 @pytest.mark.usefixtures("ray_cluster")
-def test_asha_stops_the_poor_trials_and_none_stops_nobody(glyph_shards: datasets.Shards, tmp_path: Path) -> None:
+def test_asha_stops_the_poor_trials_and_none_stops_nobody(glyph_shards: Shards, tmp_path: Path) -> None:
     rates = "learning_rate=3e-3,1e-9,2e-9,3e-9,4e-9,5e-9"
     options: dict[str, Any] = {"only": True, "search": "grid", "num_trials": 6, "epochs": 9, "max_concurrent": 1}
     stopped = find(glyph_shards, tmp_path / "asha", rates, **options)
@@ -143,7 +148,7 @@ def test_asha_stops_the_poor_trials_and_none_stops_nobody(glyph_shards: datasets
 
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_finished_search_goes_on_with_more_trials_and_keeps_those_it_has(
-    glyph_shards: datasets.Shards, tmp_path: Path
+    glyph_shards: Shards, tmp_path: Path
 ) -> None:
     options: dict[str, Any] = {"epochs": 2, "scheduler": "none"}
     first = find(glyph_shards, tmp_path / "run", num_trials=3, **options)
@@ -160,7 +165,7 @@ def test_a_finished_search_goes_on_with_more_trials_and_keeps_those_it_has(
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")
-def test_a_trial_of_two_workers_trains_as_two_workers_do(glyph_shards: datasets.Shards, tmp_path: Path) -> None:
+def test_a_trial_of_two_workers_trains_as_two_workers_do(glyph_shards: Shards, tmp_path: Path) -> None:
     rates = "learning_rate=3e-3,1e-9,2e-9,3e-9"
     options: dict[str, Any] = {"only": True, "search": "grid", "epochs": 6, "workers_per_trial": 2, "final_seeds": 1}
     found = find(glyph_shards, tmp_path / "run", rates, **options)
@@ -235,9 +240,7 @@ def test_a_killed_search_continues_where_it_was_and_nobody_reads_the_test_split(
 
 
 @pytest.mark.usefixtures("ray_cluster")
-def test_what_cannot_be_searched_is_refused_and_nothing_is_overwritten(
-    glyph_shards: datasets.Shards, tmp_path: Path
-) -> None:
+def test_what_cannot_be_searched_is_refused_and_nothing_is_overwritten(glyph_shards: Shards, tmp_path: Path) -> None:
     run = tmp_path / "run"
     find(glyph_shards, run, num_trials=1, epochs=1)
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
@@ -257,7 +260,7 @@ def test_what_cannot_be_searched_is_refused_and_nothing_is_overwritten(
         ("and 1 GPU", lambda: find(glyph_shards, tmp_path / "a", gpus_per_trial=1)),
         (
             "reads one character an image, not 2",
-            lambda: find(glyph_shards, tmp_path / "a", recipe=recipes.get("wmail")),
+            lambda: find(glyph_shards, tmp_path / "a", recipe=get("wmail")),
         ),
     ]
     for sentence, call in refused:
@@ -270,18 +273,18 @@ def test_what_cannot_be_searched_is_refused_and_nothing_is_overwritten(
 
 def test_fractions_of_a_gpu_let_several_trials_share_it(monkeypatch: pytest.MonkeyPatch) -> None:
     nodes = [{"Resources": {"CPU": 16.0, "GPU": 1.0}}, {"Resources": {"CPU": 8.0}}]
-    monkeypatch.setattr(cluster, "nodes", lambda: nodes)
-    assert search.num_concurrent(TuneConfig(gpus_per_trial=0.25)) == 4
-    assert search.num_concurrent(TuneConfig(gpus_per_trial=0.6)) == 1
-    assert search.num_concurrent(TuneConfig(gpus_per_trial=0.25, cpus_per_worker=8)) == 2
-    assert search.num_concurrent(TuneConfig(gpus_per_trial=0.25, max_concurrent=3)) == 3
-    assert search.num_concurrent(TuneConfig()) == 20
-    assert search.num_concurrent(TuneConfig(workers_per_trial=6)) == 4
+    monkeypatch.setattr(ray_session, "nodes", lambda: nodes)
+    assert tuner.num_concurrent(TuneConfig(gpus_per_trial=0.25)) == 4
+    assert tuner.num_concurrent(TuneConfig(gpus_per_trial=0.6)) == 1
+    assert tuner.num_concurrent(TuneConfig(gpus_per_trial=0.25, cpus_per_worker=8)) == 2
+    assert tuner.num_concurrent(TuneConfig(gpus_per_trial=0.25, max_concurrent=3)) == 3
+    assert tuner.num_concurrent(TuneConfig()) == 20
+    assert tuner.num_concurrent(TuneConfig(workers_per_trial=6)) == 4
 
 
 @pytest.mark.usefixtures("ray_cluster")
-def test_a_split_is_one_table_that_a_trial_reads_where_it_lies(glyph_shards: datasets.Shards) -> None:
-    table = ray.get(search.merge(glyph_shards.read("train")))
+def test_a_split_is_one_table_that_a_trial_reads_where_it_lies(glyph_shards: Shards) -> None:
+    table = ray.get(tuner.merge(glyph_shards.read("train")))
     assert table["image"].num_chunks == 1
     assert len(table) == glyph_shards.manifest.num_images["train"]
     pixels = schema.unpack_images(table["image"], glyph_shards.manifest.image_spec)

@@ -10,30 +10,37 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 
-from captcha_ray import cluster, corpus, datasets, evaluation, labels, selftraining, storage, training
-from captcha_ray.config import InputError, TrainConfig
-from captcha_ray.runs import RunDirectory
+from captcha_ray.datasets import labels, preprocess
+from captcha_ray.datasets.shards import Shards, open_shards
+from captcha_ray.errors import InputError
+from captcha_ray.evaluation import evaluate
+from captcha_ray.runs.directory import RunDirectory
+from captcha_ray.runtime import ray_session
+from captcha_ray.storage import filesystem
+from captcha_ray.training import pseudo_labels, trainer
+from captcha_ray.training.config import TrainConfig
+from captcha_ray.training.trainer import _run_trainer
 from tests import conftest
 from tests.test_jobs import job
 
 
 @pytest.fixture(scope="module")
-def few(ray_cluster: cluster.Cluster, tmp_path_factory: pytest.TempPathFactory) -> tuple[datasets.Shards, Path]:
+def few(ray_cluster: ray_session.Cluster, tmp_path_factory: pytest.TempPathFactory) -> tuple[Shards, Path]:
     """Shards of 60 labeled images; a folder of 120 others, one of them twice, of 10 of the shards', and of a file that
     is no image."""
     folder = tmp_path_factory.mktemp("few")
     conftest.draw_glyphs(folder / "corpus", conftest.glyph_texts(60, 2))
     config = conftest.config_for(folder, splits=(0.7, 0.15, 0.15))
-    corpus.preprocess(config)
+    preprocess.preprocess(config)
     more = conftest.draw_glyphs(folder / "more", conftest.glyph_texts(120, 2, seed=1), seed=1)
     for number, path in enumerate(sorted((folder / "corpus").iterdir())[:10]):
         shutil.copy(path, more / f"again-{number}.png")
     shutil.copy(next(path for path in sorted(more.iterdir()) if "again" not in path.name), more / "twice.png")
     (more / "broken.png").write_bytes(b"no image")
-    return datasets.open_shards(config.out), more
+    return open_shards(config.out), more
 
 
-def config_for(shards: datasets.Shards, more: Path, run: Path, **changes: Any) -> TrainConfig:
+def config_for(shards: Shards, more: Path, run: Path, **changes: Any) -> TrainConfig:
     base = TrainConfig(
         recipe="test",
         shards=shards.uri,
@@ -47,23 +54,23 @@ def config_for(shards: datasets.Shards, more: Path, run: Path, **changes: Any) -
     return dataclasses.replace(base, **changes)
 
 
-def fit(config: TrainConfig, shards: datasets.Shards, resources: cluster.Cluster) -> dict[str, Any]:
+def fit(config: TrainConfig, shards: Shards, resources: ray_session.Cluster) -> dict[str, Any]:
     val = shards.labeled("val")
-    more = selftraining.prepare(config, shards, val, resources)
-    return training.fit(config, shards.manifest, shards.read("train"), val.dataset, resources, more)
+    more = pseudo_labels.prepare(config, shards, val, resources)
+    return trainer.fit(config, shards.manifest, shards.read("train"), val.dataset, resources, more)
 
 
 def test_what_a_first_network_is_sure_of_is_learned_from(
-    few: tuple[datasets.Shards, Path],
-    ray_cluster: cluster.Cluster,
+    few: tuple[Shards, Path],
+    ray_cluster: ray_session.Cluster,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     shards, more = few
     blocks: list[Any] = []
-    run_trainer = training._run_trainer
-    monkeypatch.setattr(training, "_run_trainer", lambda job, local: (blocks.append(job), run_trainer(job, local)))
+    run_trainer = _run_trainer
+    monkeypatch.setattr(trainer, "_run_trainer", lambda job, local: (blocks.append(job), run_trainer(job, local)))
     facts = fit(config_for(shards, more, tmp_path / "run"), shards, ray_cluster)
     teacher, student = blocks
     assert (facts["unlabelled"]["num_files"], facts["unlabelled"]["num_read"]) == (132, 131)
@@ -81,33 +88,33 @@ def test_what_a_first_network_is_sure_of_is_learned_from(
     right = [row["text"] == Path(row["uri"]).name.partition("-")[0] for row in added]
     assert sum(right) / len(right) > 0.95
     assert student.config.batch_size == 16
-    assert not storage.exists(str(tmp_path / "run/teacher/teacher"))
+    assert not filesystem.exists(str(tmp_path / "run/teacher/teacher"))
     assert RunDirectory(str(tmp_path / "run")).read_json("config.json")["unlabelled"] == str(more)
 
 
 def test_only_sure_readings_are_learned_from(
-    few: tuple[datasets.Shards, Path], ray_cluster: cluster.Cluster, tmp_path: Path
+    few: tuple[Shards, Path], ray_cluster: ray_session.Cluster, tmp_path: Path
 ) -> None:
     _, more = few
     uris = labels.list_images(str(more))
     run = conftest.save_network(tmp_path / "run", conftest.GLYPHS)
-    readings = selftraining.ReadFiles(str(run))(pa.table({"uri": uris, "text": [""] * len(uris)}))
+    readings = pseudo_labels.ReadFiles(str(run))(pa.table({"uri": uris, "text": [""] * len(uris)}))
     assert readings["uri"].to_pylist() == [uri for uri in uris if "broken" not in uri]
     known = readings.select(["sha256"]).slice(0, 0)
-    assert len(selftraining.choose(readings, known)) == 0, "an untrained network is sure of nothing"
+    assert len(pseudo_labels.choose(readings, known)) == 0, "an untrained network is sure of nothing"
     index = readings.schema.get_field_index("confidence")
     sure = readings.set_column(index, "confidence", pa.array([0.9] * len(readings)))
-    assert len(selftraining.choose(sure, known)) == 130, "one is there twice"
-    assert len(selftraining.choose(sure, sure.select(["sha256"]))) == 0
+    assert len(pseudo_labels.choose(sure, known)) == 130, "one is there twice"
+    assert len(pseudo_labels.choose(sure, sure.select(["sha256"]))) == 0
 
 
 def test_a_training_cut_off_between_its_networks_does_not_train_the_first_again(
-    few: tuple[datasets.Shards, Path], ray_cluster: cluster.Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    few: tuple[Shards, Path], ray_cluster: ray_session.Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shards, more = few
     config = config_for(shards, more, tmp_path / "run", epochs=2)
     with monkeypatch.context() as patch:
-        patch.setattr(evaluation, "calibrate", lambda *_: exec("raise KeyboardInterrupt"))
+        patch.setattr(evaluate, "calibrate", lambda *_: exec("raise KeyboardInterrupt"))
         with pytest.raises(KeyboardInterrupt):
             fit(config, shards, ray_cluster)
     first = tmp_path / "run/teacher/checkpoint/model.safetensors"
@@ -120,8 +127,8 @@ def test_a_training_cut_off_between_its_networks_does_not_train_the_first_again(
 
 
 def test_a_training_that_is_continued_learns_from_what_was_read_at_first(
-    few: tuple[datasets.Shards, Path],
-    ray_cluster: cluster.Cluster,
+    few: tuple[Shards, Path],
+    ray_cluster: ray_session.Cluster,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -130,7 +137,7 @@ def test_a_training_that_is_continued_learns_from_what_was_read_at_first(
     folder = tmp_path / "more"
     shutil.copytree(more, folder)
     config = config_for(shards, folder, tmp_path / "run", epochs=4)
-    monkeypatch.setattr(selftraining, "MIN_CONFIDENCE", 0.0)
+    monkeypatch.setattr(pseudo_labels, "MIN_CONFIDENCE", 0.0)
     first = fit(config, shards, ray_cluster)["unlabelled"]
     readings = pq.read_table(tmp_path / "run/teacher/readings.parquet")
     conftest.draw_glyphs(folder / "later", conftest.glyph_texts(30, 2, seed=2), seed=2)
@@ -147,23 +154,23 @@ def test_a_training_that_is_continued_learns_from_what_was_read_at_first(
 
 
 def test_where_nothing_is_sure_the_shards_alone_are_learned_from(
-    few: tuple[datasets.Shards, Path],
-    ray_cluster: cluster.Cluster,
+    few: tuple[Shards, Path],
+    ray_cluster: ray_session.Cluster,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Without validation images."""
     shards, more = few
-    monkeypatch.setattr(selftraining, "MIN_CONFIDENCE", 1.1)
+    monkeypatch.setattr(pseudo_labels, "MIN_CONFIDENCE", 1.1)
     config = config_for(shards, more, tmp_path / "run", epochs=1)
-    more_images = selftraining.prepare(config, shards, None, ray_cluster)
-    facts = training.fit(config, shards.manifest, shards.read("train"), None, ray_cluster, more_images)
+    more_images = pseudo_labels.prepare(config, shards, None, ray_cluster)
+    facts = trainer.fit(config, shards.manifest, shards.read("train"), None, ray_cluster, more_images)
     assert facts["unlabelled"]["num_learned_from"] == 0
     assert facts["num_epochs"] == 1
 
 
 def test_a_folder_of_which_nothing_can_be_read_is_refused(
-    few: tuple[datasets.Shards, Path], ray_cluster: cluster.Cluster, tmp_path: Path
+    few: tuple[Shards, Path], ray_cluster: ray_session.Cluster, tmp_path: Path
 ) -> None:
     shards, _ = few
     (tmp_path / "more").mkdir()
@@ -172,7 +179,7 @@ def test_a_folder_of_which_nothing_can_be_read_is_refused(
         fit(config_for(shards, tmp_path / "more", tmp_path / "run", epochs=1), shards, ray_cluster)
 
 
-def test_the_job_says_what_it_has_learned_from(few: tuple[datasets.Shards, Path], tmp_path: Path) -> None:
+def test_the_job_says_what_it_has_learned_from(few: tuple[Shards, Path], tmp_path: Path) -> None:
     shards, more = few
     flags = ("--recipe", "text", "--shards", shards.uri, "--unlabelled", more, "--run", "run", "--epochs", "8")
     status, out, err = job("train", *map(str, flags), cwd=tmp_path)
@@ -185,7 +192,7 @@ def test_the_job_says_what_it_has_learned_from(few: tuple[datasets.Shards, Path]
 
 
 def test_a_folder_without_images_is_refused_before_a_run_is_begun(
-    few: tuple[datasets.Shards, Path], ray_cluster: cluster.Cluster, tmp_path: Path
+    few: tuple[Shards, Path], ray_cluster: ray_session.Cluster, tmp_path: Path
 ) -> None:
     shards, _ = few
     (tmp_path / "empty").mkdir()

@@ -5,16 +5,18 @@ from pathlib import Path
 
 import pytest
 
-from captcha_ray import recipes, space
-from captcha_ray.config import InputError, TrainConfig
-from captcha_ray.space import Choice, Range
+from captcha_ray.errors import InputError
+from captcha_ray.training.config import TrainConfig
+from captcha_ray.training.recipes import RECIPES, get
+from captcha_ray.tuning import search_space
+from captcha_ray.tuning.search_space import Choice, Range
 
-RECIPE = recipes.get("isfahan")
-OFF = [f"{name}=off" for name in space.DEFAULT]
+RECIPE = get("isfahan")
+OFF = [f"{name}=off" for name in search_space.DEFAULT]
 
 
 def test_the_default_space_is_declared_in_one_place() -> None:
-    built = space.build(RECIPE, "", ())
+    built = search_space.build(RECIPE, "", ())
     assert built == {
         "learning_rate": Range(1e-4, 1e-1, log=True),
         "batch_size": Choice((16, 32, 64)),
@@ -37,20 +39,20 @@ def test_the_default_space_is_declared_in_one_place() -> None:
         ("augmentation", "augmentation", Range(0.0, 1.0)),
     ],
 )
-def test_a_word_narrows_widens_or_adds_a_parameter(word: str, name: str, parameter: space.Parameter) -> None:
-    built = space.build(RECIPE, "", [word])
+def test_a_word_narrows_widens_or_adds_a_parameter(word: str, name: str, parameter: search_space.Parameter) -> None:
+    built = search_space.build(RECIPE, "", [word])
     assert built[name] == parameter
     assert list(built)[:3] == ["learning_rate", "batch_size", "dropout"]
 
 
 def test_only_what_is_named_is_varied_where_that_is_asked_for() -> None:
-    assert list(space.build(RECIPE, "", ["optimizer", "dropout"], only=True)) == ["optimizer", "dropout"]
+    assert list(search_space.build(RECIPE, "", ["optimizer", "dropout"], only=True)) == ["optimizer", "dropout"]
     with pytest.raises(InputError, match="the space is empty"):
-        space.build(RECIPE, "", [], only=True)
+        search_space.build(RECIPE, "", [], only=True)
 
 
 def test_momentum_is_searched_where_an_optimizer_has_it() -> None:
-    built = space.build(RECIPE, "", ["momentum=0,0.9", "optimizer=sgd,adam"])
+    built = search_space.build(RECIPE, "", ["momentum=0,0.9", "optimizer=sgd,adam"])
     assert built["momentum"] == Choice((0.0, 0.9))
 
 
@@ -63,7 +65,9 @@ def test_a_file_comes_first_and_words_after_it(tmp_path: Path) -> None:
         "weight_decay = true\n"
         "learning_rate = { low = 1e-3, high = 1e-2, log = true }\n"
     )
-    built = space.build(RECIPE, str(path), ["batch_size=4", "learning_rate=off", "schedule=off", "augmentation=off"])
+    built = search_space.build(
+        RECIPE, str(path), ["batch_size=4", "learning_rate=off", "schedule=off", "augmentation=off"]
+    )
     assert built == {"batch_size": Choice((4,)), "weight_decay": Range(1e-6, 1e-1, log=True)}
 
 
@@ -72,7 +76,7 @@ def test_a_file_comes_first_and_words_after_it(tmp_path: Path) -> None:
     [
         (["learnin_rate"], "unknown parameter of a search 'learnin_rate'; did you mean 'learning_rate'?"),
         (["epochs=1,2"], "unknown parameter of a search 'epochs'"),
-        ([f"{name}=off" for name in space.DEFAULT], "the space is empty"),
+        ([f"{name}=off" for name in search_space.DEFAULT], "the space is empty"),
         (["dropout=0..1"], "dropout=0..1 cannot be searched: dropout is 1.0; it must be 0 to below 1"),
         (["batch_size=1,2"], "batch_size=1,2 cannot be searched: batch_size is 1"),
         (["learning_rate=0..1:log"], "learning_rate is 0..1:log; a logarithmic range begins above 0"),
@@ -91,7 +95,7 @@ def test_a_file_comes_first_and_words_after_it(tmp_path: Path) -> None:
 )
 def test_what_cannot_be_searched_is_refused_in_a_sentence(words: list[str], sentence: str) -> None:
     with pytest.raises(InputError) as caught:
-        space.build(RECIPE, "", words)
+        search_space.build(RECIPE, "", words)
     assert sentence in str(caught.value)
 
 
@@ -111,24 +115,26 @@ def test_a_broken_file_is_refused_in_a_sentence(tmp_path: Path, text: str, sente
     path = tmp_path / "space.toml"
     path.write_text(text)
     with pytest.raises(InputError) as caught:
-        space.build(RECIPE, str(path), ())
+        search_space.build(RECIPE, str(path), ())
     assert sentence in str(caught.value)
 
 
 def test_an_absent_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"nowhere\.toml does not exist"):
-        space.build(RECIPE, str(tmp_path / "nowhere.toml"), ())
+        search_space.build(RECIPE, str(tmp_path / "nowhere.toml"), ())
 
 
 def test_every_parameter_on_offer_fits_every_recipe() -> None:
-    singles = [name for name in space.OFFERED if name not in space.FULL_AUGMENTATION]
-    for name in recipes.RECIPES:
-        assert set(space.build(recipes.get(name), "", singles)) == set(singles)
-    assert set(space.build(RECIPE, "", ["augmentation=off", *space.FULL_AUGMENTATION])) >= set(space.FULL_AUGMENTATION)
+    singles = [name for name in search_space.OFFERED if name not in search_space.FULL_AUGMENTATION]
+    for name in RECIPES:
+        assert set(search_space.build(get(name), "", singles)) == set(singles)
+    assert set(search_space.build(RECIPE, "", ["augmentation=off", *search_space.FULL_AUGMENTATION])) >= set(
+        search_space.FULL_AUGMENTATION
+    )
 
 
 def test_values_become_fields_and_augmentation_becomes_four_of_them() -> None:
-    config = space.apply(RECIPE, {"learning_rate": 0.5, "optimizer": "sgd", "augmentation": 0.5})
+    config = search_space.apply(RECIPE, {"learning_rate": 0.5, "optimizer": "sgd", "augmentation": 0.5})
     assert config == dataclasses.replace(
         RECIPE,
         learning_rate=0.5,
@@ -141,21 +147,21 @@ def test_values_become_fields_and_augmentation_becomes_four_of_them() -> None:
 
 
 def test_a_recipe_stands_in_the_space_with_its_own_values() -> None:
-    built = space.build(RECIPE, "", ["optimizer"])
-    values = space.values_of(RECIPE, built)
+    built = search_space.build(RECIPE, "", ["optimizer"])
+    values = search_space.values_of(RECIPE, built)
     assert values == {
         "learning_rate": 1e-3, "batch_size": 32, "dropout": 0.5, "schedule": "constant", "augmentation": 0.0,
         "optimizer": "adam",
     }  # fmt: skip
-    assert space.apply(RECIPE, values) == RECIPE
-    assert "augmentation" not in space.values_of(recipes.get("wmail"), built)
+    assert search_space.apply(RECIPE, values) == RECIPE
+    assert "augmentation" not in search_space.values_of(get("wmail"), built)
 
 
 def test_a_grid_has_the_ends_and_the_middle_of_ranges_and_every_choice() -> None:
-    built = space.build(
+    built = search_space.build(
         TrainConfig(), "", [*OFF, "learning_rate=1e-4..1e-2:log", "batch_size=10..20", "optimizer=sgd,adam"]
     )
-    grid = list(space.grid(built))
+    grid = list(search_space.grid(built))
     assert len(grid) == 3 * 3 * 2
     assert sorted({row["learning_rate"] for row in grid}) == pytest.approx([1e-4, 1e-3, 1e-2])
     assert sorted({row["batch_size"] for row in grid}) == [10, 15, 20]
@@ -164,4 +170,4 @@ def test_a_grid_has_the_ends_and_the_middle_of_ranges_and_every_choice() -> None
 
 def test_a_parameter_is_said_as_it_is_given() -> None:
     words = ["batch_size=8..64:log", "optimizer=sgd", "learning_rate=0.001,0.1"]
-    assert [f"{name}={one}" for name, one in space.build(RECIPE, "", words, only=True).items()] == words
+    assert [f"{name}={one}" for name, one in search_space.build(RECIPE, "", words, only=True).items()] == words

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from captcha_ray import objectstore, storage
-from captcha_ray.config import InputError
+from captcha_ray.errors import InputError
+from captcha_ray.storage import filesystem, objectstore
 from tests.s3_server import SECRET_KEY, serve_s3
 
 ODD_NAMES = [
@@ -64,95 +64,95 @@ def base(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 @pytest.mark.parametrize("data", [b"", b"some bytes", bytes(range(256)) * 9000], ids=len)
 def test_what_is_written_is_read_and_written_over(base: str, data: bytes) -> None:
-    uri = storage.join(base, "folder/file")
-    storage.write(uri, b"before, and longer than some")
-    storage.write(uri, memoryview(data))
-    assert storage.read(uri) == data
+    uri = filesystem.join(base, "folder/file")
+    filesystem.write(uri, b"before, and longer than some")
+    filesystem.write(uri, memoryview(data))
+    assert filesystem.read(uri) == data
 
 
 def test_a_missing_file_is_missing_everywhere(base: str) -> None:
-    uri = storage.join(base, "none")
+    uri = filesystem.join(base, "none")
     with pytest.raises(FileNotFoundError, match="none"):
-        storage.read(uri)
-    assert not storage.exists(uri)
-    storage.delete(uri)
+        filesystem.read(uri)
+    assert not filesystem.exists(uri)
+    filesystem.delete(uri)
 
 
 def test_a_file_exists_until_it_is_deleted_and_its_folder_is_no_file(base: str) -> None:
-    uri = storage.join(base, "folder/file")
-    storage.write(uri, b"")
-    assert storage.exists(uri)
-    assert not storage.exists(storage.join(base, "folder"))
-    storage.delete(uri)
-    assert not storage.exists(uri)
-    assert storage.is_empty(base)
+    uri = filesystem.join(base, "folder/file")
+    filesystem.write(uri, b"")
+    assert filesystem.exists(uri)
+    assert not filesystem.exists(filesystem.join(base, "folder"))
+    filesystem.delete(uri)
+    assert not filesystem.exists(uri)
+    assert filesystem.is_empty(base)
 
 
 def test_an_exclusive_write_leaves_what_is_there(base: str) -> None:
-    uri = storage.join(base, "file")
-    storage.write(uri, b"first", exclusive=True)
+    uri = filesystem.join(base, "file")
+    filesystem.write(uri, b"first", exclusive=True)
     with pytest.raises(FileExistsError):
-        storage.write(uri, b"second", exclusive=True)
-    assert storage.read(uri) == b"first"
+        filesystem.write(uri, b"second", exclusive=True)
+    assert filesystem.read(uri) == b"first"
 
 
 def test_listing_gives_everything_below_in_order_and_nothing_beside(base: str) -> None:
     names = ["b/2", "b/1", "a", "c/d/e", "b/10"]
     for name in names:
-        storage.write(storage.join(base, "in", name), b"x")
-    storage.write(storage.join(base, "in-between"), b"x")
-    storage.write(storage.join(base, "inner/x"), b"x")
-    expected = [storage.join(base, "in", name) for name in sorted(names)]
-    assert list(storage.list_files(storage.join(base, "in"))) == expected
+        filesystem.write(filesystem.join(base, "in", name), b"x")
+    filesystem.write(filesystem.join(base, "in-between"), b"x")
+    filesystem.write(filesystem.join(base, "inner/x"), b"x")
+    expected = [filesystem.join(base, "in", name) for name in sorted(names)]
+    assert list(filesystem.list_files(filesystem.join(base, "in"))) == expected
 
 
 def test_listing_one_file_gives_that_file(base: str) -> None:
-    uri = storage.join(base, "file.png")
-    storage.write(uri, b"x")
-    assert list(storage.list_files(uri)) == [uri]
-    assert not storage.is_empty(uri)
+    uri = filesystem.join(base, "file.png")
+    filesystem.write(uri, b"x")
+    assert list(filesystem.list_files(uri)) == [uri]
+    assert not filesystem.is_empty(uri)
 
 
 def test_a_place_is_empty_until_something_stands_in_it(base: str) -> None:
-    assert storage.is_empty(base)
-    storage.write(storage.join(base, "deep/er/file"), b"")
-    assert not storage.is_empty(base)
-    assert not storage.is_empty(storage.join(base, "deep"))
-    assert storage.is_empty(storage.join(base, "dee"))
+    assert filesystem.is_empty(base)
+    filesystem.write(filesystem.join(base, "deep/er/file"), b"")
+    assert not filesystem.is_empty(base)
+    assert not filesystem.is_empty(filesystem.join(base, "deep"))
+    assert filesystem.is_empty(filesystem.join(base, "dee"))
 
 
 def test_odd_names_are_written_listed_and_read_as_they_are(base: str) -> None:
     for name in ODD_NAMES:
-        storage.write(storage.join(base, f"{name}.png"), name.encode())
-    listed = list(storage.list_files(base))
-    assert sorted(listed) == sorted(storage.join(base, f"{name}.png") for name in ODD_NAMES)
-    assert sorted(storage.read(uri).decode() for uri in listed) == sorted(ODD_NAMES)
-    assert all(storage.exists(uri) for uri in listed)
+        filesystem.write(filesystem.join(base, f"{name}.png"), name.encode())
+    listed = list(filesystem.list_files(base))
+    assert sorted(listed) == sorted(filesystem.join(base, f"{name}.png") for name in ODD_NAMES)
+    assert sorted(filesystem.read(uri).decode() for uri in listed) == sorted(ODD_NAMES)
+    assert all(filesystem.exists(uri) for uri in listed)
 
 
 def test_a_listing_of_more_than_a_page_is_complete(s3: str) -> None:
     uris = [f"{s3}/many/{i:05d}" for i in range(1010)]
     with ThreadPoolExecutor(4) as pool:
-        list(pool.map(lambda uri: storage.write(uri, b""), uris))
-    assert list(storage.list_files(f"{s3}/many")) == uris
+        list(pool.map(lambda uri: filesystem.write(uri, b""), uris))
+    assert list(filesystem.list_files(f"{s3}/many")) == uris
 
 
 def test_local_readers_see_the_old_bytes_or_the_new(tmp_path: Path) -> None:
     uri = f"{tmp_path}/file"
     wholes = [bytes([k]) * 300_000 for k in range(5)]
-    storage.write(uri, wholes[0])
+    filesystem.write(uri, wholes[0])
     stop = threading.Event()
     seen: list[bytes] = []
 
     def watch() -> None:
         while not stop.is_set():
-            seen.append(storage.read(uri))
+            seen.append(filesystem.read(uri))
 
     with ThreadPoolExecutor(1) as pool:
         watching = pool.submit(watch)
         try:
             for whole in wholes * 4:
-                storage.write(uri, whole)
+                filesystem.write(uri, whole)
         finally:
             stop.set()
         watching.result()
@@ -162,20 +162,20 @@ def test_local_readers_see_the_old_bytes_or_the_new(tmp_path: Path) -> None:
 def test_an_unfinished_local_write_leaves_no_trace(tmp_path: Path) -> None:
     (tmp_path / "file").mkdir()
     with pytest.raises(OSError, match="file"):
-        storage.write(f"{tmp_path}/file", b"x")
+        filesystem.write(f"{tmp_path}/file", b"x")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 @pytest.mark.parametrize(
     "call",
     [
-        storage.read,
-        storage.exists,
-        storage.delete,
-        storage.is_empty,
-        lambda uri: list(storage.list_files(uri)),
-        lambda uri: storage.write(uri, b"x"),
-        lambda uri: storage.write(uri, b"x", exclusive=True),
+        filesystem.read,
+        filesystem.exists,
+        filesystem.delete,
+        filesystem.is_empty,
+        lambda uri: list(filesystem.list_files(uri)),
+        lambda uri: filesystem.write(uri, b"x"),
+        lambda uri: filesystem.write(uri, b"x", exclusive=True),
     ],
     ids=["read", "exists", "delete", "is_empty", "list", "write", "claim"],
 )
@@ -195,27 +195,27 @@ def test_wrong_credentials_are_one_sentence_without_the_secret(
 
 def test_an_absent_bucket_is_one_sentence(s3: str) -> None:
     with pytest.raises(FileNotFoundError, match=r"^s3://nowhere/file or its bucket does not exist$"):
-        storage.write("s3://nowhere/file", b"x")
+        filesystem.write("s3://nowhere/file", b"x")
     with pytest.raises(InputError, match=r"^s3://nowhere/file/ or its bucket does not exist$"):
-        list(storage.list_files("s3://nowhere/file"))
+        list(filesystem.list_files("s3://nowhere/file"))
 
 
 @pytest.mark.parametrize("key", ["a//b", "a/../b", "./b", "line\nfeed"])
 def test_a_key_this_server_has_no_room_for_is_an_os_error_that_names_it(s3: str, key: str) -> None:
     refusals = "(: InvalidArgument: Object name contains unsupported characters| or its bucket does not exist$)"
     with pytest.raises(OSError, match=f"^{re.escape(f'{s3}/{key}')}{refusals}"):
-        storage.read(f"{s3}/{key}")
+        filesystem.read(f"{s3}/{key}")
 
 
 def test_a_uri_without_a_bucket_is_refused() -> None:
     with pytest.raises(InputError, match="s3:///key names no bucket"):
-        storage.read("s3:///key")
+        filesystem.read("s3:///key")
 
 
 def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(OSError, match="not a regular file"):
-        storage.read(str(tmp_path / "pipe"))
+        filesystem.read(str(tmp_path / "pipe"))
 
 
 def test_links_are_followed_to_files_and_not_to_folders(tmp_path: Path) -> None:
@@ -224,12 +224,12 @@ def test_links_are_followed_to_files_and_not_to_folders(tmp_path: Path) -> None:
     (tmp_path / "corpus" / "7" / "a").symlink_to(tmp_path / "image")
     (tmp_path / "corpus" / "loop").symlink_to(tmp_path / "corpus")
     (tmp_path / "corpus" / "7" / "up").symlink_to("../..")
-    assert list(storage.list_files(f"{tmp_path}/corpus")) == [f"{tmp_path}/corpus/7/a"]
+    assert list(filesystem.list_files(f"{tmp_path}/corpus")) == [f"{tmp_path}/corpus/7/a"]
 
 
 def test_an_absent_local_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="none does not exist"):
-        list(storage.list_files(f"{tmp_path}/none"))
+        list(filesystem.list_files(f"{tmp_path}/none"))
 
 
 @pytest.mark.parametrize(
@@ -245,18 +245,18 @@ def test_an_absent_local_folder_is_named(tmp_path: Path) -> None:
 )
 def test_a_uri_is_made_whole_for_other_processes(uri: str, whole: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/me")
-    assert storage.absolute(uri) == whole
+    assert filesystem.absolute(uri) == whole
 
 
 def test_a_relative_path_stands_below_the_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert storage.absolute("a/b") == f"{tmp_path}/a/b"
+    assert filesystem.absolute("a/b") == f"{tmp_path}/a/b"
 
 
 @pytest.mark.parametrize("uri", ["http://host/a", "hdfs://host/a", "az://container/a"])
 def test_other_schemes_are_refused_by_name(uri: str) -> None:
     with pytest.raises(InputError, match=f"{uri} has a scheme this project does not read"):
-        storage.absolute(uri)
+        filesystem.absolute(uri)
 
 
 @pytest.mark.parametrize(
@@ -270,21 +270,21 @@ def test_other_schemes_are_refused_by_name(uri: str) -> None:
     ],
 )
 def test_parts_are_joined_by_single_slashes(base: str, parts: tuple[str, ...], joined: str) -> None:
-    assert storage.join(base, *parts) == joined
+    assert filesystem.join(base, *parts) == joined
 
 
 @given(st.text(st.characters(exclude_characters="/\0", exclude_categories=["Cs"]), min_size=1, max_size=40))
 @settings(deadline=None, max_examples=50)
 def test_any_name_a_local_folder_can_hold_comes_back(tmp_path_factory: pytest.TempPathFactory, name: str) -> None:
     folder = tmp_path_factory.mktemp("any")
-    uri = storage.join(str(folder), "x" + name)
-    storage.write(uri, b"x")
-    assert list(storage.list_files(str(folder))) == [uri]
+    uri = filesystem.join(str(folder), "x" + name)
+    filesystem.write(uri, b"x")
+    assert list(filesystem.list_files(str(folder))) == [uri]
 
 
 def test_a_probe_is_a_file_in_the_nearest_folder_that_is_there_and_gone_afterwards(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "a" / "b"):
-        with storage.probe(str(path)) as probe:
+        with filesystem.probe(str(path)) as probe:
             assert Path(probe).is_file()
             assert Path(probe).parent == tmp_path
         assert not list(tmp_path.iterdir())
@@ -293,15 +293,15 @@ def test_a_probe_is_a_file_in_the_nearest_folder_that_is_there_and_gone_afterwar
 def test_where_nothing_can_be_written_the_probe_is_what_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Path, "touch", lambda _: exec("raise PermissionError"))
     for path, found in (("/etc/hostname", "/etc/hostname"), ("/etc/absent/file", "/etc"), ("/etc", "/etc")):
-        with storage.probe(path) as probe:
+        with filesystem.probe(path) as probe:
             assert probe == found
 
 
 def test_what_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
-    storage.check_writable(str(tmp_path / "new/folder"))
+    filesystem.check_writable(str(tmp_path / "new/folder"))
     assert not list(tmp_path.iterdir())
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(InputError, match="file cannot be written: a file stands where a folder is needed"):
-        storage.check_writable(str(tmp_path / "file"))
+        filesystem.check_writable(str(tmp_path / "file"))
     with pytest.raises(InputError, match="cannot be written: a file stands where a folder is needed"):
-        storage.check_writable(str(tmp_path / "file/folder"))
+        filesystem.check_writable(str(tmp_path / "file/folder"))

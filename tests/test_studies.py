@@ -13,19 +13,25 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 
-from captcha_ray import corpus, datasets, evaluation, identity, recipes, schema, studies, trainings
-from captcha_ray.config import EvaluateConfig, FailedError, InputError, TrainConfig
-from captcha_ray.lease import Lease
-from captcha_ray.runs import RunDirectory
+from captcha_ray.datasets import preprocess, schema
+from captcha_ray.datasets.shards import Shards, open_shards
+from captcha_ray.datasets.splits import Split, fold_of, place
+from captcha_ray.errors import FailedError, InputError
+from captcha_ray.evaluation import evaluate
+from captcha_ray.evaluation.config import EvaluateConfig
+from captcha_ray.experiments import cross_validation, parallel_runs
+from captcha_ray.models import fingerprint
+from captcha_ray.runs.directory import RunDirectory
+from captcha_ray.storage.lock import Lease
+from captcha_ray.training.config import TrainConfig
+from captcha_ray.training.recipes import get
 from tests.conftest import config_for, draw_glyphs, glyph_texts
 
-RECIPE = dataclasses.replace(
-    recipes.get("auto"), epochs=2, batch_size=16, dropout=0.0, lines_fraction=0.0, precision="fp32"
-)
+RECIPE = dataclasses.replace(get("auto"), epochs=2, batch_size=16, dropout=0.0, lines_fraction=0.0, precision="fp32")
 """Enough to see who was trained on what; not to read well."""
 
 
-def begun(folder: Path, shards: datasets.Shards, **changes: Any) -> RunDirectory:
+def begun(folder: Path, shards: Shards, **changes: Any) -> RunDirectory:
     """A run directory as a training leaves it, as far as studies need it."""
     run = RunDirectory(str(folder / "run"))
     config = dataclasses.replace(RECIPE, shards=shards.uri, run=run.uri, **changes)
@@ -33,7 +39,7 @@ def begun(folder: Path, shards: datasets.Shards, **changes: Any) -> RunDirectory
     return run
 
 
-def hashes(shards: datasets.Shards, split: schema.Split | None = None) -> dict[str, bytes]:
+def hashes(shards: Shards, split: Split | None = None) -> dict[str, bytes]:
     rows = shards.read(split).take_all()
     return {row["uri"]: row["sha256"] for row in rows}
 
@@ -44,21 +50,21 @@ def uris(blocks: list[Any]) -> set[str]:
 
 
 @pytest.fixture(scope="module")
-def validated(glyph_shards: datasets.Shards, tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
+def validated(glyph_shards: Shards, tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
     """A run that was cross-validated in three folds."""
     run = begun(tmp_path_factory.mktemp("validated"), glyph_shards)
-    studies.study(EvaluateConfig(run=run.uri, folds=3), run)
+    cross_validation.study(EvaluateConfig(run=run.uri, folds=3), run)
     return run
 
 
 def test_every_image_is_read_once_by_the_network_that_has_not_seen_it(
-    validated: RunDirectory, glyph_shards: datasets.Shards
+    validated: RunDirectory, glyph_shards: Shards
 ) -> None:
     rows = validated.read_table("folds.parquet").to_pylist()
     known = hashes(glyph_shards)
     assert sorted(row["uri"] for row in rows) == sorted(known)
     for row in rows:
-        assert row["fold"] == f"fold-{schema.fold_of(known[row['uri']], 0, 3)}"
+        assert row["fold"] == f"fold-{fold_of(known[row['uri']], 0, 3)}"
     for k in range(3):
         directory = RunDirectory(validated.path("folds-3", f"fold-{k}"))
         own = {row["uri"]: row["reading"] for row in rows if row["fold"] == f"fold-{k}"}
@@ -66,23 +72,23 @@ def test_every_image_is_read_once_by_the_network_that_has_not_seen_it(
         table = pa.Table.from_pylist(glyph_shards.read().take_all(), schema=schema.shard_schema(
             glyph_shards.manifest.image_spec
         ))  # fmt: skip
-        reread = evaluation.ReadImages(directory.uri)(table).to_pylist()
+        reread = evaluate.ReadImages(directory.uri)(table).to_pylist()
         assert {row["uri"]: row["reading"] for row in reread if row["uri"] in own} == own
 
 
 def test_a_fold_is_trained_and_validated_on_the_others_in_the_shards_proportions(
-    glyph_shards: datasets.Shards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    glyph_shards: Shards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    taken: list[trainings.Training] = []
+    taken: list[parallel_runs.Training] = []
 
     def refuse(todo: Any, *_: Any, **__: Any) -> Any:
         taken.extend(todo)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(studies, "train_all", refuse)
+    monkeypatch.setattr(cross_validation, "train_all", refuse)
     run = begun(tmp_path, glyph_shards)
     with pytest.raises(KeyboardInterrupt):
-        studies.study(EvaluateConfig(run=run.uri, folds=3), run)
+        cross_validation.study(EvaluateConfig(run=run.uri, folds=3), run)
     everything = set(hashes(glyph_shards))
     for one in taken:
         parts = {name: uris(refs) for name, refs in one.blocks.items()}
@@ -94,7 +100,7 @@ def test_a_fold_is_trained_and_validated_on_the_others_in_the_shards_proportions
     assert set().union(*tested) == everything
 
 
-def test_the_run_says_what_was_found(validated: RunDirectory, glyph_shards: datasets.Shards) -> None:
+def test_the_run_says_what_was_found(validated: RunDirectory, glyph_shards: Shards) -> None:
     found = validated.read_json("results.json")["cross_validation"]
     rows = validated.read_table("folds.parquet").to_pylist()
     right = sum(row["reading"] == row["text"] for row in rows)
@@ -109,11 +115,11 @@ def test_the_run_says_what_was_found(validated: RunDirectory, glyph_shards: data
 
 
 def test_what_is_done_is_not_done_again(
-    validated: RunDirectory, glyph_shards: datasets.Shards, monkeypatch: pytest.MonkeyPatch
+    validated: RunDirectory, glyph_shards: Shards, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = validated.read_json("results.json")["cross_validation"]
-    monkeypatch.setattr(trainings.train_in_full, "options", None)
-    studies.study(EvaluateConfig(run=validated.uri, folds=3), validated)
+    monkeypatch.setattr(parallel_runs.train_in_full, "options", None)
+    cross_validation.study(EvaluateConfig(run=validated.uri, folds=3), validated)
     assert validated.read_json("results.json")["cross_validation"] == before
 
 
@@ -126,27 +132,27 @@ def test_wrong_labels_are_disputed_first(tmp_path: Path) -> None:
         other = text[0] + "abcd"[("abcd".index(text[1]) + 1) % 4]
         wrong[other] = path.rename(folder / f"{other}-{number}x.png").name
     config = config_for(tmp_path, splits=(0.8, 0.2, 0.0))
-    corpus.preprocess(config)
-    shards = datasets.open_shards(config.out)
+    preprocess.preprocess(config)
+    shards = open_shards(config.out)
     run = begun(tmp_path, shards, epochs=30)
-    studies.study(EvaluateConfig(run=run.uri, folds=2), run)
+    cross_validation.study(EvaluateConfig(run=run.uri, folds=2), run)
     rows = run.read_table("folds.parquet").to_pylist()
     bad = sorted((row for row in rows if row["reading"] != row["text"]), key=lambda row: -row["confidence"])
     assert {os.path.basename(row["uri"]) for row in bad[: len(wrong)]} == set(wrong.values())
     assert (tmp_path / "run/figures/mistakes_cross_validation.png").exists()
     found = run.read_json("results.json")["cross_validation"]
-    sure = sum(row["confidence"] >= studies.DISPUTED for row in bad)
+    sure = sum(row["confidence"] >= cross_validation.DISPUTED for row in bad)
     assert found["num_disputed"] == sure > 0
     assert f"In place of {sure} labels" in (tmp_path / "run/report.html").read_text()
-    temperatures = [identity.load_spec(run.path("folds-2", name)).temperature for name in ("fold-0", "fold-1")]
+    temperatures = [fingerprint.load_spec(run.path("folds-2", name)).temperature for name in ("fold-0", "fold-1")]
     assert 1.0 not in temperatures
 
 
 def test_the_curve_trains_on_nested_parts_without_validation_and_reads_the_test_split(
-    glyph_shards: datasets.Shards, tmp_path: Path
+    glyph_shards: Shards, tmp_path: Path
 ) -> None:
     run = begun(tmp_path, glyph_shards)
-    studies.study(EvaluateConfig(run=run.uri, learning_curve=True), run)
+    cross_validation.study(EvaluateConfig(run=run.uri, learning_curve=True), run)
     curve = run.read_json("results.json")["learning_curve"]
     train = glyph_shards.manifest.num_images["train"]
     expected = [-(-train * percent // 100) for percent in (5, 10, 25, 50, 100)]
@@ -165,77 +171,77 @@ def test_the_curve_trains_on_nested_parts_without_validation_and_reads_the_test_
 
 
 def test_parts_of_a_curve_lie_within_the_next(
-    glyph_shards: datasets.Shards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    glyph_shards: Shards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    taken: list[trainings.Training] = []
+    taken: list[parallel_runs.Training] = []
 
     def refuse(todo: Any, *_: Any, **__: Any) -> Any:
         taken.extend(todo)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(studies, "train_all", refuse)
+    monkeypatch.setattr(cross_validation, "train_all", refuse)
     run = begun(tmp_path, glyph_shards, epochs=0)
     with pytest.raises(KeyboardInterrupt):
-        studies.study(EvaluateConfig(run=run.uri, learning_curve=True), run)
+        cross_validation.study(EvaluateConfig(run=run.uri, learning_curve=True), run)
     parts = [uris(one.blocks["train"]) for one in taken]
     assert all(smaller < larger for larger, smaller in itertools.pairwise(parts))
     known = hashes(glyph_shards, "train")
     assert parts[0] == set(known)
-    first = sorted(known, key=lambda uri: schema.place(known[uri], 0, b"curve"))[: len(parts[-1])]
+    first = sorted(known, key=lambda uri: place(known[uri], 0, b"curve"))[: len(parts[-1])]
     assert parts[-1] == set(first), "chosen by their pixels, not by their names, which hold the labels"
     assert [one.config.epochs for one in taken] == sorted(one.config.epochs for one in taken)
     assert taken[-1].config.epochs > 2 * taken[0].config.epochs  # as the rules have it for few images
 
 
-def test_a_training_that_fails_ends_the_study_in_one_sentence(glyph_shards: datasets.Shards, tmp_path: Path) -> None:
+def test_a_training_that_fails_ends_the_study_in_one_sentence(glyph_shards: Shards, tmp_path: Path) -> None:
     run = begun(tmp_path, glyph_shards)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trainings.train_in_full, "options", None)
+        patch.setattr(parallel_runs.train_in_full, "options", None)
         with pytest.raises(TypeError):
-            studies.study(EvaluateConfig(run=run.uri, folds=2), run)
+            cross_validation.study(EvaluateConfig(run=run.uri, folds=2), run)
     (tmp_path / "run/folds-2/fold-0/resume.safetensors").write_bytes(b"no such state")
     with pytest.raises(FailedError, match="the training fold-0 failed, the same command repeats it: "):
-        studies.study(EvaluateConfig(run=run.uri, folds=2), run)
+        cross_validation.study(EvaluateConfig(run=run.uri, folds=2), run)
 
 
-def test_a_loss_that_is_no_number_is_no_result(glyph_shards: datasets.Shards, tmp_path: Path) -> None:
+def test_a_loss_that_is_no_number_is_no_result(glyph_shards: Shards, tmp_path: Path) -> None:
     run = begun(tmp_path, glyph_shards, learning_rate=1e30, optimizer="sgd")
     with pytest.raises(FailedError, match=r"diverged in epoch \d: the loss is not a number; lower --learning-rate"):
-        studies.study(EvaluateConfig(run=run.uri, folds=2), run)
+        cross_validation.study(EvaluateConfig(run=run.uri, folds=2), run)
 
 
 def test_patience_and_several_workers_of_a_run_do_not_keep_its_recipe_from_a_study(
-    glyph_shards: datasets.Shards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    glyph_shards: Shards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    taken: list[trainings.Training] = []
+    taken: list[parallel_runs.Training] = []
 
     def refuse(todo: Any, *_: Any, **__: Any) -> Any:
         taken.extend(todo)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(studies, "train_all", refuse)
+    monkeypatch.setattr(cross_validation, "train_all", refuse)
     run = begun(tmp_path, glyph_shards, patience=5, num_workers=8, unlabelled="s3://bucket/more")
     with pytest.raises(KeyboardInterrupt):
-        studies.study(EvaluateConfig(run=run.uri, learning_curve=True), run)
+        cross_validation.study(EvaluateConfig(run=run.uri, learning_curve=True), run)
     configs = [one.config for one in taken]
     found = {(one.patience, one.num_workers, one.batch_size, one.unlabelled) for one in configs}
     assert found == {(0, 1, 8 * 16, "")}
     assert "learns from labeled images alone, without those of s3://bucket/more" in capsys.readouterr().err
 
 
-def test_a_second_study_of_a_run_at_the_same_time_is_refused(glyph_shards: datasets.Shards, tmp_path: Path) -> None:
+def test_a_second_study_of_a_run_at_the_same_time_is_refused(glyph_shards: Shards, tmp_path: Path) -> None:
     run = begun(tmp_path, glyph_shards)
     with Lease(run.path("_lease.json")), pytest.raises(InputError, match="at work"):
-        studies.study(EvaluateConfig(run=run.uri, folds=2), run)
+        cross_validation.study(EvaluateConfig(run=run.uri, folds=2), run)
 
 
 def test_folds_of_other_shards_are_not_taken_for_these(validated: RunDirectory, tmp_path: Path) -> None:
     draw_glyphs(tmp_path / "corpus", glyph_texts(90, 2, seed=5))
     config = config_for(tmp_path)
-    corpus.preprocess(config)
+    preprocess.preprocess(config)
     other = EvaluateConfig(run=validated.uri, folds=3, shards=config.out)
     with pytest.raises(InputError, match=r"the shards were made anew since .*folds-3/fold-0 was started"):
-        studies.study(other, validated)
+        cross_validation.study(other, validated)
 
 
 @pytest.mark.usefixtures("ray_cluster")
@@ -243,33 +249,33 @@ def test_too_few_images_for_a_curve_are_refused(tmp_path: Path) -> None:
     draw_glyphs(tmp_path / "corpus", glyph_texts(12, 2))
     for share in range(1, 12):  # until the training split has some, but few
         config = config_for(tmp_path, splits=(share / 12, 0.0, 1 - share / 12), out=str(tmp_path / f"shards{share}"))
-        if 1 <= corpus.preprocess(config).num_images["train"] <= 3:
+        if 1 <= preprocess.preprocess(config).num_images["train"] <= 3:
             break
-    shards = datasets.open_shards(config.out)
+    shards = open_shards(config.out)
     assert 1 <= shards.manifest.num_images["train"] <= 3
     run = begun(tmp_path, shards)
     with pytest.raises(InputError, match="training images are too few for a learning curve"):
-        studies.study(EvaluateConfig(run=run.uri, learning_curve=True), run)
+        cross_validation.study(EvaluateConfig(run=run.uri, learning_curve=True), run)
 
 
-def test_more_folds_than_images_can_fill_are_refused(glyph_shards: datasets.Shards, tmp_path: Path) -> None:
+def test_more_folds_than_images_can_fill_are_refused(glyph_shards: Shards, tmp_path: Path) -> None:
     run = begun(tmp_path, glyph_shards)
     with pytest.raises(InputError, match="203 images in 100 folds leave a fold of 0"):
-        studies.study(EvaluateConfig(run=run.uri, folds=100), run)
+        cross_validation.study(EvaluateConfig(run=run.uri, folds=100), run)
 
 
-def test_a_bare_checkpoint_has_no_recipe_to_study(glyph_shards: datasets.Shards, tmp_path: Path) -> None:
+def test_a_bare_checkpoint_has_no_recipe_to_study(glyph_shards: Shards, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="holds no run, whose recipe could be trained anew"):
-        studies.study(EvaluateConfig(run=str(tmp_path), folds=2), RunDirectory(str(tmp_path)))
+        cross_validation.study(EvaluateConfig(run=str(tmp_path), folds=2), RunDirectory(str(tmp_path)))
 
 
 def test_folds_are_of_about_the_same_size_and_stay_when_images_are_added() -> None:
     many = [np.random.default_rng(k).bytes(32) for k in range(5000)]
-    counts = np.bincount([schema.fold_of(h, 0, 5) for h in many])
+    counts = np.bincount([fold_of(h, 0, 5) for h in many])
     assert counts.sum() == 5000
     assert counts.min() > 900
-    assert [schema.fold_of(h, 1, 5) for h in many[:50]] != [schema.fold_of(h, 0, 5) for h in many[:50]]
-    places = [(schema.place(h, 0), schema.place(h, 0, b"validation")) for h in many]
+    assert [fold_of(h, 1, 5) for h in many[:50]] != [fold_of(h, 0, 5) for h in many[:50]]
+    places = [(place(h, 0), place(h, 0, b"validation")) for h in many]
     assert abs(np.corrcoef(np.array(places).T)[0, 1]) < 0.05
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from captcha_ray import datasets
+from captcha_ray.datasets.shards import Shards
 from tests import conftest
 from tests.processes import JOBS
 from tests.ray_nodes import Nodes
@@ -28,7 +28,7 @@ def submit(nodes: Nodes, *arguments: str | Path) -> str:
     return done.stdout
 
 
-def test_what_the_readme_says_of_submitting(nodes: Nodes, glyph_shards: datasets.Shards, tmp_path: Path) -> None:
+def test_what_the_readme_says_of_submitting(nodes: Nodes, glyph_shards: Shards, tmp_path: Path) -> None:
     """Its commands as they stand there, but for names that are examples."""
     (nodes.folder / "jobs").symlink_to(JOBS)
     readme = (JOBS.parent / "cluster/README.md").read_text().replace("\\\n", "")
@@ -65,7 +65,7 @@ def test_what_the_readme_says_of_submitting(nodes: Nodes, glyph_shards: datasets
 
 
 def test_a_job_that_ray_stops_leaves_a_run_to_resume_and_nothing_on_the_cluster(
-    nodes: Nodes, glyph_shards: datasets.Shards, tmp_path: Path
+    nodes: Nodes, glyph_shards: Shards, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
     train = ("python", JOBS / "train.py", *TRAIN, "--shards", glyph_shards.uri, "--run", run, "--num-workers", "2")
@@ -108,11 +108,11 @@ def test_a_job_with_the_runtime_environment_has_time_to_end(nodes: Nodes, tmp_pa
 
 
 def test_a_working_directory_stands_for_the_package_where_it_is_not_installed(
-    nodes: Nodes, glyph_shards: datasets.Shards, tmp_path: Path
+    nodes: Nodes, glyph_shards: Shards, tmp_path: Path
 ) -> None:
     for name in ("captcha_ray", "jobs"):
         shutil.copytree(JOBS.parent / name, tmp_path / "clone" / name, ignore=shutil.ignore_patterns("__pycache__"))
-    trained = tmp_path / "clone/captcha_ray/learning.py"
+    trained = tmp_path / "clone/captcha_ray/training/loop.py"
     trained.write_text(trained.read_text() + f'\n\nopen("{tmp_path}/imported", "a").write(f"{{__file__}}\\n")\n')
     train = ("python", "jobs/train.py", *TRAIN, "--shards", glyph_shards.uri, "--run", tmp_path / "run")
     submit(nodes, "submit", "--working-dir", tmp_path / "clone", "--", *train, "--num-workers", "2", "--epochs", "1")

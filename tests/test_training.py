@@ -18,33 +18,32 @@ import torch
 from PIL import Image
 from safetensors.torch import load
 
-from captcha_ray import (
-    checkpoint,
-    cluster,
-    corpus,
-    datasets,
-    evaluation,
-    identity,
-    labels,
-    learning,
-    recipes,
-    rules,
-    runs,
-    schedule,
-    training,
-    training_worker,
-)
-from captcha_ray.config import FailedError, InputError, TrainConfig
-from captcha_ray.lease import Lease
+from captcha_ray.datasets import labels, preprocess
+from captcha_ray.datasets.schema import Manifest
+from captcha_ray.datasets.shards import Labeled, Shards, open_shards
+from captcha_ray.errors import FailedError, InputError
+from captcha_ray.evaluation import evaluate, sources
+from captcha_ray.models import checkpoint, fingerprint
 from captcha_ray.recognizer import Recognizer
-from captcha_ray.runs import RunDirectory
-from captcha_ray.schema import Manifest
+from captcha_ray.runs.directory import RunDirectory
+from captcha_ray.runtime import ray_session
+from captcha_ray.storage.lock import Lease
+from captcha_ray.training import auto_config, loop, schedule, trainer
+from captcha_ray.training import state as training_state
+from captcha_ray.training import worker as training_worker
+from captcha_ray.training.config import TrainConfig
+from captcha_ray.training.recipe_file import load_recipe
+from captcha_ray.training.recipes import get
+from captcha_ray.training.results import publish
+from captcha_ray.training.state import save_state
+from captcha_ray.training.trainer import _run_trainer, model_spec
+from captcha_ray.training.worker import Announcement, Worker, WorkerJob, best_epoch, epochs_without_gain
 from tests import conftest
 
 TIMINGS = ("seconds", "images_per_second", "data_wait_fraction")
 
 
-def config_for(shards: datasets.Shards, run: Path, **changes: Any) -> TrainConfig:
+def config_for(shards: Shards, run: Path, **changes: Any) -> TrainConfig:
     base = TrainConfig(
         recipe="test",
         shards=shards.uri,
@@ -59,15 +58,15 @@ def config_for(shards: datasets.Shards, run: Path, **changes: Any) -> TrainConfi
     return dataclasses.replace(base, **changes)
 
 
-def fit(config: TrainConfig, shards: datasets.Shards, resources: cluster.Cluster) -> list[dict[str, Any]]:
+def fit(config: TrainConfig, shards: Shards, resources: ray_session.Cluster) -> list[dict[str, Any]]:
     """Trains; returns the lines of metrics.jsonl without what time decides."""
-    training.fit(config, shards.manifest, shards.read("train"), shards.read("val"), resources)
+    trainer.fit(config, shards.manifest, shards.read("train"), shards.read("val"), resources)
     epochs = RunDirectory(config.run).read_metrics()
     return [{name: value for name, value in epoch.items() if name not in TIMINGS} for epoch in epochs]
 
 
 def test_the_same_seed_gives_the_same_losses_and_another_does_not(
-    glyph_shards: datasets.Shards, ray_cluster: cluster.Cluster, tmp_path: Path
+    glyph_shards: Shards, ray_cluster: ray_session.Cluster, tmp_path: Path
 ) -> None:
     first, again, other = (
         fit(config_for(glyph_shards, tmp_path / name, seed=seed), glyph_shards, ray_cluster)
@@ -80,7 +79,7 @@ def test_the_same_seed_gives_the_same_losses_and_another_does_not(
 
 
 def test_a_run_cut_off_after_any_file_continues_to_the_same_result(
-    glyph_shards: datasets.Shards, ray_cluster: cluster.Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    glyph_shards: Shards, ray_cluster: ray_session.Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     undisturbed = fit(config_for(glyph_shards, tmp_path / "undisturbed"), glyph_shards, ray_cluster)
 
@@ -117,7 +116,7 @@ def test_a_run_cut_off_after_any_file_continues_to_the_same_result(
         assert weights[0] == weights[1]
 
 
-def restless(shards: datasets.Shards, run: Path, **changes: Any) -> TrainConfig:
+def restless(shards: Shards, run: Path, **changes: Any) -> TrainConfig:
     """Of a training that begins anew, of 4 epochs planned and 24 at most."""
     adaptive: dict[str, Any] = {"network": "column_cnn", "schedule": "warmup_stable_decay", "stroke_fraction": 0.1}
     return config_for(shards, run, **(adaptive | {"epochs": 4, "max_epochs": 24} | changes))
@@ -136,8 +135,8 @@ def plateau(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("plateau")
 def test_a_training_that_is_stuck_begins_anew_and_goes_on_to_the_same_result_wherever_it_is_cut_off(
-    glyph_shards: datasets.Shards,
-    ray_cluster: cluster.Cluster,
+    glyph_shards: Shards,
+    ray_cluster: ray_session.Cluster,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -158,7 +157,7 @@ def test_a_training_that_is_stuck_begins_anew_and_goes_on_to_the_same_result_whe
     class CutError(Exception):
         """Stands for a kill."""
 
-    save = checkpoint.save_state
+    save = save_state
     for last in (anew, anew + 2):
         config = restless(glyph_shards, tmp_path / f"cut-{last}")
         calls = itertools.count(1)
@@ -169,24 +168,24 @@ def test_a_training_that_is_stuck_begins_anew_and_goes_on_to_the_same_result_whe
                 raise CutError
 
         with monkeypatch.context() as patch:
-            patch.setattr(checkpoint, "save_state", cut)
+            patch.setattr(training_state, "save_state", cut)
             with pytest.raises(CutError):
                 fit(config, glyph_shards, ray_cluster)
         assert fit(dataclasses.replace(config, resume=True), glyph_shards, ray_cluster) == undisturbed
 
 
 def test_the_driver_hides_gpus_from_itself_while_it_trains_on_the_cpu(
-    glyph_shards: datasets.Shards, ray_cluster: cluster.Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    glyph_shards: Shards, ray_cluster: ray_session.Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """torch's optimizers open a GPU that they see, whatever device their parameters are on."""
     seen = []
-    train_epoch = learning.train_epoch
+    train_epoch = loop.train_epoch
 
     def watch(*arguments: Any, **named: Any) -> Any:
         seen.append(os.environ.get("CUDA_VISIBLE_DEVICES"))
         return train_epoch(*arguments, **named)
 
-    monkeypatch.setattr(learning, "train_epoch", watch)
+    monkeypatch.setattr(loop, "train_epoch", watch)
     for before in ("0,1", None):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", before or "")
         if before is None:
@@ -197,7 +196,7 @@ def test_the_driver_hides_gpus_from_itself_while_it_trains_on_the_cpu(
 
 
 def test_two_workers_find_their_way_as_one(
-    glyph_shards: datasets.Shards, ray_cluster: cluster.Cluster, tmp_path: Path
+    glyph_shards: Shards, ray_cluster: ray_session.Cluster, tmp_path: Path
 ) -> None:
     config = restless(glyph_shards, tmp_path / "two", num_workers=2, max_failures=0, batch_size=8)
     epochs = fit(config, glyph_shards, ray_cluster)
@@ -206,33 +205,33 @@ def test_two_workers_find_their_way_as_one(
 
 
 def test_two_workers_see_every_image_once_and_their_sums_are_those_of_one(
-    glyph_shards: datasets.Shards, ray_cluster: cluster.Cluster, tmp_path: Path
+    glyph_shards: Shards, ray_cluster: ray_session.Cluster, tmp_path: Path
 ) -> None:
     assert glyph_shards.manifest.num_images["train"] % 2 or glyph_shards.manifest.num_images["val"] % 2
     config = config_for(glyph_shards, tmp_path / "two", num_workers=2, epochs=8, max_failures=0)
     epochs = fit(config, glyph_shards, ray_cluster)
     assert [e["epoch"] for e in epochs] == list(range(1, 9))
     assert epochs[-1]["train_loss"] < epochs[0]["train_loss"] / 2
-    best = epochs[training_worker.best_epoch(epochs) - 1]
-    alone = evaluation.evaluate(glyph_shards.labeled("val"), config.run).counts.summary()
+    best = epochs[best_epoch(epochs) - 1]
+    alone = evaluate.evaluate(glyph_shards.labeled("val"), config.run).counts.summary()
     assert best["val_exact_match"] == pytest.approx(alone["exact_match"], abs=1e-12)
     assert best["val_loss"] == pytest.approx(alone["loss"], rel=1e-4)
-    actors = evaluation.evaluate(glyph_shards.labeled("val"), config.run, num_workers=1)
+    actors = evaluate.evaluate(glyph_shards.labeled("val"), config.run, num_workers=1)
     summary = actors.counts.summary()
     assert summary["confusion"] == alone["confusion"]
     assert summary["loss"] == pytest.approx(alone["loss"], rel=1e-5)
 
 
 def test_patience_stops_a_run_that_no_longer_gets_better(
-    glyph_shards: datasets.Shards, ray_cluster: cluster.Cluster, tmp_path: Path
+    glyph_shards: Shards, ray_cluster: ray_session.Cluster, tmp_path: Path
 ) -> None:
     config = config_for(glyph_shards, tmp_path / "run", epochs=50, patience=2, learning_rate=1e-12)
     epochs = fit(config, glyph_shards, ray_cluster)
-    assert training_worker.epochs_without_gain(epochs) == 2
+    assert epochs_without_gain(epochs) == 2
 
 
 def test_a_loss_that_is_no_number_ends_the_run_in_one_sentence(
-    glyph_shards: datasets.Shards, ray_cluster: cluster.Cluster, tmp_path: Path
+    glyph_shards: Shards, ray_cluster: ray_session.Cluster, tmp_path: Path
 ) -> None:
     config = config_for(glyph_shards, tmp_path / "run", learning_rate=1e30, optimizer="sgd")
     with pytest.raises(InputError, match=r"diverged in epoch \d: the loss is not a number; lower --learning-rate"):
@@ -242,7 +241,7 @@ def test_a_loss_that_is_no_number_ends_the_run_in_one_sentence(
 
 
 def test_a_directory_that_holds_a_run_is_refused_and_left_alone(
-    glyph_shards: datasets.Shards, ray_cluster: cluster.Cluster, tmp_path: Path
+    glyph_shards: Shards, ray_cluster: ray_session.Cluster, tmp_path: Path
 ) -> None:
     config = config_for(glyph_shards, tmp_path / "run", epochs=1)
     fit(config, glyph_shards, ray_cluster)
@@ -256,32 +255,32 @@ def test_a_directory_that_holds_a_run_is_refused_and_left_alone(
 
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_files_that_cannot_be_read_are_counted_with_their_reasons(
-    num_workers: int, ray_cluster: cluster.Cluster, tmp_path: Path
+    num_workers: int, ray_cluster: ray_session.Cluster, tmp_path: Path
 ) -> None:
     folder, model = tmp_path / "corpus", conftest.save_network(tmp_path / "run", conftest.GLYPHS)
     folder.mkdir()
     for name in ("ab-1.png", "ab-2.png", "-unlabeled.png"):
         (folder / name).write_bytes(b"broken")
 
-    def labeled() -> datasets.Labeled:
+    def labeled() -> Labeled:
         rule = labels.LabelRule("filename", "^([^-]+)")
-        return datasets.read_corpus(str(folder), rule, identity.load_spec(str(model)).image)
+        return sources.read_corpus(str(folder), rule, fingerprint.load_spec(str(model)).image)
 
     with pytest.raises(InputError, match=r"no image of .* can be read: 2 not_an_image, 1 no_label"):
-        evaluation.evaluate(labeled(), str(model), num_workers)
+        evaluate.evaluate(labeled(), str(model), num_workers)
     conftest.draw_glyphs(folder, conftest.glyph_texts(12, 2))
-    found = evaluation.evaluate(labeled(), str(model), num_workers).summary()
+    found = evaluate.evaluate(labeled(), str(model), num_workers).summary()
     assert (found["num_images"], found["unread"]) == (12, {"not_an_image": 2, "no_label": 1})
 
 
 def test_mistakes_that_are_alike_do_not_stop_an_evaluation(
-    glyph_shards: datasets.Shards, ray_cluster: cluster.Cluster, tmp_path: Path
+    glyph_shards: Shards, ray_cluster: ray_session.Cluster, tmp_path: Path
 ) -> None:
     config = config_for(glyph_shards, tmp_path / "run", epochs=1)
     fit(config, glyph_shards, ray_cluster)
     val = glyph_shards.labeled("val")
     twice = dataclasses.replace(val, dataset=val.dataset.union(val.dataset), num_files=2 * val.num_files)
-    found = evaluation.evaluate(twice, config.run)
+    found = evaluate.evaluate(twice, config.run)
     assert found.counts.num_images == 2 * val.num_files
     assert len(found.mistakes) > 1
 
@@ -291,7 +290,7 @@ def test_the_best_epoch_has_most_strings_right_then_most_characters_then_comes_l
         losses = {"train_loss": 1.0, "val_loss": 2.0}
         return {"epoch": number, "val_exact_match": strings, "val_char_accuracy": characters, **losses}
 
-    best, ago = training_worker.best_epoch, training_worker.epochs_without_gain
+    best, ago = best_epoch, epochs_without_gain
     assert best([epoch(1, 0.5, 0.9), epoch(2, 0.6, 0.7), epoch(3, 0.6, 0.8), epoch(4, 0.5, 0.9)]) == 3
     equals = [epoch(1, 0.5, 0.8), epoch(2, 0.5, 0.8), epoch(3, 0.5, 0.8), epoch(4, 0.4, 0.9)]
     assert best(equals) == 3
@@ -304,7 +303,7 @@ def test_the_best_epoch_has_most_strings_right_then_most_characters_then_comes_l
 
 
 def test_more_workers_than_the_cluster_holds_is_one_sentence_before_any_work(
-    glyph_shards: datasets.Shards, ray_cluster: cluster.Cluster, tmp_path: Path
+    glyph_shards: Shards, ray_cluster: ray_session.Cluster, tmp_path: Path
 ) -> None:
     with pytest.raises(InputError, match=r"20 workers of 1 CPU each do not fit: the cluster has \d+ CPUs"):
         fit(config_for(glyph_shards, tmp_path / "run", num_workers=20), glyph_shards, ray_cluster)
@@ -324,38 +323,38 @@ def test_more_workers_than_the_cluster_holds_is_one_sentence_before_any_work(
     ],
 )
 def test_shards_made_for_something_else_are_one_sentence(
-    glyph_shards: datasets.Shards, changes: dict[str, Any], sentence: str
+    glyph_shards: Shards, changes: dict[str, Any], sentence: str
 ) -> None:
     with pytest.raises(InputError, match=sentence):
-        training.model_spec(config_for(glyph_shards, Path("unused"), **changes), glyph_shards.manifest)
+        model_spec(config_for(glyph_shards, Path("unused"), **changes), glyph_shards.manifest)
 
 
-def test_labels_of_several_lengths_are_one_sentence(glyph_shards: datasets.Shards) -> None:
+def test_labels_of_several_lengths_are_one_sentence(glyph_shards: Shards) -> None:
     manifest = Manifest.from_dict({**glyph_shards.manifest.to_dict(), "max_length": 7})
     with pytest.raises(InputError, match=r"have 2 to 7 characters, but .* reads 5 in every"):
-        training.model_spec(config_for(glyph_shards, Path("unused"), slots=5), manifest)
+        model_spec(config_for(glyph_shards, Path("unused"), slots=5), manifest)
 
 
 def test_batches_of_a_single_image_are_refused_before_any_work(
-    glyph_shards: datasets.Shards, ray_cluster: cluster.Cluster, tmp_path: Path
+    glyph_shards: Shards, ray_cluster: ray_session.Cluster, tmp_path: Path
 ) -> None:
     few = dataclasses.replace(glyph_shards.manifest, num_images={"train": 3, "val": 1, "test": 1})
     config = config_for(glyph_shards, tmp_path / "run", batch_size=2)
     with pytest.raises(InputError, match="3 training images cut over 1 workers in batches of 2 leave fewer than"):
-        training.fit(config, few, glyph_shards.read("train"), glyph_shards.read("val"), ray_cluster)
+        trainer.fit(config, few, glyph_shards.read("train"), glyph_shards.read("val"), ray_cluster)
 
 
 def test_an_evaluation_is_published_beside_what_the_run_holds_already(
-    glyph_shards: datasets.Shards, ray_cluster: cluster.Cluster, tmp_path: Path
+    glyph_shards: Shards, ray_cluster: ray_session.Cluster, tmp_path: Path
 ) -> None:
     config = config_for(glyph_shards, tmp_path / "run", epochs=1)
     fit(config, glyph_shards, ray_cluster)
     run = RunDirectory(config.run)
     num = glyph_shards.manifest.num_images
-    test = evaluation.evaluate(glyph_shards.labeled("test"), config.run)
-    evaluation.publish(run, {"test": test}, best_epoch=1)
-    val = evaluation.evaluate(glyph_shards.labeled("val"), config.run)
-    results = evaluation.publish(run, {"val": val})
+    test = evaluate.evaluate(glyph_shards.labeled("test"), config.run)
+    publish(run, {"test": test}, best_epoch=1)
+    val = evaluate.evaluate(glyph_shards.labeled("val"), config.run)
+    results = publish(run, {"val": val})
     assert (results["test"]["num_images"], results["val"]["num_images"], results["best_epoch"]) == (
         num["test"],
         num["val"],
@@ -363,12 +362,12 @@ def test_an_evaluation_is_published_beside_what_the_run_holds_already(
     )
     assert json.loads((tmp_path / "run/results.json").read_text()) == results
     assert results["test"]["num_exact_match"] < num["test"], "one epoch is too short to read all of them"
-    assert 0 < len(test.mistakes) <= evaluation.NUM_MISTAKES
+    assert 0 < len(test.mistakes) <= evaluate.NUM_MISTAKES
     confidences = [mistake.confidence for mistake in test.mistakes]
     assert confidences == sorted(confidences, reverse=True)
     assert (tmp_path / "run/figures/mistakes_test.png").exists()
     moved = shutil.copytree(tmp_path / "run/checkpoint", tmp_path / "elsewhere")
-    again = evaluation.evaluate(glyph_shards.labeled("test"), str(moved))
+    again = evaluate.evaluate(glyph_shards.labeled("test"), str(moved))
     assert again.counts.summary() == test.counts.summary()
 
 
@@ -386,18 +385,18 @@ def draw_words(folder: Path, count: int) -> None:
         Image.fromarray(pixels).save(folder / f"{text}-{k}.png")
 
 
-def test_words_of_several_lengths_are_learned_and_read(ray_cluster: cluster.Cluster, tmp_path: Path) -> None:
+def test_words_of_several_lengths_are_learned_and_read(ray_cluster: ray_session.Cluster, tmp_path: Path) -> None:
     draw_words(tmp_path / "corpus", 300)
     config = conftest.config_for(tmp_path, height=24, width=72, splits=(0.7, 0.15, 0.15))
-    corpus.preprocess(config)
-    shards = datasets.open_shards(config.out)
-    fixed = dataclasses.replace(recipes.get("text"), shards=shards.uri, run=str(tmp_path / "run"), epochs=8)
+    preprocess.preprocess(config)
+    shards = open_shards(config.out)
+    fixed = dataclasses.replace(get("text"), shards=shards.uri, run=str(tmp_path / "run"), epochs=8)
     with pytest.raises(InputError, match=r"have 1 to 3 characters, but .* or train column_cnn with --variable-length"):
         fit(fixed, shards, ray_cluster)
-    variable = dataclasses.replace(recipes.get("text-ctc"), shards=shards.uri, run=str(tmp_path / "run"), epochs=8)
+    variable = dataclasses.replace(get("text-ctc"), shards=shards.uri, run=str(tmp_path / "run"), epochs=8)
     epochs = fit(variable, shards, ray_cluster)
     assert epochs[-1]["val_exact_match"] > 0.9
-    found = evaluation.evaluate(shards.labeled("test"), variable.run).counts
+    found = evaluate.evaluate(shards.labeled("test"), variable.run).counts
     assert found.strings_correct > 0.9 * found.num_images
     assert found.loss_sum / found.num_images < 0.5
     reader = Recognizer.load(variable.run)
@@ -410,16 +409,16 @@ def test_words_of_several_lengths_are_learned_and_read(ray_cluster: cluster.Clus
 
 
 def test_without_validation_every_label_is_learned_and_the_last_epoch_is_kept(
-    ray_cluster: cluster.Cluster, tmp_path: Path
+    ray_cluster: ray_session.Cluster, tmp_path: Path
 ) -> None:
     conftest.draw_glyphs(tmp_path / "corpus", conftest.glyph_texts(60, 2))
     prepared = conftest.config_for(tmp_path, splits=(1.0, 0.0, 0.0))
-    corpus.preprocess(prepared)
-    shards = datasets.open_shards(prepared.out)
+    preprocess.preprocess(prepared)
+    shards = open_shards(prepared.out)
     config = config_for(shards, tmp_path / "run")
     with pytest.raises(InputError, match="patience is 2, but the shards have no validation split"):
-        training.fit(dataclasses.replace(config, patience=2), shards.manifest, shards.read("train"), None, ray_cluster)
-    facts = training.fit(config, shards.manifest, shards.read("train"), None, ray_cluster)
+        trainer.fit(dataclasses.replace(config, patience=2), shards.manifest, shards.read("train"), None, ray_cluster)
+    facts = trainer.fit(config, shards.manifest, shards.read("train"), None, ray_cluster)
     epochs = RunDirectory(config.run).read_metrics()
     assert (facts["best_epoch"], len(epochs)) == (3, 3)
     assert not [name for name in epochs[0] if name.startswith("val_")]
@@ -427,14 +426,14 @@ def test_without_validation_every_label_is_learned_and_the_last_epoch_is_kept(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(RunDirectory, "write_metrics", cut_off_after(2))
         with pytest.raises(KeyboardInterrupt):
-            training.fit(saved, shards.manifest, shards.read("train"), None, ray_cluster)
+            trainer.fit(saved, shards.manifest, shards.read("train"), None, ray_cluster)
     assert not (tmp_path / "cut/checkpoint").exists(), "a network that is not the last one"
     state = checkpoint.load_model(config.run)[0].state_dict()
     kept = load((tmp_path / "run/resume.safetensors").read_bytes())
     assert all(torch.equal(kept[f"model.{name}"], tensor) for name, tensor in state.items())
-    found = evaluation.evaluate(shards.labeled("train"), config.run)
+    found = evaluate.evaluate(shards.labeled("train"), config.run)
     assert found.counts.num_images == 60
-    assert "results" not in evaluation.publish(RunDirectory(config.run), {"train": found}, **facts)
+    assert "results" not in publish(RunDirectory(config.run), {"train": found}, **facts)
 
 
 def cut_off_after(calls: int) -> Any:
@@ -449,11 +448,11 @@ def cut_off_after(calls: int) -> Any:
 
 
 def test_what_a_config_leaves_open_stands_in_the_run(
-    glyph_shards: datasets.Shards, ray_cluster: cluster.Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    glyph_shards: Shards, ray_cluster: ray_session.Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rules, "IMAGES_SEEN", 250)
-    monkeypatch.setattr(rules, "CLASS_SEEN", 1)
-    auto = dataclasses.replace(recipes.get("auto"), shards=glyph_shards.uri, run=str(tmp_path / "run"))
+    monkeypatch.setattr(auto_config, "IMAGES_SEEN", 250)
+    monkeypatch.setattr(auto_config, "CLASS_SEEN", 1)
+    auto = dataclasses.replace(get("auto"), shards=glyph_shards.uri, run=str(tmp_path / "run"))
     epochs = fit(auto, glyph_shards, ray_cluster)
     run = RunDirectory(auto.run)
     asked, settled = run.read_json("config.json"), run.read_json("settled.json")
@@ -461,13 +460,13 @@ def test_what_a_config_leaves_open_stands_in_the_run(
     assert (settled["network"], settled["batch_size"]) == ("column_cnn", 16)
     assert settled["epochs"] == -(-250 // glyph_shards.manifest.num_images["train"])
     assert settled["epochs"] <= len(epochs) <= settled["max_epochs"] == 4 * settled["epochs"]
-    assert runs.load_recipe(run.path("config.json")).epochs == 0
-    monkeypatch.setattr(rules, "IMAGES_SEEN", 2500)
+    assert load_recipe(run.path("config.json")).epochs == 0
+    monkeypatch.setattr(auto_config, "IMAGES_SEEN", 2500)
     resumed = fit(dataclasses.replace(auto, resume=True), glyph_shards, ray_cluster)
     assert resumed == epochs, "a run goes on as it was begun, though the rules have changed"
 
 
-def test_a_sample_is_of_the_size_asked_for_and_not_the_first_rows(glyph_shards: datasets.Shards) -> None:
+def test_a_sample_is_of_the_size_asked_for_and_not_the_first_rows(glyph_shards: Shards) -> None:
     train = glyph_shards.labeled("train")
     uris = [row["uri"] for row in train.dataset.take_all()]
     few = train.sample(30)["uri"].to_pylist()
@@ -479,38 +478,38 @@ def test_a_sample_is_of_the_size_asked_for_and_not_the_first_rows(glyph_shards: 
 
 
 def test_calibration_makes_confidence_mean_what_it_says(
-    glyph_shards: datasets.Shards, ray_cluster: cluster.Cluster, tmp_path: Path
+    glyph_shards: Shards, ray_cluster: ray_session.Cluster, tmp_path: Path
 ) -> None:
     config = config_for(glyph_shards, tmp_path / "run", epochs=4)
     fit(config, glyph_shards, ray_cluster)
     val = glyph_shards.labeled("val")
-    before = evaluation.evaluate(val, config.run).summary()
-    temperature = evaluation.calibrate(val.sample(2000), config.run)
-    after = evaluation.evaluate(val, config.run).summary()
-    assert identity.load_spec(config.run).temperature == temperature != 1.0
+    before = evaluate.evaluate(val, config.run).summary()
+    temperature = evaluate.calibrate(val.sample(2000), config.run)
+    after = evaluate.evaluate(val, config.run).summary()
+    assert fingerprint.load_spec(config.run).temperature == temperature != 1.0
     assert after["loss"] < before["loss"]
     assert after["num_exact_match"] == before["num_exact_match"]
-    assert evaluation.calibrate(val.sample(2000), config.run) == pytest.approx(
+    assert evaluate.calibrate(val.sample(2000), config.run) == pytest.approx(
         temperature
     )  # of what the network says itself
 
 
 @pytest.mark.parametrize("num_workers", ["1:3", 1])
 def test_a_step_of_an_elastic_training_has_as_many_images_with_fewer_workers(
-    num_workers: int | str, glyph_shards: datasets.Shards, ray_cluster: cluster.Cluster, tmp_path: Path
+    num_workers: int | str, glyph_shards: Shards, ray_cluster: ray_session.Cluster, tmp_path: Path
 ) -> None:
     config = config_for(glyph_shards, tmp_path / "run", num_workers=num_workers, batch_size=8)
     blocks = {"train": glyph_shards.read("train").materialize().to_arrow_refs(), "val": []}
-    spec = training.model_spec(config, glyph_shards.manifest)
-    job = training_worker.WorkerJob(config, spec, blocks, lambda message: None)
-    with contextlib.closing(training_worker.Worker(job, 0, 1, torch.device("cpu"))) as worker:
+    spec = model_spec(config, glyph_shards.manifest)
+    job = WorkerJob(config, spec, blocks, lambda message: None)
+    with contextlib.closing(Worker(job, 0, 1, torch.device("cpu"))) as worker:
         steps = [batch.step_images for batch in worker._train.epoch(None)]
     images = glyph_shards.manifest.num_images["train"]
     assert len(steps) == -(-images // (24 if num_workers == "1:3" else 8))
 
 
 def test_two_jobs_do_not_train_into_one_run(
-    glyph_shards: datasets.Shards, ray_cluster: cluster.Cluster, tmp_path: Path
+    glyph_shards: Shards, ray_cluster: ray_session.Cluster, tmp_path: Path
 ) -> None:
     config = config_for(glyph_shards, tmp_path / "run", epochs=1)
     fit(config, glyph_shards, ray_cluster)
@@ -519,52 +518,52 @@ def test_two_jobs_do_not_train_into_one_run(
         fit(dataclasses.replace(config, resume=True), glyph_shards, ray_cluster)
 
 
-def lossy_job(at: str, shards: datasets.Shards, run: Path, how: str = "killed") -> training_worker.WorkerJob:
+def lossy_job(at: str, shards: Shards, run: Path, how: str = "killed") -> WorkerJob:
     """Its worker is killed, or meets an error of ours, whenever it announces that."""
 
-    def lose(message: training_worker.Announcement) -> None:
+    def lose(message: Announcement) -> None:
         if message[0] == at and how == "killed":
             os.kill(os.getpid(), signal.SIGKILL)
         if message[0] == at:
             raise KeyError(how)
 
-    config = rules.settle(config_for(shards, run, max_failures=1), shards.manifest)
+    config = auto_config.settle(config_for(shards, run, max_failures=1), shards.manifest)
     blocks = {"train": shards.read("train").materialize().to_arrow_refs(), "val": []}
-    return training_worker.WorkerJob(config, training.model_spec(config, shards.manifest), blocks, lose)
+    return WorkerJob(config, model_spec(config, shards.manifest), blocks, lose)
 
 
 def test_a_block_that_does_not_come_ends_the_training_in_a_sentence(
-    ray_cluster: cluster.Cluster, glyph_shards: datasets.Shards, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ray_cluster: ray_session.Cluster, glyph_shards: Shards, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(training_worker, "BLOCK_TIMEOUT_S", 0.1)
-    config = rules.settle(config_for(glyph_shards, tmp_path / "run"), glyph_shards.manifest)
+    config = auto_config.settle(config_for(glyph_shards, tmp_path / "run"), glyph_shards.manifest)
     never = ray.remote(resources={"a resource of no node": 1})(lambda: None).remote()
     blocks = {"train": [never], "val": []}
-    job = training_worker.WorkerJob(config, training.model_spec(config, glyph_shards.manifest), blocks, lambda _: None)
+    job = WorkerJob(config, model_spec(config, glyph_shards.manifest), blocks, lambda _: None)
     with pytest.raises(FailedError, match="images have not come from another node for 0 s: Ray's object store"):
-        training_worker.Worker(job, 0, 1, torch.device("cpu"))
+        Worker(job, 0, 1, torch.device("cpu"))
     ray.cancel(never)
 
 
 @pytest.mark.slow
 def test_as_many_losses_are_allowed_again_after_an_epoch(
-    glyph_shards: datasets.Shards, ray_cluster: cluster.Cluster, tmp_path: Path
+    glyph_shards: Shards, ray_cluster: ray_session.Cluster, tmp_path: Path
 ) -> None:
-    training._run_trainer(lossy_job("epoch", glyph_shards, tmp_path / "run"), local=False)
+    _run_trainer(lossy_job("epoch", glyph_shards, tmp_path / "run"), local=False)
     assert [epoch["epoch"] for epoch in RunDirectory(str(tmp_path / "run")).read_metrics()] == [1, 2, 3]
 
 
 @pytest.mark.slow
 def test_workers_that_are_lost_again_and_again_end_the_training_in_a_sentence(
-    glyph_shards: datasets.Shards, ray_cluster: cluster.Cluster, tmp_path: Path
+    glyph_shards: Shards, ray_cluster: ray_session.Cluster, tmp_path: Path
 ) -> None:
     with pytest.raises(FailedError, match="lost more than 1 times without an epoch between, the last one: Worker"):
-        training._run_trainer(lossy_job("step", glyph_shards, tmp_path / "run"), local=False)
+        _run_trainer(lossy_job("step", glyph_shards, tmp_path / "run"), local=False)
 
 
 @pytest.mark.slow
 def test_an_error_of_our_code_comes_with_its_trace(
-    glyph_shards: datasets.Shards, ray_cluster: cluster.Cluster, tmp_path: Path
+    glyph_shards: Shards, ray_cluster: ray_session.Cluster, tmp_path: Path
 ) -> None:
     with pytest.raises(ray.train.WorkerGroupError, match=r"in train_worker(.|\n)*KeyError: 'a slip'"):
-        training._run_trainer(lossy_job("step", glyph_shards, tmp_path / "run", "a slip"), local=False)
+        _run_trainer(lossy_job("step", glyph_shards, tmp_path / "run", "a slip"), local=False)

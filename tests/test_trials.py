@@ -7,11 +7,13 @@ import duckdb
 import numpy as np
 import pytest
 
-from captcha_ray import recipes, trials
-from captcha_ray.runs import RunDirectory
-from captcha_ray.trials import Outcome, Trial
+from captcha_ray.metrics.comparison import compare
+from captcha_ray.runs.directory import RunDirectory
+from captcha_ray.training.recipes import get
+from captcha_ray.tuning import trials
+from captcha_ray.tuning.trials import Outcome, Trial
 
-RECIPE = recipes.get("isfahan")
+RECIPE = get("isfahan")
 
 
 def epoch(number: int, strings: float | None, loss: float | None = 1.0, characters: float = 0.5) -> dict[str, Any]:
@@ -97,15 +99,15 @@ def right(rate: float, seeds: int = 3, images: int = 200, seed: int = 0) -> Any:
 
 
 def test_a_clear_difference_is_told_from_noise() -> None:
-    found = trials.compare(right(0.9, seed=1), right(0.6, seed=2))
+    found = compare(right(0.9, seed=1), right(0.6, seed=2))
     assert found.low > 0
     assert "which is more: +" in found.verdict
     assert found.best - found.recipe == pytest.approx(found.difference)
     assert found.low < found.difference < found.high
     assert (found.num_images, found.num_seeds) == (200, 3)
-    back = trials.compare(right(0.6, seed=2), right(0.9, seed=1))
+    back = compare(right(0.6, seed=2), right(0.9, seed=1))
     assert "which is less: -" in back.verdict
-    same = trials.compare(right(0.75, seed=1), right(0.75, seed=2))
+    same = compare(right(0.75, seed=1), right(0.75, seed=2))
     assert "a difference that may be noise: " in same.verdict
 
 
@@ -122,20 +124,20 @@ def test_the_interval_covers_no_difference_as_often_as_it_says(num_images: int) 
     for number in range(200):
         random = np.random.default_rng(number)
         hardness = random.normal(0, 1.5, num_images)
-        found = trials.compare(network(random, hardness), network(random, hardness), seed=number)
+        found = compare(network(random, hardness), network(random, hardness), seed=number)
         wrong += found.low > 0 or found.high < 0
     assert 2 <= wrong <= 20
 
 
 def test_a_single_seed_counts_the_images_alone() -> None:
     random = np.random.default_rng(0)
-    found = trials.compare(random.random((1, 400)) < 0.9, random.random((1, 400)) < 0.7)
+    found = compare(random.random((1, 400)) < 0.9, random.random((1, 400)) < 0.7)
     assert 0.1 < found.low < found.difference < found.high < 0.3
 
 
 def test_one_lucky_seed_is_no_proof() -> None:
     lucky = np.zeros((3, 200), np.bool_)
     lucky[0] = True
-    found = trials.compare(lucky, np.zeros((3, 200), np.bool_))
+    found = compare(lucky, np.zeros((3, 200), np.bool_))
     assert found.difference == pytest.approx(1 / 3)
     assert "a difference that may be noise" in found.verdict

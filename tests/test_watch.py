@@ -5,8 +5,8 @@ from collections.abc import Callable
 
 import pytest
 
-from captcha_ray import watch
-from captcha_ray.config import FailedError, InputError
+from captcha_ray.errors import FailedError, InputError
+from captcha_ray.inference import watchdog
 
 
 def test_what_is_watched_is_given_in_order_and_its_end_is_the_end() -> None:
@@ -14,7 +14,7 @@ def test_what_is_watched_is_given_in_order_and_its_end_is_the_end() -> None:
         for k in range(100):
             give(k)
 
-    assert list(watch.watch(work, 60, lambda: "count")) == list(range(100))
+    assert list(watchdog.watch(work, 60, lambda: "count")) == list(range(100))
 
 
 def test_what_is_watched_raises_what_it_raises_after_what_it_gave() -> None:
@@ -22,7 +22,7 @@ def test_what_is_watched_raises_what_it_raises_after_what_it_gave() -> None:
         give(1)
         raise InputError("no more")
 
-    found = watch.watch(work, 60, lambda: "count")
+    found = watchdog.watch(work, 60, lambda: "count")
     assert next(found) == 1
     with pytest.raises(InputError, match="no more"):
         next(found)
@@ -30,13 +30,13 @@ def test_what_is_watched_raises_what_it_raises_after_what_it_gave() -> None:
 
 def test_a_job_stalls_only_once_its_evidence_stands_still(monkeypatch: pytest.MonkeyPatch) -> None:
     """Time passes by 1 s each time that anyone asks."""
-    monkeypatch.setattr(watch, "INTERVAL_S", 0.001)
+    monkeypatch.setattr(watchdog, "INTERVAL_S", 0.001)
     clock = iter(range(10**6))
-    monkeypatch.setattr(watch.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(watchdog.time, "monotonic", lambda: next(clock))
     progress = iter([*range(50), *[50] * 10**6])
     done = threading.Event()
     with pytest.raises(FailedError, match="no progress for 9 s at the stage: sleep"):
-        next(watch.watch(lambda _: done.wait(), 9, lambda: "sleep", lambda: next(progress)))
+        next(watchdog.watch(lambda _: done.wait(), 9, lambda: "sleep", lambda: next(progress)))
     done.set()
     assert next(progress) == 50
     assert next(clock) > 50

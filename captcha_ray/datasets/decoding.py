@@ -15,8 +15,12 @@ from typing import TypeVar
 import numpy as np
 import pyarrow as pa
 
-from captcha_ray import images, schema, storage
-from captcha_ray.config import ImageSpec, InputError, PreprocessConfig
+from captcha_ray import images
+from captcha_ray.datasets import schema
+from captcha_ray.datasets.config import PreprocessConfig
+from captcha_ray.errors import InputError
+from captcha_ray.image_spec import ImageSpec
+from captcha_ray.storage import filesystem
 
 T = TypeVar("T")
 
@@ -65,7 +69,7 @@ def choose_image(config: PreprocessConfig, uris: list[str]) -> ImageSpec:
 def decode_files(files: pa.Table, spec: ImageSpec, max_pixels: int) -> tuple[pa.Table, pa.Table]:
     """Reads and decodes files. files: columns uri, text -> (shard rows, quarantine rows), both in the order given."""
     uris = files["uri"].to_pylist()
-    if uris and storage.is_remote(uris[0]):
+    if uris and filesystem.is_remote(uris[0]):
         with concurrent.futures.ThreadPoolExecutor(NUM_FETCH_THREADS) as pool:
             results = list(pool.map(lambda uri: _decode_file(uri, spec, max_pixels), uris))
     else:
@@ -94,7 +98,7 @@ def _decode_file(uri: str, spec: ImageSpec, max_pixels: int) -> images.Pixels | 
 def _of_file(uri: str, make: Callable[[bytes], T | images.Unreadable]) -> T | images.Unreadable:
     """What is made of a file's bytes, or why they cannot be had."""
     try:
-        data = storage.read(uri)
+        data = filesystem.read(uri)
     except FileNotFoundError:
         return images.Unreadable("missing", "there is no such file")
     except (OSError, ValueError, InputError) as error:

@@ -10,11 +10,10 @@ from collections.abc import Iterator
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from captcha_ray import storage
-from captcha_ray.config import InputError, Labels, check
-
-JUNK = {".ds_store", "thumbs.db", "desktop.ini", "ehthumbs.db", "icon\r"}
-"""Files that operating systems leave in folders, lower case."""
+from captcha_ray.datasets.config import Labels
+from captcha_ray.errors import InputError, check
+from captcha_ray.storage import filesystem
+from captcha_ray.storage.filesystem import is_junk, speakable
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +48,7 @@ def list_corpus(corpus: str, rule: LabelRule) -> Listing:
         return Listing([uri for uri, _ in rows], [text for _, text in rows], 0)
     uris = []
     num_junk = 0
-    for uri in storage.list_files(corpus):
+    for uri in filesystem.list_files(corpus):
         if is_junk(uri, corpus):
             num_junk += 1
         else:
@@ -61,22 +60,9 @@ def list_corpus(corpus: str, rule: LabelRule) -> Listing:
 
 def list_images(folder: str) -> list[str]:
     """URIs of images without labels. Raises InputError where there are none."""
-    uris = list_corpus(storage.absolute(folder), LabelRule("filename")).uris
+    uris = list_corpus(filesystem.absolute(folder), LabelRule("filename")).uris
     check(bool(uris), f"{folder} holds no images to read")
     return uris
-
-
-def speakable(uri: str) -> str:
-    """The URI, with the bytes of a file name that are not UTF-8 escaped: no table could hold them."""
-    return uri.encode("utf-8", "backslashreplace").decode()
-
-
-def is_junk(uri: str, corpus: str) -> bool:
-    """Whether a file is an operating system's or hidden below the corpus, and so no image of it."""
-    below = uri.removeprefix(corpus).lstrip("/").split("/")
-    return uri.rpartition("/")[2].lower() in JUNK or any(
-        part.startswith((".", "__MACOSX")) and part not in (".", "..") for part in below
-    )
 
 
 def label_of(uri: str, corpus: str, labels: Labels, pattern: re.Pattern[str] | None) -> str | None:
@@ -103,9 +89,9 @@ def read_table(uri: str) -> Iterator[tuple[str, str | None]]:
     without a path gives the table's own URI with the row's number, from 1, and no label.
     Raises InputError where the table is absent, cannot be read or lacks a column.
     """
-    uri = storage.absolute(uri)
+    uri = filesystem.absolute(uri)
     try:
-        data = storage.read(uri)
+        data = filesystem.read(uri)
     except OSError as error:
         raise InputError(f"the table {uri} cannot be read: {error.strerror or error}") from error
     folder = uri.rpartition("/")[0]
@@ -130,9 +116,9 @@ def read_table(uri: str) -> Iterator[tuple[str, str | None]]:
         if not path:
             yield f"{uri}#row-{number}", None
         elif path.startswith("/") or "://" in path:
-            yield storage.absolute(path), label
+            yield filesystem.absolute(path), label
         else:
-            yield storage.join(folder, posixpath.normpath(path)), label
+            yield filesystem.join(folder, posixpath.normpath(path)), label
 
 
 def _check_columns(uri: str, names: list[str]) -> None:

@@ -17,9 +17,17 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import ray.data
 
-from captcha_ray import console, datasets, decoding, labels, runs, schema, storage
+from captcha_ray import console
 from captcha_ray.charset import Charset
-from captcha_ray.config import ImageSpec, InputError, PreprocessConfig
+from captcha_ray.datasets import decoding, labels, schema
+from captcha_ray.datasets.config import PreprocessConfig
+from captcha_ray.datasets.shards import open_shards, read_part
+from captcha_ray.datasets.splits import SPLITS, split_of
+from captcha_ray.errors import InputError
+from captcha_ray.image_spec import ImageSpec
+from captcha_ray.runs.directory import read_json, to_json
+from captcha_ray.runs.environment import versions
+from captcha_ray.storage import filesystem
 
 QUARANTINE_ROWS = 1_000_000
 """Rows of one part of the quarantine."""
@@ -47,10 +55,8 @@ def write_block(files: pa.Table, *, config: PreprocessConfig, image: ImageSpec) 
     files: columns uri, text, block (the block's number). Returns a row of `FILE_SCHEMA` per file.
     """
     shard, bad = decoding.decode_files(files, image, config.max_pixels)
-    splits = pa.array(
-        [schema.split_of(h, config.split_seed, config.splits) for h in shard["sha256"].to_pylist()], pa.string()
-    )
-    for split in schema.SPLITS:
+    splits = pa.array([split_of(h, config.split_seed, config.splits) for h in shard["sha256"].to_pylist()], pa.string())
+    for split in SPLITS:
         rows = shard.filter(pc.equal(splits, split))
         if len(rows):
             _write_part(part_uri(config.out, split, files["block"][0].as_py()), rows)
@@ -74,13 +80,13 @@ def quarantine_name(number: int) -> str:
 
 def part_uri(out: str, split: str, block: int) -> str:
     """URI of a part."""
-    return storage.join(out, part_name(split, block))
+    return filesystem.join(out, part_name(split, block))
 
 
 def _write_part(uri: str, rows: pa.Table) -> None:
     buffer = io.BytesIO()
     pq.write_table(rows, buffer, compression="zstd", use_dictionary=False)
-    storage.write(uri, buffer.getbuffer())
+    filesystem.write(uri, buffer.getbuffer())
 
 
 def preprocess(config: PreprocessConfig) -> schema.Manifest:
@@ -91,9 +97,9 @@ def preprocess(config: PreprocessConfig) -> schema.Manifest:
     """
     started = time.monotonic()
     config = _absolute(config)
-    if storage.exists(storage.join(config.out, "_SUCCESS")):
+    if filesystem.exists(filesystem.join(config.out, "_SUCCESS")):
         return _finished(config)
-    storage.check_writable(config.out)
+    filesystem.check_writable(config.out)
     rule = labels.LabelRule(config.labels, config.label_pattern, config.table)
     listing = labels.list_corpus(config.corpus, rule)
     if not listing.uris:
@@ -116,25 +122,25 @@ def preprocess(config: PreprocessConfig) -> schema.Manifest:
     quarantine = pa.concat_tables([refused, bad.cast(schema.QUARANTINE_SCHEMA), removed])
     manifest = _manifest(config, image, rule, listing, kept, quarantine, time.monotonic() - started)
     for number, start in enumerate(range(0, len(quarantine), QUARANTINE_ROWS)):
-        _write_part(storage.join(config.out, quarantine_name(number)), quarantine.slice(start, QUARANTINE_ROWS))
+        _write_part(filesystem.join(config.out, quarantine_name(number)), quarantine.slice(start, QUARANTINE_ROWS))
     _clear(config.out, manifest, number_of_quarantine_parts=math.ceil(len(quarantine) / QUARANTINE_ROWS))
-    storage.write(storage.join(config.out, "manifest.json"), runs.to_json(manifest.to_dict()))
-    storage.write(storage.join(config.out, "_SUCCESS"), b"")
-    storage.delete(storage.join(config.out, STARTED))
+    filesystem.write(filesystem.join(config.out, "manifest.json"), to_json(manifest.to_dict()))
+    filesystem.write(filesystem.join(config.out, "_SUCCESS"), b"")
+    filesystem.delete(filesystem.join(config.out, STARTED))
     return manifest
 
 
 def _absolute(config: PreprocessConfig) -> PreprocessConfig:
     """The config as another process must read it; with a table, its folder is the corpus."""
-    out = storage.absolute(config.out)
+    out = filesystem.absolute(config.out)
     if config.labels != "table":
-        return dataclasses.replace(config, corpus=storage.absolute(config.corpus), out=out)
-    table = storage.absolute(config.table)
+        return dataclasses.replace(config, corpus=filesystem.absolute(config.corpus), out=out)
+    table = filesystem.absolute(config.table)
     return dataclasses.replace(config, corpus=table.rpartition("/")[0], table=table, out=out)
 
 
 def _finished(config: PreprocessConfig) -> schema.Manifest:
-    manifest = datasets.open_shards(config.out).manifest
+    manifest = open_shards(config.out).manifest
     for name, value in config.to_dict().items():
         if manifest.config.get(name) != value:
             found = manifest.config.get(name)
@@ -147,23 +153,23 @@ def _finished(config: PreprocessConfig) -> schema.Manifest:
 
 def _claim(config: PreprocessConfig) -> None:
     """Marks the folder as begun. Raises InputError where it holds anything but this job's own unfinished work."""
-    marker = storage.join(config.out, STARTED)
-    if storage.exists(marker):
-        if runs.read_json(marker) != config.to_dict():
+    marker = filesystem.join(config.out, STARTED)
+    if filesystem.exists(marker):
+        if read_json(marker) != config.to_dict():
             raise InputError(f"{config.out} holds shards begun with other settings; name another --out")
-    elif not storage.is_empty(config.out):
+    elif not filesystem.is_empty(config.out):
         raise InputError(f"{config.out} is not empty and holds no shards; name another --out")
-    storage.write(marker, runs.to_json(config.to_dict()))
+    filesystem.write(marker, to_json(config.to_dict()))
 
 
 def _clear(out: str, manifest: schema.Manifest, number_of_quarantine_parts: int) -> None:
     """Removes parts that an interrupted try of this job left and the finished one has no use for."""
     wanted = {part for parts in manifest.parts.values() for part in parts}
     wanted |= {quarantine_name(number) for number in range(number_of_quarantine_parts)}
-    for uri in list(storage.list_files(out)):
+    for uri in list(filesystem.list_files(out)):
         name = uri.removeprefix(f"{out}/")
         if name.startswith(("split=", "quarantine/")) and name not in wanted:
-            storage.delete(uri)
+            filesystem.delete(uri)
 
 
 def _check_labels(listing: labels.Listing, config: PreprocessConfig) -> tuple[pa.Table, pa.Table]:
@@ -239,12 +245,12 @@ def _remove(kept: pa.Table, removed: pa.Table, out: str) -> pa.Table:
     gone = pc.is_in(kept["uri"], value_set=removed["uri"].combine_chunks())
     for part in kept.filter(gone).select(["split", "block"]).group_by(["split", "block"]).aggregate([]).to_pylist():
         uri = part_uri(out, part["split"], part["block"])
-        rows = datasets.read_part(uri)
+        rows = read_part(uri)
         rows = rows.filter(pc.invert(pc.is_in(rows["uri"], value_set=removed["uri"].combine_chunks())))
         if len(rows):
             _write_part(uri, rows)
         else:
-            storage.delete(uri)
+            filesystem.delete(uri)
     return kept.filter(pc.invert(gone))
 
 
@@ -260,7 +266,7 @@ def _manifest(
     reasons = collections.Counter(quarantine["reason"].to_pylist())
     if not len(kept):
         raise InputError(f"{config.corpus} holds no image that can be used: {decoding.counted(reasons)}")
-    texts = {s: kept.filter(pc.equal(kept["split"], s))["text"].to_pylist() for s in schema.SPLITS}
+    texts = {s: kept.filter(pc.equal(kept["split"], s))["text"].to_pylist() for s in SPLITS}
     every = [text for split in texts.values() for text in split]
     charset = Charset(config.charset) if config.charset else Charset.found_in(every)
     if len(set(every)) == 1:
@@ -283,5 +289,5 @@ def _manifest(
         parts={s: sorted(part_name(s, p["block"]) for p in parts if p["split"] == s) for s in texts},
         seconds=round(seconds, 3),
         config=config.to_dict(),
-        versions=runs.versions(),
+        versions=versions(),
     )

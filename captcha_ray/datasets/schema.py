@@ -6,18 +6,15 @@ measured on pyarrow 26). The shape stands in the field's metadata and in `manife
 """
 
 import dataclasses
-import hashlib
 import math
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from captcha_ray.config import Config, ImageSpec
-
-Split = Literal["train", "val", "test"]
-SPLITS: tuple[Split, Split, Split] = ("train", "val", "test")
+from captcha_ray.config import Config
+from captcha_ray.image_spec import ImageSpec
 
 
 def shard_schema(image: ImageSpec) -> pa.Schema:
@@ -52,42 +49,6 @@ def quarantine(rows: list[tuple[str, str, str]]) -> pa.Table:
     """A table of `QUARANTINE_SCHEMA` with these rows."""
     columns = zip(*rows, strict=True) if rows else ((), (), ())
     return pa.table([pa.array(list(c), pa.string()) for c in columns], schema=QUARANTINE_SCHEMA)
-
-
-TIMESTAMP = pa.timestamp("us", "UTC")
-
-LISTING_SCHEMA = pa.schema(
-    [
-        pa.field("uri", pa.string(), nullable=False),
-        pa.field("etag", pa.string(), nullable=False),
-        pa.field("size", pa.int64()),
-        pa.field("last_modified", TIMESTAMP),
-    ]
-)
-"""One row per object to read. etag: changes with the object's content; empty where a listing does not tell.
-
-size: bytes."""
-
-PREDICTION_SCHEMA = pa.schema(
-    [
-        *LISTING_SCHEMA,
-        pa.field("text", pa.string()),
-        pa.field("confidence", pa.float32()),
-        pa.field("char_confidence", pa.list_(pa.float32())),
-        pa.field("status", pa.string(), nullable=False),
-        pa.field("error", pa.string()),
-        pa.field("model_id", pa.string(), nullable=False),
-        pa.field("run_id", pa.string(), nullable=False),
-        pa.field("predicted_at", TIMESTAMP, nullable=False),
-    ]
-)
-"""One row per object, read or not.
-
-uri, etag, size, last_modified: the object as it was listed. text: what was read; null where nothing was. confidence:
-the least certain character's probability, 0 to 1. char_confidence: each character's. status: `ok`,
-`uncertain` (read, with less confidence than the job was asked for) or `error`. error: `<Class>: <sentence>`, null where
-there is a text. model_id: fingerprint of weights, charset and preprocessing. run_id: the
-run that committed the row. predicted_at: when it was read, UTC."""
 
 
 def pack_images(images: npt.NDArray[np.uint8]) -> pa.FixedSizeBinaryArray:
@@ -168,34 +129,3 @@ class Manifest(Config):
         if self.num_junk:
             lines.append(f"passed over: {self.num_junk:,} hidden or system files")
         return lines
-
-
-def split_of(sha256: bytes, seed: int, splits: tuple[float, float, float]) -> Split:
-    """The split of an image, from its pixels' hash and the split seed alone.
-
-    So it is the same for any number of workers and does not move when other images are added.
-    """
-    point = place(sha256, seed)
-    if point < splits[0]:
-        return "train"
-    return "val" if point < splits[0] + splits[1] or splits[2] == 0 else "test"
-
-
-def fold_of(sha256: bytes, seed: int, num_folds: int) -> int:
-    """The fold of an image, 0 to num_folds - 1, from the same."""
-    return int(place(sha256, seed) * num_folds)
-
-
-def thin(rows: pa.Table, at_most: int, of: int | None = None) -> pa.Table:
-    """About so many rows of shards, chosen by their pixels; all of them where they are no more. of: how many there are,
-    where `rows` are a part of them."""
-    share = at_most / max(len(rows) if of is None else of, 1)
-    if share >= 1:
-        return rows
-    return rows.filter(pa.array([place(sha, 0, b"sample") < share for sha in rows["sha256"].to_pylist()], pa.bool_()))
-
-
-def place(sha256: bytes, seed: int, purpose: bytes = b"") -> float:
-    """A number from 0 to below 1, spread evenly over images, and drawn anew for each seed and purpose."""
-    digest = hashlib.sha256(seed.to_bytes(8, "big") + sha256 + purpose).digest()
-    return int.from_bytes(digest[:8], "big") / 2**64

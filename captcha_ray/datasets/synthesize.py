@@ -6,8 +6,12 @@ import functools
 import pyarrow as pa
 import ray.data
 
-from captcha_ray import console, runs, storage, synth
-from captcha_ray.config import InputError, SynthesizeConfig
+from captcha_ray import console
+from captcha_ray.datasets import synthetic
+from captcha_ray.datasets.config import SynthesizeConfig
+from captcha_ray.errors import InputError
+from captcha_ray.runs.directory import read_json, to_json
+from captcha_ray.storage import filesystem
 
 BLOCK_IMAGES = 256
 """Images one task draws: about a second's work."""
@@ -22,14 +26,14 @@ def synthesize(config: SynthesizeConfig) -> str:
 
     Raises InputError where `config.out` holds anything else. Needs a connected Ray.
     """
-    out = storage.absolute(config.out)
+    out = filesystem.absolute(config.out)
     config = dataclasses.replace(config, out=out)
     present = _claim(config)
-    planned = synth.plan(config.scheme, config.seed, config.num_images)
+    planned = synthetic.plan(config.scheme, config.seed, config.num_images)
     rows = [
         {"index": index, "path": item.path, "text": item.text}
         for index, item in enumerate(planned)
-        if storage.join(out, item.path) not in present
+        if filesystem.join(out, item.path) not in present
     ]
     if not rows:
         console.say(f"{out} is finished already; nothing to do")
@@ -47,19 +51,19 @@ def synthesize(config: SynthesizeConfig) -> str:
 
 def _claim(config: SynthesizeConfig) -> set[str]:
     """Marks the folder; returns the URIs that an interrupted job has drawn in it already."""
-    marker = storage.join(config.out, STARTED)
-    if storage.exists(marker):
-        if runs.read_json(marker) != config.to_dict():
+    marker = filesystem.join(config.out, STARTED)
+    if filesystem.exists(marker):
+        if read_json(marker) != config.to_dict():
             raise InputError(f"{config.out} holds a corpus drawn with other settings; name another --out")
-        return set(storage.list_files(config.out))
-    if not storage.is_empty(config.out):
+        return set(filesystem.list_files(config.out))
+    if not filesystem.is_empty(config.out):
         raise InputError(f"{config.out} is not empty; name another --out")
-    storage.write(marker, runs.to_json(config.to_dict()))
+    filesystem.write(marker, to_json(config.to_dict()))
     return set()
 
 
 def _draw(planned: pa.Table, *, config: SynthesizeConfig) -> pa.Table:
     for row in planned.to_pylist():
-        png = synth.render(config.scheme, config.seed, row["index"], row["text"])
-        storage.write(storage.join(config.out, row["path"]), png)
+        png = synthetic.render(config.scheme, config.seed, row["index"], row["text"])
+        filesystem.write(filesystem.join(config.out, row["path"]), png)
     return planned.select(["index"])

@@ -1,24 +1,26 @@
-"""Measures a trained network on labeled Datasets, here or on actors, and publishes the figures in its run."""
+"""Measures a trained network on labeled Datasets, here or on actors."""
 
 import collections
 import dataclasses
 import heapq
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import ray.data
 
-from captcha_ray import checkpoint, console, decoding, diagnosis, identity, report, room, schema, storage
-from captcha_ray.calibration import Confidences
-from captcha_ray.config import InputError, TrainConfig
-from captcha_ray.datasets import Labeled
-from captcha_ray.metrics import Mistake, ReadingCounts
+from captcha_ray import console
+from captcha_ray.datasets import decoding, schema
+from captcha_ray.datasets.shards import Labeled
+from captcha_ray.errors import InputError
+from captcha_ray.metrics.calibration import Confidences
+from captcha_ray.metrics.counts import Mistake, ReadingCounts
+from captcha_ray.models import checkpoint, fingerprint
+from captcha_ray.models.spec import ModelSpec
 from captcha_ray.recognizer import Recognizer
-from captcha_ray.runs import RunDirectory
-from captcha_ray.spec import ModelSpec
+from captcha_ray.runtime import capacity
 
 NUM_MISTAKES = 30
 """Mistakes whose pictures are kept."""
@@ -70,18 +72,18 @@ class ReadImages:
 def _read_rows(dataset: ray.data.Dataset, uri: str, num_workers: int, use_gpu: bool) -> Iterator[pa.Table]:
     """Tables of readings for all rows of a Dataset. num_workers: actors to read on; 0 reads in this process."""
     if num_workers == 0:
-        read = ReadImages(uri, room.device_of(use_gpu))
+        read = ReadImages(uri, capacity.device_of(use_gpu))
         for rows in dataset.iter_batches(batch_size=BATCH_SIZE, batch_format="pyarrow"):
             yield read(rows)
         return
     compute: Any = ray.data.ActorPoolStrategy(size=num_workers)
     readings = dataset.map_batches(
         ReadImages,
-        fn_constructor_args=(uri, room.device_of(use_gpu)),
+        fn_constructor_args=(uri, capacity.device_of(use_gpu)),
         batch_size=BATCH_SIZE,
         batch_format="pyarrow",
         compute=compute,
-        num_cpus=room.asked_of_ray(1),
+        num_cpus=capacity.asked_of_ray(1),
         num_gpus=1 if use_gpu else None,
     )
     yield from readings.iter_batches(batch_size=None, batch_format="pyarrow")
@@ -160,41 +162,12 @@ def evaluate(source: Labeled, model: str, num_workers: int = 0, use_gpu: bool = 
 
     num_workers: actors to read on; 0 reads in this process. Raises InputError where nothing can be read.
     """
-    tally = Tally(identity.load_spec(model), source.num_unlabeled)
+    tally = Tally(fingerprint.load_spec(model), source.num_unlabeled)
     with console.progress(f"evaluate {source.name}", source.num_files, "images") as advance:
         for table in _read_rows(source.dataset, model, num_workers, use_gpu):
             tally.add(table)
             advance(len(table))
     return tally.evaluation(source.source)
-
-
-def publish(run: RunDirectory, evaluations: Mapping[str, Evaluation], **facts: Any) -> dict[str, Any]:
-    """Adds evaluations to the run's `results.json` under their names, and renews `report.html`. Returns all results.
-
-    A name that is there already is replaced; `source` says what was read. `warnings`: what `diagnosis.diagnose` says.
-    """
-    results = run.read_json("results.json") if storage.exists(run.path("results.json")) else {}
-    results |= {name: evaluation.summary() for name, evaluation in evaluations.items()} | facts
-    results["warnings"] = _diagnose(run, results)
-    run.write_json("results.json", results)
-    report.write(run, results, {name: evaluation.mistakes for name, evaluation in evaluations.items()})
-    return results
-
-
-def _diagnose(run: RunDirectory, results: dict[str, Any]) -> list[str]:
-    """Return what there is to warn of in all results of a run; nothing where the run does not know its shards."""
-    if not all(storage.exists(run.path(name)) for name in ("settled.json", "manifest.json")):
-        return []
-    config = TrainConfig.from_dict(run.read_json("settled.json"))
-    manifest = schema.Manifest.from_dict(run.read_json("manifest.json"))
-    splits = {name: value for name, value in results.items() if isinstance(value, dict) and "num_images" in value}
-    return diagnosis.diagnose(splits, run.read_metrics(), config, manifest)
-
-
-def warn(results: dict[str, Any]) -> None:
-    """Say the warnings of `results.json`, if there are any."""
-    for sentence in results["warnings"]:
-        console.warn(sentence)
 
 
 def describe(results: dict[str, Any]) -> list[str]:

@@ -1,0 +1,1 @@
+"""Trains several networks on parts of the images: cross-validation and learning curves."""

@@ -13,9 +13,18 @@ import ray
 import ray.exceptions
 import torch
 
-from captcha_ray import evaluation, learning, room, schema, storage, training, training_worker
-from captcha_ray.config import FailedError, InputError, TrainConfig
-from captcha_ray.runs import RunDirectory
+from captcha_ray.datasets import schema
+from captcha_ray.datasets.splits import thin
+from captcha_ray.errors import FailedError, InputError
+from captcha_ray.evaluation import evaluate
+from captcha_ray.models.device import keep_freed_memory
+from captcha_ray.runs.directory import RunDirectory
+from captcha_ray.runtime import capacity
+from captcha_ray.storage import filesystem
+from captcha_ray.training import trainer
+from captcha_ray.training.config import TrainConfig
+from captcha_ray.training.trainer import RESUME_MAY_DIFFER, model_spec
+from captcha_ray.training.worker import STATE, WorkerJob, fetch, has_diverged
 
 READINGS = "readings.parquet"
 """In a training's directory: what it has read of its test part."""
@@ -47,11 +56,11 @@ class Training:
     def epochs(self, until: int | None = None) -> Generator[dict[str, Any]]:
         """Trains in this process, up to the epoch `until` or the last; lines of its `metrics.jsonl`, those of before an
         interruption first."""
-        learning.keep_freed_memory()
+        keep_freed_memory()
         torch.set_num_threads(self.config.cpus_per_worker)
-        spec = training.model_spec(self.config, self.manifest)
-        job = training_worker.WorkerJob(self.config, spec, self.blocks, lambda message: None, until)
-        yield from training.epochs(job, torch.device(room.device_of(self.config.use_gpu)))
+        spec = model_spec(self.config, self.manifest)
+        job = WorkerJob(self.config, spec, self.blocks, lambda message: None, until)
+        yield from trainer.epochs(job, torch.device(capacity.device_of(self.config.use_gpu)))
 
 
 @ray.remote
@@ -60,15 +69,15 @@ def train_in_full(one: Training, calibrated: bool) -> pa.Table:
 
     Raises InputError where the loss stops being a number.
     """
-    device = room.device_of(one.config.use_gpu)
+    device = capacity.device_of(one.config.use_gpu)
     *_, last = one.epochs()
-    if training_worker.has_diverged(last):
+    if has_diverged(last):
         raise InputError(f"it diverged in epoch {last['epoch']}: the loss is not a number; lower --learning-rate")
     if calibrated and one.blocks["val"]:
-        rows = pa.concat_tables([training_worker.fetch(block) for block in one.blocks["val"]])
-        evaluation.calibrate(schema.thin(rows, evaluation.CALIBRATION_IMAGES), one.config.run, device)
-    read, size = evaluation.ReadImages(one.config.run, device), evaluation.BATCH_SIZE
-    tables = [training_worker.fetch(block) for block in one.blocks["test"]]
+        rows = pa.concat_tables([fetch(block) for block in one.blocks["val"]])
+        evaluate.calibrate(thin(rows, evaluate.CALIBRATION_IMAGES), one.config.run, device)
+    read, size = evaluate.ReadImages(one.config.run, device), evaluate.BATCH_SIZE
+    tables = [fetch(block) for block in one.blocks["test"]]
     return pa.concat_tables([read(t.slice(start, size)) for t in tables for start in range(0, len(t), size)])
 
 
@@ -104,15 +113,15 @@ def train_all(
             raise FailedError(f"the training {one.name} failed, {again}: {cause}") from error
         directory = RunDirectory(one.config.run)
         directory.write_table(READINGS, table)
-        storage.delete(directory.path(training_worker.STATE))
+        filesystem.delete(directory.path(STATE))
         tell(one, one.config.epochs)
         return one, table
 
     for one in todo:
         directory = RunDirectory(one.config.run)
-        may_differ = training.RESUME_MAY_DIFFER
+        may_differ = RESUME_MAY_DIFFER
         directory.begin(one.config.to_dict(), one.manifest.to_dict(), resume=True, may_differ=may_differ)
-        if storage.exists(directory.path(READINGS)):
+        if filesystem.exists(directory.path(READINGS)):
             tell(one, one.config.epochs)
             yield one, directory.read_table(READINGS)
             continue
@@ -120,7 +129,7 @@ def train_all(
             yield take()
         alone = one.config.workers[1] == 1
         options = {
-            "num_cpus": room.asked_of_ray(one.config.cpus_per_worker) if alone else 0,
+            "num_cpus": capacity.asked_of_ray(one.config.cpus_per_worker) if alone else 0,
             "num_gpus": gpus if alone else 0,
             "memory": None if alone else HOLDER,
         }

@@ -2,7 +2,8 @@
 
 import dataclasses
 
-from captcha_ray import predictions, storage
+from captcha_ray.inference.table import BLOCK
+from captcha_ray.storage import filesystem
 
 BATCH_SIZE = 256
 """Images recognized at once; larger batches are no faster on a CPU."""
@@ -26,8 +27,8 @@ class Work:
 
     def todo(self, block: int) -> str:
         """URI of the objects to read in a block."""
-        return storage.join(self.attempt, f"block-{block:06d}.todo")
+        return filesystem.join(self.attempt, f"block-{block:06d}.todo")
 
     def staged(self, block: int) -> str:
         """URI of what was read in it."""
-        return storage.join(self.attempt, f"block-{block:06d}{predictions.BLOCK}")
+        return filesystem.join(self.attempt, f"block-{block:06d}{BLOCK}")

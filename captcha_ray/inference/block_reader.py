@@ -12,11 +12,13 @@ from typing import Any, TypeVar
 import numpy as np
 import pyarrow as pa
 
-from captcha_ray import images, objectstore, predictions, schema, storage
-from captcha_ray.config import InputError
-from captcha_ray.predictions import Counts
+from captcha_ray import images
+from captcha_ray.errors import InputError
+from captcha_ray.inference import schema, table
+from captcha_ray.inference.block import BATCH_SIZE, Work
+from captcha_ray.inference.table import STAGED_SCHEMA, Counts
 from captcha_ray.recognizer import Reading, Recognizer
-from captcha_ray.work import BATCH_SIZE, Work
+from captcha_ray.storage import filesystem, objectstore
 
 T = TypeVar("T")
 
@@ -43,17 +45,17 @@ class BlockReader:
 
     def read(self, block: int) -> tuple[int, int]:
         """Reads a block and stages its rows; (rows, errors)."""
-        listed = predictions.read(self._work.todo(block))
+        listed = table.read(self._work.todo(block))
         chunks = [listed.slice(start, BATCH_SIZE).to_pylist() for start in range(0, len(listed), BATCH_SIZE)]
         tables = [self._read_chunk(chunk, fetched) for chunk, fetched in zip(chunks, self._fetch(chunks), strict=True)]
         rows = pa.concat_tables(tables)
-        self._timed("write", predictions.stage, rows, self._work.staged(block))
+        self._timed("write", table.stage, rows, self._work.staged(block))
         self._report["stage"] = "wait for work"
         return len(rows), Counts.of(rows).num_errors
 
     def _fetch(self, chunks: list[list[dict[str, Any]]]) -> Iterator[list[bytes | images.Unreadable]]:
         """The bytes of each chunk's objects; from a store, those of the next chunk are on their way meanwhile."""
-        if not any(storage.is_remote(row["uri"]) for chunk in chunks for row in chunk):
+        if not any(filesystem.is_remote(row["uri"]) for chunk in chunks for row in chunk):
             for chunk in chunks:
                 yield self._timed("fetch", lambda chunk=chunk: [self._fetch_one(row) for row in chunk])
             return
@@ -66,11 +68,11 @@ class BlockReader:
         """The object's bytes; what its listing left out is put into `row`."""
         uri, limit = row["uri"], self._work.max_bytes
         try:
-            if not storage.is_known(uri):
+            if not filesystem.is_known(uri):
                 return images.Unreadable("unknown_scheme", "only paths, s3:// and gs:// are read")
             if (row["size"] or 0) > limit:
                 return images.Unreadable("too_large", f"{row['size']} bytes are more than {limit}")
-            data, entry = storage.fetch(uri, limit)
+            data, entry = filesystem.fetch(uri, limit)
         except FileNotFoundError:
             odd = "; its name may not be UTF-8" if "\\udc" in uri or "\\x" in uri else ""
             return images.Unreadable("missing", f"there is no such object{odd}")
@@ -89,7 +91,7 @@ class BlockReader:
         decoded = self._timed("decode", self._decode, fetched)
         good = [pixels for pixels in decoded if not isinstance(pixels, images.Unreadable)]
         readings = iter(self._timed("recognize", self._recognize, good) if good else [])
-        columns: dict[str, list[Any]] = {name: [] for name in predictions.STAGED_SCHEMA.names}
+        columns: dict[str, list[Any]] = {name: [] for name in STAGED_SCHEMA.names}
         now = datetime.datetime.now(datetime.UTC)
         for row, item in zip(listed, decoded, strict=True):
             for name in schema.LISTING_SCHEMA.names:
@@ -104,7 +106,7 @@ class BlockReader:
         self._report["recognized"] += len(good)
         columns["model_id"] = [self._work.model_id] * len(listed)
         columns["predicted_at"] = [now] * len(listed)
-        return pa.table(columns, schema=predictions.STAGED_SCHEMA)
+        return pa.table(columns, schema=STAGED_SCHEMA)
 
     def _status(self, reading: Reading | None) -> str:
         if reading is None:

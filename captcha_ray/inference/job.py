@@ -24,14 +24,20 @@ import pyarrow.parquet as pq
 import ray
 import ray.data
 
-from captcha_ray import cluster, console, identity, listing, objectstore, predictions, room, runs, storage
-from captcha_ray.config import FailedError, InferConfig, InputError
-from captcha_ray.inference_worker import ReadBlocks
-from captcha_ray.lease import Lease
-from captcha_ray.predictions import Committed, Counts, Predictions
-from captcha_ray.telemetry import Telemetry
-from captcha_ray.watch import watch
-from captcha_ray.work import BATCH_SIZE, Work
+from captcha_ray import console
+from captcha_ray.errors import FailedError, InputError
+from captcha_ray.inference import listing, table
+from captcha_ray.inference.block import BATCH_SIZE, Work
+from captcha_ray.inference.config import InferConfig
+from captcha_ray.inference.table import NUM_THREADS, Committed, Counts, Predictions
+from captcha_ray.inference.watchdog import watch
+from captcha_ray.inference.worker import ReadBlocks
+from captcha_ray.models import fingerprint
+from captcha_ray.runs.environment import environment
+from captcha_ray.runtime import capacity, ray_session
+from captcha_ray.runtime.telemetry import Telemetry
+from captcha_ray.storage import filesystem, objectstore
+from captcha_ray.storage.lock import Lease
 
 T = TypeVar("T")
 
@@ -50,7 +56,7 @@ SILENCE = "start the workers (none has reported; if they died, for lack of memor
 STAGES = ("fetch", "decode", "recognize", "write")
 """What workers do with each object, and so what has a rate; seconds are summed over workers."""
 
-READER = "captcha_ray.reader.BlockReader"
+READER = "captcha_ray.inference.block_reader.BlockReader"
 """What workers read with; by its name, so that only they import torch."""
 
 
@@ -93,19 +99,19 @@ def transcribe(config: InferConfig, started: float, reader: str = READER) -> Nig
         objectstore.use_endpoint(config.endpoint_url)
     config = dataclasses.replace(
         config,
-        images=storage.absolute(config.images),
-        run=storage.absolute(config.run),
-        out=storage.absolute(config.out),
+        images=filesystem.absolute(config.images),
+        run=filesystem.absolute(config.run),
+        out=filesystem.absolute(config.out),
     )
     _check_apart(config.images, config.out)
-    _, model_id = identity.identify(config.run)
+    _, model_id = fingerprint.identify(config.run)
     with contextlib.ExitStack() as stack:
         if os.environ.get("RAY_ADDRESS"):  # a cluster says no before a listing of hours; a Ray of our own cannot
-            stack.enter_context(cluster.connect())
-            cluster.check_shared(**_shared(config))
-            room.has_room(config.num_workers or 1, config.cpus_per_worker, config.use_gpu)
+            stack.enter_context(ray_session.connect())
+            ray_session.check_shared(**_shared(config))
+            capacity.has_room(config.num_workers or 1, config.cpus_per_worker, config.use_gpu)
         spool = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="captcha_ray-")))
-        lease = stack.enter_context(Lease(storage.join(config.out, "_lease.json")))
+        lease = stack.enter_context(Lease(filesystem.join(config.out, "_lease.json")))
         return _Job(config, model_id, lease, spool, started, reader).run()
 
 
@@ -118,9 +124,9 @@ def _check_apart(source: str, out: str) -> None:
 def _num_workers(config: InferConfig) -> int:
     """How many workers to use. Raises InputError where they do not fit, or where a node, which may have come while the
     images were listed, does not see what they are to read."""
-    cluster.check_shared(**_shared(config))
-    num_workers = config.num_workers or max(room.num_fitting(config.cpus_per_worker, config.use_gpu), 1)
-    room.await_room(num_workers, config.cpus_per_worker, config.use_gpu, **_shared(config))
+    ray_session.check_shared(**_shared(config))
+    num_workers = config.num_workers or max(capacity.num_fitting(config.cpus_per_worker, config.use_gpu), 1)
+    capacity.await_room(num_workers, config.cpus_per_worker, config.use_gpu, **_shared(config))
     return num_workers
 
 
@@ -168,7 +174,7 @@ class _Job:
         self._work = Work(
             config.run,
             model_id,
-            room.device_of(config.use_gpu),
+            capacity.device_of(config.use_gpu),
             self._table.attempt,
             objectstore.endpoint(),
             config.max_bytes,
@@ -197,12 +203,12 @@ class _Job:
             self._total = adopted.total + todo
             if todo:
                 before = time.monotonic()
-                with cluster.connect():
+                with ray_session.connect():
                     self._seconds["start Ray"] = time.monotonic() - before
                     self._num_workers = _num_workers(self._config)
                     self._read(self._timed("plan", self._write_todo, todo))
         except TooManyErrorsError:
-            self._table.discard(storage.list_files(self._table.attempt))  # now that no worker adds to it
+            self._table.discard(filesystem.list_files(self._table.attempt))  # now that no worker adds to it
             self._table.give_up()
             raise
         except InputError:
@@ -242,12 +248,12 @@ class _Job:
         path = self._spool / "todo.parquet"
         batches = map(pa.table, pq.ParquetFile(path).iter_batches(BATCH_SIZE))
         sizes = block_sizes(math.ceil(num_rows / BATCH_SIZE), self._num_workers)
-        with concurrent.futures.ThreadPoolExecutor(predictions.NUM_THREADS) as pool:
+        with concurrent.futures.ThreadPoolExecutor(NUM_THREADS) as pool:
             waiting: list[concurrent.futures.Future[None]] = []
             for number, size in enumerate(sizes):
                 block = pa.concat_tables(itertools.islice(batches, size))
-                waiting.append(pool.submit(predictions.stage, block, self._work.todo(number)))
-                if len(waiting) > 2 * predictions.NUM_THREADS:
+                waiting.append(pool.submit(table.stage, block, self._work.todo(number)))
+                if len(waiting) > 2 * NUM_THREADS:
                     waiting.pop(0).result()
             assert next(batches, None) is None, "every batch is in a block"
             for future in waiting:
@@ -257,7 +263,7 @@ class _Job:
 
     def _read(self, num_blocks: int) -> None:
         """Has the workers read all blocks; commits whenever there are rows enough."""
-        board: Any = cluster.Board.options(scheduling_strategy=cluster.here()).remote()  # type: ignore[attr-defined]
+        board: Any = ray_session.Board.options(scheduling_strategy=ray_session.here()).remote()  # type: ignore[attr-defined]
         results = self._dataset(num_blocks, board)
 
         def read_all(give: Callable[[dict[str, Any]], None]) -> None:
@@ -348,7 +354,7 @@ class _Job:
         if self._total and self._errors > allowed:
             kinds, example = Counter[str](), ""
             for block, _ in self._blocks:
-                rows = predictions.read(block, ["uri", "status", "error"])
+                rows = table.read(block, ["uri", "status", "error"])
                 kinds += Counts.of(rows).errors
                 example = example or next((f"{r['uri']}: {r['error']}" for r in rows.to_pylist() if r["error"]), "")
             said = ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common())
@@ -402,7 +408,7 @@ class _Job:
                 "per_million_images": round(cores * wall / 3600 * price / read * 1e6, 4) if cores else None,
             },
             "config": self._config.to_dict(),
-            "environment": runs.environment(),
+            "environment": environment(),
         }
 
     def _measure(self, rows: int, errors: int, seconds: float) -> None:

@@ -20,10 +20,11 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from captcha_ray import schema, storage
-from captcha_ray.config import InputError
-from captcha_ray.labels import is_junk, speakable
-from captcha_ray.objectstore import Entry
+from captcha_ray.errors import InputError, full_disk
+from captcha_ray.inference import schema
+from captcha_ray.storage import filesystem
+from captcha_ray.storage.filesystem import is_junk, speakable
+from captcha_ray.storage.objectstore import Entry
 
 TABLES = (".csv", ".csv.gz", ".parquet")
 """Names of files that list images; so does an inventory's manifest. Anything else is an image, a folder or a prefix."""
@@ -78,7 +79,7 @@ def write_listing(images: str, path: Path, match: str, advance: Callable[[int], 
     num_junk = 0
     pattern = re.compile(match)
     with pq.ParquetWriter(path, schema.LISTING_SCHEMA, compression="zstd") as writer:
-        for page in _grouped(storage.list_pages(images)):
+        for page in _grouped(filesystem.list_pages(images)):
             kept = [entry for entry in page if not is_junk(entry.uri, images)]
             num_junk += len(page) - len(kept)
             kept = [entry for entry in kept if pattern.search(entry.uri)]
@@ -107,7 +108,7 @@ def _grouped(pages: Iterator[list[Entry]]) -> Iterator[list[Entry]]:
 def _open_inventory(manifest: str) -> list[_Table]:
     """The tables of an S3 inventory, as the S3 User Guide describes it ("Locating your inventory list")."""
     try:
-        said = json.loads(storage.read(manifest))
+        said = json.loads(filesystem.read(manifest))
         bucket = said["destinationBucket"].rpartition(":")[2]  # an ARN
         form = said["fileFormat"]
         columns = tuple(name.strip() for name in said["fileSchema"].split(",")) if form == "CSV" else ()
@@ -130,7 +131,7 @@ def _read_tables(tables: list[_Table], spool: Path, match: str) -> Iterator[pa.T
             with connect(spool) as database:
                 yield from _query(table, source, match, database)
         except OSError as error:
-            if storage.full_disk(error):
+            if full_disk(error):
                 raise
             raise InputError(f"the listing {table.uri} cannot be read: {error.strerror or error}") from error
         except (EOFError, zlib.error) as error:
@@ -143,7 +144,7 @@ def _read_tables(tables: list[_Table], spool: Path, match: str) -> Iterator[pa.T
 
 def _copy(table: str, source: Path) -> None:
     """Copies, and unzips what Amazon and people zip: DuckDB takes a zipped file that was cut off for a whole one."""
-    storage.copy(table, source)
+    filesystem.copy(table, source)
     if table.endswith(".gz"):
         zipped = source.rename(f"{source}.gz")
         try:
@@ -176,7 +177,7 @@ def _query(table: _Table, source: Path, match: str, database: duckdb.DuckDBPyCon
         {"WHERE wanted(uri)" if match else ""}
         ORDER BY last_modified DESC NULLS LAST""",
         # A key in a bucket's table never names a file of this machine.
-        params={**parameters, "folder": table.uri.rpartition("/")[0], "local": not storage.is_remote(table.uri)},
+        params={**parameters, "folder": table.uri.rpartition("/")[0], "local": not filesystem.is_remote(table.uri)},
     )
     for batch in found.to_arrow_reader(GROUP_ROWS):
         yield pa.table(batch).cast(schema.LISTING_SCHEMA)

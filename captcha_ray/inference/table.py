@@ -29,8 +29,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from captcha_ray import listing, runs, schema, storage
-from captcha_ray.config import InferConfig
+from captcha_ray.inference import listing, schema
+from captcha_ray.inference.config import InferConfig
+from captcha_ray.runs.directory import read_json, to_json
+from captcha_ray.storage import filesystem
 
 NUM_THREADS = 8
 """Objects of the table that are read at once."""
@@ -156,8 +158,8 @@ class Predictions:
         )  # fmt: skip
         decisive = [model_id, *(getattr(config, name) for name in names)]
         work = hashlib.sha256(json.dumps(decisive).encode()).hexdigest()[:16]
-        self._work = storage.join(config.out, "_staging", work)
-        self.attempt = storage.join(self._work, f"attempt-{secrets.token_hex(8)}")
+        self._work = filesystem.join(config.out, "_staging", work)
+        self.attempt = filesystem.join(self._work, f"attempt-{secrets.token_hex(8)}")
         self._before: set[Run] = set()
         self._adopted = spool / "adopted.parquet"
 
@@ -166,14 +168,14 @@ class Predictions:
 
         Completes what a kill between a commit and its manifest has left undone.
         """
-        names = {uri.removeprefix(f"{self._config.out}/") for uri in storage.list_files(self._config.out)}
+        names = {uri.removeprefix(f"{self._config.out}/") for uri in filesystem.list_files(self._config.out)}
         self._runs = {run for name in names if (run := Run.parse(name))}
         for run in self._runs:
             if f"{run.folder}/_manifest.json" not in names:
-                self._write_manifest(run, _footer(storage.read(self._uri(run.file))))
+                self._write_manifest(run, _footer(filesystem.read(self._uri(run.file))))
         for name in names:
             if re.search(r"(^|/)\.[^/]+\.[0-9a-f]{32}\.tmp$", name):  # a write that was interrupted
-                storage.delete(self._uri(name))
+                filesystem.delete(self._uri(name))
         self._before = self._begin()
         left = [self._uri(name) for name in names if self._uri(name).startswith(f"{self._work}/attempt-")]
         adopted = self._adopt([uri for uri in left if uri.endswith(BLOCK)])
@@ -182,10 +184,10 @@ class Predictions:
 
     def _begin(self) -> set[Run]:
         """Runs that were committed when this work began, before any interruption."""
-        marker = storage.join(self._work, BEGUN)
-        if storage.exists(marker):
-            return {run for file in runs.read_json(marker) if (run := Run.parse(file))}
-        storage.write(marker, runs.to_json(sorted(run.file for run in self._runs)))
+        marker = filesystem.join(self._work, BEGUN)
+        if filesystem.exists(marker):
+            return {run for file in read_json(marker) if (run := Run.parse(file))}
+        filesystem.write(marker, to_json(sorted(run.file for run in self._runs)))
         return set(self._runs)
 
     def _adopt(self, blocks: list[str]) -> Counts:
@@ -204,13 +206,13 @@ class Predictions:
             )
         counts = Counts.of(pq.read_table(self._adopted, columns=["status", "error"]))
         if counts.total:
-            storage.write(self.adopted_block, self._adopted.read_bytes())
+            filesystem.write(self.adopted_block, self._adopted.read_bytes())
         return counts
 
     @property
     def adopted_block(self) -> str:
         """URI of the block of rows that earlier attempts have read."""
-        return storage.join(self.attempt, f"adopted{BLOCK}")
+        return filesystem.join(self.attempt, f"adopted{BLOCK}")
 
     @property
     def _settling(self) -> set[Run]:
@@ -260,7 +262,7 @@ class Predictions:
             path = self._spool / hashlib.sha256(f"{uri} {columns}".encode()).hexdigest()
             if path.exists():
                 return str(path)
-            if storage.is_remote(uri):
+            if filesystem.is_remote(uri):
                 pq.write_table(read(uri, columns), path, compression="zstd")
             else:
                 path.symlink_to(uri)
@@ -291,7 +293,7 @@ class Predictions:
             manifest = {"run_id": run.run_id, **describe(counts)}
             self._runs.add(run)
             try:
-                storage.write(self._uri(run.file), _encode(rows, run, manifest), exclusive=True)
+                filesystem.write(self._uri(run.file), _encode(rows, run, manifest), exclusive=True)
             except FileExistsError:  # another job has committed meanwhile, maybe some of the same objects
                 rows = self._without(rows, read(self._uri(run.file), KEY_COLUMNS))
                 continue
@@ -314,32 +316,32 @@ class Predictions:
         return pa.array([_partition_of(uri, date) for uri in rows["uri"].to_pylist()], pa.string())
 
     def _write_manifest(self, run: Run, manifest: dict[str, Any]) -> None:
-        storage.write(self._uri(f"{run.folder}/_manifest.json"), runs.to_json(manifest))
+        filesystem.write(self._uri(f"{run.folder}/_manifest.json"), to_json(manifest))
 
     def _uri(self, name: str) -> str:
-        return storage.join(self._config.out, name)
+        return filesystem.join(self._config.out, name)
 
     def discard(self, uris: Iterable[str]) -> None:
         """Removes what was staged."""
         with concurrent.futures.ThreadPoolExecutor(NUM_THREADS) as pool:
-            list(pool.map(storage.delete, uris))
+            list(pool.map(filesystem.delete, uris))
 
     def give_up(self) -> None:
         """After a refusal: where nothing was read for this work, the next one begins anew, later runs included."""
-        if self._runs == self._before and not any(uri.endswith(BLOCK) for uri in storage.list_files(self._work)):
+        if self._runs == self._before and not any(uri.endswith(BLOCK) for uri in filesystem.list_files(self._work)):
             self.close()
 
     def close(self) -> None:
         """Marks the work as complete: nothing of it is staged any more."""
-        self.discard(storage.list_files(self._work))
-        storage.prune(storage.join(self._config.out, "_staging"))
+        self.discard(filesystem.list_files(self._work))
+        filesystem.prune(filesystem.join(self._config.out, "_staging"))
 
 
 def stage(rows: pa.Table, uri: str) -> None:
     """Writes one block: objects to read, or `STAGED_SCHEMA` rows of what was read."""
     buffer = io.BytesIO()
     pq.write_table(rows, buffer, compression="zstd")
-    storage.write(uri, buffer.getbuffer())
+    filesystem.write(uri, buffer.getbuffer())
 
 
 def _encode(rows: pa.Table, run: Run, manifest: dict[str, Any]) -> memoryview:
@@ -348,7 +350,7 @@ def _encode(rows: pa.Table, run: Run, manifest: dict[str, Any]) -> memoryview:
         pa.repeat(pa.scalar(run.run_id), len(rows)) if name == "run_id" else rows[name]
         for name in schema.PREDICTION_SCHEMA.names
     ]
-    table = pa.table(columns, schema=schema.PREDICTION_SCHEMA.with_metadata({FOOTER: runs.to_json(manifest)}))
+    table = pa.table(columns, schema=schema.PREDICTION_SCHEMA.with_metadata({FOOTER: to_json(manifest)}))
     buffer = io.BytesIO()
     pq.write_table(table, buffer, compression="zstd", row_group_size=GROUP_ROWS)
     return buffer.getbuffer()
@@ -362,7 +364,7 @@ def _footer(data: bytes) -> dict[str, Any]:
 
 def read(uri: str, columns: list[str] | None = None) -> pa.Table:
     """Rows of one Parquet object of the table."""
-    return pq.read_table(io.BytesIO(storage.read(uri)), columns=columns)
+    return pq.read_table(io.BytesIO(filesystem.read(uri)), columns=columns)
 
 
 def _sql_table(paths: list[str]) -> str:

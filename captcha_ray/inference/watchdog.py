@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
-from captcha_ray.config import FailedError, InputError
+from captcha_ray.errors import FailedError, InputError
 
 T = TypeVar("T")
 

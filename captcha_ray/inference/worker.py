@@ -12,12 +12,11 @@ import numpy as np
 import numpy.typing as npt
 import ray
 
-from captcha_ray import storage
-from captcha_ray.config import InputError
-from captcha_ray.work import Work
+from captcha_ray.errors import InputError, full_disk
+from captcha_ray.inference.block import Work
 
 if TYPE_CHECKING:
-    from captcha_ray.reader import BlockReader
+    from captcha_ray.inference.block_reader import BlockReader
 
 REPORT_S = 1.0
 """Seconds between a worker's reports."""
@@ -47,7 +46,7 @@ class ReadBlocks:
         except InputError as error:
             self._refusal = str(error)
         except OSError as error:
-            self._failure = storage.full_disk(error)
+            self._failure = full_disk(error)
             if not self._failure:
                 raise
         self._pin()

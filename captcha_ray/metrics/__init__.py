@@ -1,0 +1,1 @@
+"""Counts, confidences and comparisons; numpy only."""

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from captcha_ray.metrics import ratio, wilson_interval
+from captcha_ray.metrics.counts import ratio, wilson_interval
 
 NUM_BINS = 15
 """Bins of equal width for the calibration error, which is that of C. Guo et al., "On Calibration of Modern Neural

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from captcha_ray.metrics import wilson_interval
+from captcha_ray.metrics.counts import wilson_interval
 
 FRACTIONS = (0.05, 0.1, 0.25, 0.5, 1.0)
 """Of the training split, that a curve is measured at."""

@@ -1,0 +1,1 @@
+"""Networks, their descriptions and their checkpoints. Stays empty: a night with nothing new loads no torch."""

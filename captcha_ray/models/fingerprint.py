@@ -7,9 +7,10 @@ never taken for a whole one. Needs no torch.
 import hashlib
 import json
 
-from captcha_ray import runs, storage
-from captcha_ray.config import InputError
-from captcha_ray.spec import ModelSpec
+from captcha_ray.errors import InputError
+from captcha_ray.models.spec import ModelSpec
+from captcha_ray.runs.directory import read_json
+from captcha_ray.storage import filesystem
 
 WEIGHTS = "model.safetensors"
 DESCRIPTION = "model.json"
@@ -44,7 +45,7 @@ def load_verified(folder: str) -> tuple[ModelSpec, str, bytes]:
     """(spec, fingerprint, weights) of a checkpoint folder whose two files belong together."""
     spec, expected = _load_description(folder)
     try:
-        weights = storage.read(storage.join(folder, WEIGHTS))
+        weights = filesystem.read(filesystem.join(folder, WEIGHTS))
     except FileNotFoundError:
         raise InputError(f"{folder} has no {WEIGHTS}") from None
     if fingerprint(spec, weights) != expected:
@@ -54,7 +55,7 @@ def load_verified(folder: str) -> tuple[ModelSpec, str, bytes]:
 
 def _load_description(folder: str) -> tuple[ModelSpec, str]:
     """(spec, fingerprint that its weights must give)."""
-    description = runs.read_json(storage.join(folder, DESCRIPTION))
+    description = read_json(filesystem.join(folder, DESCRIPTION))
     try:
         return ModelSpec.from_dict(description["model"]), description["fingerprint"]
     except InputError as error:
@@ -65,8 +66,8 @@ def _load_description(folder: str) -> tuple[ModelSpec, str]:
 
 def find_checkpoint(uri: str) -> str:
     """The checkpoint folder of a run, or the folder itself where it is one. Raises InputError for neither."""
-    uri = storage.absolute(uri)
-    for folder in (storage.join(uri, "checkpoint"), uri):
-        if storage.exists(storage.join(folder, DESCRIPTION)):
+    uri = filesystem.absolute(uri)
+    for folder in (filesystem.join(uri, "checkpoint"), uri):
+        if filesystem.exists(filesystem.join(folder, DESCRIPTION)):
             return folder
     raise InputError(f"{uri} holds no checkpoint; jobs/train.py makes one")

@@ -7,9 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from captcha_ray.alignment import evenly_spaced, slot_probabilities
-from captcha_ray.config import ImageSpec, InputError
-from captcha_ray.spec import ModelSpec
+from captcha_ray.errors import InputError
+from captcha_ray.image_spec import ImageSpec
+from captcha_ray.models.ctc import evenly_spaced, slot_probabilities
+from captcha_ray.models.spec import ModelSpec
 
 
 class Network(nn.Module):

@@ -3,9 +3,17 @@
 import dataclasses
 import math
 import typing
+from typing import Literal
 
 from captcha_ray.charset import Charset
-from captcha_ray.config import Config, ImageSpec, InputError, Network, check
+from captcha_ray.config import Config
+from captcha_ray.errors import InputError, check
+from captcha_ray.image_spec import ImageSpec
+
+Network = Literal["auto", "glyph_vgg", "multi_head_cnn", "column_cnn"]
+
+
+Precision = Literal["auto", "fp32", "bf16"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -21,8 +21,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from captcha_ray.learning_curve import Curve
-from captcha_ray.metrics import OTHER, Mistake
+from captcha_ray.metrics.counts import OTHER, Mistake
+from captcha_ray.metrics.learning_curve import Curve
 
 DPI = 110
 """Pixels per inch of every picture."""

@@ -11,8 +11,14 @@ import string
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from captcha_ray import storage
-from captcha_ray.runs import RunDirectory
+from captcha_ray.runs.directory import RunDirectory
+from captcha_ray.storage import filesystem
+
+
+def text(value: Any) -> str:
+    """A value for a person: numbers with three digits."""
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
 
 UNKNOWN = "–"
 """Stands for a value that is not known."""
@@ -59,7 +65,7 @@ def write(run: RunDirectory, what: str, parts: Sequence[str]) -> str:
     """Writes `report.html` of a run; gives its URI. Raises OSError where it cannot be written."""
     title = f"{what} of {run.uri.rpartition('/')[2] or run.uri}"
     uri = run.path("report.html")
-    storage.write(uri, _PAGE.substitute(title=escape(title), uri=escape(run.uri), body="\n".join(parts)).encode())
+    filesystem.write(uri, _PAGE.substitute(title=escape(title), uri=escape(run.uri), body="\n".join(parts)).encode())
     return uri
 
 
@@ -67,7 +73,7 @@ def origins(run: RunDirectory) -> list[str]:
     """Sections of the run's config, of what the shards made of it, and of its environment, where it has them. Raises
     InputError for what is not JSON."""
     names = ("config.json", "settled.json", "environment.json")
-    found = {name: flat(run.read_json(name)) for name in names if storage.exists(run.path(name))}
+    found = {name: flat(run.read_json(name)) for name in names if filesystem.exists(run.path(name))}
     if settled := found.get("settled.json"):
         asked = found.get("config.json", {})
         found["settled.json"] = {name: value for name, value in settled.items() if asked.get(name) != value}
@@ -134,7 +140,7 @@ def paragraph(text: str) -> str:
 
 def figure(run: RunDirectory, name: str, alt: str, png: bytes) -> str:
     """Writes `figures/<name>.png`; gives the same picture as an element."""
-    storage.write(run.path("figures", f"{name}.png"), png)
+    filesystem.write(run.path("figures", f"{name}.png"), png)
     return f'<img alt="{escape(alt)}" src="data:image/png;base64,{base64.b64encode(png).decode()}">'
 
 

@@ -4,9 +4,11 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from captcha_ray import calibration, figures, page, storage
-from captcha_ray.metrics import Mistake
-from captcha_ray.runs import RunDirectory
+from captcha_ray.metrics import calibration
+from captcha_ray.metrics.counts import Mistake
+from captcha_ray.reporting import figures, page
+from captcha_ray.runs.directory import RunDirectory
+from captcha_ray.storage import filesystem
 
 NO_MISTAKES = "No mistakes on this split."
 
@@ -155,11 +157,11 @@ def _classes(summary: Mapping[str, Any]) -> str:
 def _mistakes(run: RunDirectory, name: str, summary: Mapping[str, Any], rows: Sequence[Mistake] | None) -> str:
     total = summary["num_images"] - summary["num_exact_match"]
     picture = run.path("figures", f"mistakes_{name}.png")
-    if rows is None and total and storage.exists(picture):
-        figure = page.figure(run, f"mistakes_{name}", f"Misread images of split {name}", storage.read(picture))
+    if rows is None and total and filesystem.exists(picture):
+        figure = page.figure(run, f"mistakes_{name}", f"Misread images of split {name}", filesystem.read(picture))
         return page.paragraph(f"Mistakes: {total}.") + "\n" + figure
     if not rows:
-        storage.delete(picture)
+        filesystem.delete(picture)
         return page.paragraph(NO_MISTAKES if total == 0 else f"Mistakes: {total}. No picture of them was kept.")
     rows = rows[: figures.MAX_MISTAKES]
     table = page.table(

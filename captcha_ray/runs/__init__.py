@@ -1,0 +1,1 @@
+"""Run directories: what stands in them and what it was made by."""

@@ -1,0 +1,1 @@
+"""Ray: connecting to it, waiting for capacity, telemetry."""

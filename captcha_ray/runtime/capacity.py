@@ -17,8 +17,9 @@ from ray._raylet import GcsClient  # type: ignore[attr-defined]
 from ray.autoscaler.sdk import request_resources
 from ray.core.generated import autoscaler_pb2
 
-from captcha_ray import cluster, console
-from captcha_ray.config import InputError
+from captcha_ray import console
+from captcha_ray.errors import InputError
+from captcha_ray.runtime import ray_session
 
 SPARE_CPU = 0.001
 """Of a CPU: what workers leave of each of theirs, and all that reading images for them takes. Images that are lost with
@@ -36,7 +37,7 @@ SAY_S = 30.0
 
 def num_fitting(cpus_per_worker: int, gpus_per_worker: float) -> int:
     """How many workers of so many CPUs and GPUs each the nodes there are can hold; GPUs may be a fraction."""
-    nodes = [node["Resources"] for node in cluster.nodes()]
+    nodes = [node["Resources"] for node in ray_session.nodes()]
     by_cpu = [int(n.get("CPU", 0)) // cpus_per_worker for n in nodes]
     by_gpu = by_cpu
     if 0 < gpus_per_worker < 1:  # a fraction is of one GPU, not spread over two
@@ -74,12 +75,12 @@ def gpus_hidden() -> Iterator[None]:
 
 def num_cpus() -> int:
     """CPUs of the nodes there are; at least 1."""
-    return max(int(sum(node["Resources"].get("CPU", 0) for node in cluster.nodes())), 1)
+    return max(int(sum(node["Resources"].get("CPU", 0) for node in ray_session.nodes())), 1)
 
 
 def describe(cpus_per_worker: int, gpus_per_worker: float) -> str:
     """What the nodes there are have, and for how many workers that is, for a person."""
-    nodes = [node["Resources"] for node in cluster.nodes()]
+    nodes = [node["Resources"] for node in ray_session.nodes()]
     have = f"{sum(n.get('CPU', 0) for n in nodes):.0f} CPUs and {sum(n.get('GPU', 0) for n in nodes):.0f} GPUs"
     fitting = num_fitting(cpus_per_worker, gpus_per_worker)
     return f"the cluster has {have} on {len(nodes)} node(s), room for {fitting}"
@@ -135,7 +136,7 @@ def await_room(num_workers: int, cpus_per_worker: int, gpus_per_worker: float, *
             time.sleep(POLL_S)
     finally:
         request_resources(bundles=[])  # from here on workers hold the nodes; a request left behind would for ever
-    cluster.check_shared(**paths)
+    ray_session.check_shared(**paths)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,8 +152,8 @@ def autoscaler(bundles: list[dict[str, float]]) -> Autoscaler | None:
     """What the cluster's autoscaler is at, and what it says of a request for these; None where there is none."""
     client = GcsClient(address=ray.get_runtime_context().gcs_address)
     reply = autoscaler_pb2.GetClusterStatusReply()  # type: ignore[attr-defined]
-    reply.ParseFromString(client.get_cluster_status(timeout_s=cluster.CONNECT_TIMEOUT_S))
-    status = client.internal_kv_get(DEBUG_AUTOSCALING_STATUS.encode(), None, timeout=cluster.CONNECT_TIMEOUT_S)
+    reply.ParseFromString(client.get_cluster_status(timeout_s=ray_session.CONNECT_TIMEOUT_S))
+    status = client.internal_kv_get(DEBUG_AUTOSCALING_STATUS.encode(), None, timeout=ray_session.CONNECT_TIMEOUT_S)
     return of_version_2(reply.autoscaling_state, bundles) or of_version_1(status)
 
 

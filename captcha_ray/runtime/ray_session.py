@@ -24,8 +24,9 @@ from ray._private.grpc_utils import init_grpc_channel
 from ray._private.services import find_node_ids
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from captcha_ray import console, storage
-from captcha_ray.config import AGAIN, FailedError, InputError, check
+from captcha_ray import console
+from captcha_ray.errors import AGAIN, FailedError, InputError, check
+from captcha_ray.storage import filesystem
 
 QUIET = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # Ray Train sees the end of training this late at most
@@ -278,9 +279,9 @@ def check_shared(**paths: str) -> None:
     """
     home = ray.get_runtime_context().get_node_id()
     others = [n for n in nodes() if n["NodeID"] != home and {"CPU", "GPU"} & n["Resources"].keys()]
-    local = {name: storage.absolute(path) for name, path in paths.items() if path and not storage.is_remote(path)}
+    local = {name: filesystem.absolute(path) for name, path in paths.items() if path and not filesystem.is_remote(path)}
     for name, path in local.items() if others else ():
-        with storage.probe(path) as probe:
+        with filesystem.probe(path) as probe:
             seen = {
                 node["NodeID"]: _exists.options(
                     scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=True)

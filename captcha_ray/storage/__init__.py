@@ -1,0 +1,1 @@
+"""Bytes behind a URI: on a disk or in a bucket."""

@@ -18,9 +18,26 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-from captcha_ray import objectstore
-from captcha_ray.config import AGAIN, InputError
-from captcha_ray.objectstore import Entry
+from captcha_ray.errors import InputError
+from captcha_ray.storage import bucket_listing, objectstore
+from captcha_ray.storage.objectstore import Entry
+
+JUNK = {".ds_store", "thumbs.db", "desktop.ini", "ehthumbs.db", "icon\r"}
+"""Files that operating systems leave in folders, lower case."""
+
+
+def speakable(uri: str) -> str:
+    """The URI, with the bytes of a file name that are not UTF-8 escaped: no table could hold them."""
+    return uri.encode("utf-8", "backslashreplace").decode()
+
+
+def is_junk(uri: str, corpus: str) -> bool:
+    """Whether a file is an operating system's or hidden below the corpus, and so no image of it."""
+    below = uri.removeprefix(corpus).lstrip("/").split("/")
+    return uri.rpartition("/")[2].lower() in JUNK or any(
+        part.startswith((".", "__MACOSX")) and part not in (".", "..") for part in below
+    )
+
 
 REMOTE = ("s3://", "gs://")
 
@@ -174,18 +191,6 @@ def check_writable(uri: str) -> None:
         raise InputError(f"{uri} cannot be written: {error.strerror or error}") from error
 
 
-def full_disk(error: BaseException) -> str:
-    """A sentence where that is what an error means, or what caused it (as Ray tells what a worker raised), else
-    nothing."""
-    cause: BaseException | None = error
-    while cause:
-        if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
-            named = cause.filename and "\n" not in str(cause.filename)  # Ray Data puts a page of advice there
-            return f"the disk is full: {cause.filename if named else os.strerror(cause.errno)}; make room, and {AGAIN}"
-        cause = getattr(cause, "cause", None) or cause.__cause__
-    return ""
-
-
 def delete(uri: str) -> None:
     """Removes one object; no error where there is none."""
     if is_remote(uri):
@@ -203,7 +208,7 @@ def list_pages(uri: str) -> Iterator[list[Entry]]:
     if is_remote(uri):
         found = False
         try:
-            for page in objectstore.list_pages(uri):
+            for page in bucket_listing.list_pages(uri):
                 found = found or bool(page)
                 yield page
         except FileNotFoundError as error:

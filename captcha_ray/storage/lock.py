@@ -13,8 +13,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from captcha_ray import console, storage
-from captcha_ray.config import FailedError, InputError
+from captcha_ray import console
+from captcha_ray.errors import FailedError, InputError
+from captcha_ray.storage import filesystem
 
 RENEW_S = 5.0
 """Seconds between renewals."""
@@ -46,7 +47,7 @@ class Lease:
         self._thread.join()
         try:
             if self._holds():
-                storage.delete(self._uri)
+                filesystem.delete(self._uri)
         except OSError as error:  # the work is done or has failed already
             console.warn(f"the lease {self._uri} stays behind: {error}")
 
@@ -69,11 +70,11 @@ class Lease:
         dead = self._bytes()
         if dead is None:
             with contextlib.suppress(FileExistsError):
-                storage.write(self._uri, mine, exclusive=True)
+                filesystem.write(self._uri, mine, exclusive=True)
                 return
         elif _parsed(dead) == found:
             with contextlib.suppress(FileNotFoundError):  # others took it over and are done already
-                if storage.replace(self._uri, mine, dead):
+                if filesystem.replace(self._uri, mine, dead):
                     return
         raise InputError(f"another process has just begun to work on {self._folder}")
 
@@ -101,7 +102,7 @@ class Lease:
                 if not self._holds():
                     self._lost = True
                     return
-                storage.write(self._uri, self._content(count))
+                filesystem.write(self._uri, self._content(count))
             except Exception as error:  # the store is away; the holder goes on until someone takes over
                 console.warn(f"the lease cannot be renewed: {error}")
 
@@ -117,7 +118,7 @@ class Lease:
 
     def _bytes(self) -> bytes | None:
         try:
-            return storage.read(self._uri)
+            return filesystem.read(self._uri)
         except FileNotFoundError:
             return None
 

@@ -1,0 +1,1 @@
+"""Trains one network, data-parallel, and resumes it."""

@@ -3,8 +3,8 @@
 import dataclasses
 import math
 
-from captcha_ray.config import TrainConfig
-from captcha_ray.schema import Manifest
+from captcha_ray.datasets.schema import Manifest
+from captcha_ray.training.config import TrainConfig
 
 BATCH_SIZES = (16, 256)
 """Smallest and largest batch: smaller ones learn more from few images, larger ones keep many cores busy."""

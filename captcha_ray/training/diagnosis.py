@@ -11,9 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from captcha_ray import metrics, rules
-from captcha_ray.config import PreprocessConfig, TrainConfig
-from captcha_ray.schema import Manifest
+from captcha_ray.datasets.config import PreprocessConfig
+from captcha_ray.datasets.schema import Manifest
+from captcha_ray.metrics.counts import guess_loss
+from captcha_ray.training import auto_config
+from captcha_ray.training.config import TrainConfig
 
 HARDLY_ANY = 0.02
 """Share of whole strings at or below which a network counts as reading nothing."""
@@ -138,7 +140,7 @@ def _labels(manifest: Manifest) -> str:
 def _guess_loss(manifest: Manifest) -> float:
     """Return the loss, nats per image, of always guessing each character as often as it occurs."""
     counts = np.array([list(manifest.num_characters["train"].values())], np.int64)
-    return metrics.guess_loss(counts) * int(counts.sum()) / max(manifest.num_images["train"], 1)
+    return guess_loss(counts) * int(counts.sum()) / max(manifest.num_images["train"], 1)
 
 
 def _losses(epochs: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
@@ -157,7 +159,7 @@ def _loss(epochs: Sequence[Mapping[str, Any]], manifest: Manifest) -> str:
         return f"loss: unknown; guessing costs {guess:.2f} nats an image"
     found = f"{train:.2f} nats an image in training" + ("" if math.isnan(val) else f", {val:.2f} in validation")
     meaning = "the training images were learned by heart" if train < LEARNED * guess else "next to nothing was learned"
-    chosen = rules.epochs(manifest)
+    chosen = auto_config.epochs(manifest)
     short = f" in {len(epochs)} epochs, where {chosen} would be chosen" if len(epochs) < chosen else ""
     return f"loss: {found}; guessing costs {guess:.2f}, so {meaning}{short}"
 
@@ -177,7 +179,7 @@ def _next(epochs: Sequence[Mapping[str, Any]], config: TrainConfig, manifest: Ma
         rows = f"pq.read_table({config.shards + '/quarantine'!r}, columns=['reason', 'uri']).slice(0, 20).to_pylist()"
         return shlex.join(["python", "-c", f"import pyarrow.parquet as pq; print(*{rows}, sep='\\n')"])
     longest = config.max_epochs or config.epochs
-    if longest < rules.LONGEST * rules.epochs(manifest):
+    if longest < auto_config.LONGEST * auto_config.epochs(manifest):
         return _command("train", shards=config.shards, run=f"{config.run}-longer")
     return _command("train", shards=config.shards, run=f"{config.run}-longer", max_epochs=str(2 * longest))
 

@@ -9,10 +9,77 @@ from typing import Any
 import ray
 import ray.exceptions
 
-from captcha_ray import console, room
-from captcha_ray.cluster import here
-from captcha_ray.config import TrainConfig
-from captcha_ray.telemetry import Telemetry
+from captcha_ray import console
+from captcha_ray.runtime import capacity
+from captcha_ray.runtime.ray_session import here
+from captcha_ray.runtime.telemetry import Telemetry
+from captcha_ray.training.config import TrainConfig
+
+
+class TrainingProgress:
+    """One bar for a whole training run and one line per finished epoch."""
+
+    def __init__(self, num_epochs: int) -> None:
+        self.num_epochs = num_epochs
+        self._bar = console.bar()
+        self._task = self._bar.add_task("train", total=None, note="starting")
+        self._started: tuple[float, float] | None = None
+        self._num_workers = 0
+
+    def __enter__(self) -> "TrainingProgress":
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def begin(self, num_epochs: int, num_workers: int) -> None:
+        """Workers begin, so many epochs being done; again where some were lost, or more have come."""
+        if before := self._num_workers:
+            why = "more workers have come" if num_workers > before else "workers were lost"
+            console.say(
+                f"{why}: training goes on after epoch {num_epochs} with {num_workers}, it was {before}",
+                num_epochs=num_epochs,
+                num_workers=num_workers,
+            )
+        self._num_workers, self._started = num_workers, None  # what was waited for says nothing of what is left
+
+    def plan(self, num_epochs: int, change: str) -> None:
+        """Set the number of epochs planned. change: a sentence on what has changed it; may be empty."""
+        self.num_epochs = num_epochs
+        if self._started is not None:
+            self._bar.update(self._task, total=num_epochs)
+        if change:
+            console.say(f"{change}; {num_epochs} epochs in all", num_epochs=num_epochs)
+
+    def step(self, epoch: int, fraction: float, images_per_second: float) -> None:
+        """epoch: from 1. fraction: of the epoch that is done, 0 to 1."""
+        done = epoch - 1 + fraction
+        if self._started is None:
+            self._started = (time.monotonic(), done)
+            self._bar.reset(self._task, total=self.num_epochs)
+        self._bar.update(
+            self._task, completed=done, note=f"epoch {epoch}/{self.num_epochs}  {images_per_second:,.0f} images/s"
+        )
+
+    def epoch(self, record: dict[str, Any], best: bool) -> None:
+        """record: a line of `metrics.jsonl`."""
+        self.step(record["epoch"], 1.0, record["images_per_second"])
+        left = ""
+        if self._started is not None and not console.is_terminal():
+            at, done = self._started
+            rate = (record["epoch"] - done) / max(time.monotonic() - at, 1e-9)
+            left = f"  {console.time_left(self.num_epochs - record['epoch'], rate)} left"
+        loss, characters = f"{record['train_loss']:.3f}", f"{record['train_char_accuracy']:.2%}"
+        if "val_loss" in record:
+            loss += f" val {record['val_loss']:.3f}"
+            characters += f" val {record['val_char_accuracy']:.2%}  strings val {record['val_exact_match']:.2%}"
+        console.say(
+            f"epoch {record['epoch']:>3}/{self.num_epochs}  loss {loss}  characters {characters}"
+            f"  {record['images_per_second']:,.0f} images/s{left}{'  best' if best and 'val_loss' in record else ''}",
+            **record,
+        )
+
 
 LOOK_S = 0.25
 """Seconds between two looks at what was announced."""
@@ -76,7 +143,7 @@ class Relay:
                     continue
             if silent > patience:
                 patience *= 2
-                have = room.describe(self._config.cpus_per_worker, self._config.use_gpu)
+                have = capacity.describe(self._config.cpus_per_worker, self._config.use_gpu)
                 console.say(
                     f"no step for {silent:.0f} s: workers start, wait for nodes or validate; "
                     f"{self._config.workers[0]} are needed, {have}"

@@ -12,13 +12,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray.data
 
-from captcha_ray import console, datasets, decoding, evaluation, images, labels, room, schema, storage, training
-from captcha_ray.cluster import Cluster
-from captcha_ray.config import ImageSpec, TrainConfig, check
-from captcha_ray.datasets import Labeled, Shards
+from captcha_ray import console, images
+from captcha_ray.datasets import decoding, labels, schema
+from captcha_ray.datasets.shards import Labeled, Shards, in_blocks, map_tables
+from captcha_ray.errors import check
+from captcha_ray.evaluation import evaluate
+from captcha_ray.image_spec import ImageSpec
 from captcha_ray.recognizer import Recognizer
-from captcha_ray.runs import RunDirectory
-from captcha_ray.training import MoreImages
+from captcha_ray.runs.directory import RunDirectory
+from captcha_ray.runtime import capacity
+from captcha_ray.runtime.ray_session import Cluster
+from captcha_ray.storage import filesystem
+from captcha_ray.training.config import TrainConfig
+from captcha_ray.training.trainer import MoreImages, fit
 
 MIN_CONFIDENCE = 0.9
 """Of a reading that counts as a label. From 50 captchas, 98 to 99 % of those are right."""
@@ -78,15 +84,15 @@ def label(
     so that a run that is continued learns from the same. Raises InputError as `training.fit` does, and where no file
     can be decoded.
     """
-    teacher = RunDirectory(storage.join(config.run, TEACHER))
+    teacher = RunDirectory(filesystem.join(config.run, TEACHER))
     if not teacher.finished:
         console.say(f"first a network to read {len(uris):,} files of {config.unlabelled}")
         first = dataclasses.replace(config, run=teacher.uri, unlabelled="", resume=True)
-        training.fit(first, shards.manifest, shards.read("train"), val.dataset if val else None, resources)
+        fit(first, shards.manifest, shards.read("train"), val.dataset if val else None, resources)
         if val:
-            evaluation.calibrate(val.sample(evaluation.CALIBRATION_IMAGES), teacher.uri)
+            evaluate.calibrate(val.sample(evaluate.CALIBRATION_IMAGES), teacher.uri)
         teacher.finish()
-    if storage.exists(teacher.path(READINGS)):
+    if filesystem.exists(teacher.path(READINGS)):
         readings = teacher.read_table(READINGS)
     else:
         readings = _read(uris, shards, teacher.uri, config.use_gpu)
@@ -110,12 +116,12 @@ def label(
 
 def _read(uris: list[str], shards: Shards, model: str, use_gpu: bool) -> pa.Table:
     """Rows of `READINGS_SCHEMA`, in the order of the URIs."""
-    compute: Any = ray.data.ActorPoolStrategy(min_size=1, max_size=max(room.num_fitting(1, use_gpu), 1))
+    compute: Any = ray.data.ActorPoolStrategy(min_size=1, max_size=max(capacity.num_fitting(1, use_gpu), 1))
     files = pa.table({"uri": uris, "text": pa.repeat("", len(uris))})
-    dataset = datasets.in_blocks(files, shards.manifest.image_spec).map_batches(
+    dataset = in_blocks(files, shards.manifest.image_spec).map_batches(
         ReadFiles,
-        fn_constructor_args=(model, room.device_of(use_gpu)),
-        batch_size=evaluation.BATCH_SIZE,
+        fn_constructor_args=(model, capacity.device_of(use_gpu)),
+        batch_size=evaluate.BATCH_SIZE,
         batch_format="pyarrow",
         compute=compute,
         num_gpus=1 if use_gpu else None,
@@ -143,8 +149,8 @@ def choose(readings: pa.Table, known: pa.Table) -> pa.Table:
 def _decode(chosen: pa.Table, shards: Shards) -> ray.data.Dataset:
     """Rows of shards with what was read as their texts, materialized; without files that have changed since."""
     spec = shards.manifest.image_spec
-    files = datasets.in_blocks(chosen.select(["uri", "text", "sha256"]), spec)
-    found: ray.data.Dataset = datasets.map_tables(files, functools.partial(_unchanged, spec=spec)).materialize()
+    files = in_blocks(chosen.select(["uri", "text", "sha256"]), spec)
+    found: ray.data.Dataset = map_tables(files, functools.partial(_unchanged, spec=spec)).materialize()
     return found
 
 

@@ -3,7 +3,9 @@
 import dataclasses
 from collections.abc import Callable
 
-from captcha_ray.config import DEMO, TrainConfig, check_keys
+from captcha_ray.config import DEMO
+from captcha_ray.errors import check_keys
+from captcha_ray.training.config import TrainConfig
 
 
 def wmail() -> TrainConfig:

@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
-from captcha_ray.config import TrainConfig
+from captcha_ray.training.config import TrainConfig
 
 WARMUP_STEPS = 150
 """The most steps that `warmup_stable_decay` warms up for: 15 % of the thousand that few images are trained for."""

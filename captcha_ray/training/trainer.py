@@ -25,18 +25,21 @@ import torch._dynamo  # the first optimizer would import it, when nothing else g
 import torch.distributed
 from ray.train.v2._internal.exceptions import RayTrainError
 
-from captcha_ray import console, relay, room, schema, storage, training_worker
-from captcha_ray.cluster import Cluster
-from captcha_ray.config import FailedError, InputError, TrainConfig, check
-from captcha_ray.console import TrainingProgress
-from captcha_ray.lease import Lease
-from captcha_ray.models import build_model
-from captcha_ray.relay import Announcement
-from captcha_ray.rules import settle
-from captcha_ray.runs import RunDirectory
-from captcha_ray.spec import ModelSpec
-from captcha_ray.telemetry import Telemetry
-from captcha_ray.training_worker import WorkerJob, best_epoch, has_diverged
+from captcha_ray import console
+from captcha_ray.datasets import schema
+from captcha_ray.errors import FailedError, InputError, check
+from captcha_ray.models.networks import build_model
+from captcha_ray.models.spec import ModelSpec
+from captcha_ray.runs.directory import RunDirectory
+from captcha_ray.runtime import capacity
+from captcha_ray.runtime.ray_session import Cluster
+from captcha_ray.runtime.telemetry import Telemetry
+from captcha_ray.storage import filesystem
+from captcha_ray.storage.lock import Lease
+from captcha_ray.training.auto_config import settle
+from captcha_ray.training.config import TrainConfig
+from captcha_ray.training.progress import Announcement, Relay, TrainingProgress, measure
+from captcha_ray.training.worker import Worker, WorkerJob, best_epoch, has_diverged, train_worker
 
 RESIZE_S = 60.0
 """Seconds after which an elastic training that lacks workers looks for room for more. A change costs it the epoch that
@@ -122,13 +125,13 @@ def fit(
     check_batches(config, manifest)
     if not config.resume:
         run.check_free()
-    shards = storage.absolute(config.shards)
-    unlabelled = storage.absolute(config.unlabelled) if config.unlabelled else ""
+    shards = filesystem.absolute(config.shards)
+    unlabelled = filesystem.absolute(config.unlabelled) if config.unlabelled else ""
     asked, config = (
         dataclasses.replace(one, run=run.uri, shards=shards, unlabelled=unlabelled) for one in (asked, config)
     )
     where = {"shards": shards, "unlabelled": unlabelled, "run": run.uri}
-    room.await_room(config.workers[0], config.cpus_per_worker, config.use_gpu, **where)
+    capacity.await_room(config.workers[0], config.cpus_per_worker, config.use_gpu, **where)
     run.begin(asked.to_dict(), manifest.to_dict(), resume=config.resume, may_differ=RESUME_MAY_DIFFER)
     facts: dict[str, Any] = {}
     with Lease(run.path("_lease.json")) as lease:
@@ -172,19 +175,19 @@ def _train(config: TrainConfig, spec: ModelSpec, blocks: dict[str, list[Any]], c
         def show(message: Announcement) -> None:
             name, arguments = message
             getattr(progress, name)(*arguments)
-            relay.measure(telemetry, progress.num_epochs, message)
+            measure(telemetry, progress.num_epochs, message)
 
         if cluster.embedded and config.workers[1] == 1 and not config.use_gpu:
-            with room.gpus_hidden():
+            with capacity.gpus_hidden():
                 _run_trainer(WorkerJob(config, spec, blocks, show), local=True)
         else:
-            with relay.Relay(show, config) as announcements:
+            with Relay(show, config) as announcements:
                 _run_trainer(WorkerJob(config, spec, blocks, announcements.announcer()), local=False)
 
 
 def _settled(config: TrainConfig, manifest: schema.Manifest, run: RunDirectory) -> TrainConfig:
     """The config with nothing left open; a run that is continued goes on as it was begun, whatever the rules now."""
-    if not config.resume or not storage.exists(run.path("settled.json")):
+    if not config.resume or not filesystem.exists(run.path("settled.json")):
         return settle(config, manifest)
     begun = TrainConfig.from_dict(run.read_json("settled.json"))
     return dataclasses.replace(begun, **{name: getattr(config, name) for name in RESUME_MAY_DIFFER})
@@ -253,7 +256,7 @@ def _why_lost(failure: Exception) -> str:
 
 def _run_trainer_once(job: WorkerJob, local: bool) -> None:
     config = job.config
-    resources = {"CPU": room.asked_of_ray(config.cpus_per_worker), **({"GPU": 1} if config.use_gpu else {})}
+    resources = {"CPU": capacity.asked_of_ray(config.cpus_per_worker), **({"GPU": 1} if config.use_gpu else {})}
     least, most = config.workers
     group: Any = most if least == most else (least, most)
     if least < most:
@@ -273,7 +276,7 @@ def _run_trainer_once(job: WorkerJob, local: bool) -> None:
             logging_config=ray.train.LoggingConfig(log_level="WARNING"),  # type: ignore[call-arg]
         )
         trainer = _Trainer(
-            training_worker.train_worker,
+            train_worker,
             # Ray gives a process threads by the whole CPUs it has, and a little of the last one is left to others.
             train_loop_config={"job": job, "num_threads": 0 if local else config.cpus_per_worker},
             scaling_config=scaling,
@@ -296,7 +299,7 @@ def epochs(job: WorkerJob, device: torch.device) -> Generator[dict[str, Any]]:
     several workers cannot be read here.
     """
     if job.config.workers[1] == 1:
-        with contextlib.closing(training_worker.Worker(job, 0, 1, device)) as worker:
+        with contextlib.closing(Worker(job, 0, 1, device)) as worker:
             yield from worker.epochs
             while worker.wants_epoch:
                 yield worker.run_epoch()

@@ -24,14 +24,24 @@ import torch._dynamo  # the first optimizer would import it, when nothing else g
 import torch.distributed
 from torch import Tensor, nn
 
-from captcha_ray import checkpoint, learning, metrics, schedule, schema, storage
-from captcha_ray.augment import Augment
 from captcha_ray.charset import Charset
-from captcha_ray.config import AGAIN, FailedError, TrainConfig
-from captcha_ray.models import Network, build_model
-from captcha_ray.relay import Announcement
-from captcha_ray.runs import EventLog, RunDirectory
-from captcha_ray.spec import ModelSpec
+from captcha_ray.datasets import schema
+from captcha_ray.errors import AGAIN, FailedError
+from captcha_ray.metrics.counts import guess_loss
+from captcha_ray.models import checkpoint
+from captcha_ray.models.device import Arithmetic, keep_freed_memory
+from captcha_ray.models.networks import Network, build_model
+from captcha_ray.models.spec import ModelSpec
+from captcha_ray.runs.directory import RunDirectory
+from captcha_ray.runs.event_log import EventLog
+from captcha_ray.storage import filesystem
+from captcha_ray.training import loop, schedule
+from captcha_ray.training.augment import Augment
+from captcha_ray.training.batches import EpochFeed, derive_seed
+from captcha_ray.training.config import TrainConfig
+from captcha_ray.training.optim import build_optimizer
+from captcha_ray.training.progress import Announcement
+from captcha_ray.training.state import load_state, save_state
 
 STATE = "resume.safetensors"
 EVALUATION_BATCH_SIZE = 256
@@ -59,7 +69,7 @@ def train_worker(arguments: dict[str, Any]) -> None:
     choice}."""
     job: WorkerJob = arguments["job"]
     logging.getLogger().setLevel(logging.WARNING)  # Ray Train's would say each epoch's metrics on the terminal
-    learning.keep_freed_memory()
+    keep_freed_memory()
     if arguments["num_threads"]:
         torch.set_num_threads(arguments["num_threads"])
     context = ray.train.get_context()
@@ -90,17 +100,17 @@ class Worker:
     def __init__(self, job: WorkerJob, rank: int, world_size: int, device: torch.device) -> None:
         config = job.config
         self._job, self._rank, self._world_size = job, rank, world_size
-        self._arithmetic = learning.Arithmetic.choose(device, config.precision)
+        self._arithmetic = Arithmetic.choose(device, config.precision)
         step_images = config.batch_size * config.workers[1]  # as many with fewer workers: the learning rate fits them
         self._train = self._feed("train", -(-step_images // world_size))
         self._val = self._feed("val", EVALUATION_BATCH_SIZE) if job.blocks["val"] else None
         self._network = self._fresh_network(attempt=0)
-        self._optimizer = learning.build_optimizer(config, self._network)
+        self._optimizer = build_optimizer(config, self._network)
         self._run = RunDirectory(config.run)
         self._history: list[dict[str, Any]] = []
         decided: dict[str, Any] = {}
-        if storage.exists(self._run.path(STATE)):
-            state = checkpoint.load_state(self._run.path(STATE), self._network, self._optimizer)
+        if filesystem.exists(self._run.path(STATE)):
+            state = load_state(self._run.path(STATE), self._network, self._optimizer)
             self._history, decided = state["epochs"], state.get("plan", {})
             if rank == 0:  # the last try may have ended between state and metrics
                 self._run.write_metrics(self._history)
@@ -115,14 +125,14 @@ class Worker:
                 parallel_strategy_kwargs={"forward_sync_buffers": False},
             )
         self._augment = Augment.of(config)
-        first = schedule.Plan.first(config, self._train.num_steps, metrics.guess_loss(self._count_classes()))
+        first = schedule.Plan.first(config, self._train.num_steps, guess_loss(self._count_classes()))
         self._plan = first.restored(decided)
         self._announced = 0.0
         if rank == 0:
             job.announce(("begin", (len(self._history), world_size)))
             job.announce(("plan", (self._plan.num_epochs, "")))
 
-    def _feed(self, split: str, batch_size: int) -> learning.EpochFeed:
+    def _feed(self, split: str, batch_size: int) -> EpochFeed:
         """This worker's rows: every world_size-th of the split. Copied out of the object store, but for a single
         worker's single block, which several trainings on one machine share."""
         image, charset = self._job.spec.image, Charset(self._job.spec.charset)
@@ -136,7 +146,7 @@ class Worker:
             texts += table["text"].to_pylist()[mine]
             offset += len(table)
         counts = [len(range(rank, offset, self._world_size)) for rank in range(self._world_size)]
-        return learning.EpochFeed(
+        return EpochFeed(
             images[0] if len(images) == self._world_size == 1 else np.concatenate(images),
             charset.encode(texts, self._job.spec.slots, variable=self._job.spec.variable),
             counts,
@@ -156,14 +166,14 @@ class Worker:
     def _fresh_network(self, attempt: int) -> Network:
         """Build the network that an attempt, from 0, begins with; it is the same on every worker."""
         seed = self._job.config.seed
-        torch.manual_seed(learning.derive_seed(seed, attempt) if attempt else learning.derive_seed(seed))
+        torch.manual_seed(derive_seed(seed, attempt) if attempt else derive_seed(seed))
         network = build_model(self._job.spec)
         return network.to(self._arithmetic.device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
     def _begin_anew(self) -> None:
         """Replace the weights by those of a new attempt, in place, and the optimizer with them."""
         self._network.load_state_dict(self._fresh_network(self._plan.attempt).state_dict())
-        self._optimizer = learning.build_optimizer(self._job.config, self._network)
+        self._optimizer = build_optimizer(self._job.config, self._network)
 
     @property
     def epochs(self) -> list[dict[str, Any]]:
@@ -192,14 +202,14 @@ class Worker:
         def learning_rate(step: int) -> float:
             return plan.learning_rate(number - 1 + step / steps)
 
-        counts, waited_s = learning.train_epoch(
+        counts, waited_s = loop.train_epoch(
             self._network,
             self._optimizer,
-            self._train.epoch(learning.derive_seed(config.seed, number, self._rank, 0)),
+            self._train.epoch(derive_seed(config.seed, number, self._rank, 0)),
             self._arithmetic,
             parallel=self._parallel,
             augment=self._augment,
-            seed=learning.derive_seed(config.seed, number, self._rank, 1),
+            seed=derive_seed(config.seed, number, self._rank, 1),
             world_size=self._world_size,
             learning_rate=learning_rate,
             label_smoothing=config.label_smoothing,
@@ -211,7 +221,7 @@ class Worker:
         self._share_buffers()
         val: dict[str, Any] = {}
         if self._val:
-            counts = learning.evaluate(self._network, self._val.epoch(None), self._arithmetic)
+            counts = loop.evaluate(self._network, self._val.epoch(None), self._arithmetic)
             val = self._sum(counts).ratios("val")
         record = {
             "epoch": number,
@@ -251,13 +261,13 @@ class Worker:
             for buffer in self._network.buffers():
                 torch.distributed.broadcast(buffer, 0)
 
-    def _sum(self, counts: learning.EpochCounts) -> learning.EpochCounts:
+    def _sum(self, counts: loop.EpochCounts) -> loop.EpochCounts:
         """The counts of all workers together."""
         if self._world_size == 1:
             return counts
         sums: Tensor = torch.from_numpy(counts.sums).to(self._arithmetic.device)
         torch.distributed.all_reduce(sums)
-        return learning.EpochCounts(sums.cpu().numpy())
+        return loop.EpochCounts(sums.cpu().numpy())
 
     def _keep(self) -> None:
         """The state last but for what follows from it: a kill before repeats the epoch, which gives the same again."""
@@ -267,7 +277,7 @@ class Worker:
             checkpoint.save_model(self._run.path("checkpoint"), self._network, self._job.spec)
         if self._events:
             self._events.add(record)
-        checkpoint.save_state(
+        save_state(
             self._run.path(STATE),
             self._network,
             self._optimizer,

@@ -1,0 +1,1 @@
+"""Searches a recipe's parameters for better ones."""

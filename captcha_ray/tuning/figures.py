@@ -15,9 +15,10 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullLocator, PercentFormatter
 
-from captcha_ray.figures import DPI, png
-from captcha_ray.space import Parameter, Range, Space, text
-from captcha_ray.trials import Trial
+from captcha_ray.reporting.figures import DPI, png
+from captcha_ray.reporting.page import text
+from captcha_ray.tuning.search_space import Parameter, Range, Space
+from captcha_ray.tuning.trials import Trial
 
 COLORS = colormaps["viridis"]
 

@@ -2,11 +2,13 @@
 
 from collections.abc import Sequence
 
-from captcha_ray import page, search_figures
-from captcha_ray.page import duration, percent
-from captcha_ray.runs import RunDirectory
-from captcha_ray.space import Space, text
-from captcha_ray.trials import Comparison, Findings, Trial, seconds_searched
+from captcha_ray.metrics.comparison import Comparison
+from captcha_ray.reporting import page
+from captcha_ray.reporting.page import duration, percent, text
+from captcha_ray.runs.directory import RunDirectory
+from captcha_ray.tuning import figures
+from captcha_ray.tuning.search_space import Space
+from captcha_ray.tuning.trials import Findings, Trial, seconds_searched
 
 
 def write(run: RunDirectory, space: Space, findings: Findings) -> str:
@@ -22,18 +24,18 @@ def write(run: RunDirectory, space: Space, findings: Findings) -> str:
             page.pairs(_result(best, comparison)),
         ),
         page.section(
-            "Best so far", page.figure(run, "best_so_far", "Best score against time", search_figures.best_so_far(found))
+            "Best so far", page.figure(run, "best_so_far", "Best score against time", figures.best_so_far(found))
         ),
         page.section(
             "Parameters",
-            page.figure(run, "parameters", "Each parameter against the score", search_figures.parameters(space, found)),
+            page.figure(run, "parameters", "Each parameter against the score", figures.parameters(space, found)),
             page.figure(
                 run,
                 "parallel_coordinates",
                 "A line per trial across all parameters",
-                search_figures.parallel_coordinates(space, found, best.number),
+                figures.parallel_coordinates(space, found, best.number),
             ),
-            page.figure(run, "importance", "Importance of each parameter", search_figures.importance(importance))
+            page.figure(run, "importance", "Importance of each parameter", figures.importance(importance))
             if importance
             else page.paragraph("The trials are too few, or too alike, to tell which parameter matters."),
         ),
@@ -43,7 +45,7 @@ def write(run: RunDirectory, space: Space, findings: Findings) -> str:
                 run,
                 "learning_curves",
                 "Validation accuracy of all trials",
-                search_figures.learning_curves(found, best.number),
+                figures.learning_curves(found, best.number),
             ),
         ),
         page.section("Trials", page.table(*_rows(space, found), kind="numbers")),

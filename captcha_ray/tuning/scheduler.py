@@ -7,8 +7,8 @@ every second one once was, and never goes back to one that it has stopped.
 
 from collections.abc import Sequence
 
-from captcha_ray import trials
-from captcha_ray.trials import Trial
+from captcha_ray.tuning import trials
+from captcha_ray.tuning.trials import Trial
 
 REDUCTION = 4
 """The best quarter of the trials at a rung goes on to the next, as in the paper."""

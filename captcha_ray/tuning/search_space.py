@@ -11,8 +11,9 @@ import tomllib
 from collections.abc import Iterator, Sequence
 from typing import Any, get_args, get_origin, get_type_hints
 
-from captcha_ray import storage
-from captcha_ray.config import InputError, TrainConfig, check, check_keys
+from captcha_ray.errors import InputError, check, check_keys
+from captcha_ray.storage import filesystem
+from captcha_ray.training.config import TrainConfig
 
 GRID_POINTS = 3
 """Values a range has in a grid: its ends and its middle."""
@@ -131,11 +132,6 @@ def values_of(recipe: TrainConfig, space: Space) -> dict[str, Any]:
     return values
 
 
-def text(value: Any) -> str:
-    """A value for a person: numbers with three digits."""
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
-
-
 def grid(space: Space) -> Iterator[dict[str, Any]]:
     """Every combination of the parameters' points, the last parameter changing fastest."""
     for values in itertools.product(*(parameter.points() for parameter in space.values())):
@@ -158,7 +154,7 @@ def _check_fits(recipe: TrainConfig, space: Space) -> None:
 
 def _read_toml(uri: str) -> dict[str, Any]:
     try:
-        return tomllib.loads(storage.read(storage.absolute(uri)).decode())
+        return tomllib.loads(filesystem.read(filesystem.absolute(uri)).decode())
     except FileNotFoundError:
         raise InputError(f"{uri} does not exist") from None
     except (OSError, ValueError) as error:

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import optuna
 
-from captcha_ray.config import Search, check
-from captcha_ray.space import Parameter, Range, Space, grid
+from captcha_ray.errors import check
+from captcha_ray.tuning.config import Search
+from captcha_ray.tuning.search_space import Parameter, Range, Space, grid
 
 Values = dict[str, Any]
 

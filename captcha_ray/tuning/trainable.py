@@ -5,10 +5,11 @@ from typing import Any
 
 import ray.tune
 
-from captcha_ray import storage, trials
-from captcha_ray.config import TrainConfig
-from captcha_ray.training_worker import has_diverged
-from captcha_ray.trainings import Training
+from captcha_ray.errors import full_disk
+from captcha_ray.experiments.parallel_runs import Training
+from captcha_ray.training.config import TrainConfig
+from captcha_ray.training.worker import has_diverged
+from captcha_ray.tuning import trials
 
 NO_ROOM = "no room"
 """Status of a trial that met a full disk, which ends the search: the next would meet it too."""
@@ -46,7 +47,7 @@ class Trainable(ray.tune.Trainable):
             at_rung = self._until <= len(self._done) < self._num_epochs
             status = "stopped" if at_rung else "finished"
         except Exception as error:
-            if told := storage.full_disk(error):
+            if told := full_disk(error):
                 status, reason = NO_ROOM, told
             else:
                 status, reason = "failed", f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"

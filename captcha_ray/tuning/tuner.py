@@ -22,18 +22,27 @@ import ray.train
 import ray.tune
 import ray.tune.search
 
-from captcha_ray import console, halving, room, schema, space, storage, training, training_worker, trials
-from captcha_ray.config import FailedError, TrainConfig, TuneConfig, check
-from captcha_ray.console import SearchProgress
-from captcha_ray.lease import Lease
-from captcha_ray.rules import settle
-from captcha_ray.runs import RunDirectory
-from captcha_ray.sampler import Sampler, importance
-from captcha_ray.space import Space
-from captcha_ray.telemetry import Telemetry
-from captcha_ray.trainings import HOLDER, MAX_DEATHS, Training, right_in, train_all
-from captcha_ray.trial_worker import NO_ROOM, Trainable
-from captcha_ray.trials import Comparison, Findings, Outcome, Trial
+from captcha_ray import console
+from captcha_ray.datasets import schema
+from captcha_ray.errors import FailedError, check
+from captcha_ray.experiments.parallel_runs import HOLDER, MAX_DEATHS, Training, right_in, train_all
+from captcha_ray.metrics.comparison import Comparison, compare
+from captcha_ray.runs.directory import RunDirectory
+from captcha_ray.runtime import capacity
+from captcha_ray.runtime.telemetry import Telemetry
+from captcha_ray.storage import filesystem
+from captcha_ray.storage.lock import Lease
+from captcha_ray.training.auto_config import settle
+from captcha_ray.training.config import TrainConfig
+from captcha_ray.training.trainer import check_batches, model_spec
+from captcha_ray.training.worker import STATE
+from captcha_ray.tuning import scheduler, search_space, trials
+from captcha_ray.tuning.config import TuneConfig
+from captcha_ray.tuning.progress import SearchProgress
+from captcha_ray.tuning.search_space import Space
+from captcha_ray.tuning.suggest import Sampler, importance
+from captcha_ray.tuning.trainable import NO_ROOM, Trainable
+from captcha_ray.tuning.trials import Findings, Outcome, Trial
 
 RESUME_MAY_DIFFER = (
     "resume", "run", "space", "vary", "only", "num_trials", "final_seeds", "max_concurrent", "cpus_per_worker",
@@ -68,19 +77,19 @@ def run(
     """
     directory = RunDirectory(config.run)
     told = {f"recipe.{name}": value for name, value in recipe.to_dict().items()}
-    told |= {f"space.{name}": str(searched.get(name, "off")) for name in space.OFFERED}
-    config = dataclasses.replace(config, run=directory.uri, shards=storage.absolute(config.shards))
+    told |= {f"space.{name}": str(searched.get(name, "off")) for name in search_space.OFFERED}
+    config = dataclasses.replace(config, run=directory.uri, shards=filesystem.absolute(config.shards))
     if recipe.unlabelled:
         console.warn(f"trials learn from labeled images alone, without those of {recipe.unlabelled}")
     recipe = settle(_starting_point(config, recipe), manifest)
     recipe = dataclasses.replace(recipe, max_epochs=0)  # trials are compared after as many epochs
     _check_trials(recipe, searched, manifest)
     concurrent = num_concurrent(config)
-    sampler = Sampler(config.search, searched, space.values_of(recipe, searched), config.num_trials, config.seed)
+    sampler = Sampler(config.search, searched, search_space.values_of(recipe, searched), config.num_trials, config.seed)
     told |= config.to_dict()
     directory.begin(told, manifest.to_dict(), resume=config.resume, may_differ=RESUME_MAY_DIFFER)
-    rungs = halving.rungs(recipe.epochs) if config.scheduler == "asha" else [recipe.epochs]
-    expected = halving.expected_epochs(rungs, sampler.num_trials)
+    rungs = scheduler.rungs(recipe.epochs) if config.scheduler == "asha" else [recipe.epochs]
+    expected = scheduler.expected_epochs(rungs, sampler.num_trials)
     console.say(
         f"{sampler.num_trials} trials of up to {recipe.epochs} epochs, {concurrent} at a time, varying "
         + ", ".join(f"{name} {one}" for name, one in searched.items())
@@ -105,7 +114,7 @@ def run(
         best = trials.best(found)
         if best is None:
             raise FailedError(f"none of {len(found)} trials gave a network: {_reasons(found)}")
-        winner = space.apply(recipe, best.values)
+        winner = search_space.apply(recipe, best.values)
         directory.write_json("best.json", winner.to_dict())
         comparison = _compare(config, training_, winner, best.number, concurrent, progress)
     shares = importance(searched, [(trial.values, trial.score) for trial in found])
@@ -127,7 +136,7 @@ def _starting_point(config: TuneConfig, recipe: TrainConfig) -> TrainConfig:
         slots=0,
         shards=config.shards,
         unlabelled="",
-        run=storage.join(config.run, "best"),
+        run=filesystem.join(config.run, "best"),
         epochs=config.epochs or recipe.epochs,
         max_epochs=0,
         num_workers=config.workers_per_trial,
@@ -140,22 +149,22 @@ def _starting_point(config: TuneConfig, recipe: TrainConfig) -> TrainConfig:
 
 def _check_trials(recipe: TrainConfig, searched: Space, manifest: schema.Manifest) -> None:
     """Raises InputError where the shards are not what the recipe reads, or a batch is larger than the split."""
-    training.model_spec(recipe, manifest)
+    model_spec(recipe, manifest)
     images = manifest.num_images["train"] // recipe.workers[1]
     for size in searched["batch_size"].ends() if "batch_size" in searched else [recipe.batch_size]:
         check(
             size <= images,
             f"a batch_size of {size:g} is more than the {images:,} training images of a worker; search smaller ones",
         )
-        training.check_batches(dataclasses.replace(recipe, batch_size=size), manifest)
+        check_batches(dataclasses.replace(recipe, batch_size=size), manifest)
     check(manifest.num_images["val"] > 0, "the shards have no validation split, by which trials are judged")
 
 
 def num_concurrent(config: TuneConfig) -> int:
     """How many trials to run at once. Raises InputError where not even one fits."""
     workers, gpus = config.workers_per_trial, config.gpus_per_trial / config.workers_per_trial
-    room.await_room(workers, config.cpus_per_worker, gpus, shards=config.shards, run=config.run)
-    fitting = room.num_fitting(config.cpus_per_worker, gpus) // workers
+    capacity.await_room(workers, config.cpus_per_worker, gpus, shards=config.shards, run=config.run)
+    fitting = capacity.num_fitting(config.cpus_per_worker, gpus) // workers
     return min(config.max_concurrent or fitting, fitting, config.num_trials)
 
 
@@ -213,18 +222,18 @@ class _Searcher(ray.tune.search.Searcher):
         found, running = list(self._trials.values()), self._running.values()
         for trial in found:
             if trial.outcome is None and trial.number not in running:
-                return trial, halving.next_rung(self._rungs, len(trial.epochs))
+                return trial, scheduler.next_rung(self._rungs, len(trial.epochs))
         better = self._promotable(last=False)
         if better is None and (number := len(found)) < self._sampler.num_trials:
             known = [(t.values, None if t.outcome is None and not t.epochs else t.score) for t in found]
             return Trial(number, self._sampler.propose(number, known), [], None), self._rungs[0]
         if better is None and not running:
             better = self._promotable(last=True)
-        return (better, halving.next_rung(self._rungs, len(better.epochs) + 1)) if better else None
+        return (better, scheduler.next_rung(self._rungs, len(better.epochs) + 1)) if better else None
 
     def _promotable(self, last: bool) -> Trial | None:
         found = list(self._trials.values())
-        return halving.promotable(self._rungs, found, self._sampler.num_trials, last)
+        return scheduler.promotable(self._rungs, found, self._sampler.num_trials, last)
 
     def check(self) -> None:
         """Raises FailedError where the search cannot go on; each time that Ray Tune comes, as it tries again."""
@@ -238,7 +247,7 @@ class _Searcher(ray.tune.search.Searcher):
         if (chosen := self._choose()) is None:
             return None if self._running else self.FINISHED
         trial, until = chosen
-        config = space.apply(self._recipe, trial.values)
+        config = search_space.apply(self._recipe, trial.values)
         config = dataclasses.replace(config, run=trials.trial_directory(self._directory, trial.number).uri)
         if trial.outcome:
             trial = trials.reopen(self._directory, trial)
@@ -275,7 +284,7 @@ class _Searcher(ray.tune.search.Searcher):
         self._telemetry.set("captcha_progress", len(ended_trials) / self._sampler.num_trials)
         self._telemetry.set("captcha_val_exact_match", max(trial.accuracy for trial in ended_trials))
         if status != "stopped":
-            storage.delete(directory.path(training_worker.STATE))
+            filesystem.delete(directory.path(STATE))
         how = f"{status}: {reason}" if reason else status
         self._progress.end(number, ended.values, len(ended.epochs), ended.accuracy, ended.score, how)
 
@@ -283,7 +292,7 @@ class _Searcher(ray.tune.search.Searcher):
 def _resources(config: TuneConfig) -> tuple[float, float]:
     """CPUs and GPUs of a trial's own process; its workers, where it has several, take theirs."""
     alone = config.workers_per_trial == 1
-    return (room.asked_of_ray(config.cpus_per_worker), config.gpus_per_trial) if alone else (0, 0)
+    return (capacity.asked_of_ray(config.cpus_per_worker), config.gpus_per_trial) if alone else (0, 0)
 
 
 def _tune(config: TuneConfig, recipe: Training, searcher: _Searcher, concurrent: int) -> None:
@@ -327,7 +336,7 @@ def _compare(
         dataclasses.replace(
             recipe,
             config=dataclasses.replace(
-                one, run=storage.join(config.run, "final", f"{name}-{k}"), seed=config.seed + 1 + k
+                one, run=filesystem.join(config.run, "final", f"{name}-{k}"), seed=config.seed + 1 + k
             ),
         )
         for k in seeds
@@ -338,4 +347,4 @@ def _compare(
         right[one.name] = right_in(rows)
         progress.compared(one.name, sum(right[one.name]) / len(right[one.name]), len(right), len(todo))
     of_best, of_recipe = (np.array([right[f"{name}-{k}"] for k in seeds]) for name in (best, "recipe"))
-    return trials.compare(of_best, of_recipe)
+    return compare(of_best, of_recipe)

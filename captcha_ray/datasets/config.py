@@ -1,0 +1,110 @@
+"""Settings of `synthesize` and `preprocess`; the docstring under a field is its `--help`."""
+
+import dataclasses
+import re
+from typing import Literal
+
+from captcha_ray.config import DEMO, Config
+from captcha_ray.errors import InputError, check
+from captcha_ray.image_spec import MAX_MAX_PIXELS, ImageSpec
+
+Labels = Literal["folder", "filename", "table"]
+
+
+def check_label_rule(labels: Labels, pattern: str, table: str) -> None:
+    """Raises InputError where the three do not fit together or the pattern is no regular expression."""
+    check((labels == "table") == bool(table), f"labels is {labels!r} and table is {table!r}; --table goes with 'table'")
+    check(
+        not pattern or labels == "filename",
+        f"labels is {labels!r} and label_pattern is {pattern!r}; --label-pattern goes with 'filename'",
+    )
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise InputError(f"label_pattern is {pattern!r}; it is not a regular expression: {error}") from None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SynthesizeConfig(Config):
+    """Draws a seeded synthetic corpus, so that everything can be tried without a download."""
+
+    scheme: Literal["digits", "text5", "lines4", "lines4-small", "bits5", "color-digits"] = "digits"
+    """What to draw, sizes as width x height. In folders 0 to 9: digits of 18x60, color-digits of 15x30. As <text>.png:
+    text5, five characters in 200x50; lines4, four digits in colors with lines in 152x42; lines4-small, the same in
+    70x30; bits5, five digits in one bit in 80x25."""
+    num_images: int = 4000
+    """How many images to draw."""
+    seed: int = 0
+    """The same seed draws the same files, whatever the number of workers."""
+    out: str = ""
+    """Folder or s3:// URI to write to; must be empty or absent. Default: demo/corpus/<scheme>."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._check_at_least(1, "num_images")
+        self._check_at_least(0, "seed")
+        if not self.out:
+            object.__setattr__(self, "out", f"{DEMO}/corpus/{self.scheme}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PreprocessConfig(Config):
+    """Turns a corpus of labeled images into shards, a quarantine and a manifest."""
+
+    corpus: str = f"{DEMO}/corpus/digits"
+    """Folder or s3:// URI of labeled images. The default one is drawn on first use."""
+    labels: Labels = "folder"
+    """Where a label stands: the parent folder's name, the file's name, or a table."""
+    label_pattern: str = ""
+    """Regular expression searched in the file's stem; its first group, or all it matches, is the label."""
+    table: str = ""
+    """CSV or Parquet with columns path,text (paths relative to the table), for --labels table."""
+    height: int = 0
+    """Height every image is resized to, pixels; 0 takes the corpus' own, the median of a sample, but 32 to 64."""
+    width: int = 0
+    """Width every image is resized to, pixels; 0 takes the corpus' own at that height."""
+    channels: int = 0
+    """1 for gray, 3 for RGB; 0 for RGB where a sample of the corpus is in color, else gray."""
+    denoise: int = 0
+    """Side of a median filter, pixels, odd; 0 for none."""
+    binarize: bool = False
+    """Make pixels 0 or 255 by Otsu's threshold."""
+    splits: tuple[float, float, float] = (0.8, 0.1, 0.1)
+    """Fractions of the images for training, validation and test; they add up to 1."""
+    split_seed: int = 0
+    """Moves images between splits; the same seed and pixels always give the same split."""
+    charset: str = ""
+    """All characters that labels may hold, in order. Default: those found, sorted."""
+    length: int = 0
+    """Characters every label must have; 0 for any number."""
+    bad_labels: Literal["quarantine", "refuse"] = "quarantine"
+    """What to do with labels of unknown characters or of a wrong length."""
+    max_pixels: int = 16_000_000
+    """Images of more pixels than this are quarantined undecoded."""
+    out: str = f"{DEMO}/shards/digits"
+    """Folder or s3:// URI for the shards."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._check_at_least(0, "height", "width", "channels")
+        _ = self.image(self.height or 4, self.width or 4, self.channels or 1)
+        check(
+            all(f >= 0 for f in self.splits) and abs(sum(self.splits) - 1) < 1e-6,
+            f"splits is {self.splits}; the fractions must not be negative and must add up to 1",
+        )
+        check(self.splits[0] > 0, f"splits is {self.splits}; the training fraction must be above 0")
+        check(0 <= self.split_seed < 2**64, f"split_seed is {self.split_seed}; it must be 0 to below 2^64")
+        check_label_rule(self.labels, self.label_pattern, self.table)
+        check(
+            len(set(self.charset)) == len(self.charset), f"charset is {self.charset!r}; a character stands in it twice"
+        )
+        check(self.length >= 0, f"length is {self.length}; it must be at least 0 characters")
+        check(
+            1 <= self.max_pixels <= MAX_MAX_PIXELS,
+            f"max_pixels is {self.max_pixels}; it must be 1 to {MAX_MAX_PIXELS}, Pillow's own limit",
+        )
+        check(bool(self.corpus) and bool(self.out), "corpus and out must each name a folder or a URI")
+
+    def image(self, height: int, width: int, channels: int) -> ImageSpec:
+        """The pixels to produce, at this size."""
+        return ImageSpec(height=height, width=width, channels=channels, denoise=self.denoise, binarize=self.binarize)

@@ -1,0 +1,65 @@
+"""Settings of `evaluate`; the docstring under a field is its `--help`."""
+
+import dataclasses
+from typing import Literal
+
+from captcha_ray.config import DEMO, Config
+from captcha_ray.datasets.config import Labels, check_label_rule
+from captcha_ray.errors import check
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvaluateConfig(Config):
+    """Reads a split or a labeled corpus with a trained network and measures how well; or measures its recipe, by
+    training it anew on parts of the images."""
+
+    run: str = f"{DEMO}/runs/digits"
+    """Run or checkpoint folder or s3:// URI. The default one is trained on first use."""
+    shards: str = ""
+    """Shards to read. Default: those the run was trained on."""
+    split: Literal["train", "val", "test"] = "test"
+    """Which split of the shards."""
+    corpus: str = ""
+    """Folder or s3:// URI of labeled images to read instead of shards."""
+    labels: Labels = "folder"
+    """Label rule of the corpus: parent folder's name, file's name, or a table."""
+    label_pattern: str = ""
+    """Regular expression for labels from file names, as in jobs/preprocess.py."""
+    table: str = ""
+    """CSV or Parquet with columns path,text, for --labels table."""
+    folds: int = 0
+    """Cross-validate instead: train as many networks, each on all splits of the shards but one fold, which it then
+    reads; 0 does not. Names the labels that they dispute."""
+    learning_curve: bool = False
+    """Train on 5, 10, 25, 50 and 100 % of the training split instead, read the test split, and tell how many more
+    images would reach 99 % of whole strings."""
+    num_workers: int = 0
+    """Reader actors on the cluster; 0 reads in this process."""
+    use_gpu: bool = False
+    """Reserve one GPU per reader, or per training."""
+    out: str = ""
+    """JSON file to write the figures to. Default: the run's results.json and report.html."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(bool(self.run), "run is empty; name a folder or an s3:// URI")
+        check(
+            not (self.shards and self.corpus),
+            f"shards is {self.shards!r} and corpus is {self.corpus!r}; --shards and --corpus exclude each other",
+        )
+        check_label_rule(self.labels, self.label_pattern, self.table)
+        check(not self.label_pattern or bool(self.corpus), "--label-pattern goes with --corpus")
+        check(self.num_workers >= 0, f"num_workers is {self.num_workers}; it must not be negative")
+        check(not self.use_gpu or self.num_workers > 0 or self.trains, "--use-gpu needs --num-workers of at least 1")
+        check(self.folds == 0 or 2 <= self.folds <= 100, f"folds is {self.folds}; it must be 2 to 100, or 0 for none")
+        check(not (self.folds and self.learning_curve), "--folds and --learning-curve exclude each other")
+        check(
+            not (self.trains and (self.corpus or self.table or self.num_workers or self.out or self.split != "test")),
+            "--folds and --learning-curve train on shards and write to the run; --corpus, --table, --split, "
+            "--num-workers and --out do not go with them",
+        )
+
+    @property
+    def trains(self) -> bool:
+        """Whether networks are trained, besides the one there is."""
+        return self.folds > 0 or self.learning_curve

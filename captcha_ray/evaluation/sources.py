@@ -1,0 +1,59 @@
+"""What a network is measured on: a split of shards, or a labeled corpus decoded on the fly."""
+
+import dataclasses
+import functools
+
+import pyarrow as pa
+
+from captcha_ray import images
+from captcha_ray.charset import Charset
+from captcha_ray.datasets import decoding, labels
+from captcha_ray.datasets.shards import Labeled, in_blocks, map_tables, open_shards
+from captcha_ray.errors import InputError
+from captcha_ray.evaluation.config import EvaluateConfig
+from captcha_ray.image_spec import ImageSpec
+from captcha_ray.models.spec import ModelSpec
+from captcha_ray.storage import filesystem
+
+
+def open_labeled(config: EvaluateConfig, own_shards: str, spec: ModelSpec) -> Labeled:
+    """A split of shards, or the images of `config.corpus` decoded on the fly to what the network reads.
+
+    own_shards: URI of those the network was trained on, the default, or "" for unknown; only their splits go by their
+    own names, others are "shards". Raises InputError where there is nothing to read, or the shards are not for such a
+    network.
+    """
+    if config.corpus or config.table:
+        rule = labels.LabelRule(config.labels, config.label_pattern, config.table)
+        return read_corpus(config.corpus, rule, spec.image)
+    if not config.shards and not own_shards:
+        raise InputError("there is no run to tell which shards to read; name --shards or --corpus")
+    shards = open_shards(config.shards or own_shards)
+    manifest = shards.manifest
+    if foreign := Charset(spec.charset).unknown_in(manifest.charset):
+        raise InputError(f"labels of {shards.uri} hold {foreign!r}, which the network's charset {spec.charset!r} lacks")
+    if not spec.holds(manifest.min_length, manifest.max_length):
+        lengths = f"{manifest.min_length} to {manifest.max_length}"
+        raise InputError(f"labels of {shards.uri} have {lengths} characters, the network reads {spec.reads}")
+    if manifest.image_spec != spec.image:
+        raise InputError(f"{shards.uri} holds images of {manifest.image_spec}, the network reads {spec.image}")
+    labeled = shards.labeled(config.split)
+    return labeled if shards.uri == own_shards else dataclasses.replace(labeled, name="shards")
+
+
+def read_corpus(corpus: str, rule: labels.LabelRule, spec: ImageSpec) -> Labeled:
+    """A labeled corpus, decoded on the fly. Raises InputError where it is absent or holds no labeled file."""
+    listing = labels.list_corpus(filesystem.absolute(corpus), rule)
+    labeled = ((u, t) for u, t in zip(listing.uris, listing.texts, strict=True) if t is not None)
+    files = list(dict.fromkeys(labeled))  # a table may name a file twice
+    if not files:
+        raise InputError(f"{corpus} holds no labeled images")
+    table = pa.table({"uri": [uri for uri, _ in files], "text": [text for _, text in files]})
+    decoded = map_tables(in_blocks(table, spec), functools.partial(_decode_only, spec=spec))
+    return Labeled("corpus", filesystem.absolute(corpus or rule.table), decoded, len(files), listing.texts.count(None))
+
+
+def _decode_only(files: pa.Table, *, spec: ImageSpec) -> pa.Table:
+    read, unread = decoding.decode_files(files, spec, images.MAX_PIXELS)
+    rows = pa.concat_tables([read, unread.select(["uri", "reason"])], promote_options="default")
+    return rows.cast(pa.schema([field.with_nullable(True) for field in rows.schema]))

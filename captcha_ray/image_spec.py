@@ -1,0 +1,45 @@
+"""The pixels that a network is trained on and recognizes: size, channels, preprocessing. Needs no Pillow."""
+
+import dataclasses
+
+from captcha_ray.config import Config
+from captcha_ray.errors import check
+
+MAX_MAX_PIXELS = 178_956_970
+"""Pixels above which Pillow refuses an image whatever it is told: twice its `MAX_IMAGE_PIXELS`."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ImageSpec(Config):
+    """The pixels a network reads. Part of a model's identity: training and reading must agree on it."""
+
+    height: int
+    """Height every image is resized to, pixels."""
+    width: int
+    """Width every image is resized to, pixels."""
+    channels: int = 1
+    """1 for gray, 3 for RGB."""
+    denoise: int = 0
+    """Side of the median filter, pixels, odd; 0 for none. Applied before resizing."""
+    binarize: bool = False
+    """Whether pixels become 0 or 255 by Otsu's threshold. Applied after resizing."""
+
+    def __post_init__(self) -> None:
+        for name in ("height", "width"):
+            value = getattr(self, name)
+            check(4 <= value <= 4096, f"{name} is {value}; it must be 4 to 4096 pixels")
+        check(self.channels in (1, 3), f"channels is {self.channels}; it must be 1 (gray) or 3 (RGB)")
+        check(
+            self.denoise == 0 or (self.denoise % 2 == 1 and 3 <= self.denoise <= 15),
+            f"denoise is {self.denoise}; it must be 0 (off) or an odd side of 3 to 15 pixels",
+        )
+        check(not (self.binarize and self.channels == 3), "binarize needs gray images; use channels 1")
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(height, width, channels) of one uint8 image."""
+        return self.height, self.width, self.channels
+
+    def __str__(self) -> str:
+        denoised = f", denoised by {self.denoise}" if self.denoise else ""
+        return f"{self.width}x{self.height}x{self.channels}{denoised}{', binarized' if self.binarize else ''}"

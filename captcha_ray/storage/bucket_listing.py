@@ -1,0 +1,77 @@
+"""Lists buckets page by page, several folders of S3 side by side."""
+
+import concurrent.futures
+import dataclasses
+from collections import deque
+from collections.abc import Iterator
+from typing import Any
+
+import obstore
+
+from captcha_ray.storage.objectstore import NUM_LIST_THREADS, Entry, _entry, _persist, _s3, _store, _store_errors, split
+
+MAX_FOLDERS = 256
+"""Folders of a bucket that are listed side by side; once so many are known, deeper ones are not looked for."""
+
+
+def list_pages(uri: str) -> Iterator[list[Entry]]:
+    """All objects below a prefix, a page of at most a thousand at a time, in no order; the folders of S3 side by side.
+
+    The empty objects by which some tools mark a folder are left out. Holds a few pages at a time.
+    """
+    root, prefix = split(uri)
+    prefix = f"{prefix.rstrip('/')}/" if prefix else ""
+    pages = _list_s3(root, prefix) if root.startswith("s3://") else _list_stream(root, prefix)
+    for page in pages:
+        yield [entry for entry in page if not (entry.uri.endswith("/") and entry.size == 0)]
+
+
+def _list_stream(root: str, prefix: str) -> Iterator[list[Entry]]:
+    with _store_errors(f"{root}/{prefix}"):
+        for page in obstore.list(_store(root, retried=True), prefix=prefix or None, chunk_size=1000):
+            yield [_entry(f"{root}/{item['path']}", item) for item in page]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Page:
+    """A page to ask for. delimited: only the folder itself, its subfolders as names."""
+
+    prefix: str
+    delimited: bool
+    token: str | None = None
+
+
+def _list_s3(root: str, prefix: str) -> Iterator[list[Entry]]:
+    waiting = deque([_Page(prefix, delimited=True)])
+    asked: set[concurrent.futures.Future[tuple[_Page, dict[str, Any]]]] = set()
+    num_folders = 1
+    with concurrent.futures.ThreadPoolExecutor(NUM_LIST_THREADS) as pool:
+        while waiting or asked:
+            while waiting and len(asked) < NUM_LIST_THREADS:
+                asked.add(pool.submit(_ask, root, waiting.popleft()))
+            done, asked = concurrent.futures.wait(asked, return_when=concurrent.futures.FIRST_COMPLETED)
+            for future in done:
+                page, answer = future.result()
+                if page.delimited and answer["IsTruncated"]:
+                    # Thousands of names in one folder: maybe a thousand folders of one object each. Start over, flat.
+                    waiting.append(_Page(page.prefix, delimited=False))
+                    continue
+                folders = [folder["Prefix"] for folder in answer.get("CommonPrefixes", [])]
+                num_folders += len(folders)
+                waiting.extend(_Page(folder, delimited=num_folders < MAX_FOLDERS) for folder in folders)
+                if answer["IsTruncated"]:
+                    waiting.appendleft(dataclasses.replace(page, token=answer["NextContinuationToken"]))
+                yield [
+                    Entry(f"{root}/{item['Key']}", item.get("ETag", "").strip('"'), item["Size"], item["LastModified"])
+                    for item in answer.get("Contents", [])
+                ]
+
+
+def _ask(root: str, page: _Page) -> tuple[_Page, dict[str, Any]]:
+    arguments = {"Bucket": root.removeprefix("s3://"), "Prefix": page.prefix}
+    if page.delimited:
+        arguments["Delimiter"] = "/"
+    if page.token:
+        arguments["ContinuationToken"] = page.token
+    answer: dict[str, Any] = _persist(lambda: _s3(root).list_objects_v2(**arguments), f"{root}/{page.prefix}")
+    return page, answer

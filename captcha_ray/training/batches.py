@@ -1,0 +1,73 @@
+"""Cuts the images of one worker into batches."""
+
+import dataclasses
+import itertools
+import warnings
+from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """images: uint8 (N, H, W, C). targets: int64 (N, S). step_images: images in this step over all workers."""
+
+    images: Tensor
+    targets: Tensor
+    step_images: int
+
+
+class EpochFeed:
+    """One worker's images in memory, cut into batches anew every epoch.
+
+    images: uint8 (n, H, W, C). targets: int64 (n, S). counts: images held by each worker, this one's at [rank]. All
+    workers make the same number of steps. A share is cut into nearly equal batches instead of full ones and a
+    remainder, so no step normalizes over one or two images, and every image is seen once an epoch.
+    """
+
+    def __init__(
+        self,
+        images: npt.NDArray[np.uint8],
+        targets: npt.NDArray[np.int64],
+        counts: list[int],
+        rank: int,
+        batch_size: int,
+    ) -> None:
+        assert len(images) == len(targets) == counts[rank]
+        with warnings.catch_warnings():  # an array in Ray's object store is not writable, and nobody writes to it here
+            warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+            self._images = torch.from_numpy(images)
+        self._targets = torch.from_numpy(targets)
+        self.num_steps = -(-max(counts) // batch_size)
+        # edges[w][s]: where worker w's batch s begins; batches of a worker differ by one image at most
+        self._edges = [[count * step // self.num_steps for step in range(self.num_steps + 1)] for count in counts]
+        self._rank = rank
+
+    def count_classes(self, num_classes: int) -> npt.NDArray[np.int64]:
+        """Count each class in each slot of this worker's images -> int64 (slots, classes)."""
+        slots = self._targets.numpy().T
+        return np.stack([np.bincount(slot, minlength=num_classes) for slot in slots]).astype(np.int64)
+
+    @property
+    def smallest_batch(self) -> int:
+        """Images in the smallest batch of any worker."""
+        return min(b - a for edges in self._edges for a, b in itertools.pairwise(edges))
+
+    def epoch(self, seed: int | None) -> Iterator[Batch]:
+        """The batches of an epoch, shuffled by the seed, or in order for None."""
+        order = (
+            None if seed is None else torch.randperm(len(self._images), generator=torch.Generator().manual_seed(seed))
+        )
+        for step in range(self.num_steps):
+            start, stop = self._edges[self._rank][step], self._edges[self._rank][step + 1]
+            rows = slice(start, stop) if order is None else order[start:stop]
+            total = sum(edges[step + 1] - edges[step] for edges in self._edges)
+            yield Batch(self._images[rows], self._targets[rows], total)
+
+
+def derive_seed(*parts: int) -> int:
+    """One 63-bit seed from several numbers, such as (seed, epoch, rank): well mixed, the same everywhere."""
+    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> 1)

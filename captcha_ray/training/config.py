@@ -1,0 +1,171 @@
+"""Settings of `train`; the docstring under a field is its `--help`."""
+
+import dataclasses
+import math
+from typing import Literal
+
+from captcha_ray.config import DEMO, Config
+from captcha_ray.errors import InputError, check
+from captcha_ray.models.spec import Network, Precision
+
+Optimizer = Literal["sgd", "rmsprop", "adam", "adamw"]
+
+
+Schedule = Literal["constant", "one_cycle", "warmup_stable_decay"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainConfig(Config):
+    """Trains one network on shards, data-parallel, evaluates it on the test split and writes a report."""
+
+    recipe: str = "auto"
+    """Named set of defaults for the fields below; auto takes text, text-ctc or glyph by the labels of the shards."""
+    shards: str = f"{DEMO}/shards/digits"
+    """Folder or s3:// URI that jobs/preprocess.py wrote. The default one is made on first use."""
+    unlabelled: str = ""
+    """Folder or s3:// URI of images without labels, to learn from as well: a network trained on the shards reads them,
+    and those it is sure of are trained on like labeled ones. Default: none."""
+    run: str = f"{DEMO}/runs/digits"
+    """Folder or s3:// URI for checkpoints, metrics and report; must not hold another run."""
+    network: Network = "auto"
+    """Architecture; auto is column_cnn."""
+    height: int = 0
+    """Image height the shards must have, pixels; 0 takes what they have."""
+    width: int = 0
+    """Image width the shards must have, pixels; 0 takes what they have."""
+    slots: int = 0
+    """Characters per image the network reads; 0 takes the length of the shards' labels."""
+    variable_length: bool = False
+    """Read 1 to --slots characters per image instead of exactly as many; column_cnn only."""
+    charset: str = ""
+    """Alphabet the shards must have; default: take theirs."""
+    epochs: int = 0
+    """Passes over the training split. 0 chooses a number by its images and characters, and adds to it while the network
+    does not read yet or still gets better; a number that is given is kept, unless --max-epochs allows more."""
+    max_epochs: int = 0
+    """Most passes over the training split that schedule warmup_stable_decay may add up to. 0 means --epochs where that
+    is given, else four times the number that is chosen."""
+    batch_size: int = 0
+    """Images per worker and optimizer step, at most; a split is cut into batches of nearly equal size. 0 for 16 to 256
+    over all workers, by the size of the training split."""
+    optimizer: Optimizer = "adam"
+    """Update rule; sgd and rmsprop use --momentum."""
+    learning_rate: float = 1e-3
+    """Step size; the peak of it where the schedule is not constant."""
+    schedule: Schedule = "constant"
+    """constant; one_cycle: linear warm-up, then cosine to zero; or warmup_stable_decay: linear warm-up, then the peak
+    until the network reads, then cosine to zero; a network that does not come to read begins anew, with more time."""
+    warmup_fraction: float = 0.3
+    """Share of the steps that the schedule warms up for; warmup_stable_decay for 150 at most."""
+    momentum: float = 0.0
+    """Momentum of sgd and rmsprop."""
+    weight_decay: float = 0.0
+    """L2 penalty (decoupled for adamw)."""
+    label_smoothing: float = 0.0
+    """Share of the target that goes to all characters alike, 0 to below 1; reported losses are without it."""
+    dropout: float = 0.5
+    """Dropout before the last layer; glyph_vgg uses half of it after each convolution block."""
+    rotation_degrees: float = 0.0
+    """Augmentation: largest rotation either way, degrees."""
+    shift_fraction: float = 0.0
+    """Augmentation: largest shift either way, fraction of width and of height."""
+    shear_degrees: float = 0.0
+    """Augmentation: largest shear either way, degrees."""
+    zoom_fraction: float = 0.0
+    """Augmentation: largest zoom in or out per axis, fraction."""
+    elastic_fraction: float = 0.0
+    """Augmentation: standard deviation of local displacements, fraction of the height."""
+    stroke_fraction: float = 0.0
+    """Augmentation: share of images whose strokes become thicker, and of those whose become thinner, by a pixel; not of
+    images less than 24 pixels high."""
+    contrast_fraction: float = 0.0
+    """Augmentation: largest change of contrast, fraction; brightness changes by up to two thirds of it."""
+    lines_fraction: float = 0.0
+    """Augmentation: share of images that a random line crosses, and of those that a second one does; not of single
+    characters."""
+    invert_fraction: float = 0.0
+    """Augmentation: share of images whose light and dark change places."""
+    noise_fraction: float = 0.0
+    """Augmentation: largest standard deviation of noise, fraction of the range from black to white."""
+    patience: int = 0
+    """Stop after this many epochs without a better validation accuracy; 0 never stops early."""
+    seed: int = 0
+    """Seeds weights, order, dropout and augmentation."""
+    num_workers: int | str = 1
+    """Data-parallel workers, such as 4; or LEAST:MOST, such as 1:4, to go on with fewer while a node is gone and with
+    more when there is room again, on a cluster that does nothing else: Ray counts what its nodes have, not what is
+    free. A step has --batch-size images of MOST workers then, however many they are."""
+    cpus_per_worker: int = 1
+    """CPU cores each worker reserves on a cluster; a single worker on this machine uses all of them."""
+    use_gpu: bool = False
+    """Reserve one GPU per worker and train on it."""
+    precision: Precision = "auto"
+    """auto: bf16 autocast where the processor has fast bf16 arithmetic, else fp32."""
+    max_failures: int = 3
+    """How often in a row, with no epoch finished between, lost workers are replaced before the job fails."""
+    resume: bool = False
+    """Continue the run in --run after an interruption; start it where there is none."""
+
+    @property
+    def workers(self) -> tuple[int, int]:
+        """The least and the most workers. Raises InputError where `num_workers` does not say them."""
+        parts = str(self.num_workers).split(":")
+        if len(parts) > 2 or not all(part.isdecimal() for part in parts):
+            raise InputError(f"num_workers is {self.num_workers!r}; it must be a number, or LEAST:MOST like 1:4")
+        return int(parts[0]), int(parts[-1])
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._check_at_least(1, "cpus_per_worker")
+        least, most = self.workers
+        check(1 <= least <= most, f"num_workers is {self.num_workers}; it must be at least 1, or LEAST:MOST like 1:4")
+        check(
+            not self.variable_length or self.network in ("auto", "column_cnn"),
+            f"{self.network} reads the same number of characters in every image; --variable-length needs column_cnn",
+        )
+        check(
+            self.batch_size == 0 or self.batch_size >= 2,
+            f"batch_size is {self.batch_size}; batch normalization needs at least 2 images",
+        )
+        not_negative = (
+            "height",
+            "width",
+            "slots",
+            "epochs",
+            "max_epochs",
+            "momentum",
+            "weight_decay",
+            "rotation_degrees",
+            "shift_fraction",
+            "shear_degrees",
+            "elastic_fraction",
+            "noise_fraction",
+            "patience",
+            "seed",
+            "max_failures",
+        )
+        for name in not_negative:
+            value = getattr(self, name)
+            check(0 <= value < math.inf, f"{name} is {value}; it must be finite and not negative")
+        check(
+            0 < self.learning_rate < math.inf, f"learning_rate is {self.learning_rate}; it must be finite and above 0"
+        )
+        for name in ("label_smoothing", "dropout", "zoom_fraction", "contrast_fraction", "warmup_fraction"):
+            check(0 <= getattr(self, name) < 1, f"{name} is {getattr(self, name)}; it must be 0 to below 1")
+        for name in ("lines_fraction", "invert_fraction"):
+            check(0 <= getattr(self, name) <= 1, f"{name} is {getattr(self, name)}; it must be 0 to 1")
+        check(
+            0 <= self.stroke_fraction <= 0.5,
+            f"stroke_fraction is {self.stroke_fraction}; it must be 0 to .5, as many images become thinner as thicker",
+        )
+        adapts = self.schedule == "warmup_stable_decay"
+        check(
+            adapts or self.max_epochs == 0,
+            f"max_epochs is {self.max_epochs}; schedule {self.schedule} trains for --epochs; pass --max-epochs 0",
+        )
+        check(
+            self.max_epochs == 0 or self.max_epochs >= self.epochs,
+            f"max_epochs is {self.max_epochs}; it must be 0, or at least as many as epochs, {self.epochs}",
+        )
+        check(self.shear_degrees < 90, f"shear_degrees is {self.shear_degrees}; it must be below 90 degrees")
+        check(bool(self.shards) and bool(self.run), "shards and run must each name a folder or a URI")

@@ -1,0 +1,21 @@
+"""Finds a recipe by its name, or reads one from a JSON file."""
+
+import dataclasses
+
+from captcha_ray.errors import check
+from captcha_ray.runs.directory import read_json
+from captcha_ray.storage import filesystem
+from captcha_ray.training import recipes
+from captcha_ray.training.config import TrainConfig
+
+
+def load_recipe(name: str) -> TrainConfig:
+    """The recipe of that name, or the config in a JSON file, such as a search's `best.json`.
+
+    Raises InputError where there is no such recipe or file, or the file holds no training config.
+    """
+    if not name.endswith(".json"):
+        return recipes.get(name)
+    values = read_json(filesystem.absolute(name))
+    check(isinstance(values, dict), f"{name} holds no config of a training")
+    return dataclasses.replace(TrainConfig.from_dict(values), recipe=name, resume=False)

@@ -1,0 +1,42 @@
+"""Publishes what was measured of a run: `results.json`, the report, and a warning where the network is of no use."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from captcha_ray import console
+from captcha_ray.datasets.schema import Manifest
+from captcha_ray.evaluation.evaluate import Evaluation
+from captcha_ray.reporting import run_report
+from captcha_ray.runs.directory import RunDirectory
+from captcha_ray.storage import filesystem
+from captcha_ray.training import diagnosis
+from captcha_ray.training.config import TrainConfig
+
+
+def publish(run: RunDirectory, evaluations: Mapping[str, Evaluation], **facts: Any) -> dict[str, Any]:
+    """Adds evaluations to the run's `results.json` under their names, and renews `report.html`. Returns all results.
+
+    A name that is there already is replaced; `source` says what was read. `warnings`: what `diagnosis.diagnose` says.
+    """
+    results = run.read_json("results.json") if filesystem.exists(run.path("results.json")) else {}
+    results |= {name: evaluation.summary() for name, evaluation in evaluations.items()} | facts
+    results["warnings"] = diagnose_run(run, results)
+    run.write_json("results.json", results)
+    run_report.write(run, results, {name: evaluation.mistakes for name, evaluation in evaluations.items()})
+    return results
+
+
+def diagnose_run(run: RunDirectory, results: dict[str, Any]) -> list[str]:
+    """Return what there is to warn of in all results of a run; nothing where the run does not know its shards."""
+    if not all(filesystem.exists(run.path(name)) for name in ("settled.json", "manifest.json")):
+        return []
+    config = TrainConfig.from_dict(run.read_json("settled.json"))
+    manifest = Manifest.from_dict(run.read_json("manifest.json"))
+    splits = {name: value for name, value in results.items() if isinstance(value, dict) and "num_images" in value}
+    return diagnosis.diagnose(splits, run.read_metrics(), config, manifest)
+
+
+def warn(results: dict[str, Any]) -> None:
+    """Say the warnings of `results.json`, if there are any."""
+    for sentence in results["warnings"]:
+        console.warn(sentence)

@@ -1,0 +1,72 @@
+"""Settings of `tune`; the docstring under a field is its `--help`."""
+
+import dataclasses
+import math
+from typing import Literal
+
+from captcha_ray.config import DEMO, Config
+from captcha_ray.errors import check
+
+Scheduler = Literal["asha", "none"]
+
+
+Search = Literal["optuna", "random", "grid"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TuneConfig(Config):
+    """Searches a recipe's parameters for a better one, and proves by validation whether it is."""
+
+    recipe: str = "demo-digits"
+    """Recipe to start from: a name, or the URI of a best.json or of a run's config.json."""
+    shards: str = f"{DEMO}/shards/digits"
+    """Folder or s3:// URI that jobs/preprocess.py wrote; trials read images of their size. The default one is made on
+    first use."""
+    run: str = f"{DEMO}/tune/digits"
+    """Folder or s3:// URI for trials, table and report; must not hold another run."""
+    num_trials: int = 20
+    """Configs to try; the first is the recipe's own, where the space holds it. A resumed search may be given more."""
+    epochs: int = 0
+    """Passes over the training split of a trial, at most; 0 takes the recipe's."""
+    search: Search = "optuna"
+    """Who proposes values: optuna (tree-structured Parzen estimator), random, or grid (all combinations)."""
+    scheduler: Scheduler = "asha"
+    """asha lets the best quarter of the trials go on after 1/6 of the epochs, again after 1/2; none stops no one."""
+    space: str = ""
+    """TOML file of the parameters to vary: name = [a, b], { low = a, high = b, log = true }, true or false."""
+    vary: tuple[str, ...] = ()
+    """Parameters to vary, after the file and besides learning_rate, batch_size, dropout, schedule and augmentation,
+    which are varied anyway: name, name=a,b,c, name=low..high, name=low..high:log or name=off."""
+    only: bool = False
+    """Vary nothing but what --space and --vary name."""
+    final_seeds: int = 3
+    """Trainings in full, each, of the best trial's config and of the recipe at the end; 0 for no comparison, 1 leaves
+    the luck of seeds out of it."""
+    workers_per_trial: int = 1
+    """Data-parallel workers of one trial."""
+    cpus_per_worker: int = 1
+    """CPU cores each worker reserves."""
+    gpus_per_trial: float = 0.0
+    """GPUs a trial reserves; a fraction lets several trials share one. For several workers, one GPU each."""
+    max_concurrent: int = 0
+    """Trials at a time, at most; 0 for as many as fit."""
+    seed: int = 0
+    """Seeds proposals and trainings; the trainings at the end use the seeds after it."""
+    resume: bool = False
+    """Continue the search in --run after an interruption, or with more --num-trials; start it where there is none."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._check_at_least(1, "num_trials", "workers_per_trial", "cpus_per_worker")
+        self._check_at_least(0, "epochs", "final_seeds", "max_concurrent", "seed")
+        gpus = self.gpus_per_trial
+        check(
+            0 <= gpus < 1 or (math.isfinite(gpus) and gpus > 0 and gpus == int(gpus)),
+            f"gpus_per_trial is {gpus}; it must be a fraction of one GPU or a whole number of them",
+        )
+        check(
+            self.workers_per_trial == 1 or gpus in (0, self.workers_per_trial),
+            f"gpus_per_trial is {gpus}; {self.workers_per_trial} workers take 0 or {self.workers_per_trial} GPUs",
+        )
+        check(self.workers_per_trial > 1 or gpus <= 1, f"gpus_per_trial is {gpus}; a single worker takes one at most")
+        check(bool(self.shards) and bool(self.run), "shards and run must each name a folder or a URI")
