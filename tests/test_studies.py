@@ -19,7 +19,7 @@ from captcha_ray.datasets.splits import Split, fold_of, place
 from captcha_ray.errors import FailedError, InputError
 from captcha_ray.evaluation import evaluate
 from captcha_ray.evaluation.config import EvaluateConfig
-from captcha_ray.experiments import cross_validation, parallel_runs
+from captcha_ray.experiments import cross_validation, learning_curve, parallel_runs
 from captcha_ray.models import fingerprint
 from captcha_ray.runs.directory import RunDirectory
 from captcha_ray.storage.lock import Lease
@@ -179,7 +179,7 @@ def test_parts_of_a_curve_lie_within_the_next(
         taken.extend(todo)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cross_validation, "train_all", refuse)
+    monkeypatch.setattr(learning_curve, "train_all", refuse)
     run = begun(tmp_path, glyph_shards, epochs=0)
     with pytest.raises(KeyboardInterrupt):
         cross_validation.study(EvaluateConfig(run=run.uri, learning_curve=True), run)
@@ -219,7 +219,7 @@ def test_patience_and_several_workers_of_a_run_do_not_keep_its_recipe_from_a_stu
         taken.extend(todo)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cross_validation, "train_all", refuse)
+    monkeypatch.setattr(learning_curve, "train_all", refuse)
     run = begun(tmp_path, glyph_shards, patience=5, num_workers=8, unlabelled="s3://bucket/more")
     with pytest.raises(KeyboardInterrupt):
         cross_validation.study(EvaluateConfig(run=run.uri, learning_curve=True), run)

@@ -104,7 +104,7 @@ def test_a_run_cut_off_after_any_file_continues_to_the_same_result(
                 raise CutError
             original(*arguments)
 
-        owner = RunDirectory if step == "write_metrics" else checkpoint
+        owner = {"write_metrics": RunDirectory, "save_state": training_worker, "save_model": checkpoint}[step]
         original = getattr(owner, step)
         monkeypatch.setattr(owner, step, lambda *a, original=original: cut(*a, original=original))
         with pytest.raises(CutError):
