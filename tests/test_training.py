@@ -29,7 +29,6 @@ from captcha_ray.runs.directory import RunDirectory
 from captcha_ray.runtime import ray_session
 from captcha_ray.storage.lock import Lease
 from captcha_ray.training import auto_config, loop, schedule, trainer
-from captcha_ray.training import state as training_state
 from captcha_ray.training import worker as training_worker
 from captcha_ray.training.config import TrainConfig
 from captcha_ray.training.recipe_file import load_recipe
@@ -168,7 +167,7 @@ def test_a_training_that_is_stuck_begins_anew_and_goes_on_to_the_same_result_whe
                 raise CutError
 
         with monkeypatch.context() as patch:
-            patch.setattr(training_state, "save_state", cut)
+            patch.setattr(training_worker, "save_state", cut)
             with pytest.raises(CutError):
                 fit(config, glyph_shards, ray_cluster)
         assert fit(dataclasses.replace(config, resume=True), glyph_shards, ray_cluster) == undisturbed
