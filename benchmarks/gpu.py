@@ -2,7 +2,7 @@
 reads what fp32 reads.
 
 Needs torch and numpy alone, no Ray and no data on a disk, so it runs on a bare machine from the repository's root:
-`PYTHONPATH=. python benchmarks/gpu.py`. Training steps are `learning.train_epoch`, upload and augmentation included;
+`PYTHONPATH=. python benchmarks/gpu.py`. Training steps are `loop.train_epoch`, upload and augmentation included;
 reading is what `Recognizer` does once pixels are decoded. Exits with status 1 where bf16 and fp32 disagree.
 """
 

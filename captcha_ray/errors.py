@@ -4,25 +4,16 @@ import difflib
 import errno
 import os
 
-
-def full_disk(error: BaseException) -> str:
-    """A sentence where that is what an error means, or what caused it (as Ray tells what a worker raised), else
-    nothing."""
-    cause: BaseException | None = error
-    while cause:
-        if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
-            named = cause.filename and "\n" not in str(cause.filename)  # Ray Data puts a page of advice there
-            return f"the disk is full: {cause.filename if named else os.strerror(cause.errno)}; make room, and {AGAIN}"
-        cause = getattr(cause, "cause", None) or cause.__cause__
-    return ""
-
-
 AGAIN = "the same command goes on (a training: with --resume)"
 """What to do where work was cut short."""
 
 
 class InputError(Exception):
     """Something only the user can mend, said in one sentence. Jobs print it and exit with status 2."""
+
+
+class FailedError(Exception):
+    """Something that went wrong and can be said in one sentence. Jobs print it and exit with status 1."""
 
 
 def check(ok: bool, sentence: str) -> None:
@@ -40,5 +31,13 @@ def check_keys(given: list[str], known: list[str], what: str) -> None:
             raise InputError(f"unknown {what} {key!r}; {hint}")
 
 
-class FailedError(Exception):
-    """Something that went wrong and can be said in one sentence. Jobs print it and exit with status 1."""
+def full_disk(error: BaseException) -> str:
+    """A sentence where that is what an error means, or what caused it (as Ray tells what a worker raised), else
+    nothing."""
+    cause: BaseException | None = error
+    while cause:
+        if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
+            named = cause.filename and "\n" not in str(cause.filename)  # Ray Data puts a page of advice there
+            return f"the disk is full: {cause.filename if named else os.strerror(cause.errno)}; make room, and {AGAIN}"
+        cause = getattr(cause, "cause", None) or cause.__cause__
+    return ""

@@ -20,10 +20,12 @@ from PIL import Image
 from captcha_ray import Recognizer
 from captcha_ray.errors import FailedError, InputError
 from captcha_ray.inference import job
+from captcha_ray.inference.block import BATCH_SIZE
 from captcha_ray.inference.config import InferConfig
-from captcha_ray.inference.job import BATCH_SIZE, MAX_BLOCK, READER, Lease, Night, block_sizes, transcribe
+from captcha_ray.inference.job import MAX_BLOCK, READER, Night, block_sizes, transcribe
 from captcha_ray.inference.table import Committed, Counts, Predictions, Run
 from captcha_ray.runtime import ray_session
+from captcha_ray.storage.lock import Lease
 from tests.conftest import GLYPHS, draw_glyphs, glyph_texts, save_network
 from tests.readers import Unheard
 from tests.waiting import wait_until

@@ -143,7 +143,7 @@ def test_a_bucket_is_listed_as_its_objects_are_read(bucket: str, write: Callable
     names = ["a.png", "deep/er/b.png", "日本 x.png", "q?x#y%2Fz.png"]
     fill(bucket, *names)
     fill(f"{bucket}-beside", "no.png")
-    client = objectstore._s3("s3://bucket")
+    client = objectstore.s3_client("s3://bucket")
     for name in ("double//slash.png", "line\nfeed.png", "folder/"):
         client.put_object(Bucket="bucket", Key=f"{bucket.removeprefix('s3://bucket/')}/{name}", Body=b"")
     rows = write(bucket)
@@ -154,7 +154,7 @@ def test_a_bucket_is_listed_as_its_objects_are_read(bucket: str, write: Callable
 def test_keys_of_buckets_with_dots_for_folders_are_not_hidden(bucket: str, write: Callable[..., Any]) -> None:
     keys = [f"{bucket.removeprefix('s3://bucket/')}/{name}" for name in ("../a.png", "./a.png", "x/../a.png")]
     for key in keys:
-        objectstore._s3("s3://bucket").put_object(Bucket="bucket", Key=key, Body=b"x")
+        objectstore.s3_client("s3://bucket").put_object(Bucket="bucket", Key=key, Body=b"x")
     assert uris(write(bucket)) == [f"s3://bucket/{key}" for key in keys]
 
 

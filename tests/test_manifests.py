@@ -729,7 +729,7 @@ def test_every_build_argument_is_used() -> None:
             assert sum(f"${name}" in other or f"${{{name}}}" in other for other in dockerfile()) >= 1, name
     readme = (CLUSTER / "README.md").read_text()
     assert set(re.findall(r"--build-arg (\w+)=", readme)) == {"COMMIT", "DEVICE", "TORCH_INDEX"}
-    assert "ENV CAPTCHA_RAY_COMMIT=$COMMIT" in dockerfile(), "where runs.commit looks"
+    assert "ENV CAPTCHA_RAY_COMMIT=$COMMIT" in dockerfile(), "where environment.commit looks"
 
 
 def test_the_images_commands_are_shell_that_pip_understands(tmp_path: Path) -> None:

@@ -639,8 +639,8 @@ def test_a_profiles_region_is_that_of_all_clients(use: Callable[..., None], tmp_
     del environment["AWS_REGION"]
     (tmp_path / "config").write_text("[profile night]\nregion = eu-west-1\n")
     use(environment, AWS_CONFIG_FILE=str(tmp_path / "config"), AWS_PROFILE="night")
-    assert objectstore._s3("s3://bucket").meta.region_name == "eu-west-1"
-    assert objectstore._store("s3://bucket").config.get("region") == "eu-west-1"
+    assert objectstore.s3_client("s3://bucket").meta.region_name == "eu-west-1"
+    assert objectstore.store_client("s3://bucket").config.get("region") == "eu-west-1"
 
 
 def test_the_endpoint_of_one_service_is_that_of_all_clients(

@@ -31,12 +31,13 @@ from captcha_ray.storage.lock import Lease
 from captcha_ray.training import auto_config, loop, schedule, trainer
 from captcha_ray.training import worker as training_worker
 from captcha_ray.training.config import TrainConfig
+from captcha_ray.training.progress import Announcement
 from captcha_ray.training.recipe_file import load_recipe
 from captcha_ray.training.recipes import get
 from captcha_ray.training.results import publish
 from captcha_ray.training.state import save_state
 from captcha_ray.training.trainer import _run_trainer, model_spec
-from captcha_ray.training.worker import Announcement, Worker, WorkerJob, best_epoch, epochs_without_gain
+from captcha_ray.training.worker import Worker, WorkerJob, best_epoch, epochs_without_gain
 from tests import conftest
 
 TIMINGS = ("seconds", "images_per_second", "data_wait_fraction")

@@ -29,11 +29,11 @@ class SynthesizeConfig(Config):
     """Draws a seeded synthetic corpus, so that everything can be tried without a download."""
 
     scheme: Literal["digits", "text5", "lines4", "lines4-small", "bits5", "color-digits"] = "digits"
-    """What to draw, sizes as width x height. In folders 0 to 9: digits of 18x60, color-digits of 15x30. As <text>.png:
+    """Draw this, sizes as width x height. In folders 0 to 9: digits of 18x60, color-digits of 15x30. As <text>.png:
     text5, five characters in 200x50; lines4, four digits in colors with lines in 152x42; lines4-small, the same in
     70x30; bits5, five digits in one bit in 80x25."""
     num_images: int = 4000
-    """How many images to draw."""
+    """Draw so many images."""
     seed: int = 0
     """The same seed draws the same files, whatever the number of workers."""
     out: str = ""
@@ -54,7 +54,7 @@ class PreprocessConfig(Config):
     corpus: str = f"{DEMO}/corpus/digits"
     """Folder or s3:// URI of labeled images. The default one is drawn on first use."""
     labels: Labels = "folder"
-    """Where a label stands: the parent folder's name, the file's name, or a table."""
+    """Take a label from the parent folder's name, the file's name, or a table."""
     label_pattern: str = ""
     """Regular expression searched in the file's stem; its first group, or all it matches, is the label."""
     table: str = ""
@@ -78,7 +78,7 @@ class PreprocessConfig(Config):
     length: int = 0
     """Characters every label must have; 0 for any number."""
     bad_labels: Literal["quarantine", "refuse"] = "quarantine"
-    """What to do with labels of unknown characters or of a wrong length."""
+    """Quarantine labels of unknown characters or of a wrong length, or refuse to go on."""
     max_pixels: int = 16_000_000
     """Images of more pixels than this are quarantined undecoded."""
     out: str = f"{DEMO}/shards/digits"

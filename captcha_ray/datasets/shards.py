@@ -90,8 +90,10 @@ def in_blocks(files: pa.Table, spec: ImageSpec) -> "MaterializedDataset[Any]":
 
 
 def map_tables(dataset: MaterializedDataset[Any], function: Callable[[pa.Table], pa.Table]) -> ray.data.Dataset:
-    """What a function makes of each block, by as many tasks at a time as there are CPUs. Results that are lost with a
-    node are made again even while training holds all CPUs."""
+    """Apply a function to each block, in as many tasks at a time as there are CPUs.
+
+    Results that are lost with a node are made again even while training holds all CPUs.
+    """
     at_once: Any = ray.data.TaskPoolStrategy(size=min(dataset.num_blocks(), capacity.num_cpus()))
     mapped: ray.data.Dataset = dataset.map_batches(
         function, batch_size=None, batch_format="pyarrow", compute=at_once, num_cpus=capacity.SPARE_CPU

@@ -1,7 +1,7 @@
-"""What a recipe is worth: cross-validation, and how its accuracy grows with the number of images.
+"""Measures what a recipe is worth: trains it anew on all folds but one, which the network then reads.
 
-Both train it anew on parts of the images, as many networks at once as the cluster holds; an interrupted study goes on
-where it was. A training without a validation part ends with its last epoch's network.
+`study` also starts the other experiment on a run, the learning curve. As many networks train at once as the cluster
+holds; an interrupted study goes on where it was.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ from captcha_ray.evaluation.config import EvaluateConfig
 from captcha_ray.evaluation.evaluate import Evaluation
 from captcha_ray.experiments.learning_curve import measure_curve
 from captcha_ray.experiments.parallel_runs import Training, right_in, train_all
-from captcha_ray.experiments.subsets import _alone, _Parts, _resources, _restrict, _shown
+from captcha_ray.experiments.subsets import Parts, concurrency, progress_of, restrict, with_one_worker
 from captcha_ray.runs.directory import RunDirectory
 from captcha_ray.storage import filesystem
 from captcha_ray.storage.lock import Lease
@@ -45,7 +45,7 @@ def study(config: EvaluateConfig, run: RunDirectory) -> None:
     asked = TrainConfig.from_dict(run.read_json("config.json"))
     if asked.unlabelled:
         console.warn(f"what a study trains learns from labeled images alone, without those of {asked.unlabelled}")
-    recipe = _alone(asked, config.use_gpu)
+    recipe = with_one_worker(asked, config.use_gpu)
     shards = open_shards(config.shards or run.shards)
     manifest = shards.manifest
     with Lease(run.path("_lease.json")) as lease:
@@ -77,7 +77,7 @@ def cross_validate(
     Returns all folds together; facts: `folds`, a summary of each, and `num_disputed`, the labels in whose place another
     text was read with a confidence of at least `DISPUTED`. Raises InputError where a fold would be empty.
     """
-    parts = _Parts(images)
+    parts = Parts(images)
     fold = parts.map(lambda sha: fold_of(sha, manifest.split_seed, num_folds))
     train_share, val_share, _ = manifest.splits
     place = parts.map(lambda sha: splits.place(sha, manifest.split_seed, b"validation"))
@@ -88,13 +88,13 @@ def cross_validate(
     for k in range(num_folds):
         masks = {"train": (fold != k) & ~validates, "val": (fold != k) & validates, "test": fold == k}
         directory = filesystem.join(run.uri, f"folds-{num_folds}", f"fold-{k}")
-        todo.append((*_restrict(config, manifest, masks, directory), masks))
+        todo.append((*restrict(config, manifest, masks, directory), masks))
     trainings = (Training(one, part, parts.select(masks)) for one, part, masks in todo)
     tally = evaluate.Tally(model_spec(settle(config, manifest), manifest))
     summaries: dict[str, dict[str, Any]] = {}
     readings: dict[str, pa.Table] = {}
-    with _shown([one for one, _, _ in todo]) as watch:
-        for one, rows in train_all(trainings, *_resources(config), calibrated=True, watch=watch):
+    with progress_of([one for one, _, _ in todo]) as watch:
+        for one, rows in train_all(trainings, *concurrency(config), calibrated=True, watch=watch):
             alone = evaluate.Tally(tally.spec)
             alone.add(rows)
             tally.add(rows)

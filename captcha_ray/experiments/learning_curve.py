@@ -1,4 +1,7 @@
-"""Measures how accuracy grows with the number of training images."""
+"""Measures how accuracy grows with the number of training images.
+
+A training without a validation part ends with its last epoch's network.
+"""
 
 import math
 from collections.abc import Sequence
@@ -11,7 +14,7 @@ from captcha_ray import console
 from captcha_ray.datasets import schema, splits
 from captcha_ray.errors import check
 from captcha_ray.experiments.parallel_runs import Training, right_in, train_all
-from captcha_ray.experiments.subsets import _Parts, _resources, _restrict, _shown
+from captcha_ray.experiments.subsets import Parts, concurrency, progress_of, restrict
 from captcha_ray.metrics import learning_curve
 from captcha_ray.metrics.learning_curve import Point
 from captcha_ray.runs.directory import RunDirectory
@@ -32,7 +35,7 @@ def measure_curve(
     config: as for `cross_validate`. Returns what `learning_curve.summary` says. Parts in which characters would stand
     less than once on average, or of fewer than 4 images, are left out. Raises InputError where no part is left.
     """
-    parts, read = _Parts(train), test.materialize().to_arrow_refs()
+    parts, read = Parts(train), test.materialize().to_arrow_refs()
     rank = parts.map(lambda sha: splits.place(sha, manifest.split_seed, b"curve")).argsort().argsort()
     sizes = {math.ceil(fraction * len(rank)) for fraction in fractions}
     wanted = [size for size in sorted(sizes) if size >= max(len(manifest.charset) / manifest.max_length, 4)]
@@ -41,11 +44,11 @@ def measure_curve(
     for size in reversed(wanted):  # the longest first
         masks = {"train": rank < size}
         directory = filesystem.join(run.uri, "curve", f"images-{size}")
-        todo.append((*_restrict(config, manifest, masks, directory), masks))
+        todo.append((*restrict(config, manifest, masks, directory), masks))
     trainings = (Training(one, part, {**parts.select(masks), "val": [], "test": read}) for one, part, masks in todo)
     points = []
-    with _shown([one for one, _, _ in todo]) as watch:
-        for one, rows in train_all(trainings, *_resources(config), watch=watch):
+    with progress_of([one for one, _, _ in todo]) as watch:
+        for one, rows in train_all(trainings, *concurrency(config), watch=watch):
             points.append(Point(one.manifest.num_images["train"], sum(right_in(rows)), len(rows)))
             console.say(f"{points[-1].num_images:,} images: {points[-1].accuracy:.2%} of {len(rows):,} strings")
     return learning_curve.summary(sorted(points, key=lambda point: point.num_images))

@@ -65,7 +65,7 @@ class Training:
 
 @ray.remote
 def train_in_full(one: Training, calibrated: bool) -> pa.Table:
-    """Trains to the end and reads the test part; what `evaluation.ReadImages` gives, in the part's order.
+    """Trains to the end and reads the test part; what `evaluate.ReadImages` gives, in the part's order.
 
     Raises InputError where the loss stops being a number.
     """

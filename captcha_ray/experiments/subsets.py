@@ -22,14 +22,14 @@ from captcha_ray.training.trainer import check_batches
 Mask = npt.NDArray[np.bool_]
 
 
-def _alone(recipe: TrainConfig, use_gpu: bool) -> TrainConfig:
+def with_one_worker(recipe: TrainConfig, use_gpu: bool) -> TrainConfig:
     """The recipe with one worker, which takes the batch of all: a study trains several networks at once, not one, and
     on labeled images alone."""
     together = recipe.batch_size * recipe.workers[1]
     return dataclasses.replace(recipe, num_workers=1, batch_size=together, use_gpu=use_gpu, resume=False, unlabelled="")
 
 
-class _Parts:
+class Parts:
     """Rows of shards that stay in the object store, and are told apart by their pixels' hashes."""
 
     def __init__(self, rows: ray.data.Dataset) -> None:
@@ -64,7 +64,7 @@ def _filter(block: pa.Table, mask: Mask) -> pa.Table:
     return block.filter(pa.array(mask)).combine_chunks()
 
 
-def _restrict(
+def restrict(
     config: TrainConfig, manifest: schema.Manifest, masks: dict[str, Mask], directory: str
 ) -> tuple[TrainConfig, schema.Manifest]:
     """Config and manifest of a training on parts of the images: what the config leaves open follows from these."""
@@ -76,7 +76,7 @@ def _restrict(
     return settled, part
 
 
-def _resources(config: TrainConfig) -> tuple[int, float]:
+def concurrency(config: TrainConfig) -> tuple[int, float]:
     """How many such trainings the cluster can do at once, and the GPUs of each. Raises InputError where none fits."""
     gpus = 1.0 if config.use_gpu else 0.0
     capacity.await_room(1, config.cpus_per_worker, gpus, shards=config.shards, run=config.run)
@@ -84,7 +84,7 @@ def _resources(config: TrainConfig) -> tuple[int, float]:
 
 
 @contextlib.contextmanager
-def _shown(configs: Sequence[TrainConfig]) -> Iterator[Callable[[Training, int], None]]:
+def progress_of(configs: Sequence[TrainConfig]) -> Iterator[Callable[[Training, int], None]]:
     """A bar over the epochs of all trainings; gives what tells it of them."""
     done: dict[str, int] = {}
     going: dict[str, str] = {}

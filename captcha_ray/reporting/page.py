@@ -14,12 +14,6 @@ from typing import Any
 from captcha_ray.runs.directory import RunDirectory
 from captcha_ray.storage import filesystem
 
-
-def text(value: Any) -> str:
-    """A value for a person: numbers with three digits."""
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
-
-
 UNKNOWN = "–"
 """Stands for a value that is not known."""
 
@@ -59,6 +53,11 @@ $body
 </body>
 </html>
 """)
+
+
+def text(value: Any) -> str:
+    """A value for a person: numbers with three digits."""
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def write(run: RunDirectory, what: str, parts: Sequence[str]) -> str:

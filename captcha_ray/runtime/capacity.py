@@ -107,7 +107,7 @@ def has_room(num_workers: int, cpus_per_worker: int, gpus_per_worker: float) -> 
 def await_room(num_workers: int, cpus_per_worker: int, gpus_per_worker: float, **paths: str) -> None:
     """Returns once the nodes can hold the workers; asks the autoscaler for more nodes, if there is one, and says so.
 
-    paths: as `cluster.check_shared` has them; looked at from the nodes that have come. Raises InputError where there is
+    paths: as for `ray_session.check_shared`; looked at from the nodes that have come. Raises InputError where there is
     no autoscaler, where it says that it can never start such nodes, once it has started none for `IDLE_S`, and where a
     node that has come does not see a path.
     """

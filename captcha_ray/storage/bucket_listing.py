@@ -8,7 +8,16 @@ from typing import Any
 
 import obstore
 
-from captcha_ray.storage.objectstore import NUM_LIST_THREADS, Entry, _entry, _persist, _s3, _store, _store_errors, split
+from captcha_ray.storage.objectstore import (
+    NUM_LIST_THREADS,
+    Entry,
+    entry_of,
+    persist,
+    s3_client,
+    split,
+    store_client,
+    store_errors,
+)
 
 MAX_FOLDERS = 256
 """Folders of a bucket that are listed side by side; once so many are known, deeper ones are not looked for."""
@@ -27,9 +36,9 @@ def list_pages(uri: str) -> Iterator[list[Entry]]:
 
 
 def _list_stream(root: str, prefix: str) -> Iterator[list[Entry]]:
-    with _store_errors(f"{root}/{prefix}"):
-        for page in obstore.list(_store(root, retried=True), prefix=prefix or None, chunk_size=1000):
-            yield [_entry(f"{root}/{item['path']}", item) for item in page]
+    with store_errors(f"{root}/{prefix}"):
+        for page in obstore.list(store_client(root, retried=True), prefix=prefix or None, chunk_size=1000):
+            yield [entry_of(f"{root}/{item['path']}", item) for item in page]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,5 +82,5 @@ def _ask(root: str, page: _Page) -> tuple[_Page, dict[str, Any]]:
         arguments["Delimiter"] = "/"
     if page.token:
         arguments["ContinuationToken"] = page.token
-    answer: dict[str, Any] = _persist(lambda: _s3(root).list_objects_v2(**arguments), f"{root}/{page.prefix}")
+    answer: dict[str, Any] = persist(lambda: s3_client(root).list_objects_v2(**arguments), f"{root}/{page.prefix}")
     return page, answer

@@ -22,6 +22,12 @@ from captcha_ray.errors import InputError
 from captcha_ray.storage import bucket_listing, objectstore
 from captcha_ray.storage.objectstore import Entry
 
+REMOTE = ("s3://", "gs://")
+
+PAGE_FILES = 1000
+"""Local files per page of a listing, as many as S3 gives."""
+
+
 JUNK = {".ds_store", "thumbs.db", "desktop.ini", "ehthumbs.db", "icon\r"}
 """Files that operating systems leave in folders, lower case."""
 
@@ -37,12 +43,6 @@ def is_junk(uri: str, corpus: str) -> bool:
     return uri.rpartition("/")[2].lower() in JUNK or any(
         part.startswith((".", "__MACOSX")) and part not in (".", "..") for part in below
     )
-
-
-REMOTE = ("s3://", "gs://")
-
-PAGE_FILES = 1000
-"""Local files per page of a listing, as many as S3 gives."""
 
 
 def is_remote(uri: str) -> bool:

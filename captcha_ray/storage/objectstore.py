@@ -103,15 +103,15 @@ def get(uri: str, max_bytes: int | None = None) -> tuple[bytes | None, Entry]:
 
     def request() -> tuple[bytes | None, Entry]:
         if not _has_name(key):
-            answer = _s3(root).get_object(Bucket=root.removeprefix("s3://"), Key=key)
+            answer = s3_client(root).get_object(Bucket=root.removeprefix("s3://"), Key=key)
             with contextlib.closing(answer["Body"]) as body:
                 entry = _entry_of_answer(uri, answer)
                 return (None if max_bytes is not None and entry.size > max_bytes else body.read()), entry
-        result = obstore.get(_store(root, patient=max_bytes is None), key)
-        entry = _entry(uri, result.meta)
+        result = obstore.get(store_client(root, patient=max_bytes is None), key)
+        entry = entry_of(uri, result.meta)
         return (None if max_bytes is not None and entry.size > max_bytes else bytes(result.bytes())), entry
 
-    return _persist(request, uri)
+    return persist(request, uri)
 
 
 def download(uri: str, path: Path) -> None:
@@ -120,10 +120,10 @@ def download(uri: str, path: Path) -> None:
 
     def request() -> None:
         with path.open("wb") as file:
-            for chunk in obstore.get(_store(root, patient=True), key):
+            for chunk in obstore.get(store_client(root, patient=True), key):
                 file.write(chunk)
 
-    _persist(request, uri)
+    persist(request, uri)
 
 
 def put(uri: str, data: bytes, *, exclusive: bool = False) -> None:
@@ -140,13 +140,17 @@ def put(uri: str, data: bytes, *, exclusive: bool = False) -> None:
         attempts += 1
         try:
             obstore.put(
-                _store(root, patient=True), key, data, mode="create" if exclusive else "overwrite", use_multipart=False
+                store_client(root, patient=True),
+                key,
+                data,
+                mode="create" if exclusive else "overwrite",
+                use_multipart=False,
             )
         except AlreadyExistsError:
             if attempts == 1 or get(uri)[0] != data:  # an attempt whose answer was lost may have written it
                 raise FileExistsError(f"{uri} exists") from None
 
-    _persist(request, uri)
+    persist(request, uri)
 
 
 def replace(uri: str, data: bytes, expected: bytes) -> bool:
@@ -158,15 +162,15 @@ def replace(uri: str, data: bytes, expected: bytes) -> bool:
     root, key = _split_named(uri)
 
     def request() -> bool:
-        found = obstore.get(_store(root), key)
+        found = obstore.get(store_client(root), key)
         if bytes(found.bytes()) != expected:
             return False
         with contextlib.suppress(PreconditionError):
-            obstore.put(_store(root), key, data, mode={"e_tag": found.meta["e_tag"]}, use_multipart=False)
+            obstore.put(store_client(root), key, data, mode={"e_tag": found.meta["e_tag"]}, use_multipart=False)
             return True
-        return bytes(obstore.get(_store(root), key).bytes()) == data  # an attempt whose answer was lost
+        return bytes(obstore.get(store_client(root), key).bytes()) == data  # an attempt whose answer was lost
 
-    return _persist(request, uri)
+    return persist(request, uri)
 
 
 def head(uri: str) -> Entry | None:
@@ -175,11 +179,11 @@ def head(uri: str) -> Entry | None:
 
     def request() -> Entry:
         if _has_name(key):
-            return _entry(uri, obstore.head(_store(root), key))
-        return _entry_of_answer(uri, _s3(root).head_object(Bucket=root.removeprefix("s3://"), Key=key))
+            return entry_of(uri, obstore.head(store_client(root), key))
+        return _entry_of_answer(uri, s3_client(root).head_object(Bucket=root.removeprefix("s3://"), Key=key))
 
     try:
-        return _persist(request, uri)
+        return persist(request, uri)
     except FileNotFoundError:
         return None
     except DeniedError:
@@ -192,10 +196,11 @@ def delete(uri: str) -> None:
     """Removes one object; no error where there is none."""
     root, key = _split_named(uri)
     with contextlib.suppress(FileNotFoundError):
-        _persist(lambda: obstore.delete(_store(root), key), uri)
+        persist(lambda: obstore.delete(store_client(root), key), uri)
 
 
-def _entry(uri: str, meta: Any) -> Entry:
+def entry_of(uri: str, meta: Any) -> Entry:
+    """Return what obstore's metadata say of an object."""
     return Entry(uri, (meta["e_tag"] or "").removeprefix("W/").strip('"'), meta["size"], meta["last_modified"])
 
 
@@ -232,12 +237,12 @@ def _profile_endpoint() -> str:
 def forget_clients() -> None:
     """Lets the next request read the environment anew."""
     _profile_endpoint.cache_clear()
-    _store.cache_clear()
-    _s3.cache_clear()
+    store_client.cache_clear()
+    s3_client.cache_clear()
 
 
 @functools.cache
-def _store(root: str, patient: bool = False, retried: bool = False) -> Any:
+def store_client(root: str, patient: bool = False, retried: bool = False) -> Any:
     """A client of a bucket. patient: for large objects. retried: by obstore itself, as the pages of a listing are."""
     plain = endpoint().startswith("http://")  # obstore refuses it unless told
     return from_url(
@@ -247,7 +252,7 @@ def _store(root: str, patient: bool = False, retried: bool = False) -> Any:
             "connect_timeout": f"{CONNECT_TIMEOUT_S}s",
             "allow_http": plain,
         },
-        retry_config=None if retried else {"max_retries": 0},  # `_persist` does it, with jitter from the first wait on
+        retry_config=None if retried else {"max_retries": 0},  # `persist` does it, with jitter from the first wait on
         **(_amazon(root) if root.startswith("s3://") else {}),
     )
 
@@ -282,7 +287,8 @@ def _amazon(root: str) -> dict[str, Any]:
 
 
 @functools.cache
-def _s3(root: str) -> Any:
+def s3_client(root: str) -> Any:
+    """Return botocore's client of a bucket. Raises StoreError for a store other than S3."""
     if not root.startswith("s3://"):
         raise StoreError(f"{root}: keys with empty, `.` or `..` parts or control characters are read on S3 only")
     config = Config(
@@ -298,7 +304,7 @@ def _s3(root: str) -> Any:
 
 
 @contextlib.contextmanager
-def _store_errors(uri: str) -> Iterator[None]:
+def store_errors(uri: str) -> Iterator[None]:
     """Turns the clients' errors into the ones local files raise."""
     try:
         yield
@@ -323,11 +329,11 @@ def _sentence(error: Exception) -> str:
     return " ".join(" ".join([type(error).__name__ + ":", text, *said]).split())[:300]
 
 
-def _persist(request: Callable[[], T], uri: str) -> T:
+def persist(request: Callable[[], T], uri: str) -> T:
     """What the request gives; made again, up to `ATTEMPTS` times, after trouble that may pass."""
     for attempt in itertools.count(1):
         try:
-            with _store_errors(uri):
+            with store_errors(uri):
                 return request()
         except StoreError as error:
             if attempt == ATTEMPTS or not _may_pass(error.__cause__):

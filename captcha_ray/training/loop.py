@@ -35,7 +35,7 @@ class EpochCounts:
     def ratios(self, prefix: str) -> dict[str, Any]:
         """Loss per image, accuracies over characters and whole strings, and per slot, named `prefix_...`.
 
-        Characters count as in `metrics.ReadingCounts`; that a text ends is none. Slots without any have nan.
+        Characters count as in `counts.ReadingCounts`; that a text ends is none. Slots without any have nan.
         """
         n, loss, strings, *slots = (float(x) for x in self.sums)
         right, there = slots[: len(slots) // 2], slots[len(slots) // 2 :]

@@ -15,6 +15,15 @@ from captcha_ray.runtime.ray_session import here
 from captcha_ray.runtime.telemetry import Telemetry
 from captcha_ray.training.config import TrainConfig
 
+LOOK_S = 0.25
+"""Seconds between two looks at what was announced."""
+
+WAITING_S = 30.0
+"""Seconds without a step, above which the driver says what workers wait for; again after twice as many."""
+
+Announcement = tuple[str, tuple[Any, ...]]
+"""Name and arguments of a method of TrainingProgress."""
+
 
 class TrainingProgress:
     """One bar for a whole training run and one line per finished epoch."""
@@ -79,16 +88,6 @@ class TrainingProgress:
             f"  {record['images_per_second']:,.0f} images/s{left}{'  best' if best and 'val_loss' in record else ''}",
             **record,
         )
-
-
-LOOK_S = 0.25
-"""Seconds between two looks at what was announced."""
-
-WAITING_S = 30.0
-"""Seconds without a step, above which the driver says what workers wait for; again after twice as many."""
-
-Announcement = tuple[str, tuple[Any, ...]]
-"""Name and arguments of a method of TrainingProgress."""
 
 
 @ray.remote(num_cpus=0)

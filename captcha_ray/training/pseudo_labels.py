@@ -64,7 +64,7 @@ class ReadFiles:
 def prepare(
     config: TrainConfig, shards: Shards, val: Labeled | None, resources: Cluster
 ) -> Callable[[TrainConfig], MoreImages] | None:
-    """What `training.fit` may ask for images besides the shards'; None where the config names none.
+    """What `trainer.fit` may ask for images besides the shards'; None where the config names none.
 
     Raises InputError where it names a folder without any.
     """
@@ -81,7 +81,7 @@ def label(
 
     Pictures that are in the shards, of whatever split, are left out, and of pictures alike all but one. A network whose
     training was cut off goes on where it was; one that is trained is not trained again, and what it has read is kept,
-    so that a run that is continued learns from the same. Raises InputError as `training.fit` does, and where no file
+    so that a run that is continued learns from the same. Raises InputError as `trainer.fit` does, and where no file
     can be decoded.
     """
     teacher = RunDirectory(filesystem.join(config.run, TEACHER))

@@ -59,7 +59,7 @@ class Change(enum.StrEnum):
 class Plan:
     """The course of a training as it stands after some epochs.
 
-    steps: of an epoch. guess_loss: nats per image, as `metrics.guess_loss` has it. attempt: from 0. begun: epochs that
+    steps: of an epoch. guess_loss: nats per image, as `counts.guess_loss` has it. attempt: from 0. begun: epochs that
     were done when the attempt began. decays_from: epochs that were done when the learning rate began to fall; None
     while it is held. num_epochs: of the whole training, were nothing else to happen. rate: what the decay begins with,
     of the peak. change: what led to this plan.
