@@ -26,7 +26,7 @@ from captcha_ray.experiments import parallel_runs
 from captcha_ray.metrics.counts import wilson_interval
 from captcha_ray.runs.environment import provenance
 from captcha_ray.runtime import ray_session
-from captcha_ray.training.auto_config import settle
+from captcha_ray.training.auto_config import resolve
 from captcha_ray.training.recipes import get
 
 PEER = Path(__file__).with_name("keras_crnn.py")
@@ -86,14 +86,14 @@ def ours(
 ) -> list[tuple[float, float]]:
     """(seconds of training so far, share of strings) after each epoch."""
     part = dataclasses.replace(manifest, num_images={"train": len(train), "val": len(test), "test": 0})
-    asked = dataclasses.replace(
+    requested = dataclasses.replace(
         get(options.recipe),
         seed=seed,
         run=str(folder / f"run-{len(train)}-{seed}"),
         cpus_per_worker=options.num_threads,
     )
     blocks = {"train": [ray.put(train)], "val": [ray.put(test)], "test": []}
-    epochs = list(parallel_runs.Training(settle(asked, part), part, blocks).epochs())
+    epochs = list(parallel_runs.Training(resolve(requested, part), part, blocks).epochs())
     seconds = np.cumsum([len(train) / epoch["images_per_second"] for epoch in epochs])
     return [(float(s), epoch["val_exact_match"]) for s, epoch in zip(seconds, epochs, strict=True)]
 

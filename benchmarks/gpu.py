@@ -49,7 +49,7 @@ class Line:
     """One line of the table. num_images: how many were timed."""
 
     network: str
-    work: str
+    task: str
     precision: str
     batch_size: int
     images_per_second: float
@@ -101,7 +101,7 @@ def main(arguments: list[str]) -> int:
     for config in (wmail(), isfahan()):
         for line in measure(config, device, seconds):
             print(
-                f"{line.network:<16}{line.work:<8}{line.precision:<11}{line.batch_size:>6}"
+                f"{line.network:<16}{line.task:<8}{line.precision:<11}{line.batch_size:>6}"
                 f"{line.images_per_second:>12,.0f}{line.num_images:>10,}",
                 flush=True,
             )
@@ -144,20 +144,20 @@ def measure(config: TrainConfig, device: torch.device, seconds: float) -> list[L
     return lines
 
 
-def timed(work: Callable[[int], None], batch_size: int, device: torch.device, seconds: float) -> tuple[float, int]:
+def timed(task: Callable[[int], None], batch_size: int, device: torch.device, seconds: float) -> tuple[float, int]:
     """(images a second, images timed) of `work`, which is told how many batches to do."""
-    work(1)  # kernels are chosen and memory is allocated once
+    task(1)  # kernels are chosen and memory is allocated once
     steps = 1
-    while (elapsed := stopwatch(work, steps, device)) < seconds:
+    while (elapsed := stopwatch(task, steps, device)) < seconds:
         steps = max(2 * steps, round(1.1 * steps * seconds / elapsed)) if elapsed > seconds / 10 else 10 * steps
     return steps * batch_size / elapsed, steps * batch_size
 
 
-def stopwatch(work: Callable[[int], None], steps: int, device: torch.device) -> float:
+def stopwatch(task: Callable[[int], None], steps: int, device: torch.device) -> float:
     """Seconds until the device has done `steps` batches of the work."""
     synchronize(device)
     started = time.perf_counter()
-    work(steps)
+    task(steps)
     synchronize(device)
     return time.perf_counter() - started
 
@@ -218,20 +218,22 @@ def new_model(config: TrainConfig, device: torch.device) -> Network:
     image = ImageSpec(height=config.height, width=config.width)
     torch.manual_seed(0)
     model = build_model(
-        ModelSpec(network=config.network, image=image, charset=CHARSET, slots=config.slots, dropout=config.dropout)
+        ModelSpec(
+            network=config.network, image=image, charset=CHARSET, max_length=config.max_length, dropout=config.dropout
+        )
     )
     return model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 
 def glyphs(config: TrainConfig, num_images: int, seed: int) -> Batch:
     """Images that can be learned: each character is a coarse pattern of its own, side by side, in noise."""
-    rows, columns, side = 5, 3, config.width // config.slots
+    rows, columns, side = 5, 3, config.width // config.max_length
     patterns = np.random.default_rng(0).integers(0, 2, (len(CHARSET), rows, columns), np.uint8)
     rng = np.random.default_rng((1, seed))
-    classes = rng.integers(0, len(CHARSET), (num_images, config.slots))
+    classes = rng.integers(0, len(CHARSET), (num_images, config.max_length))
     tall = np.repeat(patterns, config.height // rows, axis=1)
     drawn: npt.NDArray[np.uint8] = np.repeat(tall, side // columns, axis=2)[classes]  # (N, S, height, about side)
-    pixels = np.zeros((num_images, config.height, config.slots, side), np.uint8)
+    pixels = np.zeros((num_images, config.height, config.max_length, side), np.uint8)
     pixels[:, : drawn.shape[2], :, : drawn.shape[3]] = drawn.transpose(0, 2, 1, 3) * 160
     pixels += rng.integers(0, 90, pixels.shape, np.uint8)
     images = pixels.reshape(num_images, config.height, config.width, 1)

@@ -24,7 +24,7 @@ import tyro
 
 from captcha_ray.image_spec import ImageSpec
 from captcha_ray.inference import schema, table
-from captcha_ray.inference.block import Work
+from captcha_ray.inference.block import BlockTask
 from captcha_ray.inference.config import InferConfig
 from captcha_ray.inference.table import STAGED_SCHEMA, stage
 from captcha_ray.models import checkpoint
@@ -48,13 +48,13 @@ class Options:
 class StubReader:
     """Stages a made-up row for each object of a block; reads no image."""
 
-    def __init__(self, work: Work, report: dict[str, Any]) -> None:
-        self._work = work
+    def __init__(self, task: BlockTask, report: dict[str, Any]) -> None:
+        self._task = task
         self._report = report
 
     def read(self, block: int) -> tuple[int, int]:
         """(rows, errors) of a block."""
-        listed = table.read(self._work.todo(block))
+        listed = table.read(self._task.block_uri(block))
         generator = np.random.default_rng(block)
         n = len(listed)
         certain = generator.random((n, 5), np.float32)
@@ -66,11 +66,11 @@ class StubReader:
             "char_confidence": pa.ListArray.from_arrays(np.arange(0, 5 * n + 1, 5, dtype=np.int32), certain.ravel()),
             "status": pa.repeat("ok", n),
             "error": pa.nulls(n, pa.string()),
-            "model_id": pa.repeat(self._work.model_id, n),
+            "model_id": pa.repeat(self._task.model_id, n),
             "predicted_at": pa.repeat(now, n),
         }
         rows = pa.table({name: columns[name] for name in STAGED_SCHEMA.names})
-        stage(rows.cast(STAGED_SCHEMA), self._work.staged(block))
+        stage(rows.cast(STAGED_SCHEMA), self._task.staged(block))
         self._report["fetched"] += n
         return n, 0
 
@@ -119,7 +119,7 @@ def main() -> None:
         print(line, flush=True)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        spec = ModelSpec(network="multi_head_cnn", image=ImageSpec(height=50, width=200), charset="ab", slots=5)
+        spec = ModelSpec(network="multi_head_cnn", image=ImageSpec(height=50, width=200), charset="ab", max_length=5)
         torch.manual_seed(0)
         checkpoint.save_model(str(folder / "run" / "checkpoint"), build_model(spec), spec)
         for night, changed in (("first", 0), ("second", options.num_objects // 100)):

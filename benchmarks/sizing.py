@@ -51,7 +51,7 @@ class Costs:
 
 
 @dataclasses.dataclass(frozen=True)
-class Night:
+class NightNeeds:
     """What so many new images need. reading_hours: what is left of the night when all is listed, by an inventory where
     requests take more than an hour, and planned; a job does that first. cores: to be done by then, besides the
     driver's. gpus: instead of most of these, and cores_beside_gpus with them."""
@@ -72,7 +72,7 @@ class Night:
     price: float
 
     @classmethod
-    def of(cls, num_images: int, costs: Costs) -> "Night":
+    def of(cls, num_images: int, costs: Costs) -> "NightNeeds":
         """The needs of a night that lists and reads so many, all of them new. Raises ValueError for one too short."""
         pages = num_images / 1000
         listing_hours = pages * costs.list_request_seconds / NUM_LIST_THREADS / 3600
@@ -141,7 +141,7 @@ def _hours(hours: float) -> str:
 
 def table(costs: Costs) -> list[str]:
     """Lines of Markdown: a column for each of `SIZES`."""
-    columns = [Night.of(size, costs).cells() for size in SIZES]
+    columns = [NightNeeds.of(size, costs).cells() for size in SIZES]
     head = ["new images in a night", *(f"{size:,}" for size in SIZES)]
     rows = [head, ["---"] * len(head), *([name, *cells] for name, *cells in zip(ROWS, *columns, strict=True))]
     return [f"| {' | '.join(row)} |" for row in rows]

@@ -47,7 +47,7 @@ def plain_loop(num_images: int, epochs: int) -> list[float]:
     """Images a second of each epoch."""
     keep_freed_memory()
     spec = ModelSpec(
-        network="multi_head_cnn", image=ImageSpec(height=50, width=200), charset="2345678bcdefgmnpwxy", slots=5
+        network="multi_head_cnn", image=ImageSpec(height=50, width=200), charset="2345678bcdefgmnpwxy", max_length=5
     )
     model = build_model(spec).to(memory_format=torch.channels_last).train()
     optimizer = torch.optim.Adam(model.parameters(), 1e-3, fused=True)

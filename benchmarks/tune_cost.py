@@ -78,7 +78,7 @@ def main() -> None:
             )
             results = json.loads((run / "results.json").read_text())
             spent[scheduler] = results["num_epochs"]
-            finals = sorted(run.glob("final/trial-*/readings.parquet"))
+            finals = sorted(run.glob("final/trial-*/predictions.parquet"))
             right[scheduler] = np.array([parallel_runs.right_in(pq.read_table(path)) for path in finals])
             print(
                 f"{scheduler}: {results['num_epochs']:,} epochs in {results['search_seconds']:.0f} s, with comparison "

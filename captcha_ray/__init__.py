@@ -4,13 +4,13 @@ import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from captcha_ray.recognizer import Reading, Recognizer
+    from captcha_ray.recognizer import Prediction, Recognizer
 
 # Jobs connect to Ray themselves. Otherwise whatever still runs in a thread after a job's Ray has ended would start
 # another, or join a stranger's. Ray reads this when it is imported.
 os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
 
-__all__ = ["Reading", "Recognizer"]
+__all__ = ["Prediction", "Recognizer"]
 
 
 def __getattr__(name: str) -> Any:

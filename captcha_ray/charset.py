@@ -36,17 +36,17 @@ class Charset:
         """The characters of `text` that are not in the alphabet, each once, in order of appearance."""
         return "".join(dict.fromkeys(c for c in text if c not in self.characters))
 
-    def encode(self, texts: list[str], slots: int, *, variable: bool = False) -> npt.NDArray[np.int64]:
+    def encode(self, texts: list[str], max_length: int, *, variable: bool = False) -> npt.NDArray[np.int64]:
         """Texts of exactly `slots` characters -> class indices, int64 (len(texts), slots).
 
         variable: texts may have fewer, down to one; class K, one beyond the last character, fills their rows up.
         Raises InputError for an unknown character or another length.
         """
         index = {c: i for i, c in enumerate(self.characters)}
-        classes = np.full((len(texts), slots), len(self), np.int64)
+        classes = np.full((len(texts), max_length), len(self), np.int64)
         for row, text in zip(classes, texts, strict=True):
-            if not (1 if variable else slots) <= len(text) <= slots:
-                reads = f"1 to {slots}" if variable else f"{slots}"
+            if not (1 if variable else max_length) <= len(text) <= max_length:
+                reads = f"1 to {max_length}" if variable else f"{max_length}"
                 raise InputError(f"label {text!r} has {len(text)} characters where the network reads {reads}")
             if unknown := self.unknown_in(text):
                 raise InputError(f"label {text!r} holds {unknown!r}, which the charset {self.characters!r} lacks")

@@ -24,7 +24,7 @@ import rich.progress
 import rich.table
 import tyro
 
-from captcha_ray.errors import AGAIN, FailedError, InputError, full_disk
+from captcha_ray.errors import RESUME_HINT, InputError, JobError, full_disk
 
 T = TypeVar("T")
 OUT = rich.console.Console(highlight=False, soft_wrap=True)
@@ -62,8 +62,8 @@ def run(job: Callable[[], None]) -> None:
         _fail(2, str(error))
     except KeyboardInterrupt as interrupt:
         number = interrupt.args[0] if interrupt.args else signal.SIGINT
-        _fail(128 + number, f"interrupted; what was finished is kept, {AGAIN}")
-    except FailedError as error:
+        _fail(128 + number, f"interrupted; what was finished is kept, {RESUME_HINT}")
+    except JobError as error:
         _fail(1, str(error))
     except Exception as error:
         said = full_disk(error)
@@ -83,17 +83,17 @@ def _terminable() -> Iterator[None]:
         yield
         return
 
-    asked: list[int] = []
+    requested: list[int] = []
 
     def end(number: int, frame: Any) -> None:
-        asked.append(number)
+        requested.append(number)
         raise KeyboardInterrupt
 
     before = signal.signal(signal.SIGTERM, end)
     try:
         yield
     except KeyboardInterrupt:  # Ray Train raises another one than ours
-        raise KeyboardInterrupt(*asked) from None
+        raise KeyboardInterrupt(*requested) from None
     finally:
         signal.signal(signal.SIGTERM, before)
 

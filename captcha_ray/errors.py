@@ -4,7 +4,7 @@ import difflib
 import errno
 import os
 
-AGAIN = "the same command goes on (a training: with --resume)"
+RESUME_HINT = "the same command goes on (a training: with --resume)"
 """What to do where work was cut short."""
 
 
@@ -12,7 +12,7 @@ class InputError(Exception):
     """Something only the user can mend, said in one sentence. Jobs print it and exit with status 2."""
 
 
-class FailedError(Exception):
+class JobError(Exception):
     """Something that went wrong and can be said in one sentence. Jobs print it and exit with status 1."""
 
 
@@ -38,6 +38,7 @@ def full_disk(error: BaseException) -> str:
     while cause:
         if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
             named = cause.filename and "\n" not in str(cause.filename)  # Ray Data puts a page of advice there
-            return f"the disk is full: {cause.filename if named else os.strerror(cause.errno)}; make room, and {AGAIN}"
+            where = cause.filename if named else os.strerror(cause.errno)
+            return f"the disk is full: {where}; make room, and {RESUME_HINT}"
         cause = getattr(cause, "cause", None) or cause.__cause__
     return ""

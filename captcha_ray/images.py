@@ -68,7 +68,7 @@ def decode(
 
 
 @dataclasses.dataclass(frozen=True)
-class Look:
+class Appearance:
     """Size of an image, pixels, and whether it is in color."""
 
     width: int
@@ -76,7 +76,7 @@ class Look:
     colored: bool
 
 
-def look(data: bytes, max_pixels: int = MAX_PIXELS) -> Look | Unreadable:
+def inspect(data: bytes, max_pixels: int = MAX_PIXELS) -> Appearance | Unreadable:
     """Size and color of an image file.
 
     In color: at least a fiftieth of its pixels have channels that differ by more than `MIN_SATURATION`.
@@ -89,7 +89,7 @@ def look(data: bytes, max_pixels: int = MAX_PIXELS) -> Look | Unreadable:
         if image.getexif().get(ExifTags.Base.Orientation, 1) >= 5:  # lies on its side
             width, height = height, width
     saturation = small.max(2).astype(int) - small.min(2)
-    return Look(width, height, bool((saturation > MIN_SATURATION).mean() >= 0.02))
+    return Appearance(width, height, bool((saturation > MIN_SATURATION).mean() >= 0.02))
 
 
 def prepare(image: Image.Image, spec: ImageSpec) -> Pixels:

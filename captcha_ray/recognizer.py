@@ -26,7 +26,7 @@ Source = str | os.PathLike[str] | bytes | npt.NDArray[np.uint8]
 
 
 @dataclasses.dataclass(frozen=True)
-class Reading:
+class Prediction:
     """What was read in one image.
 
     confidence: the least certain character's, 0 to 1. char_confidence: each character's probability under the
@@ -68,27 +68,29 @@ class Recognizer:
         return cls(model, spec, device, precision, model_id)
 
     @overload  # a str is a Sequence[str] too; the first overload takes it
-    def predict(self, sources: Source, batch_size: int = ...) -> Reading: ...  # type: ignore[overload-overlap]
+    def predict(self, sources: Source, batch_size: int = ...) -> Prediction: ...  # type: ignore[overload-overlap]
     @overload
-    def predict(self, sources: Sequence[Source], batch_size: int = ...) -> list[Reading]: ...
-    def predict(self, sources: Source | Sequence[Source], batch_size: int = 256) -> Reading | list[Reading]:
+    def predict(self, sources: Sequence[Source], batch_size: int = ...) -> list[Prediction]: ...
+    def predict(self, sources: Source | Sequence[Source], batch_size: int = 256) -> Prediction | list[Prediction]:
         """Reads one image or a list of them: paths or URIs, files' bytes, or uint8 arrays (H, W[, C]).
 
         A single image that cannot be read raises InputError; in a list it becomes a Reading with `error`.
         """
         if isinstance(sources, (str, os.PathLike, bytes, np.ndarray)):
-            reading = self.predict([sources])[0]
-            if reading.error:
-                raise InputError(reading.error)
-            return reading
+            prediction = self.predict([sources])[0]
+            if prediction.error:
+                raise InputError(prediction.error)
+            return prediction
         decoded = [self._decode(source) for source in sources]
         good = [pixels for pixels in decoded if not isinstance(pixels, images.Unreadable)]
-        read: list[Reading] = []
+        read: list[Prediction] = []
         for start in range(0, len(good), batch_size):
-            read += self.readings(self.log_probabilities(np.stack(good[start : start + batch_size])))
+            read += self.predictions(self.log_probabilities(np.stack(good[start : start + batch_size])))
         rest = iter(read)
         return [
-            Reading("", 0.0, (), f"{item.reason}: {item.detail}") if isinstance(item, images.Unreadable) else next(rest)
+            Prediction("", 0.0, (), f"{item.reason}: {item.detail}")
+            if isinstance(item, images.Unreadable)
+            else next(rest)
             for item in decoded
         ]
 
@@ -115,7 +117,7 @@ class Recognizer:
         R. Krichevsky and V. Trofimov, "The performance of universal encoding" (1981), where no character was misread:
         without mistakes among few images, the likeliest temperature would be none at all.
         """
-        classes = self._charset.encode(truths, self.spec.slots, variable=self.spec.variable)
+        classes = self._charset.encode(truths, self.spec.max_length, variable=self.spec.variable)
         targets = torch.from_numpy(classes).to(self._arithmetic.device)
         if targets.numel() < MIN_CALIBRATION:
             return 1.0
@@ -131,7 +133,7 @@ class Recognizer:
 
             return round(math.exp(_minimum(loss, -math.log(8), math.log(8))), 4)
 
-    def readings(self, log_probabilities: npt.NDArray[np.float32]) -> list[Reading]:
+    def predictions(self, log_probabilities: npt.NDArray[np.float32]) -> list[Prediction]:
         """float32 (N, slots, classes) -> N readings: each slot's likeliest character, up to where the text ends.
 
         That it ends there counts for the confidence, but is no character.
@@ -139,7 +141,7 @@ class Recognizer:
         texts = self._charset.decode(log_probabilities.argmax(2))
         confidences = np.exp(log_probabilities.max(2)).tolist()
         return [
-            Reading(text, min(c[: len(text) + 1]), tuple(c[: len(text)]))
+            Prediction(text, min(c[: len(text) + 1]), tuple(c[: len(text)]))
             for text, c in zip(texts, confidences, strict=True)
         ]
 
@@ -147,11 +149,11 @@ class Recognizer:
         """Cross-entropy of each truth, nats, summed over slots; nan where the network has no such output."""
         result = []
         for row, truth in zip(log_probabilities, truths, strict=True):
-            if not self.spec.holds(len(truth), len(truth)) or self._charset.unknown_in(truth):
+            if not self.spec.fits(len(truth), len(truth)) or self._charset.unknown_in(truth):
                 result.append(float("nan"))
             else:
-                classes = self._charset.encode([truth], self.spec.slots, variable=self.spec.variable)[0]
-                result.append(float(-row[np.arange(self.spec.slots), classes].sum()))
+                classes = self._charset.encode([truth], self.spec.max_length, variable=self.spec.variable)[0]
+                result.append(float(-row[np.arange(self.spec.max_length), classes].sum()))
         return result
 
     def _decode(self, source: Any) -> images.Pixels | images.Unreadable:

@@ -30,7 +30,7 @@ def main() -> None:
     if config.trains:
         with ray_session.connect():
             ray_session.check_shared(run=config.run, shards=config.shards or run.shards)
-            cross_validation.study(config, run)
+            cross_validation.run_experiments(config, run)
         return
     spec = fingerprint.load_spec(run.uri)
     if config.out:
@@ -38,7 +38,7 @@ def main() -> None:
     elif run.shards:
         filesystem.check_writable(run.uri)
     with ray_session.connect():
-        capacity.await_room(config.num_workers or 1, 1, config.use_gpu and config.num_workers > 0)
+        capacity.wait_for_capacity(config.num_workers or 1, 1, config.use_gpu and config.num_workers > 0)
         shards = "" if config.corpus or config.table else config.shards or run.shards
         ray_session.check_shared(run=config.run, shards=shards, corpus=config.corpus, table=config.table)
         source = sources.open_labeled(config, run.shards, spec)
@@ -53,10 +53,12 @@ def main() -> None:
         warn(results)
     if useless := diagnosis.describe_useless(source.name, found.summary()) if config.corpus or config.table else "":
         console.warn(f"the network is of no use for these images, which may differ from those it learned: {useless}")
-    if foreign := found.counts.num_foreign:
-        console.warn(f"{foreign:,} characters of the labels are not in the network's alphabet, and count as wrong")
-    if found.unread:
-        console.warn(f"{found.unread.total():,} files do not count: {decoding.counted(found.unread)}")
+    if out_of_charset := found.counts.num_out_of_charset:
+        console.warn(
+            f"{out_of_charset:,} characters of the labels are not in the network's alphabet, and count as wrong"
+        )
+    if found.unreadable:
+        console.warn(f"{found.unreadable.total():,} files do not count: {decoding.counted(found.unreadable)}")
 
 
 if __name__ == "__main__":

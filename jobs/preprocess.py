@@ -9,7 +9,7 @@ from captcha_ray.runtime import capacity, ray_session
 def main() -> None:
     config = console.parse(PreprocessConfig)
     with ray_session.connect():
-        capacity.await_room(1, 1, 0)
+        capacity.wait_for_capacity(1, 1, 0)
         ray_session.check_shared(corpus="" if config.table else config.corpus, table=config.table, out=config.out)
         demo.ensure_corpus(config.corpus)
         manifest = preprocess.preprocess(config)

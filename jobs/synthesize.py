@@ -9,7 +9,7 @@ from captcha_ray.runtime import capacity, ray_session
 def main() -> None:
     config = console.parse(SynthesizeConfig)
     with ray_session.connect():
-        capacity.await_room(1, 1, 0)
+        capacity.wait_for_capacity(1, 1, 0)
         ray_session.check_shared(out=config.out)
         out = synthesize.synthesize(config)
     console.say(f"{config.num_images:,} images are in {out}")

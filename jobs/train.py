@@ -23,7 +23,7 @@ def main() -> None:
         from captcha_ray.training.trainer import fit  # noqa: PLC0415 -- while Ray starts
 
         resources.warn_without_gpu(config.use_gpu)
-        ray_session.check_shared(shards=config.shards, unlabelled=config.unlabelled, run=config.run)
+        ray_session.check_shared(shards=config.shards, unlabeled=config.unlabeled, run=config.run)
         demo.ensure_shards(config.shards)
         shards = open_shards(config.shards)
         val = shards.labeled("val") if shards.manifest.num_images["val"] else None

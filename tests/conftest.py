@@ -38,10 +38,10 @@ def draw_glyphs(folder: Path, texts: list[str], seed: int = 0, size: tuple[int, 
     width, height = size
     for k, text in enumerate(texts):
         pixels = rng.integers(0, 60, (height, width), np.uint8)
-        slot = width // len(text)
+        pitch = width // len(text)
         for position, character in enumerate(text):
-            start = position * slot + "abcd".index(character) * slot // 4
-            pixels[:, start : start + slot // 4] = 230
+            start = position * pitch + "abcd".index(character) * pitch // 4
+            pixels[:, start : start + pitch // 4] = 230
         Image.fromarray(pixels).save(folder / f"{text}-{k}.png")
     return folder
 
@@ -82,7 +82,7 @@ def save_network(run: Path, spec: ModelSpec, seed: int = 0) -> Path:
     return run
 
 
-GLYPHS = ModelSpec(network="multi_head_cnn", image=ImageSpec(height=16, width=24), charset="abcd", slots=2)
+GLYPHS = ModelSpec(network="multi_head_cnn", image=ImageSpec(height=16, width=24), charset="abcd", max_length=2)
 """A network for what `draw_glyphs` draws."""
 
 

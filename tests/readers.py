@@ -10,15 +10,15 @@ import numpy as np
 import ray.train
 import ray.train.torch
 
-from captcha_ray.inference.block import Work
+from captcha_ray.inference.block import BlockTask
 from captcha_ray.inference.block_reader import BlockReader
 from tests.conftest import GLYPHS, save_network
 from tests.waiting import wait_until
 
 
-def beside(work: Work) -> Path:
+def beside(task: BlockTask) -> Path:
     """The folder in which the table lies; there, workers and tests leave each other signs."""
-    return Path(work.attempt).parents[3]
+    return Path(task.attempt).parents[3]
 
 
 def _hang(folder: Path) -> None:
@@ -29,8 +29,8 @@ def _hang(folder: Path) -> None:
 class Hanging:
     """Says what it is at, and gets no further until it is released."""
 
-    def __init__(self, work: Work, report: dict[str, Any]) -> None:
-        self._folder = beside(work)
+    def __init__(self, task: BlockTask, report: dict[str, Any]) -> None:
+        self._folder = beside(task)
         self._report = report
 
     def read(self, block: int) -> tuple[int, int]:
@@ -58,7 +58,7 @@ class DyingOnce(BlockReader):
 
     def read(self, block: int) -> tuple[int, int]:
         try:
-            (beside(self._work) / "died").touch(exist_ok=False)
+            (beside(self._task) / "died").touch(exist_ok=False)
         except FileExistsError:
             return super().read(block)
         os.kill(os.getpid(), signal.SIGKILL)
@@ -68,8 +68,8 @@ class DyingOnce(BlockReader):
 class Dying:
     """Its process is killed in the middle of every block, until a test releases it."""
 
-    def __init__(self, work: Work, report: dict[str, Any]) -> None:
-        self._released = beside(work) / "released"
+    def __init__(self, task: BlockTask, report: dict[str, Any]) -> None:
+        self._released = beside(task) / "released"
 
     def read(self, block: int) -> tuple[int, int]:
         if self._released.exists():
@@ -81,9 +81,9 @@ class Dying:
 class Replaced(BlockReader):
     """Finds another network than the job began with."""
 
-    def __init__(self, work: Work, report: dict[str, Any]) -> None:
-        save_network(Path(work.model), GLYPHS, seed=1)
-        super().__init__(work, report)
+    def __init__(self, task: BlockTask, report: dict[str, Any]) -> None:
+        save_network(Path(task.model), GLYPHS, seed=1)
+        super().__init__(task, report)
 
 
 def visible_gpus() -> str | None:

@@ -51,11 +51,11 @@ def test_both_networks_are_timed_and_compared_with_torch_and_numpy_alone() -> No
         r"command +python .*gpu\.py --seconds-per-case 0\.05\ncommit +\S+\ndevice +\S.+\ntorch +\d", done.stdout
     )
     for network in ("glyph_vgg", "multi_head_cnn"):
-        for work, batch_size in (("train", 32), ("train", 256), ("read", 256)):
+        for task, batch_size in (("train", 32), ("train", 256), ("read", 256)):
             line = re.search(
-                rf"^{network} +{work} +(?:fp32|tf32) +{batch_size} +([\d,]+) +([\d,]+)$", done.stdout, re.M
+                rf"^{network} +{task} +(?:fp32|tf32) +{batch_size} +([\d,]+) +([\d,]+)$", done.stdout, re.M
             )
-            assert line, (network, work, batch_size)
+            assert line, (network, task, batch_size)
             assert int(line[1].replace(",", "")) > 0
             assert int(line[2].replace(",", "")) % batch_size == 0
         assert re.search(rf"^{network} +bf16 +probabilities differ by at most 0\.0", done.stdout, re.M)
@@ -112,6 +112,6 @@ def test_the_images_are_of_the_recipes_size_and_repeatable(gpu: ModuleType, reci
     batch = gpu.glyphs(config, 5, seed=1)
     assert batch.images.shape == (5, config.height, config.width, 1)
     assert batch.images.dtype == torch.uint8
-    assert batch.targets.shape == (5, config.slots)
+    assert batch.targets.shape == (5, config.max_length)
     assert torch.equal(batch.images, gpu.glyphs(config, 5, seed=1).images)
     assert not torch.equal(batch.images, gpu.glyphs(config, 5, seed=2).images)

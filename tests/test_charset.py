@@ -22,10 +22,10 @@ def test_class_k_is_character_k_in_the_given_order() -> None:
 @settings(deadline=None)
 def test_decoding_undoes_encoding(data: st.DataObject) -> None:
     charset = Charset(data.draw(ALPHABETS))
-    slots = data.draw(st.integers(0, 6))
-    texts = data.draw(st.lists(st.text(charset.characters, min_size=slots, max_size=slots)))
-    classes = charset.encode(texts, slots)
-    assert classes.shape == (len(texts), slots)
+    max_length = data.draw(st.integers(0, 6))
+    texts = data.draw(st.lists(st.text(charset.characters, min_size=max_length, max_size=max_length)))
+    classes = charset.encode(texts, max_length)
+    assert classes.shape == (len(texts), max_length)
     assert classes.dtype == np.int64
     assert charset.decode(classes) == texts
 

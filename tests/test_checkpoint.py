@@ -17,8 +17,10 @@ from captcha_ray.models import checkpoint, fingerprint
 from captcha_ray.models.networks import build_model
 from captcha_ray.models.spec import ModelSpec
 
-TINY = ModelSpec(network="multi_head_cnn", image=ImageSpec(height=10, width=12, channels=3), charset="abc", slots=2)
-GLYPH = ModelSpec(network="glyph_vgg", image=ImageSpec(height=8, width=9), charset="0123", slots=1)
+TINY = ModelSpec(
+    network="multi_head_cnn", image=ImageSpec(height=10, width=12, channels=3), charset="abc", max_length=2
+)
+GLYPH = ModelSpec(network="glyph_vgg", image=ImageSpec(height=8, width=9), charset="0123", max_length=1)
 
 
 def trained_model(spec: ModelSpec, seed: int = 0) -> nn.Module:
@@ -175,12 +177,12 @@ def test_a_pickle_in_place_of_weights_is_refused_and_not_run(folder: Path, tmp_p
     ("change", "sentence"),
     [
         (lambda d: d["model"].update(charset="abcd"), "size mismatch"),
-        (lambda d: d["model"].update(slots=3), "Missing key"),
-        (lambda d: d["model"].update(slots=1), "Unexpected key"),
+        (lambda d: d["model"].update(max_length=3), "Missing key"),
+        (lambda d: d["model"].update(max_length=1), "Unexpected key"),
         (lambda d: d["model"]["image"].update(height=20), "size mismatch"),
         (lambda d: d["model"]["image"].update(channels=1), "size mismatch"),
         (lambda d: d["model"].update(network="glyph_vgg"), "reads one character an image, not 2"),
-        (lambda d: d["model"].update(network="glyph_vgg", slots=1), "Missing key|at least"),
+        (lambda d: d["model"].update(network="glyph_vgg", max_length=1), "Missing key|at least"),
     ],
     ids=["charset", "more slots", "fewer slots", "height", "channels", "network", "network and slots"],
 )
@@ -216,11 +218,11 @@ def test_an_edit_that_fits_the_weights_but_changes_what_is_read_is_refused(
         lambda d: d["model"].update(charset=""),
         lambda d: d["model"].update(charset="aab"),
         lambda d: d["model"].update(charset=7),
-        lambda d: d["model"].update(slots=0),
-        lambda d: d["model"].update(slots="2"),
+        lambda d: d["model"].update(max_length=0),
+        lambda d: d["model"].update(max_length="2"),
         lambda d: d["model"].update(dropout=2),
         lambda d: d["model"].update(color="red"),
-        lambda d: d["model"].pop("slots"),
+        lambda d: d["model"].pop("max_length"),
         lambda d: d["model"].update(image=None),
         lambda d: d["model"]["image"].update(height="10"),
         lambda d: d["model"]["image"].update(height=-1),

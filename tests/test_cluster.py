@@ -58,22 +58,22 @@ def living(nodes: Nodes) -> list[str]:
 
 @pytest.mark.parametrize("asked", [signal.SIGTERM, signal.SIGINT])
 def test_a_job_that_is_asked_to_end_leaves_a_run_to_resume_and_nothing_on_the_cluster(
-    asked: signal.Signals, nodes: Nodes, glyph_shards: Shards, tmp_path: Path
+    requested: signal.Signals, nodes: Nodes, glyph_shards: Shards, tmp_path: Path
 ) -> None:
     metrics = tmp_path / "run/metrics.jsonl"
     train = (*TRAIN, "--shards", glyph_shards.uri, "--run", "run", "--num-workers", "2")
     with Job("train", *train, "--epochs", "2000", cwd=tmp_path, env=nodes.env, address=nodes.address) as first:
         wait_until(metrics.exists, first.process, explain=lambda: first.said)
         assert any("TrainController" in name for name in living(nodes)), "there is something to leave behind"
-        os.kill(first.process.pid, asked)
-        assert first.wait() == 128 + asked, first.said
+        os.kill(first.process.pid, requested)
+        assert first.wait() == 128 + requested, first.said
         assert first.said.splitlines()[-1].startswith("error: interrupted; what was finished is kept")
         assert "Traceback" not in first.said
     wait_until(lambda: not living(nodes), None, explain=lambda: str(living(nodes)))
     kept = len(metrics.read_text().splitlines())
     config = json.loads((tmp_path / "run/config.json").read_text())
     (tmp_path / "run/config.json").write_text(json.dumps(config | {"epochs": kept + 1}))
-    (tmp_path / "run/settled.json").unlink()
+    (tmp_path / "run/resolved_config.json").unlink()
     env = {**nodes.env, "RAY_ADDRESS": nodes.address}
     status, _, err = job("train", *train, "--epochs", str(kept + 1), "--resume", cwd=tmp_path, env=env)
     assert status == 0, err

@@ -62,7 +62,7 @@ BAD: list[tuple[type[Config], dict[str, Any]]] = [
     (TrainConfig, {"max_epochs": 5}),
     (TrainConfig, {"schedule": "warmup_stable_decay", "epochs": 6, "max_epochs": 5}),
     (TrainConfig, {"batch_size": 1}),
-    *((TrainConfig, {name: -1}) for name in ("height", "width", "slots", "patience", "seed", "max_failures")),
+    *((TrainConfig, {name: -1}) for name in ("height", "width", "max_length", "patience", "seed", "max_failures")),
     *(
         (TrainConfig, {name: value})
         for name in ("momentum", "weight_decay", "rotation_degrees", "shift_fraction", "shear_degrees")
@@ -236,7 +236,7 @@ def test_an_image_is_named_width_by_height_by_channels() -> None:
 
 def test_wmail_has_the_numbers_of_its_project() -> None:
     found = get("wmail")
-    assert (found.network, found.width, found.height, found.slots) == ("glyph_vgg", 18, 60, 1)
+    assert (found.network, found.width, found.height, found.max_length) == ("glyph_vgg", 18, 60, 1)
     assert (found.optimizer, found.learning_rate, found.momentum, found.schedule) == ("sgd", 0.01, 0.0, "constant")
     assert (found.batch_size, found.epochs, found.patience, found.num_workers) == (32, 75, 0, 1)
     assert min(found.rotation_degrees, found.shift_fraction, found.shear_degrees, found.zoom_fraction) > 0
@@ -244,7 +244,7 @@ def test_wmail_has_the_numbers_of_its_project() -> None:
 
 def test_isfahan_has_the_numbers_of_its_project() -> None:
     found = get("isfahan")
-    assert (found.network, found.width, found.height, found.slots) == ("multi_head_cnn", 200, 50, 5)
+    assert (found.network, found.width, found.height, found.max_length) == ("multi_head_cnn", 200, 50, 5)
     assert (found.optimizer, found.learning_rate, found.schedule) == ("adam", 1e-3, "constant")
     assert (found.batch_size, found.epochs, found.patience, found.dropout) == (32, 60, 0, 0.5)
     assert (found.weight_decay, found.num_workers) == (0.0, 1)

@@ -207,10 +207,10 @@ def test_the_same_pixels_are_kept_once_and_not_at_all_under_two_labels(tmp_path:
 def test_junk_is_passed_over_and_counted_but_unknown_files_are_not(tmp_path: Path) -> None:
     folder = draw_glyphs(tmp_path / "corpus", glyph_texts(20, 2))
     for name in (".DS_Store", "Thumbs.db", "desktop.ini"):
-        (folder / name).write_bytes(b"junk")
-    (folder / "notes.txt").write_text("not junk, and not an image")
+        (folder / name).write_bytes(b"hidden")
+    (folder / "notes.txt").write_text("not hidden, and not an image")
     manifest = preprocess.preprocess(config_for(tmp_path))
-    assert manifest.num_junk == 3
+    assert manifest.num_hidden == 3
     assert manifest.num_quarantined == {"not_an_image": 1}
 
 

@@ -43,9 +43,9 @@ def test_a_labeled_corpus_is_read_without_shards(tmp_path: Path) -> None:
     source = sources.read_corpus(str(folder), LabelRule("filename", "^([^-]+)"), spec)
     rows = source.dataset.take_all()
     assert (source.num_files, source.num_unlabeled, len(rows)) == (13, 1, 13)
-    (unread,) = [row for row in rows if row["reason"]]
-    assert (unread["uri"], unread["image"]) == (str(folder / "ab-broken.png"), None)
-    rows.remove(unread)
+    (unreadable,) = [row for row in rows if row["reason"]]
+    assert (unreadable["uri"], unreadable["image"]) == (str(folder / "ab-broken.png"), None)
+    rows.remove(unreadable)
     pixels = images.decode(Path(rows[0]["uri"]).read_bytes(), spec)
     assert isinstance(pixels, np.ndarray)
     assert rows[0]["image"] == pixels.tobytes()
@@ -53,15 +53,15 @@ def test_a_labeled_corpus_is_read_without_shards(tmp_path: Path) -> None:
 
 def test_a_network_is_only_measured_on_shards_it_could_read(glyph_shards: Shards, tmp_path: Path) -> None:
     image = glyph_shards.manifest.image_spec
-    spec = ModelSpec(network="column_cnn", image=image, charset="abcd", slots=2)
+    spec = ModelSpec(network="column_cnn", image=image, charset="abcd", max_length=2)
     config = EvaluateConfig(run="unused", shards=glyph_shards.uri)
     assert sources.open_labeled(config, glyph_shards.uri, spec).name == "test"
     assert sources.open_labeled(config, "/other/shards", spec).name == "shards"
-    assert sources.open_labeled(config, "", dataclasses.replace(spec, slots=5, variable=True)).name == "shards"
+    assert sources.open_labeled(config, "", dataclasses.replace(spec, max_length=5, variable=True)).name == "shards"
     for change, sentence in (
         ({"charset": "abc"}, "hold 'd', which the network's charset 'abc' lacks"),
-        ({"slots": 5}, "have 2 to 2 characters, the network reads 5"),
-        ({"slots": 1, "variable": True}, "have 2 to 2 characters, the network reads 1 to 1"),
+        ({"max_length": 5}, "have 2 to 2 characters, the network reads 5"),
+        ({"max_length": 1, "variable": True}, "have 2 to 2 characters, the network reads 1 to 1"),
         ({"image": dataclasses.replace(image, denoise=3)}, "the network reads"),
     ):
         with pytest.raises(InputError, match=sentence):

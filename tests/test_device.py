@@ -15,7 +15,7 @@ from captcha_ray import recognizer
 from captcha_ray.datasets.shards import Shards
 from captcha_ray.evaluation import evaluate
 from captcha_ray.inference import block_reader
-from captcha_ray.inference.block import Work
+from captcha_ray.inference.block import BlockTask
 from captcha_ray.inference.config import InferConfig
 from captcha_ray.inference.job import _Job
 from captcha_ray.models import fingerprint
@@ -26,7 +26,7 @@ from tests.conftest import GLYPHS, draw_glyphs, glyph_texts, save_network
 
 
 @pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def requested(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """A process that sees a GPU, and who asked for it; using it fails the test."""
     found: list[str] = []
 
@@ -44,18 +44,20 @@ def run(tmp_path: Path) -> str:
     return str(save_network(tmp_path / "run", GLYPHS))
 
 
-def test_nobody_asks_whether_there_is_a_gpu(asked: list[str], run: str, glyph_shards: Shards, tmp_path: Path) -> None:
+def test_nobody_asks_whether_there_is_a_gpu(
+    requested: list[str], run: str, glyph_shards: Shards, tmp_path: Path
+) -> None:
     recognizer.Recognizer.load(run).predict([np.zeros((16, 24), np.uint8)])
     rows = pa.concat_tables(glyph_shards.read("val").iter_batches(batch_size=None, batch_format="pyarrow"))
-    evaluate.ReadImages(run)(rows)
+    evaluate.RecognizeImages(run)(rows)
     evaluate.calibrate(rows, run)
     folder = draw_glyphs(tmp_path / "more", glyph_texts(3, 2))
     uris = [str(path) for path in folder.iterdir()]
-    pseudo_labels.ReadFiles(run)(pa.table({"uri": uris, "text": [""] * 3}))
-    _, model_id = fingerprint.identify(run)
-    work = Work(run, model_id, "cpu", str(tmp_path / "attempt"), "", 1000, 1000, 4.0, 0.0, 1)
-    block_reader.BlockReader(work, {"seconds": {}})
-    assert asked == []
+    pseudo_labels.RecognizeFiles(run)(pa.table({"uri": uris, "text": [""] * 3}))
+    _, model_id = fingerprint.load_spec_and_fingerprint(run)
+    task = BlockTask(run, model_id, "cpu", str(tmp_path / "attempt"), "", 1000, 1000, 4.0, 0.0, 1)
+    block_reader.BlockReader(task, {"seconds": {}})
+    assert requested == []
 
 
 def test_the_device_of_a_job_reaches_whoever_computes(
@@ -68,7 +70,7 @@ def test_the_device_of_a_job_reaches_whoever_computes(
         raise InterruptedError
 
     monkeypatch.setattr(recognizer.Recognizer, "load", load)
-    monkeypatch.setattr(capacity, "await_room", lambda *_, **__: None)
+    monkeypatch.setattr(capacity, "wait_for_capacity", lambda *_, **__: None)
     rows = glyph_shards.labeled("val")
     for use_gpu in (False, True):
         with pytest.raises(InterruptedError):
@@ -76,9 +78,9 @@ def test_the_device_of_a_job_reaches_whoever_computes(
         config = InferConfig(images=str(tmp_path), run=run, out=str(tmp_path / "out"), use_gpu=use_gpu)
         job = _Job(config, "", None, tmp_path, 0.0, "")  # type: ignore[arg-type]
         with pytest.raises(InterruptedError):
-            block_reader.BlockReader(job._work, {})
+            block_reader.BlockReader(job._task, {})
         with pytest.raises(InterruptedError):
-            pseudo_labels.ReadFiles(run, capacity.device_of(use_gpu))
+            pseudo_labels.RecognizeFiles(run, capacity.device_of(use_gpu))
     assert devices == ["cpu"] * 3 + ["cuda"] * 3
 
 

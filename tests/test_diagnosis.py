@@ -14,7 +14,7 @@ import pytest
 from captcha_ray.datasets.config import PreprocessConfig
 from captcha_ray.datasets.schema import Manifest
 from captcha_ray.evaluation.config import EvaluateConfig
-from captcha_ray.metrics.counts import ReadingCounts
+from captcha_ray.metrics.counts import PredictionCounts
 from captcha_ray.training import diagnosis
 from captcha_ray.training.config import TrainConfig
 from captcha_ray.training.recipes import get
@@ -39,7 +39,7 @@ def manifest(**changes: Any) -> Manifest:
         "num_images": {"train": 400, "val": 50, "test": 50},
         "num_characters": {"train": {"a": 700, "b": 500, "c": 300, "d": 100}, "val": {}, "test": {}},
         "num_quarantined": {"no_label": 20, "conflicting_labels": 2, "truncated": 7},
-        "num_junk": 0,
+        "num_hidden": 0,
         "parts": {},
         "seconds": 0.0,
         "config": CORPUS.to_dict(),
@@ -48,8 +48,8 @@ def manifest(**changes: Any) -> Manifest:
     return Manifest(**(values | changes))
 
 
-def summary(truths: list[str], readings: list[str], charset: str = "abcd") -> dict[str, Any]:
-    return ReadingCounts.of(charset, truths, readings, [0.0] * len(truths)).summary()
+def summary(truths: list[str], predictions: list[str], charset: str = "abcd") -> dict[str, Any]:
+    return PredictionCounts.of(charset, truths, predictions, [0.0] * len(truths)).summary()
 
 
 def epoch(train: float | None = 5.5, val: float | None = 5.6, strings: float = 0.0) -> dict[str, Any]:
@@ -90,17 +90,17 @@ def test_characters_that_are_no_better_than_the_commonest_one_are_useless_whatev
 
 
 @pytest.mark.parametrize(
-    ("readings", "useless"),
+    ("predictions", "useless"),
     [
         (["abca", "bcdb", "cdac"], False),  # three of four characters each
         (["aaaa", "bbbb", "cccc"], True),
     ],
 )
-def test_few_strings_may_be_missed_by_bad_luck(readings: list[str], useless: bool) -> None:
-    few = {"test": summary(ABCD[:3], readings)}
+def test_few_strings_may_be_missed_by_bad_luck(predictions: list[str], useless: bool) -> None:
+    few = {"test": summary(ABCD[:3], predictions)}
     single = [epoch(0.1, 0.2, 0.8)]
     assert bool(diagnosis.diagnose(few, single, CONFIG, manifest())) == useless
-    many = {"test": summary(ABCD[:3] * 10, readings * 10)}
+    many = {"test": summary(ABCD[:3] * 10, predictions * 10)}
     assert diagnosis.diagnose(many, single, CONFIG, manifest()), "of thirty, none is no bad luck"
 
 

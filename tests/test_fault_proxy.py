@@ -159,17 +159,17 @@ def test_a_request_that_hangs_is_answered_by_the_end_of_the_proxy(rclone: dict[s
 
 
 def test_the_plan_knows_what_was_asked_before(rclone: dict[str, str]) -> None:
-    asked = []
+    requested = []
 
     def plan(method: str, path: str, attempt: int) -> Fault | None:
-        asked.append((method, path, attempt))
+        requested.append((method, path, attempt))
         return Fault.SLOW_DOWN if attempt < 2 else None
 
     with fault_proxy(rclone["AWS_ENDPOINT_URL"], plan) as proxy:
         bucket = store(rclone, proxy.url, max_retries=2)
         assert bytes(obstore.get(bucket, "key").bytes()) == DATA
         assert obstore.head(bucket, "key")["size"] == len(DATA)
-    assert asked == [(*GET, 0), (*GET, 1), (*GET, 2)] + [("HEAD", "/bucket/key", k) for k in range(3)]
+    assert requested == [(*GET, 0), (*GET, 1), (*GET, 2)] + [("HEAD", "/bucket/key", k) for k in range(3)]
 
 
 def test_a_plan_that_raises_fails_the_test(rclone: dict[str, str]) -> None:

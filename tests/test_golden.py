@@ -21,9 +21,12 @@ from tests.conftest import config_for, draw_glyphs, glyph_texts
 
 GOLDEN = Path(__file__).with_name("golden_losses.json")
 TOLERANCE = 1e-3
-"""Relative. On one machine they are the same to the last bit; processors add in different orders."""
+"""Relative. On one machine they are the same to the last bit; processors add in different orders. At the small learning
+rate below, AVX-512, AVX2 and SSE differ by a seventh of this; at 1e-3 they differ by 4 %."""
 
-CONFIG = TrainConfig(recipe="test", epochs=2, batch_size=16, precision="fp32", rotation_degrees=2.0, seed=3)
+CONFIG = TrainConfig(
+    recipe="test", epochs=2, batch_size=16, learning_rate=2e-5, precision="fp32", rotation_degrees=2.0, seed=3
+)
 
 
 def single_characters(folder: Path) -> Shards:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from captcha_ray.tuning import scheduler
-from captcha_ray.tuning.trials import Outcome, Trial
+from captcha_ray.tuning.trials import Trial, TrialOutcome
 from tests.test_trials import trial
 
 
@@ -64,7 +64,7 @@ def test_the_highest_rung_goes_first() -> None:
 
 def test_who_runs_or_has_failed_does_not_go_on() -> None:
     running = dataclasses.replace(stopped(0, 0.75), outcome=None)
-    failed = Trial(1, {}, stopped(1, 1.0).epochs, Outcome("failed", "no memory", 1.0))
+    failed = Trial(1, {}, stopped(1, 1.0).epochs, TrialOutcome("failed", "no memory", 1.0))
     found = [running, failed, stopped(2, 0.5), stopped(3, 0.25)]
     assert choose(found, [1, 3]) is None
     assert choose([*found, *(stopped(number, 0.125) for number in range(4, 9))], [1, 3]) == 2

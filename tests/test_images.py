@@ -428,14 +428,14 @@ def test_a_look_tells_the_size_a_picture_is_seen_in_and_whether_it_is_in_color()
     for array, colored in ((gray, False), (np.stack([gray] * 3, 2), False), (red, True), (red[:, 4:], False)):
         stream = io.BytesIO()
         Image.fromarray(array).save(stream, "PNG")
-        found = images.look(stream.getvalue())
-        assert found == images.Look(array.shape[1], 40, colored)
+        found = images.inspect(stream.getvalue())
+        assert found == images.Appearance(array.shape[1], 40, colored)
     exif = Image.Exif()
     exif[0x0112] = 6
     stream = io.BytesIO()
     Image.fromarray(gray).save(stream, "JPEG", exif=exif)
-    assert images.look(stream.getvalue()) == images.Look(40, 120, False)
-    assert images.look(b"broken") == images.Unreadable(
+    assert images.inspect(stream.getvalue()) == images.Appearance(40, 120, False)
+    assert images.inspect(b"broken") == images.Unreadable(
         "not_an_image", "these bytes begin no PNG, JPEG, GIF, BMP, WebP, TIFF or PNM file"
     )
-    assert images.look(stream.getvalue(), max_pixels=100).reason == "too_large"  # type: ignore[union-attr]
+    assert images.inspect(stream.getvalue(), max_pixels=100).reason == "too_large"  # type: ignore[union-attr]

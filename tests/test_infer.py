@@ -80,10 +80,10 @@ def check_table_of_three_nights(table: Path, bucket: Path, network: Path) -> Non
     by_date = duckdb.sql(f"SELECT count(*) FROM read_parquet('{local}/**/*.parquet', hive_partitioning = true) "
                          "WHERE date = '2026-11-22'")  # fmt: skip
     assert by_date.fetchall() == [(2,)]
-    readings = Recognizer.load(str(network))
+    predictions = Recognizer.load(str(network))
     path = bucket / "2026-11-22" / "ab.png"
     row = next(row for row in found if row["uri"] == "s3://images/2026-11-22/ab.png")
-    expected = readings.predict(path)
+    expected = predictions.predict(path)
     assert row["text"] == expected.text
     assert row["confidence"] == pytest.approx(expected.confidence, rel=1e-5) == min(row["char_confidence"])
     assert (row["size"], row["status"], row["error"]) == (path.stat().st_size, "ok", None)

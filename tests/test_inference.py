@@ -18,12 +18,12 @@ import pytest
 from PIL import Image
 
 from captcha_ray import Recognizer
-from captcha_ray.errors import FailedError, InputError
+from captcha_ray.errors import InputError, JobError
 from captcha_ray.inference import job
 from captcha_ray.inference.block import BATCH_SIZE
 from captcha_ray.inference.config import InferConfig
-from captcha_ray.inference.job import MAX_BLOCK, READER, Night, block_sizes, transcribe
-from captcha_ray.inference.table import Committed, Counts, Predictions, Run
+from captcha_ray.inference.job import MAX_BLOCK, READER, NightSummary, block_sizes, transcribe
+from captcha_ray.inference.table import Committed, Counts, PredictionTable, Run
 from captcha_ray.runtime import ray_session
 from captcha_ray.storage.lock import Lease
 from tests.conftest import GLYPHS, draw_glyphs, glyph_texts, save_network
@@ -79,7 +79,7 @@ def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray_session, "connect", connect)
 
 
-def night(images: Path | str, network: Path, out: Path, reader: str = READER, **changes: Any) -> Night:
+def night(images: Path | str, network: Path, out: Path, reader: str = READER, **changes: Any) -> NightSummary:
     config = InferConfig(images=str(images), run=str(network), out=str(out), **{"num_workers": 1, **changes})
     return transcribe(config, time.monotonic(), reader)
 
@@ -122,10 +122,10 @@ def test_three_nights_read_what_is_new_and_nothing_twice(
     table = rows(out)
     assert [row["uri"] for row in table] == sorted(once(images) - Counter([str(images / ".DS_Store")]))
     good = [row for row in table if row["status"] == "ok"]
-    readings = Recognizer.load(str(network)).predict([row["uri"] for row in good])
-    assert [row["text"] for row in good] == [reading.text for reading in readings]
-    for row, reading in zip(good, readings, strict=True):
-        assert row["char_confidence"] == pytest.approx(reading.char_confidence, rel=1e-3)
+    predictions = Recognizer.load(str(network)).predict([row["uri"] for row in good])
+    assert [row["text"] for row in good] == [prediction.text for prediction in predictions]
+    for row, prediction in zip(good, predictions, strict=True):
+        assert row["char_confidence"] == pytest.approx(prediction.char_confidence, rel=1e-3)
     manifest = json.loads((out / "run=000001/_manifest.json").read_text())
     assert manifest["counts"] == {"objects": 41, "ok": 40, "uncertain": 0, "errors": {"EmptyFile": 1}}
     assert (manifest["listed"], manifest["skipped"], manifest["images"]) == (41, 0, str(images))
@@ -160,7 +160,7 @@ def test_too_many_errors_end_the_night_and_a_later_one_that_allows_them_reads_al
     out = tmp_path / "out"
     for number, path in enumerate(sorted(images.iterdir())):
         path.write_bytes(path.read_bytes() if number % 4 else b"")
-    with pytest.raises(FailedError) as caught:
+    with pytest.raises(JobError) as caught:
         night(images, network, out, max_error_fraction=0.24)
     assert str(caught.value) == (
         "10 of 40 objects cannot be read (10 EmptyFile), more than --max-error-fraction 0.24 allows; "
@@ -198,13 +198,13 @@ def test_nothing_is_committed_while_too_many_have_failed_so_far(
     """The first 16 of 40 cannot be read: less than half of the night, but all of what would be its first run."""
     for path in sorted(images.iterdir())[:16]:
         path.write_bytes(b"")
-    commit, staged = Predictions.commit, []
+    commit, staged = PredictionTable.commit, []
 
-    def watched(table: Predictions, blocks: list[str], describe: Any) -> Committed:
+    def watched(table: PredictionTable, blocks: list[str], describe: Any) -> Committed:
         staged.append(len(list(Path(table.attempt).glob("*.staged"))))
         return commit(table, blocks, describe)
 
-    monkeypatch.setattr(Predictions, "commit", watched)
+    monkeypatch.setattr(PredictionTable, "commit", watched)
     done = night(images, network, tmp_path / "out", objects_per_run=9)
     assert staged[0] >= 4, "32 objects, half of them good, were read before the first run"
     assert done.committed.counts.errors == {"EmptyFile": 16}
@@ -229,9 +229,9 @@ def watched_once_it_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     """Workers take seconds to start; the clock runs from when they hang."""
     watch = job.watch
 
-    def watch_once_it_hangs(work: Callable[..., None], timeout_s: float, *arguments: Any) -> Iterator[Any]:
-        found = watch(work, timeout_s, *arguments)
-        if work.__name__ == "read_all":
+    def watch_once_it_hangs(task: Callable[..., None], timeout_s: float, *arguments: Any) -> Iterator[Any]:
+        found = watch(task, timeout_s, *arguments)
+        if task.__name__ == "read_all":
             wait_until((tmp_path / "hangs").exists, None, explain=lambda: "the worker does not start")
         return found
 
@@ -244,7 +244,7 @@ def test_a_stall_is_named_by_its_stage_and_what_was_finished_before_it_is_kept(
 ) -> None:
     out = tmp_path / "out"
     try:
-        with pytest.raises(FailedError, match="no progress for 3 s at the stage: polish the lenses; what was finished"):
+        with pytest.raises(JobError, match="no progress for 3 s at the stage: polish the lenses; what was finished"):
             night(images, network, out, "tests.readers.Hanging", stall_timeout_s=3)
     finally:
         (tmp_path / "released").touch()
@@ -258,9 +258,7 @@ def test_workers_of_which_nothing_is_heard_end_the_job_with_a_hint(
 ) -> None:
     """As where each dies of too little memory while it imports."""
     try:
-        with pytest.raises(
-            FailedError, match=r"start the workers \(none has reported; .* memory .* Ray's log says so\)"
-        ):
+        with pytest.raises(JobError, match=r"start the workers \(none has reported; .* memory .* Ray's log says so\)"):
             night(images, network, tmp_path / "out", Unheard(tmp_path), stall_timeout_s=3)
     finally:
         (tmp_path / "released").touch()
@@ -280,7 +278,7 @@ def test_a_worker_that_dies_again_and_again_ends_the_night(
 ) -> None:
     monkeypatch.setattr(job, "MAX_DEATHS", 1)
     try:
-        with pytest.raises(FailedError, match="workers died 1 times without finishing a block"):
+        with pytest.raises(JobError, match="workers died 1 times without finishing a block"):
             night(images, network, tmp_path / "out", "tests.readers.Dying")
     finally:
         (tmp_path / "released").touch()
@@ -291,7 +289,7 @@ def test_more_workers_than_fit_are_refused_before_anything_is_read(
 ) -> None:
     with pytest.raises(InputError, match="do not fit"):
         night(images, network, tmp_path / "out", num_workers=10_000)
-    assert not list((tmp_path / "out").rglob("*.todo"))
+    assert not list((tmp_path / "out").rglob("*.block"))
 
 
 # ---------------------------------------------------------------- without Ray
@@ -317,7 +315,7 @@ def test_a_place_whose_name_begins_like_the_other_is_another_place(network: Path
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"images": "junk"}, "junk holds no objects"),
+        ({"images": "hidden"}, "hidden holds no objects"),
         ({"images": "images", "match": "jpg$"}, "images holds no objects that match 'jpg\\$'"),
         ({"images": "absent"}, "absent does not exist"),
         ({"images": "images", "run": "images"}, "images holds no checkpoint"),
@@ -330,8 +328,8 @@ def test_nothing_to_read_is_bad_input_and_leaves_no_lease(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     draw_glyphs(tmp_path / "images", ["ab"])
-    (tmp_path / "junk").mkdir()
-    (tmp_path / "junk/.DS_Store").write_bytes(b"x")
+    (tmp_path / "hidden").mkdir()
+    (tmp_path / "hidden/.DS_Store").write_bytes(b"x")
     with pytest.raises(InputError, match=sentence):
         transcribe(InferConfig(**{"run": str(network), "out": "out", **changes}), time.monotonic())
     assert not (tmp_path / "out/_lease.json").exists()
@@ -344,9 +342,9 @@ def test_a_table_that_another_job_is_at_work_on_is_refused(network: Path, images
             night(images, network, tmp_path / "out")
 
 
-def a_night(ok: int, errors: dict[str, int], runs: int, skipped: int = 0) -> Night:
+def a_night(ok: int, errors: dict[str, int], runs: int, skipped: int = 0) -> NightSummary:
     committed = Committed([Run("", k + 1) for k in range(runs)], Counts(ok, 0, Counter(errors)))
-    return Night("s3://b/out", ok + sum(errors.values()) + skipped, skipped, 0, committed, 2.0)
+    return NightSummary("s3://b/out", ok + sum(errors.values()) + skipped, skipped, 0, committed, 2.0)
 
 
 @pytest.mark.parametrize(
@@ -370,7 +368,7 @@ def a_night(ok: int, errors: dict[str, int], runs: int, skipped: int = 0) -> Nig
     ],
     ids=["nothing", "errors", "many runs"],
 )
-def test_a_night_is_said_in_one_line(done: Night, line: str) -> None:
+def test_a_night_is_said_in_one_line(done: NightSummary, line: str) -> None:
     assert done.describe() == line
 
 

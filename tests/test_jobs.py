@@ -36,7 +36,7 @@ CONFIGS = {
     "tune": TuneConfig,
 }
 PREPROCESS = ("--labels", "filename", "--label-pattern", "^([^-]+)", "--height", "16", "--width", "24")
-TRAIN = ("--recipe", "isfahan", "--height", "0", "--width", "0", "--slots", "0", "--batch-size", "16",
+TRAIN = ("--recipe", "isfahan", "--height", "0", "--width", "0", "--max-length", "0", "--batch-size", "16",
          "--learning-rate", "3e-3", "--dropout", "0.1")  # fmt: skip
 
 
@@ -58,7 +58,7 @@ def corpus_and_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("jobs")
     draw_glyphs(folder / "corpus", glyph_texts(160, 2))
     (folder / "corpus/ab-broken.png").write_bytes(b"broken")
-    (folder / "corpus/.DS_Store").write_bytes(b"junk")
+    (folder / "corpus/.DS_Store").write_bytes(b"hidden")
     status, out, err = job("preprocess", "--corpus", "corpus", *PREPROCESS, "--out", "shards", cwd=folder)
     assert (status, err) == (0, "")
     assert "quarantined: 1 not_an_image" in out
@@ -177,7 +177,7 @@ def test_a_run_killed_and_resumed_ends_as_an_undisturbed_one_and_explains_itself
     present = {str(p.relative_to(folder / "cut")) for p in (folder / "cut").rglob("*") if p.is_file()}
     promised = {"config.json", "environment.json", "metrics.jsonl", "results.json", "report.html", "_SUCCESS",
                 "checkpoint/model.safetensors", "checkpoint/model.json", "figures/loss.png", "figures/accuracy.png",
-                "figures/slots.png", "figures/confusion_test.png"}  # fmt: skip
+                "figures/positions.png", "figures/confusion_test.png"}  # fmt: skip
     assert promised <= present
     fields = {"epoch", "train_loss", "val_loss", "train_char_accuracy", "val_char_accuracy", "val_exact_match",
               "images_per_second", "data_wait_fraction", "seconds"}  # fmt: skip
@@ -222,13 +222,13 @@ def test_evaluate_measures_a_split_and_a_labeled_folder(corpus_and_shards: Path)
     assert status == 0
     assert err == "warning: 1 files do not count: 1 not_an_image\n"
     summary = json.loads((folder / "figures.json").read_text())["corpus"]
-    assert (summary["num_images"], summary["unread"]) == (160, {"not_an_image": 1})
-    readings = Recognizer.load(str(folder / "small")).predict(sorted(map(str, (folder / "corpus").glob("*.png"))))
+    assert (summary["num_images"], summary["unreadable"]) == (160, {"not_an_image": 1})
+    predictions = Recognizer.load(str(folder / "small")).predict(sorted(map(str, (folder / "corpus").glob("*.png"))))
     paths = sorted((folder / "corpus").glob("*.png"))
-    right = sum(r.text == p.name.partition("-")[0] for r, p in zip(readings, paths, strict=True))
+    right = sum(r.text == p.name.partition("-")[0] for r, p in zip(predictions, paths, strict=True))
     assert summary["num_exact_match"] == right
     assert f"of {summary['num_images']} strings" in out
-    assert [r.error is None for r in readings].count(False) == 1
+    assert [r.error is None for r in predictions].count(False) == 1
     status, _, err = job("evaluate", "--run", "small", "--shards", "shards", "--split", "val", cwd=folder)
     assert (status, err) == (0, "")
     results = json.loads((folder / "small/results.json").read_text())

@@ -10,10 +10,18 @@ import pytest
 
 from captcha_ray.datasets.labels import LabelRule, Listing, label_of, list_corpus, read_table
 from captcha_ray.errors import InputError
-from captcha_ray.storage.filesystem import is_junk
+from captcha_ray.storage.filesystem import is_hidden
 
 ODD_NAMES = ["two words.png", "ünï-日本.png", "line\nfeed.png", "a%2Fb.png", "#+?&=.png", " lead.png", "no-ending"]
-JUNK = [".DS_Store", "7/Thumbs.db", "7/THUMBS.DB", "7/desktop.ini", "__MACOSX/7/._a.png", ".hidden/7/a.png", "7/.a.png"]
+HIDDEN_FILES = [
+    ".DS_Store",
+    "7/Thumbs.db",
+    "7/THUMBS.DB",
+    "7/desktop.ini",
+    "__MACOSX/7/._a.png",
+    ".hidden/7/a.png",
+    "7/.a.png",
+]
 
 
 def fill(folder: Path, *names: str) -> str:
@@ -68,10 +76,10 @@ def test_files_without_a_label_stay_listed(tmp_path: Path) -> None:
 
 
 def test_what_operating_systems_leave_is_counted_and_not_listed(tmp_path: Path) -> None:
-    corpus = fill(tmp_path, "7/a.png", *JUNK)
+    corpus = fill(tmp_path, "7/a.png", *HIDDEN_FILES)
     listing = list_corpus(corpus, LabelRule("folder"))
     assert found(listing, corpus) == {"7/a.png": "7"}
-    assert listing.num_junk == len(JUNK)
+    assert listing.num_hidden == len(HIDDEN_FILES)
 
 
 def test_a_hidden_folder_above_the_corpus_hides_nothing(tmp_path: Path) -> None:
@@ -81,8 +89,8 @@ def test_a_hidden_folder_above_the_corpus_hides_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("uri", ["s3://b/c/.DS_Store", "s3://b/c/7/Thumbs.db", "s3://b/c/__MACOSX/7/a.png"])
 def test_junk_in_a_bucket_is_junk(uri: str) -> None:
-    assert is_junk(uri, "s3://b/c")
-    assert not is_junk("s3://b/c/7/a.png", "s3://b/c")
+    assert is_hidden(uri, "s3://b/c")
+    assert not is_hidden("s3://b/c/7/a.png", "s3://b/c")
 
 
 def test_a_corpus_of_one_file_is_that_file(tmp_path: Path) -> None:
@@ -143,7 +151,7 @@ def test_a_tables_rows_are_the_corpus_in_their_order(tmp_path: Path) -> None:
     table = write_table(tmp_path, "csv", [("b.png", "2"), ("a.png", "1"), (".hidden.png", "3")])
     listing = list_corpus("/not/looked/at", LabelRule("table", table=table))
     assert found(listing, str(tmp_path)) == {"b.png": "2", "a.png": "1", ".hidden.png": "3"}
-    assert listing.num_junk == 0
+    assert listing.num_hidden == 0
 
 
 def test_numbers_in_a_parquet_table_become_text(tmp_path: Path) -> None:

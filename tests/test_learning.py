@@ -15,7 +15,7 @@ from torch import nn
 
 from captcha_ray.errors import InputError
 from captcha_ray.image_spec import ImageSpec
-from captcha_ray.metrics.counts import ReadingCounts
+from captcha_ray.metrics.counts import PredictionCounts
 from captcha_ray.models.device import Arithmetic, has_fast_bf16, keep_freed_memory
 from captcha_ray.models.networks import Network, build_model
 from captcha_ray.models.spec import ModelSpec
@@ -31,7 +31,7 @@ from captcha_ray.training.state import load_state, save_state
 CPU = torch.device("cpu")
 FP32 = Arithmetic(CPU, bf16=False)
 STILL = Affine()
-TINY = ModelSpec(network="multi_head_cnn", image=ImageSpec(height=10, width=12), charset="abc", slots=2)
+TINY = ModelSpec(network="multi_head_cnn", image=ImageSpec(height=10, width=12), charset="abc", max_length=2)
 Images = tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]
 
 
@@ -48,12 +48,12 @@ def labelled(spec: ModelSpec, n: int, seed: int = 0) -> Images:
     """Images whose character k of slot s is a bright row at height (3 k + s) of that slot's columns, in noise."""
     rng = np.random.default_rng(seed)
     height, width, channels = spec.image.shape
-    targets = rng.integers(0, len(spec.charset), (n, spec.slots))
+    targets = rng.integers(0, len(spec.charset), (n, spec.max_length))
     images = rng.integers(0, 100, (n, height, width, channels), np.uint8)
-    side = width // spec.slots
+    side = width // spec.max_length
     for image, row in zip(images, targets, strict=True):
-        for slot, character in enumerate(row):
-            image[(3 * character + slot) % height, slot * side : (slot + 1) * side] = 255
+        for position, character in enumerate(row):
+            image[(3 * character + position) % height, position * side : (position + 1) * side] = 255
     return images, targets
 
 
@@ -81,14 +81,14 @@ def new_model(spec: ModelSpec, seed: int = 0) -> Network:
 def linear_model(spec: ModelSpec) -> Network:
     """Neither batch normalization nor dropout: an image's gradient does not depend on its neighbors."""
     torch.manual_seed(3)
-    outputs = spec.slots * len(spec.charset)
+    outputs = spec.max_length * len(spec.charset)
     return Plain(
         len(spec.charset),
         nn.Flatten(),
         nn.Linear(math.prod(spec.image.shape), 7),
         nn.Tanh(),
         nn.Linear(7, outputs),
-        nn.Unflatten(1, (spec.slots, len(spec.charset))),
+        nn.Unflatten(1, (spec.max_length, len(spec.charset))),
     )
 
 
@@ -160,7 +160,7 @@ def test_label_smoothing_shapes_the_gradient_and_not_the_loss_that_is_told() -> 
 def losses_of_training(config: TrainConfig, charset: str, learning_rate: float) -> list[float]:
     """Loss of each of 20 optimizer steps on 16 images, with the recipe's optimizer, augmentation and dropout."""
     image = ImageSpec(height=config.height, width=config.width)
-    spec = ModelSpec(network=config.network, image=image, charset=charset, slots=config.slots)
+    spec = ModelSpec(network=config.network, image=image, charset=charset, max_length=config.max_length)
     model = new_model(spec, seed=1)
     optimizer = build_optimizer(config, model)
     augment = Affine(config.rotation_degrees, config.shift_fraction, config.shear_degrees, config.zoom_fraction)
@@ -360,7 +360,7 @@ def test_ratios_are_those_of_the_sums() -> None:
         "val_loss": 1.5,
         "val_char_accuracy": 7 / 12,
         "val_exact_match": 0.375,
-        "val_slot_accuracy": [0.5, 0.75],
+        "val_position_accuracy": [0.5, 0.75],
     }
 
 
@@ -381,18 +381,18 @@ def test_characters_count_as_in_the_test_without_the_ends_of_texts() -> None:
     truths = [[0, 1, 3], [0, 1, 2], [0, 3, 3], [0, 1, 3]]
     images = np.zeros((4, 1, 1, 1), np.uint8)
     found = loop.evaluate(Said(3, said), [batch(images, np.array(truths))], FP32).ratios("val")
-    summary = ReadingCounts.of("abc", ["ab", "abc", "a", "ab"], ["ab", "a", "", "abc"], [0.0] * 4).summary()
+    summary = PredictionCounts.of("abc", ["ab", "abc", "a", "ab"], ["ab", "a", "", "abc"], [0.0] * 4).summary()
     assert (found["val_char_accuracy"], found["val_exact_match"]) == (5 / 8, 1 / 4)
     assert found["val_char_accuracy"] == summary["char_accuracy"]
     assert found["val_exact_match"] == summary["exact_match"]
-    assert found["val_slot_accuracy"] == summary["position_accuracy"] == [3 / 4, 2 / 3, 0.0]
+    assert found["val_position_accuracy"] == summary["position_accuracy"] == [3 / 4, 2 / 3, 0.0]
 
 
 def test_a_position_that_no_text_has_has_no_accuracy() -> None:
     images = np.zeros((1, 1, 1, 1), np.uint8)
     found = loop.evaluate(Said(3, [[0, 3, 3]]), [batch(images, np.array([[0, 3, 3]]))], FP32).ratios("val")
     assert found["val_char_accuracy"] == 1
-    assert np.isnan(found["val_slot_accuracy"][1:]).all()
+    assert np.isnan(found["val_position_accuracy"][1:]).all()
 
 
 def test_classes_are_counted_by_slot() -> None:
@@ -544,8 +544,8 @@ def test_an_interrupted_training_continues_bitwise_as_an_undisturbed_one(
     moments = optimizer.state_dict()["state"]
     continued = its_optimizer.state_dict()["state"]
     assert continued.keys() == moments.keys()
-    for index, slots in moments.items():
-        for name, value in slots.items():
+    for index, max_length in moments.items():
+        for name, value in max_length.items():
             assert torch.equal(torch.as_tensor(continued[index][name]), torch.as_tensor(value)), name
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from captcha_ray import console
-from captcha_ray.errors import FailedError, InputError
+from captcha_ray.errors import InputError, JobError
 from captcha_ray.storage import filesystem, lock, objectstore
 from captcha_ray.storage.lock import PATIENCE_S, Lease, _boot, _process
 from tests.fault_proxy import Fault, fault_proxy
@@ -84,8 +84,8 @@ def found(uri: str) -> dict[str, Any]:
 
 def leave(uri: str, **fields: object) -> None:
     """The lease of a process on a machine of the same name that is another."""
-    foreign = {**_process(), "boot": "another", "holder": "it", "renewed": 3, **fields}
-    filesystem.write(uri, json.dumps(foreign).encode())
+    out_of_charset = {**_process(), "boot": "another", "holder": "it", "renewed": 3, **fields}
+    filesystem.write(uri, json.dumps(out_of_charset).encode())
 
 
 def wait_for(ready: Callable[[], bool]) -> None:
@@ -98,7 +98,7 @@ def wait_for(ready: Callable[[], bool]) -> None:
 def lost(held: Lease) -> bool:
     try:
         held.check()
-    except FailedError:
+    except JobError:
         return True
     return False
 
@@ -281,7 +281,7 @@ def test_a_lost_lease_is_found_out_and_left_alone(uri: str, monkeypatch: pytest.
     with Lease(uri) as held:
         held.check()
         wait_for(take)
-        with pytest.raises(FailedError, match=f"^another process has taken over {uri}; "):
+        with pytest.raises(JobError, match=f"^another process has taken over {uri}; "):
             held.check()
     assert filesystem.exists(uri) == taken
     if taken:
@@ -382,13 +382,13 @@ def test_a_store_that_is_away_at_the_end_does_not_hide_how_the_job_ended(
 ) -> None:
     uri, away = store_away
 
-    def work() -> None:
+    def task() -> None:
         with Lease(uri):
             away.set()
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        work()
+        task()
 
 
 def test_a_store_that_is_away_at_the_end_does_not_undo_what_was_done(store_away: tuple[str, threading.Event]) -> None:

@@ -36,12 +36,12 @@ def place(tmp_path: Path) -> Path:
 def write(tmp_path: Path) -> Callable[..., list[dict[str, Any]]]:
     """Gives a function that writes the listing, checks what holds for all of them, and gives its rows by URI."""
 
-    def write(images: object, match: str = "", num_junk: int = 0) -> list[dict[str, Any]]:
+    def write(images: object, match: str = "", num_hidden: int = 0) -> list[dict[str, Any]]:
         spool = tmp_path / 'spool\'s "own" [0]'
         spool.mkdir(exist_ok=True)
         path = spool / "it's listed.parquet"
         counts: list[int] = []
-        assert listing.write_listing(str(images), path, match, counts.append) == num_junk
+        assert listing.write_listing(str(images), path, match, counts.append) == num_hidden
         table = pq.read_table(path)
         assert table.schema.names == schema.LISTING_SCHEMA.names
         assert table.schema.types == schema.LISTING_SCHEMA.types
@@ -127,15 +127,23 @@ def test_a_name_that_is_not_utf_8_stands_escaped(tmp_path: Path, write: Callable
     assert rows[1]["size"] == 1
 
 
-JUNK = (".hidden.png", ".cache/a.png", "x/.DS_Store", "x/Thumbs.db", "__MACOSX/a.png", "desktop.ini", "x/._a.png")
+HIDDEN_FILES = (
+    ".hidden.png",
+    ".cache/a.png",
+    "x/.DS_Store",
+    "x/Thumbs.db",
+    "__MACOSX/a.png",
+    "desktop.ini",
+    "x/._a.png",
+)
 
 
 def test_hidden_files_and_those_of_systems_are_counted_and_left_out(
     tmp_path: Path, bucket: str, write: Callable[..., Any]
 ) -> None:
     for base in (tmp_path / ".above/images", f"{bucket}/.above/images"):
-        images = fill(base, "a.png", "x/b.png", "x/not.hidden.png", *JUNK)
-        rows = write(images, num_junk=len(JUNK))
+        images = fill(base, "a.png", "x/b.png", "x/not.hidden.png", *HIDDEN_FILES)
+        rows = write(images, num_hidden=len(HIDDEN_FILES))
         assert uris(rows) == [f"{images}/{name}" for name in ("a.png", "x/b.png", "x/not.hidden.png")]
 
 
@@ -167,8 +175,8 @@ def test_one_file_is_a_listing_of_one(tmp_path: Path, bucket: str, write: Callab
 def test_a_pattern_is_searched_in_the_whole_uri(tmp_path: Path, bucket: str, write: Callable[..., Any]) -> None:
     for base in (tmp_path / "images", bucket):
         images = fill(base, "2026/a.png", "2026/b.txt", "2025/a.png", ".hidden/2026.png")
-        assert uris(write(images, match=r"/2026/.*\.png$", num_junk=1)) == [f"{images}/2026/a.png"]
-        assert uris(write(images, match=r"/2026/.*\.gif$", num_junk=1)) == []
+        assert uris(write(images, match=r"/2026/.*\.png$", num_hidden=1)) == [f"{images}/2026/a.png"]
+        assert uris(write(images, match=r"/2026/.*\.gif$", num_hidden=1)) == []
 
 
 def test_more_than_is_held_at_once_is_written_in_groups(

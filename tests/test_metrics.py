@@ -10,20 +10,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from captcha_ray.metrics.counts import OTHER, ReadingCounts, ratio, wilson_interval
+from captcha_ray.metrics.counts import OTHER, PredictionCounts, ratio, wilson_interval
 
 
-def count(charset: str, pairs: list[tuple[str, str]], losses: list[float] | None = None) -> ReadingCounts:
-    truths, readings = [truth for truth, _ in pairs], [reading for _, reading in pairs]
-    return ReadingCounts.of(charset, truths, readings, losses or [0.0] * len(pairs))
+def count(charset: str, pairs: list[tuple[str, str]], losses: list[float] | None = None) -> PredictionCounts:
+    truths, predictions = [truth for truth, _ in pairs], [prediction for _, prediction in pairs]
+    return PredictionCounts.of(charset, truths, predictions, losses or [0.0] * len(pairs))
 
 
-def same(a: ReadingCounts, b: ReadingCounts) -> bool:
+def same(a: PredictionCounts, b: PredictionCounts) -> bool:
     return all(
         np.allclose(getattr(a, field.name), getattr(b, field.name))
         if field.name != "charset"
         else a.charset == b.charset
-        for field in dataclasses.fields(ReadingCounts)
+        for field in dataclasses.fields(PredictionCounts)
     )
 
 
@@ -97,12 +97,14 @@ def test_the_confusion_matrix_has_truths_in_rows_and_readings_in_columns() -> No
     }
 
 
-@pytest.mark.parametrize(("truth", "reading"), [("ab", "a"), ("ab", "abb"), ("ab", ""), ("a", "ab")])
-def test_a_reading_of_another_length_is_wrong_as_a_string_and_right_where_it_agrees(truth: str, reading: str) -> None:
-    found = count("ab", [(truth, reading)])
+@pytest.mark.parametrize(("truth", "prediction"), [("ab", "a"), ("ab", "abb"), ("ab", ""), ("a", "ab")])
+def test_a_reading_of_another_length_is_wrong_as_a_string_and_right_where_it_agrees(
+    truth: str, prediction: str
+) -> None:
+    found = count("ab", [(truth, prediction)])
     assert found.strings_correct == 0
     assert found.position_total.tolist() == [1] * len(truth)
-    assert found.position_correct.tolist() == [int(reading[i : i + 1] == c) for i, c in enumerate(truth)]
+    assert found.position_correct.tolist() == [int(prediction[i : i + 1] == c) for i, c in enumerate(truth)]
 
 
 def test_characters_that_are_missing_or_unknown_go_to_the_last_row_and_column() -> None:
@@ -153,7 +155,7 @@ def test_counts_of_the_parts_add_up_to_the_whole(pairs: list[tuple[str, str]], c
 def test_every_true_character_is_in_the_confusion_matrix_once(pairs: list[tuple[str, str]]) -> None:
     found = count("ab", pairs)
     assert found.confusion.sum() == found.position_total.sum() == sum(len(truth) for truth, _ in pairs)
-    assert found.strings_correct == sum(truth == reading for truth, reading in pairs)
+    assert found.strings_correct == sum(truth == prediction for truth, prediction in pairs)
 
 
 @given(PAIRS)

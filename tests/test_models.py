@@ -10,16 +10,16 @@ from torch import nn
 
 from captcha_ray.errors import InputError
 from captcha_ray.image_spec import ImageSpec
-from captcha_ray.models.ctc import evenly_spaced
+from captcha_ray.models.ctc import uniform_alignment_loss
 from captcha_ray.models.networks import MaxPool, build_model
 from captcha_ray.models.spec import ModelSpec
 
-DIGITS = ModelSpec(network="glyph_vgg", image=ImageSpec(height=60, width=18), charset="0123456789", slots=1)
+DIGITS = ModelSpec(network="glyph_vgg", image=ImageSpec(height=60, width=18), charset="0123456789", max_length=1)
 TEXT5 = ModelSpec(
     network="multi_head_cnn",
     image=ImageSpec(height=50, width=200),
     charset="0123456789abcdefghijklmnopqrstuvwxyz",
-    slots=5,
+    max_length=5,
 )
 COLUMNS = dataclasses.replace(TEXT5, network="column_cnn", charset="2345678bcdefgmnpwxy")
 
@@ -130,23 +130,23 @@ def test_glyph_vgg_gives_one_slot_for_any_size_from_eight_pixels(height: int, wi
 @pytest.mark.parametrize(("height", "width"), [(4, 4), (5, 7), (9, 33), (50, 200)])
 def test_multi_head_cnn_gives_its_slots_for_any_size(height: int, width: int, channels: int) -> None:
     image = ImageSpec(height=height, width=width, channels=channels)
-    model = build_model(dataclasses.replace(TEXT5, image=image, slots=3)).eval()
+    model = build_model(dataclasses.replace(TEXT5, image=image, max_length=3)).eval()
     assert model(torch.rand(2, channels, height, width)).shape == (2, 3, 36)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize(
-    ("height", "width", "slots", "columns"),
+    ("height", "width", "max_length", "columns"),
     [(50, 200, 5, 50), (30, 70, 4, 17), (25, 80, 5, 20), (7, 15, 1, 4), (30, 15, 2, 8)],
 )
 def test_column_cnn_gives_a_row_of_columns_for_any_size(
-    height: int, width: int, slots: int, columns: int, channels: int
+    height: int, width: int, max_length: int, columns: int, channels: int
 ) -> None:
     image = ImageSpec(height=height, width=width, channels=channels)
-    model = build_model(dataclasses.replace(COLUMNS, image=image, slots=slots)).eval()
+    model = build_model(dataclasses.replace(COLUMNS, image=image, max_length=max_length)).eval()
     outputs = model(torch.rand(2, channels, height, width))
     assert outputs.shape == (2, columns, 20)
-    assert model.log_probabilities(outputs).shape == (2, slots, 19)
+    assert model.log_probabilities(outputs).shape == (2, max_length, 19)
 
 
 def test_column_cnn_has_fewer_parameters_than_half_a_million() -> None:
@@ -179,18 +179,18 @@ def test_guidance_is_the_share_of_the_loss_of_evenly_spaced_characters() -> None
     torch.manual_seed(0)
     model = build_model(COLUMNS).eval()
     outputs, targets = model(torch.rand(3, 1, 50, 200)), torch.randint(0, 19, (3, 5))
-    alone, told, half = (model.losses(outputs, targets, guidance=share) for share in (0.0, 1.0, 0.5))
+    alone, told, half = (model.losses(outputs, targets, alignment_prior=share) for share in (0.0, 1.0, 0.5))
     lengths = torch.full((3,), 5)
-    assert torch.allclose(told, evenly_spaced(outputs.log_softmax(2), targets, lengths))
+    assert torch.allclose(told, uniform_alignment_loss(outputs.log_softmax(2), targets, lengths))
     assert torch.allclose(half, (alone + told) / 2)
     assert not torch.allclose(alone, told, rtol=0.05)
 
 
-@pytest.mark.parametrize(("width", "height", "slots"), [(70, 6, 4), (13, 30, 5)])
-def test_column_cnn_refuses_images_that_are_too_small(width: int, height: int, slots: int) -> None:
+@pytest.mark.parametrize(("width", "height", "max_length"), [(70, 6, 4), (13, 30, 5)])
+def test_column_cnn_refuses_images_that_are_too_small(width: int, height: int, max_length: int) -> None:
     image = ImageSpec(height=height, width=width)
-    with pytest.raises(InputError, match=f"column_cnn reads {slots} characters in images of at least"):
-        build_model(dataclasses.replace(COLUMNS, image=image, slots=slots))
+    with pytest.raises(InputError, match=f"column_cnn reads {max_length} characters in images of at least"):
+        build_model(dataclasses.replace(COLUMNS, image=image, max_length=max_length))
 
 
 def test_heads_answer_independently_of_one_another() -> None:
@@ -215,7 +215,7 @@ def test_a_seed_gives_the_same_weights() -> None:
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"slots": 2}, "glyph_vgg reads one character an image, not 2"),
+        ({"max_length": 2}, "glyph_vgg reads one character an image, not 2"),
         ({"image": ImageSpec(height=60, width=7)}, "at least 8x8 pixels, not 7x60x1"),
         ({"image": ImageSpec(height=7, width=60)}, "at least 8x8 pixels, not 60x7x1"),
     ],
@@ -233,7 +233,7 @@ def test_glyph_vgg_refuses_images_it_cannot_read(change: dict[str, Any], sentenc
         ({"temperature": 0.0}, "temperature is 0.0; it must be finite and above 0"),
         ({"charset": ""}, "the charset is empty"),
         ({"charset": "aba"}, "holds a character twice"),
-        ({"slots": 0}, "slots is 0"),
+        ({"max_length": 0}, "max_length is 0"),
         ({"dropout": 1.0}, "dropout is 1.0"),
         ({"dropout": -0.1}, "dropout is -0.1"),
     ],
@@ -254,5 +254,5 @@ def test_a_spec_without_an_image_or_with_an_unknown_field_is_refused() -> None:
     values = TEXT5.to_dict()
     with pytest.raises(InputError, match="no image size"):
         ModelSpec.from_dict({**values, "image": None})
-    with pytest.raises(InputError, match="did you mean 'slots'"):
+    with pytest.raises(InputError, match="did you mean 'max_length'"):
         ModelSpec.from_dict({**values, "slot": 5})

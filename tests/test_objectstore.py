@@ -92,7 +92,7 @@ def client() -> Any:
 
 def count(proxy: FaultProxy, call: str) -> int:
     method, start, _ = CALLS[call]
-    return sum(n for (asked, path), n in proxy.requests.items() if asked == method and path.startswith(start))
+    return sum(n for (requested, path), n in proxy.requests.items() if requested == method and path.startswith(start))
 
 
 def check_sentence(error: BaseException, uri: str) -> None:
@@ -444,8 +444,8 @@ def test_trouble_of_each_kind_is_only_seen_in_the_number_of_requests(behind: Cal
     method, start, make = CALLS[call]
     assert len(PASSING) == ATTEMPTS - 1
 
-    def plan(asked: str, path: str, attempt: int) -> Fault | None:
-        if asked == method and path.startswith(start) and attempt < len(PASSING):
+    def plan(requested: str, path: str, attempt: int) -> Fault | None:
+        if requested == method and path.startswith(start) and attempt < len(PASSING):
             return PASSING[attempt]
         return None
 
@@ -461,8 +461,8 @@ def test_trouble_that_lasts_is_one_sentence_after_the_last_attempt(behind: Calla
     method, start, make = CALLS[call]
     now = Fault.DENIED
 
-    def plan(asked: str, path: str, _: int) -> Fault | None:
-        return now if asked == method and path.startswith(start) else None
+    def plan(requested: str, path: str, _: int) -> Fault | None:
+        return now if requested == method and path.startswith(start) else None
 
     with behind(plan) as proxy:
         for number, now in enumerate(PASSING, start=1):
@@ -482,8 +482,8 @@ def test_a_refusal_is_one_sentence_after_one_request(
 ) -> None:
     method, start, make = CALLS[call]
 
-    def plan(asked: str, path: str, _: int) -> Fault | None:
-        return refusal if asked in (method, "GET") and path.startswith(start) else None
+    def plan(requested: str, path: str, _: int) -> Fault | None:
+        return refusal if requested in (method, "GET") and path.startswith(start) else None
 
     with behind(plan) as proxy, pytest.raises(DeniedError) as caught:
         make()
@@ -514,8 +514,8 @@ def test_a_store_that_does_not_answer_is_asked_again(
     method, start, make = CALLS[call]
     first = f"{start}&" if call == "list" else start  # of several folders, the whole bucket's
 
-    def plan(asked: str, path: str, attempt: int) -> Fault | None:
-        return Fault.HANG if (asked, attempt) == (method, 0) and path.startswith(first) else None
+    def plan(requested: str, path: str, attempt: int) -> Fault | None:
+        return Fault.HANG if (requested, attempt) == (method, 0) and path.startswith(first) else None
 
     with behind(plan) as proxy:
         check_done(call, make())
@@ -603,13 +603,13 @@ def test_an_object_is_replaced_only_if_it_is_what_it_is_thought_to_be(
 ) -> None:
     use(rclone_server)
     objectstore.put("s3://bucket/lease", b"1")
-    assert not objectstore.replace("s3://bucket/lease", b"3", expected=b"2")
+    assert not objectstore.compare_and_swap("s3://bucket/lease", b"3", expected=b"2")
     assert objectstore.get("s3://bucket/lease")[0] == b"1"
-    assert objectstore.replace("s3://bucket/lease", b"2", expected=b"1")
+    assert objectstore.compare_and_swap("s3://bucket/lease", b"2", expected=b"1")
     assert objectstore.get("s3://bucket/lease")[0] == b"2"
     objectstore.delete("s3://bucket/lease")
     with pytest.raises(FileNotFoundError):
-        objectstore.replace("s3://bucket/lease", b"2", expected=b"1")
+        objectstore.compare_and_swap("s3://bucket/lease", b"2", expected=b"1")
 
 
 @pytest.mark.parametrize("head", ['<?xml version="1.0"?>\n', ""])

@@ -33,7 +33,7 @@ from captcha_ray.inference.table import (
     STAGED_SCHEMA,
     Committed,
     Counts,
-    Predictions,
+    PredictionTable,
     Run,
     _partition_of,
 )
@@ -79,7 +79,7 @@ class Writer:
     def __init__(self, out: str, model: str = MODEL, **changes: Any) -> None:
         self._spool = Path(tempfile.mkdtemp(dir=os.environ["SPOOLS"]))
         self.model = model
-        self.table = Predictions(InferConfig(out=out, **changes), model, self._spool)
+        self.table = PredictionTable(InferConfig(out=out, **changes), model, self._spool)
         self.adopted = self.table.open()
         self.blocks = [self.table.adopted_block] if self.adopted.total else []
 
@@ -107,11 +107,11 @@ class Writer:
         self.blocks = []
         return committed
 
-    def read(self, todo: list[Object], errors: dict[str, str] | None = None, size: int = 2) -> Committed:
+    def read(self, pending: list[Object], errors: dict[str, str] | None = None, size: int = 2) -> Committed:
         """Stages blocks of `size` and commits every other time, as a night of several runs does."""
         committed = Committed()
-        for start in range(0, len(todo), size):
-            self.blocks.append(self.stage(todo[start : start + size], errors))
+        for start in range(0, len(pending), size):
+            self.blocks.append(self.stage(pending[start : start + size], errors))
             if len(self.blocks) == 2:
                 committed += self.commit()
         return committed + self.commit() if self.blocks else committed
@@ -265,7 +265,7 @@ def test_pandas_reads_the_same_rows_from_a_bucket(remote: str) -> None:
 
 def test_nothing_is_left_in_staging_when_a_work_is_closed(out: str) -> None:
     writer = Writer(out)
-    filesystem.write(filesystem.join(writer.table.attempt, "block-000000.todo"), b"x")
+    filesystem.write(filesystem.join(writer.table.attempt, "block-000000.block"), b"x")
     writer.blocks.append(writer.stage(FIVE))
     left_by_another = Writer(out, skip="never")
     writer.commit()
@@ -398,9 +398,9 @@ def test_retrying_errors_reads_only_objects_that_this_model_never_read(out: str)
 def test_a_run_number_that_another_writer_took_costs_no_row_and_doubles_none(out: str) -> None:
     Writer(out).night(FIVE[:1])
     slow, fast = Writer(out), Writer(out)
-    todo = slow.plan(FIVE[:4])
+    pending = slow.plan(FIVE[:4])
     fast.night(FIVE[2:])
-    slow.blocks.append(slow.stage(todo))
+    slow.blocks.append(slow.stage(pending))
     committed = slow.commit()
     slow.table.close()
     assert ([run.number for run in committed.runs], committed.counts.total) == ([3], 1)
@@ -470,7 +470,7 @@ def watched(step: Callable[[], None]) -> Iterator[None]:
         yield
 
 
-def killed_at(moment: int, work: Callable[[], object]) -> bool:
+def killed_at(moment: int, task: Callable[[], object]) -> bool:
     """Does the work until its `moment`-th change to the table, which it does not survive; whether it was killed."""
     count = itertools.count()
 
@@ -480,7 +480,7 @@ def killed_at(moment: int, work: Callable[[], object]) -> bool:
 
     with watched(step):
         try:
-            work()
+            task()
         except Killed:
             return True
     return False
@@ -528,7 +528,7 @@ def test_a_reader_in_the_middle_of_a_commit_sees_all_of_a_run_or_none_of_it(out:
     Writer(out).night(FIVE[:1])
     looks: list[int] = []
 
-    def look() -> None:
+    def inspect() -> None:
         found = arrow(out)
         looks.append(len(found))
         assert len(found) in (1, 5)
@@ -539,7 +539,7 @@ def test_a_reader_in_the_middle_of_a_commit_sees_all_of_a_run_or_none_of_it(out:
 
     writer = Writer(out)
     writer.blocks = [writer.stage(FIVE[1:])]
-    with watched(look):
+    with watched(inspect):
         writer.commit()
     assert looks[0] == 1
     assert looks[-1] == 5
@@ -575,7 +575,7 @@ def test_blocks_of_earlier_attempts_are_taken_over_once_whatever_they_share(out:
     first.stage(FIVE[:2], error)
     second.stage(FIVE[1:3], error)
     filesystem.write(filesystem.join(first.table.attempt, ".block-000001.staged.0f.tmp"), b"half a bl")
-    filesystem.write(filesystem.join(first.table.attempt, "block-000000.todo"), b"x")
+    filesystem.write(filesystem.join(first.table.attempt, "block-000000.block"), b"x")
     third = Writer(out)
     assert (third.adopted.ok, third.adopted.errors) == (2, {"Denied": 1})
     staged = [uri for uri in filesystem.list_files(out) if "/attempt-" in uri]
@@ -638,9 +638,9 @@ def test_a_worker_that_outlives_its_job_and_stages_into_its_folder_does_no_harm(
     dead = Writer(out)
     dead.stage(FIVE[:2])
     after = Writer(out)
-    todo = after.plan(FIVE)
+    pending = after.plan(FIVE)
     after.stage(FIVE[:4], folder=dead.table.attempt)
-    after.read(todo)
+    after.read(pending)
     after.table.close()
     check_whole(out, once(FIVE))
     after.stage(FIVE[1:], folder=dead.table.attempt)

@@ -18,7 +18,7 @@ from captcha_ray import Recognizer
 from captcha_ray.errors import InputError
 from captcha_ray.inference import block_reader, schema
 from captcha_ray.inference import table as inference_table
-from captcha_ray.inference.block import Work
+from captcha_ray.inference.block import BlockTask
 from captcha_ray.inference.block_reader import BlockReader
 from captcha_ray.inference.table import STAGED_SCHEMA, Counts, stage
 from captcha_ray.models import fingerprint
@@ -88,9 +88,9 @@ def network(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture
-def work(network: str, tmp_path: Path) -> Work:
-    _, model_id = fingerprint.identify(network)
-    return Work(network, model_id, "cpu", str(tmp_path / "attempt"), "", MAX_BYTES, 16_000_000, 4.0, 0.0, 1)
+def task(network: str, tmp_path: Path) -> BlockTask:
+    _, model_id = fingerprint.load_spec_and_fingerprint(network)
+    return BlockTask(network, model_id, "cpu", str(tmp_path / "attempt"), "", MAX_BYTES, 16_000_000, 4.0, 0.0, 1)
 
 
 @pytest.fixture(scope="module")
@@ -131,12 +131,12 @@ def report() -> dict[str, Any]:
     return {"stage": "", "fetched": 0, "recognized": 0, "seconds": {}}
 
 
-def read(work: Work, listing: list[dict[str, Any]], block: int = 0) -> list[dict[str, Any]]:
+def read(task: BlockTask, listing: list[dict[str, Any]], block: int = 0) -> list[dict[str, Any]]:
     """The staged rows of one block."""
-    stage(pa.Table.from_pylist(listing, schema.LISTING_SCHEMA), work.todo(block))
+    stage(pa.Table.from_pylist(listing, schema.LISTING_SCHEMA), task.block_uri(block))
     said = report()
-    rows, errors = BlockReader(work, said).read(block)
-    table = inference_table.read(work.staged(block))
+    rows, errors = BlockReader(task, said).read(block)
+    table = inference_table.read(task.staged(block))
     assert table.schema.equals(STAGED_SCHEMA)
     found: list[dict[str, Any]] = table.to_pylist()
     assert (rows, errors) == (len(listing), sum(row["status"] == "error" for row in found))
@@ -145,11 +145,11 @@ def read(work: Work, listing: list[dict[str, Any]], block: int = 0) -> list[dict
     return found
 
 
-def check_rows(rows: list[dict[str, Any]], expected: dict[str, str], work: Work) -> None:
+def check_rows(rows: list[dict[str, Any]], expected: dict[str, str], task: BlockTask) -> None:
     """Rows in the listing's order, each error of its class with a sentence. expected: URI, how its error begins."""
     assert [row["uri"] for row in rows] == list(expected)
     for row, error in zip(rows, expected.values(), strict=True):
-        assert row["model_id"] == work.model_id
+        assert row["model_id"] == task.model_id
         assert row["predicted_at"].tzinfo is not None
         if error:
             assert row["status"] == "error"
@@ -172,12 +172,12 @@ def check_readings(rows: list[dict[str, Any]], network: str) -> None:
     data = [OBJECTS[name][0] or b"" for name in names]
     found = [(row["text"], row["confidence"], tuple(row["char_confidence"])) for row in rows if row["status"] == "ok"]
     said = Recognizer.load(network).predict(data)
-    assert found == [(reading.text, reading.confidence, reading.char_confidence) for reading in said]
+    assert found == [(prediction.text, prediction.confidence, prediction.char_confidence) for prediction in said]
     assert len(set(found)) > 1
 
 
 def test_a_block_of_good_and_broken_files_gives_every_row_in_its_place(
-    network: str, work: Work, tmp_path: Path
+    network: str, task: BlockTask, tmp_path: Path
 ) -> None:
     folder = fill(tmp_path / "images")
     (folder / "folder.png").mkdir()
@@ -191,12 +191,12 @@ def test_a_block_of_good_and_broken_files_gives_every_row_in_its_place(
         f"{folder}/{'x' * 300}.png": "StoreError: File name too long",
         f"{folder}/\\xff.png": "Missing: there is no such object; its name may not be UTF-8",
     }
-    rows = read(work, listed(list(expected)))
-    check_rows(rows, expected, work)
+    rows = read(task, listed(list(expected)))
+    check_rows(rows, expected, task)
     check_readings(rows, network)
 
 
-def test_folders_among_the_images_take_no_file_numbers(work: Work, tmp_path: Path) -> None:
+def test_folders_among_the_images_take_no_file_numbers(task: BlockTask, tmp_path: Path) -> None:
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(5):
         with pytest.raises(IsADirectoryError):
@@ -204,75 +204,75 @@ def test_folders_among_the_images_take_no_file_numbers(work: Work, tmp_path: Pat
     assert len(os.listdir("/proc/self/fd")) == before
 
 
-def test_a_pipe_among_the_images_is_an_error_and_not_waited_for(work: Work, tmp_path: Path) -> None:
+def test_a_pipe_among_the_images_is_an_error_and_not_waited_for(task: BlockTask, tmp_path: Path) -> None:
     pipe = str(tmp_path / "pipe.png")
     os.mkfifo(pipe)
-    check_rows(read(work, listed([pipe])), {pipe: "StoreError: not a regular file"}, work)
+    check_rows(read(task, listed([pipe])), {pipe: "StoreError: not a regular file"}, task)
 
 
-def test_a_name_that_holds_a_zero_byte_is_an_error_of_its_own(work: Work) -> None:
-    check_rows(read(work, listed(["/a\0b.png"])), {"/a\0b.png": "StoreError: embedded null byte"}, work)
+def test_a_name_that_holds_a_zero_byte_is_an_error_of_its_own(task: BlockTask) -> None:
+    check_rows(read(task, listed(["/a\0b.png"])), {"/a\0b.png": "StoreError: embedded null byte"}, task)
 
 
-def test_what_the_listing_left_out_is_filled_in_and_what_it_said_is_kept(work: Work, tmp_path: Path) -> None:
+def test_what_the_listing_left_out_is_filled_in_and_what_it_said_is_kept(task: BlockTask, tmp_path: Path) -> None:
     folder = fill(tmp_path / "images")
     names = [name for name in OBJECTS if name != "missing.png"]
-    rows = read(work, listed([str(folder / name) for name in names]))
+    rows = read(task, listed([str(folder / name) for name in names]))
     entries = {entry.uri: entry for page in filesystem.list_pages(str(folder)) for entry in page}
     for row in rows:
         entry = entries[row["uri"]]
         assert (row["etag"], row["size"], row["last_modified"]) == (entry.etag, entry.size, entry.last_modified)
         assert row["etag"]
     told = {"etag": "abc", "size": 7, "last_modified": THEN}
-    rows = read(work, listed([str(folder / name) for name in OBJECTS], **told), block=1)
+    rows = read(task, listed([str(folder / name) for name in OBJECTS], **told), block=1)
     assert {(row["etag"], row["size"], row["last_modified"]) for row in rows} == {("abc", 7, THEN)}
-    rows = read(work, listed([str(folder / "missing.png")]), block=2)
+    rows = read(task, listed([str(folder / "missing.png")]), block=2)
     assert [(row["etag"], row["size"], row["last_modified"]) for row in rows] == [("", None, None)]
 
 
-def test_an_object_that_its_listing_calls_too_large_is_not_fetched(work: Work, tmp_path: Path) -> None:
+def test_an_object_that_its_listing_calls_too_large_is_not_fetched(task: BlockTask, tmp_path: Path) -> None:
     folder = fill(tmp_path / "images")
     sizes = {"a.png": MAX_BYTES, "z.jpg": MAX_BYTES + 1, "missing.png": MAX_BYTES + 1}
-    rows = read(work, [row for name, size in sizes.items() for row in listed([str(folder / name)], size=size)])
+    rows = read(task, [row for name, size in sizes.items() for row in listed([str(folder / name)], size=size)])
     too_large = f"TooLarge: {MAX_BYTES + 1} bytes are more than {MAX_BYTES}"
-    check_rows(rows, dict(zip([str(folder / name) for name in sizes], ["", too_large, too_large], strict=True)), work)
+    check_rows(rows, dict(zip([str(folder / name) for name in sizes], ["", too_large, too_large], strict=True)), task)
 
 
 def test_a_block_of_several_batches_keeps_its_order_with_any_number_of_decoders(
-    network: str, work: Work, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    network: str, task: BlockTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = draw_glyphs(tmp_path / "images", glyph_texts(11, 2))
     uris = sorted(str(path) for path in folder.iterdir())
     uris[4:4] = [str(folder / "missing.png")]
     uris[8:12] = uris[:4]  # a whole batch, of what is there already
-    expected = {row["uri"]: (row["text"], row["status"]) for row in read(work, listed(uris))}
+    expected = {row["uri"]: (row["text"], row["status"]) for row in read(task, listed(uris))}
     monkeypatch.setattr(block_reader, "BATCH_SIZE", 4)
     for threads in (1, 3):
-        several = Work(**{**vars(work), "num_threads": threads})
+        several = BlockTask(**{**vars(task), "num_threads": threads})
         rows = read(several, listed(uris), block=threads)
         assert [(row["uri"], row["text"], row["status"]) for row in rows] == [(uri, *expected[uri]) for uri in uris]
 
 
-def test_a_batch_without_a_single_good_image_is_a_batch_of_errors(work: Work) -> None:
+def test_a_batch_without_a_single_good_image_is_a_batch_of_errors(task: BlockTask) -> None:
     uris = ["/nowhere/a", "/nowhere/b"]
-    check_rows(read(work, listed(uris)), dict.fromkeys(uris, "Missing: "), work)
+    check_rows(read(task, listed(uris)), dict.fromkeys(uris, "Missing: "), task)
 
 
-def test_one_reader_reads_block_after_block(work: Work, tmp_path: Path) -> None:
+def test_one_reader_reads_block_after_block(task: BlockTask, tmp_path: Path) -> None:
     folder = fill(tmp_path / "images")
     for block, name in enumerate(GOOD):
-        stage(pa.Table.from_pylist(listed([str(folder / name)]), schema.LISTING_SCHEMA), work.todo(block))
+        stage(pa.Table.from_pylist(listed([str(folder / name)]), schema.LISTING_SCHEMA), task.block_uri(block))
     said = report()
-    one = BlockReader(work, said)
+    one = BlockReader(task, said)
     assert [one.read(block) for block in (2, 0, 3, 1)] == [(1, 0)] * 4
     assert said["recognized"] == 4
     for block, name in enumerate(GOOD):
-        assert inference_table.read(work.staged(block))["uri"].to_pylist() == [str(folder / name)]
+        assert inference_table.read(task.staged(block))["uri"].to_pylist() == [str(folder / name)]
 
 
-def test_a_network_that_was_replaced_since_the_job_began_is_refused(work: Work, tmp_path: Path) -> None:
-    run = shutil.copytree(work.model, tmp_path / "run")
-    mine = Work(**{**vars(work), "model": str(run)})
+def test_a_network_that_was_replaced_since_the_job_began_is_refused(task: BlockTask, tmp_path: Path) -> None:
+    run = shutil.copytree(task.model, tmp_path / "run")
+    mine = BlockTask(**{**vars(task), "model": str(run)})
     BlockReader(mine, report())
     save_network(run, GLYPHS, seed=1)
     with pytest.raises(InputError, match="is not the network it was when this job began"):
@@ -280,7 +280,7 @@ def test_a_network_that_was_replaced_since_the_job_began_is_refused(work: Work, 
 
 
 def test_a_bucket_gives_the_rows_that_a_folder_gives_and_a_denied_object_is_one_row(
-    network: str, work: Work, bucket: dict[str, str], clean_environment: pytest.MonkeyPatch
+    network: str, task: BlockTask, bucket: dict[str, str], clean_environment: pytest.MonkeyPatch
 ) -> None:
     """All in batches of four, so that one is fetched while the one before is read."""
     clean_environment.setattr(block_reader, "BATCH_SIZE", 4)
@@ -295,10 +295,10 @@ def test_a_bucket_gives_the_rows_that_a_folder_gives_and_a_denied_object_is_one_
     expected = {f"s3://images/{name}": error for name, error in errors.items()}
     expected["s3://no-such-bucket/a.png"] = "Missing: "
     with fault_proxy(bucket["AWS_ENDPOINT_URL"], plan) as proxy:
-        remote = Work(**{**vars(work), "endpoint_url": proxy.url})
+        remote = BlockTask(**{**vars(task), "endpoint_url": proxy.url})
         rows = read(remote, listed(list(expected)))
         requests = proxy.requests
-    check_rows(rows, expected, work)
+    check_rows(rows, expected, task)
     check_readings_by_uri(rows, network)
     assert requests["GET", "/images/a.png"] == 1
     assert requests["GET", "/images/denied.png"] == 1
@@ -315,28 +315,28 @@ def check_readings_by_uri(rows: list[dict[str, Any]], network: str) -> None:
     recognizer = Recognizer.load(network)
     for row in rows:
         if row["status"] == "ok":
-            reading = recognizer.predict(OBJECTS[row["uri"].removeprefix("s3://images/")][0] or b"")
-            assert row["text"] == reading.text
-            assert row["char_confidence"] == pytest.approx(reading.char_confidence, rel=1e-3)
+            prediction = recognizer.predict(OBJECTS[row["uri"].removeprefix("s3://images/")][0] or b"")
+            assert row["text"] == prediction.text
+            assert row["char_confidence"] == pytest.approx(prediction.char_confidence, rel=1e-3)
 
 
 def test_an_object_that_its_listing_calls_too_large_is_not_asked_for(
-    work: Work, bucket: dict[str, str], clean_environment: pytest.MonkeyPatch
+    task: BlockTask, bucket: dict[str, str], clean_environment: pytest.MonkeyPatch
 ) -> None:
     with fault_proxy(bucket["AWS_ENDPOINT_URL"], lambda *_: None) as proxy:
-        remote = Work(**{**vars(work), "endpoint_url": proxy.url})
+        remote = BlockTask(**{**vars(task), "endpoint_url": proxy.url})
         rows = read(remote, listed(["s3://images/a.png"], size=MAX_BYTES + 1))
         assert not proxy.requests
-    check_rows(rows, {"s3://images/a.png": "TooLarge: "}, work)
+    check_rows(rows, {"s3://images/a.png": "TooLarge: "}, task)
 
 
-def test_readings_of_less_confidence_than_asked_for_are_uncertain(work: Work, tmp_path: Path) -> None:
+def test_readings_of_less_confidence_than_asked_for_are_uncertain(task: BlockTask, tmp_path: Path) -> None:
     folder = fill(tmp_path / "images")
     uris = [str(folder / name) for name in OBJECTS]
-    confidences = sorted(row["confidence"] for row in read(work, listed(uris)) if row["status"] == "ok")
+    confidences = sorted(row["confidence"] for row in read(task, listed(uris)) if row["status"] == "ok")
     assert len(confidences) == len(GOOD)
     middle = confidences[len(confidences) // 2]
-    rows = read(Work(**{**vars(work), "min_confidence": middle}), listed(uris), block=1)
+    rows = read(BlockTask(**{**vars(task), "min_confidence": middle}), listed(uris), block=1)
     status = {row["uri"]: row["status"] for row in rows}
     assert sorted(status.values()) == sorted(
         ["ok" if c >= middle else "uncertain" for c in confidences] + ["error"] * (len(OBJECTS) - len(GOOD))

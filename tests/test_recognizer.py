@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from captcha_ray import Reading, Recognizer
+from captcha_ray import Prediction, Recognizer
 from captcha_ray.errors import InputError
 from captcha_ray.image_spec import ImageSpec
 from captcha_ray.models import checkpoint
@@ -21,7 +21,7 @@ from captcha_ray.models.networks import build_model
 from captcha_ray.models.spec import ModelSpec
 from tests.conftest import save_network
 
-SPEC = ModelSpec(network="multi_head_cnn", image=ImageSpec(height=12, width=20), charset="abcdé", slots=3)
+SPEC = ModelSpec(network="multi_head_cnn", image=ImageSpec(height=12, width=20), charset="abcdé", max_length=3)
 Pixels = npt.NDArray[np.uint8]
 
 
@@ -48,7 +48,7 @@ def png(array: Pixels) -> bytes:
 
 
 def test_images_of_different_content_are_read_differently(recognizer: Recognizer) -> None:
-    assert len({reading.text for reading in recognizer.predict(list(pictures(30)))}) > 3
+    assert len({prediction.text for prediction in recognizer.predict(list(pictures(30)))}) > 3
 
 
 def test_a_path_a_pathlib_path_bytes_and_an_array_are_read_alike(recognizer: Recognizer, tmp_path: Path) -> None:
@@ -61,8 +61,8 @@ def test_a_path_a_pathlib_path_bytes_and_an_array_are_read_alike(recognizer: Rec
     assert recognizer.predict(f"file://{path}") == expected
     assert recognizer.predict(png(array)) == expected
     together = recognizer.predict([str(path), path, png(array), array])
-    assert [reading.text for reading in together] == 4 * [expected.text]
-    assert [reading.confidence for reading in together] == pytest.approx(4 * [expected.confidence], abs=1e-5)
+    assert [prediction.text for prediction in together] == 4 * [expected.text]
+    assert [prediction.confidence for prediction in together] == pytest.approx(4 * [expected.confidence], abs=1e-5)
 
 
 def test_gray_rgb_and_opaque_rgba_of_one_picture_are_read_alike(recognizer: Recognizer) -> None:
@@ -92,17 +92,17 @@ def test_an_image_is_read_alike_alone_in_a_batch_and_in_many_batches(recognizer:
     alone = [recognizer.predict(image) for image in images]
     for batch_size in (1, 7, 256):
         together = recognizer.predict(images, batch_size=batch_size)
-        assert [reading.text for reading in together] == [reading.text for reading in alone]
+        assert [prediction.text for prediction in together] == [prediction.text for prediction in alone]
         for one, other in zip(together, alone, strict=True):
             assert one.char_confidence == pytest.approx(other.char_confidence, abs=1e-5)
 
 
 def test_confidence_is_that_of_the_least_certain_character(recognizer: Recognizer) -> None:
-    for reading in recognizer.predict(list(pictures(10))):
-        assert len(reading.text) == len(reading.char_confidence) == SPEC.slots
-        assert reading.confidence == min(reading.char_confidence)
-        assert all(1 / len(SPEC.charset) <= c <= 1 for c in reading.char_confidence)
-        assert reading.error is None
+    for prediction in recognizer.predict(list(pictures(10))):
+        assert len(prediction.text) == len(prediction.char_confidence) == SPEC.max_length
+        assert prediction.confidence == min(prediction.char_confidence)
+        assert all(1 / len(SPEC.charset) <= c <= 1 for c in prediction.char_confidence)
+        assert prediction.error is None
 
 
 def test_probabilities_add_up_to_one_and_the_largest_is_the_confidence(recognizer: Recognizer) -> None:
@@ -110,19 +110,19 @@ def test_probabilities_add_up_to_one_and_the_largest_is_the_confidence(recognize
     probabilities = np.exp(recognizer.log_probabilities(images[:, :, :, None]))
     assert probabilities.shape == (6, 3, 5)
     np.testing.assert_allclose(probabilities.sum(2), 1, atol=1e-5)
-    for row, reading in zip(probabilities, recognizer.predict(list(images)), strict=True):
-        assert row.max(1).tolist() == pytest.approx(reading.char_confidence, abs=1e-6)
-        assert reading.text == "".join(SPEC.charset[k] for k in row.argmax(1))
+    for row, prediction in zip(probabilities, recognizer.predict(list(images)), strict=True):
+        assert row.max(1).tolist() == pytest.approx(prediction.char_confidence, abs=1e-6)
+        assert prediction.text == "".join(SPEC.charset[k] for k in row.argmax(1))
 
 
 def test_readings_are_made_of_log_probabilities(recognizer: Recognizer) -> None:
     probabilities = np.full((1, 3, 5), 0.05, np.float32)
     probabilities[0, [0, 1, 2], [4, 0, 2]] = 0.8
     probabilities[0, 1, 0] = 0.5
-    (reading,) = recognizer.readings(np.log(probabilities))
-    assert reading.text == "éac"
-    assert reading.char_confidence == pytest.approx((0.8, 0.5, 0.8))
-    assert reading.confidence == pytest.approx(0.5)
+    (prediction,) = recognizer.predictions(np.log(probabilities))
+    assert prediction.text == "éac"
+    assert prediction.char_confidence == pytest.approx((0.8, 0.5, 0.8))
+    assert prediction.confidence == pytest.approx(0.5)
 
 
 def test_losses_are_minus_the_sum_of_the_truths_log_probabilities(recognizer: Recognizer) -> None:
@@ -163,17 +163,19 @@ def test_in_a_list_unreadable_images_become_errors_and_the_others_are_read(recog
     mixed: list[Any] = [
         item for pair in zip(good, (source for source, _ in BAD.values()), strict=True) for item in pair
     ]
-    readings = recognizer.predict(mixed, batch_size=4)
-    assert [reading.text for reading in readings[::2]] == [reading.text for reading in recognizer.predict(good)]
-    assert all(reading.error is None for reading in readings[::2])
-    for reading in readings[1::2]:
-        assert (reading.text, reading.confidence, reading.char_confidence) == ("", 0.0, ())
-        assert reading.error
+    predictions = recognizer.predict(mixed, batch_size=4)
+    assert [prediction.text for prediction in predictions[::2]] == [
+        prediction.text for prediction in recognizer.predict(good)
+    ]
+    assert all(prediction.error is None for prediction in predictions[::2])
+    for prediction in predictions[1::2]:
+        assert (prediction.text, prediction.confidence, prediction.char_confidence) == ("", 0.0, ())
+        assert prediction.error
 
 
 def test_a_list_of_none_or_of_unreadable_images_alone_is_answered(recognizer: Recognizer) -> None:
     assert recognizer.predict([]) == []
-    assert [bool(reading.error) for reading in recognizer.predict([b"", b"x"])] == [True, True]
+    assert [bool(prediction.error) for prediction in recognizer.predict([b"", b"x"])] == [True, True]
 
 
 def test_pixels_of_another_size_are_not_taken_for_the_models(recognizer: Recognizer) -> None:
@@ -189,7 +191,7 @@ def test_read_only_pixels_are_read_without_a_warning(recognizer: Recognizer) -> 
 
 
 def test_a_model_for_rgb_sees_colors() -> None:
-    spec = ModelSpec(network="glyph_vgg", image=ImageSpec(height=8, width=8, channels=3), charset="ab", slots=1)
+    spec = ModelSpec(network="glyph_vgg", image=ImageSpec(height=8, width=8, channels=3), charset="ab", max_length=1)
     torch.manual_seed(0)
     rgb = Recognizer(build_model(spec), spec, precision="fp32")
     red, blue = np.zeros((2, 8, 8, 3), np.uint8)
@@ -214,7 +216,7 @@ def test_loading_from_where_there_is_no_checkpoint_says_so(tmp_path: Path) -> No
 
 
 def test_a_reading_is_a_value() -> None:
-    assert Reading("a", 0.5, (0.5,)) == Reading("a", 0.5, (0.5,), None)
+    assert Prediction("a", 0.5, (0.5,)) == Prediction("a", 0.5, (0.5,), None)
 
 
 def test_the_package_offers_the_recognizer_and_imports_torch_only_for_it() -> None:
@@ -235,7 +237,7 @@ def drawn_truths(recognizer: Recognizer, images: Pixels, temperature: float) -> 
     p = np.exp(log_p - log_p.max(2, keepdims=True))
     p /= p.sum(2, keepdims=True)
     rng = np.random.default_rng(7)
-    return ["".join(rng.choice(list(SPEC.charset), p=slot) for slot in row) for row in p]
+    return ["".join(rng.choice(list(SPEC.charset), p=position) for position in row) for row in p]
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
@@ -247,7 +249,7 @@ def test_the_temperature_is_the_one_that_truths_were_drawn_with(recognizer: Reco
 
 def test_a_network_without_mistakes_on_few_images_is_not_made_certain(recognizer: Recognizer) -> None:
     images = pictures(50)
-    truths = [reading.text for reading in recognizer.predict(list(images))]
+    truths = [prediction.text for prediction in recognizer.predict(list(images))]
     temperature = recognizer.fit_temperature(images[..., None], truths)
     assert 0.126 < temperature < 1
     assert recognizer.fit_temperature(images[:16, :, :, None], truths[:16]) == 1.0  # 48 characters
@@ -257,7 +259,7 @@ def test_a_network_without_mistakes_on_few_images_is_not_made_certain(recognizer
 
 def test_a_temperature_is_fitted_to_texts_of_several_lengths() -> None:
     image = ImageSpec(height=16, width=48)
-    spec = ModelSpec(network="column_cnn", image=image, charset="abcd", slots=3, variable=True, dropout=0.0)
+    spec = ModelSpec(network="column_cnn", image=image, charset="abcd", max_length=3, variable=True, dropout=0.0)
     torch.manual_seed(1)
     columns = Recognizer(build_model(spec), spec, precision="fp32")
     images = np.random.default_rng(0).integers(0, 256, (80, 16, 48, 1), np.uint8)

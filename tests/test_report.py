@@ -17,7 +17,7 @@ from PIL import Image
 
 from captcha_ray.metrics import learning_curve
 from captcha_ray.metrics.calibration import Confidences
-from captcha_ray.metrics.counts import OTHER, Mistake, ReadingCounts
+from captcha_ray.metrics.counts import OTHER, Mistake, PredictionCounts
 from captcha_ray.reporting import figures, page, run_report
 from captcha_ray.runs.directory import RunDirectory
 
@@ -72,20 +72,22 @@ class Page(html.parser.HTMLParser):
         return next(table for table in self.tables if table[0][0] == first)
 
 
-def counts(charset: str, truths: list[str], readings: list[str]) -> dict[str, Any]:
-    return ReadingCounts.of(charset, truths, readings, [0.5] * len(truths)).summary()
+def counts(charset: str, truths: list[str], predictions: list[str]) -> dict[str, Any]:
+    return PredictionCounts.of(charset, truths, predictions, [0.5] * len(truths)).summary()
 
 
 def epoch(number: int, **changes: Any) -> dict[str, Any]:
     return {
         "epoch": number, "train_loss": 2.0 / number, "val_loss": 2.5 / number, "train_char_accuracy": 0.5,
         "val_char_accuracy": 0.6, "val_exact_match": 0.3, "images_per_second": 1000.0, "data_wait_fraction": 0.25,
-        "seconds": 30.0, "train_slot_accuracy": [0.4, 0.5], "val_slot_accuracy": [0.6, 0.7],
+        "seconds": 30.0, "train_position_accuracy": [0.4, 0.5], "val_position_accuracy": [0.6, 0.7],
     } | changes  # fmt: skip
 
 
-def mistake(truth: str, reading: str, confidence: float = 0.5, shape: tuple[int, int, int] = (50, 200, 1)) -> Mistake:
-    return Mistake(f"corpus/{truth}.png", truth, reading, confidence, np.full(shape, 128, np.uint8))
+def mistake(
+    truth: str, prediction: str, confidence: float = 0.5, shape: tuple[int, int, int] = (50, 200, 1)
+) -> Mistake:
+    return Mistake(f"corpus/{truth}.png", truth, prediction, confidence, np.full(shape, 128, np.uint8))
 
 
 def write(folder: Path, results: dict[str, Any], rows: dict[str, list[Mistake]] | None = None) -> Page:
@@ -178,7 +180,7 @@ def test_pictures_in_the_page_are_those_in_the_folder(tmp_path: Path) -> None:
     RunDirectory(str(tmp_path)).write_metrics([epoch(1), epoch(2)])
     page = write(tmp_path, {"test": GOOD}, {"test": [mistake("ba", "bb")]})
     files = {path.name: path.read_bytes() for path in (tmp_path / "figures").iterdir()}
-    assert set(files) == {"loss.png", "accuracy.png", "slots.png", "confusion_test.png", "mistakes_test.png"}
+    assert set(files) == {"loss.png", "accuracy.png", "positions.png", "confusion_test.png", "mistakes_test.png"}
     inside = [base64.b64decode(source.partition(",")[2]) for source in page.sources]
     assert sorted(inside) == sorted(files.values())
     assert all(page.alts)
@@ -226,15 +228,15 @@ def test_unknown_values_in_metrics_and_config_are_dashes_and_gaps(tmp_path: Path
     assert pairs["use_gpu"] == "no"
 
 
-@pytest.mark.parametrize("draw", [figures.loss_curves, figures.accuracy_curves, figures.slot_curves])
+@pytest.mark.parametrize("draw", [figures.loss_curves, figures.accuracy_curves, figures.position_curves])
 def test_curves_leave_gaps_where_values_are_unknown_or_not_finite(draw: Any, figure: list[Figure]) -> None:
     bad = {
         "train_loss": None,
         "val_loss": float("inf"),
         "train_char_accuracy": None,
         "val_exact_match": float("nan"),
-        "train_slot_accuracy": None,
-        "val_slot_accuracy": [0.5, None],
+        "train_position_accuracy": None,
+        "val_position_accuracy": [0.5, None],
     }
     draw([epoch(1), epoch(2, **bad), epoch(3)])
     lines = figure[0].axes[0].get_lines()
@@ -318,7 +320,7 @@ def test_a_single_epoch_can_be_seen(tmp_path: Path, figure: list[Figure]) -> Non
     RunDirectory(str(tmp_path)).write_metrics([epoch(1)])
     write(tmp_path, {})
     assert len(figure) == 3
-    for name, drawn in zip(("loss", "accuracy", "slots"), figure, strict=True):
+    for name, drawn in zip(("loss", "accuracy", "max_length"), figure, strict=True):
         pixels = np.asarray(decode((tmp_path / f"figures/{name}.png").read_bytes()).convert("RGB"))
         axes = drawn.axes[0]
         for line in axes.get_lines():
@@ -346,7 +348,7 @@ def test_curves_draw_each_field_against_its_epoch(figure: list[Figure]) -> None:
 def test_slot_curves_are_solid_for_validation_and_dashed_for_training_in_one_color_a_position(
     figure: list[Figure],
 ) -> None:
-    figures.slot_curves([epoch(1), epoch(2)])
+    figures.position_curves([epoch(1), epoch(2)])
     lines = figure[0].axes[0].get_lines()
     assert [(line.get_linestyle(), heights(line)) for line in lines] == [
         ("-", [0.6, 0.6]), ("--", [0.4, 0.4]), ("-", [0.7, 0.7]), ("--", [0.5, 0.5]),
@@ -403,7 +405,7 @@ def test_the_label_for_other_characters_is_drawn_where_there_were_any(
 def test_of_what_the_shards_made_of_a_config_the_report_shows_the_difference(tmp_path: Path) -> None:
     run = RunDirectory(str(tmp_path))
     run.write_json("config.json", {"epochs": 0, "dropout": 0.125})
-    run.write_json("settled.json", {"epochs": 321, "dropout": 0.125})
+    run.write_json("resolved_config.json", {"epochs": 321, "dropout": 0.125})
     run.write_metrics([epoch(1)])
     write(tmp_path, {"test": GOOD})
     html = (tmp_path / "report.html").read_text()
@@ -412,7 +414,7 @@ def test_of_what_the_shards_made_of_a_config_the_report_shows_the_difference(tmp
     assert "321" not in before
     assert "321" in after
     assert "0.125" not in after
-    run.write_json("settled.json", {"epochs": 0, "dropout": 0.125})
+    run.write_json("resolved_config.json", {"epochs": 0, "dropout": 0.125})
     write(tmp_path, {"test": GOOD})
     assert "What the shards made of it" not in (tmp_path / "report.html").read_text()
 

@@ -18,16 +18,16 @@ from tests.ray_nodes import Nodes
 
 def test_a_state_of_the_second_version_tells_what_starts_and_what_never_will() -> None:
     state: Any = autoscaler_pb2.AutoscalingState()  # type: ignore[attr-defined]
-    asked = [{"CPU": 2.0, "GPU": 1.0}] * 3
-    assert capacity.of_version_2(state, asked) is None
+    requested = [{"CPU": 2.0, "GPU": 1.0}] * 3
+    assert capacity.of_version_2(state, requested) is None
     state.autoscaler_state_version = 3
     state.pending_instances.add()
     state.pending_instance_requests.add(count=2)
-    assert capacity.of_version_2(state, asked) == capacity.Autoscaler(3, refuses=False)
+    assert capacity.of_version_2(state, requested) == capacity.Autoscaler(3, refuses=False)
     for count in (100, 3):  # of another job's workers, then of ours
         request = state.infeasible_cluster_resource_constraints.add().resource_requests.add(count=count)
         request.request.resources_bundle.update({"CPU": 2.0, "GPU": 1.0})
-        assert capacity.of_version_2(state, asked) == capacity.Autoscaler(3, refuses=count == 3)
+        assert capacity.of_version_2(state, requested) == capacity.Autoscaler(3, refuses=count == 3)
 
 
 def test_a_status_of_the_first_version_is_no_autoscaler_where_every_node_is_a_type_of_its_own() -> None:
@@ -58,7 +58,7 @@ def test_what_can_never_be_had_is_one_sentence(
     monkeypatch.setattr(capacity, "autoscaler", lambda bundles: state)
     monkeypatch.setattr(capacity, "IDLE_S", 0.1)
     with pytest.raises(InputError, match=sentence):
-        capacity.await_room(8, 64, 0)
+        capacity.wait_for_capacity(8, 64, 0)
 
 
 @pytest.mark.usefixtures("ray_cluster")
@@ -66,10 +66,10 @@ def test_nodes_are_asked_for_until_they_are_there_and_only_those_that_see_the_pa
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     fitting = iter([0, 0, 0, 1, 2])
-    asked: list[list[dict[str, float]]] = []
+    requested: list[list[dict[str, float]]] = []
 
     def request(bundles: list[dict[str, float]]) -> None:
-        asked.append(bundles)
+        requested.append(bundles)
 
     def look(**paths: str) -> None:
         assert next(fitting, None) is None, "nodes are looked at once all have come"
@@ -82,15 +82,15 @@ def test_nodes_are_asked_for_until_they_are_there_and_only_those_that_see_the_pa
     monkeypatch.setattr(capacity, "request_resources", request)
     monkeypatch.setattr(ray_session, "check_shared", look)
     with pytest.raises(InputError, match="a node does not see /here"):
-        capacity.await_room(2, 1, 0, run="/here")
+        capacity.wait_for_capacity(2, 1, 0, run="/here")
     # Ray Data and Ray Train overwrite the one request that a cluster has; the last one gives nodes back.
-    assert asked == [[{"CPU": 1.0}] * 2] * 3 + [[]]
+    assert requested == [[{"CPU": 1.0}] * 2] * 3 + [[]]
 
 
 @pytest.mark.usefixtures("ray_cluster")
 def test_this_machine_alone_has_no_autoscaler() -> None:
     assert capacity.autoscaler([{"CPU": 1.0}]) is None
-    capacity.await_room(1, 1, 0)
+    capacity.wait_for_capacity(1, 1, 0)
 
 
 def autoscaling(nodes: Nodes) -> dict[str, Any]:
@@ -140,7 +140,7 @@ def test_a_job_waits_for_nodes_that_an_autoscaler_starts(version: dict[str, str]
     with nodes.head(0, "--autoscaling-config", str(config), **imitation):
         program = (
             "from captcha_ray.runtime import capacity, ray_session\n"
-            "with ray_session.connect():\n    capacity.await_room({}, 1, 0)"
+            "with ray_session.connect():\n    capacity.wait_for_capacity({}, 1, 0)"
         )
         waits = subprocess.run(
             [sys.executable, "-c", program.format(2)], env=env, capture_output=True, text=True, check=False

@@ -25,7 +25,7 @@ def manifest(num_images: int = 685, charset: str = "2345678bcdefgmnpwxy", length
         "num_images": {"train": num_images, "val": 0, "test": 0},
         "num_characters": {},
         "num_quarantined": {},
-        "num_junk": 0,
+        "num_hidden": 0,
         "parts": {},
         "seconds": 0.0,
         "config": {},
@@ -36,23 +36,23 @@ def manifest(num_images: int = 685, charset: str = "2345678bcdefgmnpwxy", length
 
 def test_what_a_config_names_stays() -> None:
     for name in ("wmail", "isfahan", "demo-digits", "demo-text5"):
-        assert auto_config.settle(get(name), manifest()) == get(name)
-    asked = dataclasses.replace(get("auto"), epochs=3, batch_size=7)
-    settled = auto_config.settle(asked, manifest(min_length=2))
-    assert (settled.epochs, settled.max_epochs, settled.batch_size) == (3, 3, 7)
+        assert auto_config.resolve(get(name), manifest()) == get(name)
+    requested = dataclasses.replace(get("auto"), epochs=3, batch_size=7)
+    resolved = auto_config.resolve(requested, manifest(min_length=2))
+    assert (resolved.epochs, resolved.max_epochs, resolved.batch_size) == (3, 3, 7)
 
 
-@pytest.mark.parametrize(("max_epochs", "settled"), [(0, (24, 96)), (30, (24, 30)), (5, (5, 5))])
+@pytest.mark.parametrize(("max_epochs", "resolved"), [(0, (24, 96)), (30, (24, 30)), (5, (5, 5))])
 def test_a_training_whose_length_nobody_named_may_take_four_times_what_is_chosen(
-    max_epochs: int, settled: tuple[int, int]
+    max_epochs: int, resolved: tuple[int, int]
 ) -> None:
-    found = auto_config.settle(dataclasses.replace(get("auto"), max_epochs=max_epochs), manifest())
-    assert (found.epochs, found.max_epochs) == settled
+    found = auto_config.resolve(dataclasses.replace(get("auto"), max_epochs=max_epochs), manifest())
+    assert (found.epochs, found.max_epochs) == resolved
 
 
 def test_only_one_schedule_has_a_limit_of_its_own() -> None:
-    asked = dataclasses.replace(get("auto"), schedule="one_cycle")
-    assert auto_config.settle(asked, manifest()).max_epochs == 0
+    requested = dataclasses.replace(get("auto"), schedule="one_cycle")
+    assert auto_config.resolve(requested, manifest()).max_epochs == 0
 
 
 @pytest.mark.parametrize(
@@ -73,7 +73,7 @@ def test_epochs_fall_with_the_images_and_what_is_seen_grows(num_images: int, epo
 @pytest.mark.parametrize(("num_workers", "batch_size"), [(1, 64), (4, 16), ("1:4", 16), (8, 8), (64, 2)])
 def test_workers_share_the_batch(num_workers: int | str, batch_size: int) -> None:
     config = dataclasses.replace(get("auto"), num_workers=num_workers)
-    assert auto_config.settle(config, manifest(10_000)).batch_size == batch_size
+    assert auto_config.resolve(config, manifest(10_000)).batch_size == batch_size
 
 
 def test_more_characters_and_fewer_of_them_in_an_image_take_more_epochs() -> None:
@@ -84,19 +84,19 @@ def test_more_characters_and_fewer_of_them_in_an_image_take_more_epochs() -> Non
 
 def test_auto_reads_what_the_labels_are() -> None:
     auto = get("auto")
-    fixed, varying = auto_config.settle(auto, manifest()), auto_config.settle(auto, manifest(min_length=2))
-    single = auto_config.settle(auto, manifest(length=1, charset="0123456789"))
+    fixed, varying = auto_config.resolve(auto, manifest()), auto_config.resolve(auto, manifest(min_length=2))
+    single = auto_config.resolve(auto, manifest(length=1, charset="0123456789"))
     assert (fixed.network, fixed.variable_length, varying.variable_length) == ("column_cnn", False, True)
-    for settled, name in ((fixed, "text"), (varying, "text-ctc"), (single, "glyph")):
+    for resolved, name in ((fixed, "text"), (varying, "text-ctc"), (single, "glyph")):
         shards = manifest(length=1, charset="0123456789") if name == "glyph" else manifest()
-        named = auto_config.settle(get(name), shards)
-        different = {k for k, v in vars(settled).items() if v != getattr(named, k)}
-        assert different <= {"recipe", "slots"}
+        named = auto_config.resolve(get(name), shards)
+        different = {k for k, v in vars(resolved).items() if v != getattr(named, k)}
+        assert different <= {"recipe", "max_length"}
 
 
 def test_no_lines_over_single_characters() -> None:
-    assert auto_config.settle(get("text"), manifest()).lines_fraction == 0.5
-    assert auto_config.settle(get("glyph"), manifest(length=1)).lines_fraction == 0.0
+    assert auto_config.resolve(get("text"), manifest()).lines_fraction == 0.5
+    assert auto_config.resolve(get("glyph"), manifest(length=1)).lines_fraction == 0.0
 
 
 @pytest.mark.parametrize(
@@ -108,6 +108,6 @@ def test_any_size_gives_every_character_columns_enough_and_a_small_network(
 ) -> None:
     image = {"height": height, "width": width, "channels": 3}
     shards = manifest(length=length, image=image)
-    spec = model_spec(auto_config.settle(get("auto"), shards), shards)
+    spec = model_spec(auto_config.resolve(get("auto"), shards), shards)
     assert num_columns(spec.image, length) >= 3 * length
     assert sum(parameter.numel() for parameter in build_model(spec).parameters()) <= 500_000

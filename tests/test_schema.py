@@ -40,7 +40,7 @@ def manifest(**changes: object) -> Manifest:
         "num_images": {"train": 1200, "val": 2, "test": 0},
         "num_characters": {"train": {"0": 700, "1": 500}},
         "num_quarantined": {"not_an_image": 3},
-        "num_junk": 2,
+        "num_hidden": 2,
         "parts": {"train": ["split=train/part-00000.parquet"]},
         "seconds": 1.5,
         "config": PreprocessConfig().to_dict(),
@@ -141,7 +141,7 @@ def test_a_manifest_says_what_is_there_and_what_is_not() -> None:
 
 
 def test_a_manifest_is_silent_about_what_did_not_happen() -> None:
-    lines = manifest(num_quarantined={}, num_junk=0, max_length=5).describe()
+    lines = manifest(num_quarantined={}, num_hidden=0, max_length=5).describe()
     assert lines[1:] == ["2 characters: 01; 1 to 5 per label"]
 
 

@@ -13,7 +13,7 @@ import ray
 
 from captcha_ray.datasets import schema
 from captcha_ray.datasets.shards import Shards
-from captcha_ray.errors import FailedError, InputError
+from captcha_ray.errors import InputError, JobError
 from captcha_ray.runs.directory import RunDirectory
 from captcha_ray.runtime import ray_session
 from captcha_ray.training.config import TrainConfig
@@ -21,7 +21,7 @@ from captcha_ray.training.recipe_file import load_recipe
 from captcha_ray.training.recipes import get
 from captcha_ray.tuning import report, search_space, trials, tuner
 from captcha_ray.tuning.config import TuneConfig
-from captcha_ray.tuning.trials import Findings
+from captcha_ray.tuning.trials import SearchResult
 from tests.conftest import draw_glyphs, glyph_texts
 from tests.processes import Job, kill
 from tests.waiting import wait_until
@@ -31,7 +31,7 @@ RECIPE = TrainConfig(recipe="test", network="multi_head_cnn", epochs=6, batch_si
 
 def find(
     shards: Shards, run: Path, *vary: str, recipe: TrainConfig = RECIPE, only: bool = False, **changes: Any
-) -> Findings:
+) -> SearchResult:
     """Searches `vary`, and the default parameters too, unless `only`."""
     given = {"num_trials": 4, "final_seeds": 0, "vary": vary, "only": only, **changes}
     config = TuneConfig(recipe="test", shards=shards.uri, run=str(run), **given)
@@ -39,7 +39,7 @@ def find(
     return tuner.run(config, recipe, searched, shards.manifest, shards.read("train"), shards.read("val"))
 
 
-def states(found: Findings) -> list[str]:
+def states(found: SearchResult) -> list[str]:
     return [trial.status for trial in found.trials]
 
 
@@ -76,8 +76,8 @@ def test_a_search_leaves_trials_a_table_the_best_config_and_a_page(glyph_shards:
     assert (found.comparison.num_seeds, found.comparison.num_images) == (3, glyph_shards.manifest.num_images["val"])
     for name in ("recipe-0", "recipe-1", f"trial-{found.best.number:04d}-0", f"trial-{found.best.number:04d}-1"):
         told = json.loads((run / f"final/{name}/config.json").read_text())
-        read = pq.read_table(run / f"final/{name}/readings.parquet").to_pylist()
-        right = [row["reading"] == row["text"] for row in read]
+        read = pq.read_table(run / f"final/{name}/predictions.parquet").to_pylist()
+        right = [row["prediction"] == row["text"] for row in read]
         metrics = RunDirectory(str(run / "final" / name)).read_metrics()
         assert told["seed"] == 1 + int(name[-1])
         assert len(metrics) == 6
@@ -123,9 +123,9 @@ def interrupt(split: object) -> None:
 def test_when_every_trial_fails_the_search_says_why(
     glyph_shards: Shards, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    recipe = dataclasses.replace(RECIPE, unlabelled="s3://bucket/more")
+    recipe = dataclasses.replace(RECIPE, unlabeled="s3://bucket/more")
     flags: dict[str, Any] = {"only": True, "search": "grid", "epochs": 1, "recipe": recipe}
-    with pytest.raises(FailedError, match="none of 2 trials gave a network: the loss of epoch 1 is not a number"):
+    with pytest.raises(JobError, match="none of 2 trials gave a network: the loss of epoch 1 is not a number"):
         find(glyph_shards, tmp_path / "run", "learning_rate=1e30,1e29", **flags)
     said = capsys.readouterr().err
     assert "trials learn from labeled images alone, without those of s3://bucket/more" in said

@@ -44,7 +44,7 @@ def config_for(shards: Shards, more: Path, run: Path, **changes: Any) -> TrainCo
     base = TrainConfig(
         recipe="test",
         shards=shards.uri,
-        unlabelled=str(more),
+        unlabeled=str(more),
         run=str(run),
         network="multi_head_cnn",
         epochs=20,
@@ -73,9 +73,9 @@ def test_what_a_first_network_is_sure_of_is_learned_from(
     monkeypatch.setattr(trainer, "_run_trainer", lambda job, local: (blocks.append(job), run_trainer(job, local)))
     facts = fit(config_for(shards, more, tmp_path / "run"), shards, ray_cluster)
     teacher, student = blocks
-    assert (facts["unlabelled"]["num_files"], facts["unlabelled"]["num_read"]) == (132, 131)
+    assert (facts["unlabeled"]["num_files"], facts["unlabeled"]["num_read"]) == (132, 131)
     assert "warning: 1 files of" in capsys.readouterr().err
-    number = facts["unlabelled"]["num_learned_from"]
+    number = facts["unlabeled"]["num_learned_from"]
     assert 90 < number <= 120
     labeled, every = (ray.get(job.blocks["train"]) for job in (teacher, student))
     rows = pa.concat_tables(every)
@@ -89,7 +89,7 @@ def test_what_a_first_network_is_sure_of_is_learned_from(
     assert sum(right) / len(right) > 0.95
     assert student.config.batch_size == 16
     assert not filesystem.exists(str(tmp_path / "run/teacher/teacher"))
-    assert RunDirectory(str(tmp_path / "run")).read_json("config.json")["unlabelled"] == str(more)
+    assert RunDirectory(str(tmp_path / "run")).read_json("config.json")["unlabeled"] == str(more)
 
 
 def test_only_sure_readings_are_learned_from(
@@ -98,12 +98,12 @@ def test_only_sure_readings_are_learned_from(
     _, more = few
     uris = labels.list_images(str(more))
     run = conftest.save_network(tmp_path / "run", conftest.GLYPHS)
-    readings = pseudo_labels.ReadFiles(str(run))(pa.table({"uri": uris, "text": [""] * len(uris)}))
-    assert readings["uri"].to_pylist() == [uri for uri in uris if "broken" not in uri]
-    known = readings.select(["sha256"]).slice(0, 0)
-    assert len(pseudo_labels.choose(readings, known)) == 0, "an untrained network is sure of nothing"
-    index = readings.schema.get_field_index("confidence")
-    sure = readings.set_column(index, "confidence", pa.array([0.9] * len(readings)))
+    predictions = pseudo_labels.RecognizeFiles(str(run))(pa.table({"uri": uris, "text": [""] * len(uris)}))
+    assert predictions["uri"].to_pylist() == [uri for uri in uris if "broken" not in uri]
+    known = predictions.select(["sha256"]).slice(0, 0)
+    assert len(pseudo_labels.choose(predictions, known)) == 0, "an untrained network is sure of nothing"
+    index = predictions.schema.get_field_index("confidence")
+    sure = predictions.set_column(index, "confidence", pa.array([0.9] * len(predictions)))
     assert len(pseudo_labels.choose(sure, known)) == 130, "one is there twice"
     assert len(pseudo_labels.choose(sure, sure.select(["sha256"]))) == 0
 
@@ -138,17 +138,17 @@ def test_a_training_that_is_continued_learns_from_what_was_read_at_first(
     shutil.copytree(more, folder)
     config = config_for(shards, folder, tmp_path / "run", epochs=4)
     monkeypatch.setattr(pseudo_labels, "MIN_CONFIDENCE", 0.0)
-    first = fit(config, shards, ray_cluster)["unlabelled"]
-    readings = pq.read_table(tmp_path / "run/teacher/readings.parquet")
+    first = fit(config, shards, ray_cluster)["unlabeled"]
+    predictions = pq.read_table(tmp_path / "run/teacher/predictions.parquet")
     conftest.draw_glyphs(folder / "later", conftest.glyph_texts(30, 2, seed=2), seed=2)
     known = {str(folder / name) for name in ("broken.png", "twice.png")}
-    uris = [uri for uri in readings["uri"].to_pylist() if uri not in known and "again" not in uri]
+    uris = [uri for uri in predictions["uri"].to_pylist() if uri not in known and "again" not in uri]
     Path(uris[0]).unlink()
     Path(uris[1]).write_bytes(Path(uris[2]).read_bytes())
     conftest.draw_glyphs(tmp_path / "other", ["ab"], seed=9)
     Path(uris[3]).write_bytes(next((tmp_path / "other").iterdir()).read_bytes())
-    again = fit(dataclasses.replace(config, resume=True), shards, ray_cluster)["unlabelled"]
-    assert pq.read_table(tmp_path / "run/teacher/readings.parquet").equals(readings)
+    again = fit(dataclasses.replace(config, resume=True), shards, ray_cluster)["unlabeled"]
+    assert pq.read_table(tmp_path / "run/teacher/predictions.parquet").equals(predictions)
     assert again["num_learned_from"] == first["num_learned_from"] - 3, "what was added since does not count"
     assert "3 files of" in capsys.readouterr().err
 
@@ -165,7 +165,7 @@ def test_where_nothing_is_sure_the_shards_alone_are_learned_from(
     config = config_for(shards, more, tmp_path / "run", epochs=1)
     more_images = pseudo_labels.prepare(config, shards, None, ray_cluster)
     facts = trainer.fit(config, shards.manifest, shards.read("train"), None, ray_cluster, more_images)
-    assert facts["unlabelled"]["num_learned_from"] == 0
+    assert facts["unlabeled"]["num_learned_from"] == 0
     assert facts["num_epochs"] == 1
 
 
@@ -181,11 +181,11 @@ def test_a_folder_of_which_nothing_can_be_read_is_refused(
 
 def test_the_job_says_what_it_has_learned_from(few: tuple[Shards, Path], tmp_path: Path) -> None:
     shards, more = few
-    flags = ("--recipe", "text", "--shards", shards.uri, "--unlabelled", more, "--run", "run", "--epochs", "8")
+    flags = ("--recipe", "text", "--shards", shards.uri, "--unlabeled", more, "--run", "run", "--epochs", "8")
     status, out, err = job("train", *map(str, flags), cwd=tmp_path)
     assert status == 0, err
     results = RunDirectory(str(tmp_path / "run")).read_json("results.json")
-    number = results["unlabelled"]["num_learned_from"]
+    number = results["unlabeled"]["num_learned_from"]
     assert f"{number:,} pictures that are not in the shards are read with a confidence of at least 90%" in out
     assert "1 files of" in err
     assert f"epochs of {shards.manifest.num_images['train'] + number:,} images" in out

@@ -16,7 +16,7 @@ import ray
 from captcha_ray.datasets import preprocess, schema
 from captcha_ray.datasets.shards import Shards, open_shards
 from captcha_ray.datasets.splits import Split, fold_of, place
-from captcha_ray.errors import FailedError, InputError
+from captcha_ray.errors import InputError, JobError
 from captcha_ray.evaluation import evaluate
 from captcha_ray.evaluation.config import EvaluateConfig
 from captcha_ray.experiments import cross_validation, learning_curve, parallel_runs
@@ -53,7 +53,7 @@ def uris(blocks: list[Any]) -> set[str]:
 def validated(glyph_shards: Shards, tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
     """A run that was cross-validated in three folds."""
     run = begun(tmp_path_factory.mktemp("validated"), glyph_shards)
-    cross_validation.study(EvaluateConfig(run=run.uri, folds=3), run)
+    cross_validation.run_experiments(EvaluateConfig(run=run.uri, folds=3), run)
     return run
 
 
@@ -67,13 +67,13 @@ def test_every_image_is_read_once_by_the_network_that_has_not_seen_it(
         assert row["fold"] == f"fold-{fold_of(known[row['uri']], 0, 3)}"
     for k in range(3):
         directory = RunDirectory(validated.path("folds-3", f"fold-{k}"))
-        own = {row["uri"]: row["reading"] for row in rows if row["fold"] == f"fold-{k}"}
+        own = {row["uri"]: row["prediction"] for row in rows if row["fold"] == f"fold-{k}"}
         assert len(directory.read_metrics()) == 2
         table = pa.Table.from_pylist(glyph_shards.read().take_all(), schema=schema.shard_schema(
             glyph_shards.manifest.image_spec
         ))  # fmt: skip
-        reread = evaluate.ReadImages(directory.uri)(table).to_pylist()
-        assert {row["uri"]: row["reading"] for row in reread if row["uri"] in own} == own
+        reread = evaluate.RecognizeImages(directory.uri)(table).to_pylist()
+        assert {row["uri"]: row["prediction"] for row in reread if row["uri"] in own} == own
 
 
 def test_a_fold_is_trained_and_validated_on_the_others_in_the_shards_proportions(
@@ -81,14 +81,14 @@ def test_a_fold_is_trained_and_validated_on_the_others_in_the_shards_proportions
 ) -> None:
     taken: list[parallel_runs.Training] = []
 
-    def refuse(todo: Any, *_: Any, **__: Any) -> Any:
-        taken.extend(todo)
+    def refuse(pending: Any, *_: Any, **__: Any) -> Any:
+        taken.extend(pending)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(cross_validation, "train_all", refuse)
     run = begun(tmp_path, glyph_shards)
     with pytest.raises(KeyboardInterrupt):
-        cross_validation.study(EvaluateConfig(run=run.uri, folds=3), run)
+        cross_validation.run_experiments(EvaluateConfig(run=run.uri, folds=3), run)
     everything = set(hashes(glyph_shards))
     for one in taken:
         parts = {name: uris(refs) for name, refs in one.blocks.items()}
@@ -103,11 +103,11 @@ def test_a_fold_is_trained_and_validated_on_the_others_in_the_shards_proportions
 def test_the_run_says_what_was_found(validated: RunDirectory, glyph_shards: Shards) -> None:
     found = validated.read_json("results.json")["cross_validation"]
     rows = validated.read_table("folds.parquet").to_pylist()
-    right = sum(row["reading"] == row["text"] for row in rows)
+    right = sum(row["prediction"] == row["text"] for row in rows)
     assert (found["num_images"], found["num_exact_match"]) == (203, right)
     assert [one["fold"] for one in found["folds"]] == ["fold-0", "fold-1", "fold-2"]
     assert sum(one["num_exact_match"] for one in found["folds"]) == right
-    assert found["num_disputed"] == sum(r["reading"] != r["text"] and r["confidence"] >= 0.99 for r in rows)
+    assert found["num_disputed"] == sum(r["prediction"] != r["text"] and r["confidence"] >= 0.99 for r in rows)
     page = Path(validated.path("report.html")).read_text()
     assert "Cross-validation in 3 folds" in page
     assert "Disputed labels" in page
@@ -119,7 +119,7 @@ def test_what_is_done_is_not_done_again(
 ) -> None:
     before = validated.read_json("results.json")["cross_validation"]
     monkeypatch.setattr(parallel_runs.train_in_full, "options", None)
-    cross_validation.study(EvaluateConfig(run=validated.uri, folds=3), validated)
+    cross_validation.run_experiments(EvaluateConfig(run=validated.uri, folds=3), validated)
     assert validated.read_json("results.json")["cross_validation"] == before
 
 
@@ -135,9 +135,9 @@ def test_wrong_labels_are_disputed_first(tmp_path: Path) -> None:
     preprocess.preprocess(config)
     shards = open_shards(config.out)
     run = begun(tmp_path, shards, epochs=30)
-    cross_validation.study(EvaluateConfig(run=run.uri, folds=2), run)
+    cross_validation.run_experiments(EvaluateConfig(run=run.uri, folds=2), run)
     rows = run.read_table("folds.parquet").to_pylist()
-    bad = sorted((row for row in rows if row["reading"] != row["text"]), key=lambda row: -row["confidence"])
+    bad = sorted((row for row in rows if row["prediction"] != row["text"]), key=lambda row: -row["confidence"])
     assert {os.path.basename(row["uri"]) for row in bad[: len(wrong)]} == set(wrong.values())
     assert (tmp_path / "run/figures/mistakes_cross_validation.png").exists()
     found = run.read_json("results.json")["cross_validation"]
@@ -152,7 +152,7 @@ def test_the_curve_trains_on_nested_parts_without_validation_and_reads_the_test_
     glyph_shards: Shards, tmp_path: Path
 ) -> None:
     run = begun(tmp_path, glyph_shards)
-    cross_validation.study(EvaluateConfig(run=run.uri, learning_curve=True), run)
+    cross_validation.run_experiments(EvaluateConfig(run=run.uri, learning_curve=True), run)
     curve = run.read_json("results.json")["learning_curve"]
     train = glyph_shards.manifest.num_images["train"]
     expected = [-(-train * percent // 100) for percent in (5, 10, 25, 50, 100)]
@@ -160,7 +160,7 @@ def test_the_curve_trains_on_nested_parts_without_validation_and_reads_the_test_
     tested = hashes(glyph_shards, "test")
     for size in expected:
         directory = RunDirectory(run.path("curve", f"images-{size}"))
-        rows = pq.read_table(directory.path("readings.parquet")).to_pylist()
+        rows = pq.read_table(directory.path("predictions.parquet")).to_pylist()
         assert {row["uri"] for row in rows} == set(tested)
         epochs = directory.read_metrics()
         assert len(epochs) == 2
@@ -175,14 +175,14 @@ def test_parts_of_a_curve_lie_within_the_next(
 ) -> None:
     taken: list[parallel_runs.Training] = []
 
-    def refuse(todo: Any, *_: Any, **__: Any) -> Any:
-        taken.extend(todo)
+    def refuse(pending: Any, *_: Any, **__: Any) -> Any:
+        taken.extend(pending)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(learning_curve, "train_all", refuse)
     run = begun(tmp_path, glyph_shards, epochs=0)
     with pytest.raises(KeyboardInterrupt):
-        cross_validation.study(EvaluateConfig(run=run.uri, learning_curve=True), run)
+        cross_validation.run_experiments(EvaluateConfig(run=run.uri, learning_curve=True), run)
     parts = [uris(one.blocks["train"]) for one in taken]
     assert all(smaller < larger for larger, smaller in itertools.pairwise(parts))
     known = hashes(glyph_shards, "train")
@@ -198,16 +198,16 @@ def test_a_training_that_fails_ends_the_study_in_one_sentence(glyph_shards: Shar
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(parallel_runs.train_in_full, "options", None)
         with pytest.raises(TypeError):
-            cross_validation.study(EvaluateConfig(run=run.uri, folds=2), run)
+            cross_validation.run_experiments(EvaluateConfig(run=run.uri, folds=2), run)
     (tmp_path / "run/folds-2/fold-0/resume.safetensors").write_bytes(b"no such state")
-    with pytest.raises(FailedError, match="the training fold-0 failed, the same command repeats it: "):
-        cross_validation.study(EvaluateConfig(run=run.uri, folds=2), run)
+    with pytest.raises(JobError, match="the training fold-0 failed, the same command repeats it: "):
+        cross_validation.run_experiments(EvaluateConfig(run=run.uri, folds=2), run)
 
 
 def test_a_loss_that_is_no_number_is_no_result(glyph_shards: Shards, tmp_path: Path) -> None:
     run = begun(tmp_path, glyph_shards, learning_rate=1e30, optimizer="sgd")
-    with pytest.raises(FailedError, match=r"diverged in epoch \d: the loss is not a number; lower --learning-rate"):
-        cross_validation.study(EvaluateConfig(run=run.uri, folds=2), run)
+    with pytest.raises(JobError, match=r"diverged in epoch \d: the loss is not a number; lower --learning-rate"):
+        cross_validation.run_experiments(EvaluateConfig(run=run.uri, folds=2), run)
 
 
 def test_patience_and_several_workers_of_a_run_do_not_keep_its_recipe_from_a_study(
@@ -215,16 +215,16 @@ def test_patience_and_several_workers_of_a_run_do_not_keep_its_recipe_from_a_stu
 ) -> None:
     taken: list[parallel_runs.Training] = []
 
-    def refuse(todo: Any, *_: Any, **__: Any) -> Any:
-        taken.extend(todo)
+    def refuse(pending: Any, *_: Any, **__: Any) -> Any:
+        taken.extend(pending)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(learning_curve, "train_all", refuse)
-    run = begun(tmp_path, glyph_shards, patience=5, num_workers=8, unlabelled="s3://bucket/more")
+    run = begun(tmp_path, glyph_shards, patience=5, num_workers=8, unlabeled="s3://bucket/more")
     with pytest.raises(KeyboardInterrupt):
-        cross_validation.study(EvaluateConfig(run=run.uri, learning_curve=True), run)
+        cross_validation.run_experiments(EvaluateConfig(run=run.uri, learning_curve=True), run)
     configs = [one.config for one in taken]
-    found = {(one.patience, one.num_workers, one.batch_size, one.unlabelled) for one in configs}
+    found = {(one.patience, one.num_workers, one.batch_size, one.unlabeled) for one in configs}
     assert found == {(0, 1, 8 * 16, "")}
     assert "learns from labeled images alone, without those of s3://bucket/more" in capsys.readouterr().err
 
@@ -232,7 +232,7 @@ def test_patience_and_several_workers_of_a_run_do_not_keep_its_recipe_from_a_stu
 def test_a_second_study_of_a_run_at_the_same_time_is_refused(glyph_shards: Shards, tmp_path: Path) -> None:
     run = begun(tmp_path, glyph_shards)
     with Lease(run.path("_lease.json")), pytest.raises(InputError, match="at work"):
-        cross_validation.study(EvaluateConfig(run=run.uri, folds=2), run)
+        cross_validation.run_experiments(EvaluateConfig(run=run.uri, folds=2), run)
 
 
 def test_folds_of_other_shards_are_not_taken_for_these(validated: RunDirectory, tmp_path: Path) -> None:
@@ -241,7 +241,7 @@ def test_folds_of_other_shards_are_not_taken_for_these(validated: RunDirectory, 
     preprocess.preprocess(config)
     other = EvaluateConfig(run=validated.uri, folds=3, shards=config.out)
     with pytest.raises(InputError, match=r"the shards were made anew since .*folds-3/fold-0 was started"):
-        cross_validation.study(other, validated)
+        cross_validation.run_experiments(other, validated)
 
 
 @pytest.mark.usefixtures("ray_cluster")
@@ -255,18 +255,18 @@ def test_too_few_images_for_a_curve_are_refused(tmp_path: Path) -> None:
     assert 1 <= shards.manifest.num_images["train"] <= 3
     run = begun(tmp_path, shards)
     with pytest.raises(InputError, match="training images are too few for a learning curve"):
-        cross_validation.study(EvaluateConfig(run=run.uri, learning_curve=True), run)
+        cross_validation.run_experiments(EvaluateConfig(run=run.uri, learning_curve=True), run)
 
 
 def test_more_folds_than_images_can_fill_are_refused(glyph_shards: Shards, tmp_path: Path) -> None:
     run = begun(tmp_path, glyph_shards)
     with pytest.raises(InputError, match="203 images in 100 folds leave a fold of 0"):
-        cross_validation.study(EvaluateConfig(run=run.uri, folds=100), run)
+        cross_validation.run_experiments(EvaluateConfig(run=run.uri, folds=100), run)
 
 
 def test_a_bare_checkpoint_has_no_recipe_to_study(glyph_shards: Shards, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="holds no run, whose recipe could be trained anew"):
-        cross_validation.study(EvaluateConfig(run=str(tmp_path), folds=2), RunDirectory(str(tmp_path)))
+        cross_validation.run_experiments(EvaluateConfig(run=str(tmp_path), folds=2), RunDirectory(str(tmp_path)))
 
 
 def test_folds_are_of_about_the_same_size_and_stay_when_images_are_added() -> None:

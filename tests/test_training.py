@@ -21,7 +21,7 @@ from safetensors.torch import load
 from captcha_ray.datasets import labels, preprocess
 from captcha_ray.datasets.schema import Manifest
 from captcha_ray.datasets.shards import Labeled, Shards, open_shards
-from captcha_ray.errors import FailedError, InputError
+from captcha_ray.errors import InputError, JobError
 from captcha_ray.evaluation import evaluate, sources
 from captcha_ray.models import checkpoint, fingerprint
 from captcha_ray.recognizer import Recognizer
@@ -270,7 +270,7 @@ def test_files_that_cannot_be_read_are_counted_with_their_reasons(
         evaluate.evaluate(labeled(), str(model), num_workers)
     conftest.draw_glyphs(folder, conftest.glyph_texts(12, 2))
     found = evaluate.evaluate(labeled(), str(model), num_workers).summary()
-    assert (found["num_images"], found["unread"]) == (12, {"not_an_image": 2, "no_label": 1})
+    assert (found["num_images"], found["unreadable"]) == (12, {"not_an_image": 2, "no_label": 1})
 
 
 def test_mistakes_that_are_alike_do_not_stop_an_evaluation(
@@ -318,7 +318,7 @@ def test_more_workers_than_the_cluster_holds_is_one_sentence_before_any_work(
         ({"height": 60}, "hold images of 24x16 pixels .* reads height 60"),
         ({"width": 200}, "reads width 200; preprocess to that size, or pass --width 0"),
         ({"charset": "xyz"}, "made for charset 'abcd', not 'xyz'"),
-        ({"slots": 5}, "have 2 to 2 characters, but the network reads 5 in every"),
+        ({"max_length": 5}, "have 2 to 2 characters, but the network reads 5 in every"),
         ({"network": "glyph_vgg"}, "glyph_vgg reads one character an image, not 2"),
     ],
 )
@@ -332,7 +332,7 @@ def test_shards_made_for_something_else_are_one_sentence(
 def test_labels_of_several_lengths_are_one_sentence(glyph_shards: Shards) -> None:
     manifest = Manifest.from_dict({**glyph_shards.manifest.to_dict(), "max_length": 7})
     with pytest.raises(InputError, match=r"have 2 to 7 characters, but .* reads 5 in every"):
-        model_spec(config_for(glyph_shards, Path("unused"), slots=5), manifest)
+        model_spec(config_for(glyph_shards, Path("unused"), max_length=5), manifest)
 
 
 def test_batches_of_a_single_image_are_refused_before_any_work(
@@ -401,11 +401,11 @@ def test_words_of_several_lengths_are_learned_and_read(ray_cluster: ray_session.
     assert found.loss_sum / found.num_images < 0.5
     reader = Recognizer.load(variable.run)
     paths = [next((tmp_path / "corpus").glob(f"{'?' * length}-*.png")) for length in (1, 2, 3)]
-    readings = reader.predict([str(path) for path in paths])
-    assert [reading.text for reading in readings] == [path.name.partition("-")[0] for path in paths]
-    for reading in readings:
-        assert len(reading.char_confidence) == len(reading.text)
-        assert 0 < reading.confidence <= min(reading.char_confidence)
+    predictions = reader.predict([str(path) for path in paths])
+    assert [prediction.text for prediction in predictions] == [path.name.partition("-")[0] for path in paths]
+    for prediction in predictions:
+        assert len(prediction.char_confidence) == len(prediction.text)
+        assert 0 < prediction.confidence <= min(prediction.char_confidence)
 
 
 def test_without_validation_every_label_is_learned_and_the_last_epoch_is_kept(
@@ -455,11 +455,11 @@ def test_what_a_config_leaves_open_stands_in_the_run(
     auto = dataclasses.replace(get("auto"), shards=glyph_shards.uri, run=str(tmp_path / "run"))
     epochs = fit(auto, glyph_shards, ray_cluster)
     run = RunDirectory(auto.run)
-    asked, settled = run.read_json("config.json"), run.read_json("settled.json")
-    assert (asked["network"], asked["epochs"], asked["batch_size"]) == ("auto", 0, 0)
-    assert (settled["network"], settled["batch_size"]) == ("column_cnn", 16)
-    assert settled["epochs"] == -(-250 // glyph_shards.manifest.num_images["train"])
-    assert settled["epochs"] <= len(epochs) <= settled["max_epochs"] == 4 * settled["epochs"]
+    requested, resolved = run.read_json("config.json"), run.read_json("resolved_config.json")
+    assert (requested["network"], requested["epochs"], requested["batch_size"]) == ("auto", 0, 0)
+    assert (resolved["network"], resolved["batch_size"]) == ("column_cnn", 16)
+    assert resolved["epochs"] == -(-250 // glyph_shards.manifest.num_images["train"])
+    assert resolved["epochs"] <= len(epochs) <= resolved["max_epochs"] == 4 * resolved["epochs"]
     assert load_recipe(run.path("config.json")).epochs == 0
     monkeypatch.setattr(auto_config, "IMAGES_SEEN", 2500)
     resumed = fit(dataclasses.replace(auto, resume=True), glyph_shards, ray_cluster)
@@ -527,7 +527,7 @@ def lossy_job(at: str, shards: Shards, run: Path, how: str = "killed") -> Worker
         if message[0] == at:
             raise KeyError(how)
 
-    config = auto_config.settle(config_for(shards, run, max_failures=1), shards.manifest)
+    config = auto_config.resolve(config_for(shards, run, max_failures=1), shards.manifest)
     blocks = {"train": shards.read("train").materialize().to_arrow_refs(), "val": []}
     return WorkerJob(config, model_spec(config, shards.manifest), blocks, lose)
 
@@ -536,11 +536,11 @@ def test_a_block_that_does_not_come_ends_the_training_in_a_sentence(
     ray_cluster: ray_session.Cluster, glyph_shards: Shards, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(training_worker, "BLOCK_TIMEOUT_S", 0.1)
-    config = auto_config.settle(config_for(glyph_shards, tmp_path / "run"), glyph_shards.manifest)
+    config = auto_config.resolve(config_for(glyph_shards, tmp_path / "run"), glyph_shards.manifest)
     never = ray.remote(resources={"a resource of no node": 1})(lambda: None).remote()
     blocks = {"train": [never], "val": []}
     job = WorkerJob(config, model_spec(config, glyph_shards.manifest), blocks, lambda _: None)
-    with pytest.raises(FailedError, match="images have not come from another node for 0 s: Ray's object store"):
+    with pytest.raises(JobError, match="images have not come from another node for 0 s: Ray's object store"):
         Worker(job, 0, 1, torch.device("cpu"))
     ray.cancel(never)
 
@@ -557,7 +557,7 @@ def test_as_many_losses_are_allowed_again_after_an_epoch(
 def test_workers_that_are_lost_again_and_again_end_the_training_in_a_sentence(
     glyph_shards: Shards, ray_cluster: ray_session.Cluster, tmp_path: Path
 ) -> None:
-    with pytest.raises(FailedError, match="lost more than 1 times without an epoch between, the last one: Worker"):
+    with pytest.raises(JobError, match="lost more than 1 times without an epoch between, the last one: Worker"):
         _run_trainer(lossy_job("step", glyph_shards, tmp_path / "run"), local=False)
 
 

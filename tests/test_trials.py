@@ -11,7 +11,7 @@ from captcha_ray.metrics.comparison import compare
 from captcha_ray.runs.directory import RunDirectory
 from captcha_ray.training.recipes import get
 from captcha_ray.tuning import trials
-from captcha_ray.tuning.trials import Outcome, Trial
+from captcha_ray.tuning.trials import Trial, TrialOutcome
 
 RECIPE = get("isfahan")
 
@@ -24,7 +24,7 @@ def epoch(number: int, strings: float | None, loss: float | None = 1.0, characte
         "train_char_accuracy": characters,
         "val_char_accuracy": characters,
         "val_exact_match": strings,
-        "val_slot_accuracy": [0.1],
+        "val_position_accuracy": [0.1],
         "learning_rate": 1e-3,
         "images_per_second": 100.0,
         "seconds": 2.0,
@@ -33,7 +33,9 @@ def epoch(number: int, strings: float | None, loss: float | None = 1.0, characte
 
 def trial(number: int, *strings: float, status: str = "finished", reason: str = "") -> Trial:
     epochs = [epoch(k, value) for k, value in enumerate(strings, start=1)]
-    return Trial(number, {"dropout": number / 10, "optimizer": "sgd"}, epochs, Outcome(status, reason, 1.0 + number))
+    return Trial(
+        number, {"dropout": number / 10, "optimizer": "sgd"}, epochs, TrialOutcome(status, reason, 1.0 + number)
+    )
 
 
 def test_a_trial_is_on_disk_from_its_proposal_to_its_end(tmp_path: Path) -> None:
@@ -43,8 +45,8 @@ def test_a_trial_is_on_disk_from_its_proposal_to_its_end(tmp_path: Path) -> None
     trials.begin(run, 1, {"dropout": 0.2}, RECIPE)
     epochs = [epoch(1, 0.5), epoch(2, 0.25)]
     trials.trial_directory(run, 0).write_metrics(epochs)
-    ended = trials.end(run, 0, Outcome("stopped", "", 12.5))
-    assert ended == Trial(0, {"dropout": 0.1}, epochs, Outcome("stopped", "", 12.5))
+    ended = trials.end(run, 0, TrialOutcome("stopped", "", 12.5))
+    assert ended == Trial(0, {"dropout": 0.1}, epochs, TrialOutcome("stopped", "", 12.5))
     assert trials.load(run) == [ended, Trial(1, {"dropout": 0.2}, [], None)]
     assert (ended.score, ended.accuracy, ended.seconds) == (0.5 + 0.5e-6, 0.5, 4.0)
     assert trials.trial_directory(run, 1).read_json("config.json") == RECIPE.to_dict()

@@ -5,24 +5,24 @@ from collections.abc import Callable
 
 import pytest
 
-from captcha_ray.errors import FailedError, InputError
+from captcha_ray.errors import InputError, JobError
 from captcha_ray.inference import watchdog
 
 
 def test_what_is_watched_is_given_in_order_and_its_end_is_the_end() -> None:
-    def work(give: Callable[[int], None]) -> None:
+    def task(give: Callable[[int], None]) -> None:
         for k in range(100):
             give(k)
 
-    assert list(watchdog.watch(work, 60, lambda: "count")) == list(range(100))
+    assert list(watchdog.watch(task, 60, lambda: "count")) == list(range(100))
 
 
 def test_what_is_watched_raises_what_it_raises_after_what_it_gave() -> None:
-    def work(give: Callable[[int], None]) -> None:
+    def task(give: Callable[[int], None]) -> None:
         give(1)
         raise InputError("no more")
 
-    found = watchdog.watch(work, 60, lambda: "count")
+    found = watchdog.watch(task, 60, lambda: "count")
     assert next(found) == 1
     with pytest.raises(InputError, match="no more"):
         next(found)
@@ -35,7 +35,7 @@ def test_a_job_stalls_only_once_its_evidence_stands_still(monkeypatch: pytest.Mo
     monkeypatch.setattr(watchdog.time, "monotonic", lambda: next(clock))
     progress = iter([*range(50), *[50] * 10**6])
     done = threading.Event()
-    with pytest.raises(FailedError, match="no progress for 9 s at the stage: sleep"):
+    with pytest.raises(JobError, match="no progress for 9 s at the stage: sleep"):
         next(watchdog.watch(lambda _: done.wait(), 9, lambda: "sleep", lambda: next(progress)))
     done.set()
     assert next(progress) == 50

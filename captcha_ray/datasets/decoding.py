@@ -55,8 +55,8 @@ def choose_image(config: PreprocessConfig, uris: list[str]) -> ImageSpec:
         return config.image(*given)
     sample = [uris[k * len(uris) // NUM_SAMPLED] for k in range(NUM_SAMPLED)] if len(uris) > NUM_SAMPLED else uris
     with concurrent.futures.ThreadPoolExecutor(NUM_FETCH_THREADS) as pool:
-        seen = list(pool.map(lambda uri: _of_file(uri, lambda data: images.look(data, config.max_pixels)), sample))
-    looks = [one for one in seen if isinstance(one, images.Look)]
+        seen = list(pool.map(lambda uri: _of_file(uri, lambda data: images.inspect(data, config.max_pixels)), sample))
+    looks = [one for one in seen if isinstance(one, images.Appearance)]
     if not looks:
         reasons = collections.Counter(one.reason for one in seen if isinstance(one, images.Unreadable))
         raise InputError(f"{config.corpus} holds no image that can be used: {counted(reasons)}")

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from captcha_ray.datasets.config import Labels
 from captcha_ray.errors import InputError, check
 from captcha_ray.storage import filesystem
-from captcha_ray.storage.filesystem import is_junk, speakable
+from captcha_ray.storage.filesystem import is_hidden, speakable
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Listing:
 
     uris: list[str]
     texts: list[str | None]
-    num_junk: int
+    num_hidden: int
 
 
 def list_corpus(corpus: str, rule: LabelRule) -> Listing:
@@ -47,15 +47,15 @@ def list_corpus(corpus: str, rule: LabelRule) -> Listing:
         rows = list(read_table(rule.table))
         return Listing([uri for uri, _ in rows], [text for _, text in rows], 0)
     uris = []
-    num_junk = 0
+    num_hidden = 0
     for uri in filesystem.list_files(corpus):
-        if is_junk(uri, corpus):
-            num_junk += 1
+        if is_hidden(uri, corpus):
+            num_hidden += 1
         else:
             uris.append(uri)
     pattern = re.compile(rule.pattern) if rule.pattern else None
     texts = [label_of(uri, corpus, rule.labels, pattern) for uri in uris]
-    return Listing([speakable(uri) for uri in uris], texts, num_junk)
+    return Listing([speakable(uri) for uri in uris], texts, num_hidden)
 
 
 def list_images(folder: str) -> list[str]:

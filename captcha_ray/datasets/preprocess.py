@@ -285,7 +285,7 @@ def _manifest(
         num_images={s: len(t) for s, t in texts.items()},
         num_characters={s: {c: counts[s][c] for c in charset.characters} for s in texts},
         num_quarantined=dict(reasons),
-        num_junk=listing.num_junk,
+        num_hidden=listing.num_hidden,
         parts={s: sorted(part_name(s, p["block"]) for p in parts if p["split"] == s) for s in texts},
         seconds=round(seconds, 3),
         config=config.to_dict(),

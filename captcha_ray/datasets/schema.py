@@ -97,7 +97,7 @@ class Manifest(Config):
     """Occurrences of each character of the alphabet, per split."""
     num_quarantined: dict[str, int]
     """Files kept out, per reason."""
-    num_junk: int
+    num_hidden: int
     """Hidden files and those of operating systems (`.DS_Store`, `Thumbs.db`, ...), passed over."""
     parts: dict[str, list[str]]
     """Names of the Parquet files of each split, relative to the shards folder."""
@@ -126,6 +126,6 @@ class Manifest(Config):
         ]
         if self.num_quarantined:
             lines.append("quarantined: " + ", ".join(f"{n:,} {reason}" for reason, n in self.num_quarantined.items()))
-        if self.num_junk:
-            lines.append(f"passed over: {self.num_junk:,} hidden or system files")
+        if self.num_hidden:
+            lines.append(f"passed over: {self.num_hidden:,} hidden or system files")
         return lines

@@ -36,8 +36,10 @@ class Labeled:
 
     def sample(self, at_most: int) -> pa.Table:
         """About so many of them, in this process."""
-        thin = functools.partial(splits.thin, at_most=at_most, of=self.num_files)
-        few = self.dataset.map_batches(thin, batch_size=None, batch_format="pyarrow", num_cpus=capacity.asked_of_ray(1))
+        subsample = functools.partial(splits.subsample, at_most=at_most, of=self.num_files)
+        few = self.dataset.map_batches(
+            subsample, batch_size=None, batch_format="pyarrow", num_cpus=capacity.cpu_request(1)
+        )
         return pa.concat_tables(few.iter_batches(batch_size=None, batch_format="pyarrow"))
 
 

@@ -27,7 +27,7 @@ def fold_of(sha256: bytes, seed: int, num_folds: int) -> int:
     return int(place(sha256, seed) * num_folds)
 
 
-def thin(rows: pa.Table, at_most: int, of: int | None = None) -> pa.Table:
+def subsample(rows: pa.Table, at_most: int, of: int | None = None) -> pa.Table:
     """About so many rows of shards, chosen by their pixels; all of them where they are no more. of: how many there are,
     where `rows` are a part of them."""
     share = at_most / max(len(rows) if of is None else of, 1)

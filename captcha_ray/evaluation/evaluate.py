@@ -16,7 +16,7 @@ from captcha_ray.datasets import decoding, schema
 from captcha_ray.datasets.shards import Labeled
 from captcha_ray.errors import InputError
 from captcha_ray.metrics.calibration import Confidences
-from captcha_ray.metrics.counts import Mistake, ReadingCounts
+from captcha_ray.metrics.counts import Mistake, PredictionCounts
 from captcha_ray.models import checkpoint, fingerprint
 from captcha_ray.models.spec import ModelSpec
 from captcha_ray.recognizer import Recognizer
@@ -32,7 +32,7 @@ BATCH_SIZE = 256
 """Images read at once; larger ones are no faster on a CPU."""
 
 
-class ReadImages:
+class RecognizeImages:
     """Adds what was read to shard rows: reading, confidence, loss; keeps the image where the reading is wrong.
 
     Loads the network once, in the constructor, so that it serves as an actor of `map_batches`.
@@ -46,23 +46,25 @@ class ReadImages:
         `reason`, that too, and null for what a file without image has not."""
         if "reason" not in rows.column_names:
             return self._read(rows)
-        unread = rows.filter(pc.is_valid(rows["reason"])).select(["uri", "reason"])
+        unreadable = rows.filter(pc.is_valid(rows["reason"])).select(["uri", "reason"])
         return pa.concat_tables(
-            [self._read(rows.filter(pc.is_null(rows["reason"]))), unread], promote_options="default"
+            [self._read(rows.filter(pc.is_null(rows["reason"]))), unreadable], promote_options="default"
         )
 
     def _read(self, rows: pa.Table) -> pa.Table:
         images = schema.unpack_images(rows["image"], self._recognizer.spec.image)
         truths = rows["text"].to_pylist()
         log_probabilities = self._recognizer.log_probabilities(images)
-        readings = self._recognizer.readings(log_probabilities)
-        wrong = [image.tobytes() if r.text != t else None for image, r, t in zip(images, readings, truths, strict=True)]
+        predictions = self._recognizer.predictions(log_probabilities)
+        wrong = [
+            image.tobytes() if r.text != t else None for image, r, t in zip(images, predictions, truths, strict=True)
+        ]
         return pa.table(
             {
                 "uri": rows["uri"],
                 "text": rows["text"],
-                "reading": pa.array([r.text for r in readings], pa.string()),
-                "confidence": pa.array([r.confidence for r in readings], pa.float64()),
+                "prediction": pa.array([r.text for r in predictions], pa.string()),
+                "confidence": pa.array([r.confidence for r in predictions], pa.float64()),
                 "loss": pa.array(self._recognizer.losses(log_probabilities, truths), pa.float64()),
                 "wrong_image": pa.array(wrong, pa.binary()),
             }
@@ -72,21 +74,21 @@ class ReadImages:
 def _read_rows(dataset: ray.data.Dataset, uri: str, num_workers: int, use_gpu: bool) -> Iterator[pa.Table]:
     """Tables of readings for all rows of a Dataset. num_workers: actors to read on; 0 reads in this process."""
     if num_workers == 0:
-        read = ReadImages(uri, capacity.device_of(use_gpu))
+        read = RecognizeImages(uri, capacity.device_of(use_gpu))
         for rows in dataset.iter_batches(batch_size=BATCH_SIZE, batch_format="pyarrow"):
             yield read(rows)
         return
     compute: Any = ray.data.ActorPoolStrategy(size=num_workers)
-    readings = dataset.map_batches(
-        ReadImages,
+    predictions = dataset.map_batches(
+        RecognizeImages,
         fn_constructor_args=(uri, capacity.device_of(use_gpu)),
         batch_size=BATCH_SIZE,
         batch_format="pyarrow",
         compute=compute,
-        num_cpus=capacity.asked_of_ray(1),
+        num_cpus=capacity.cpu_request(1),
         num_gpus=1 if use_gpu else None,
     )
-    yield from readings.iter_batches(batch_size=None, batch_format="pyarrow")
+    yield from predictions.iter_batches(batch_size=None, batch_format="pyarrow")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,17 +97,17 @@ class Evaluation:
     that do not count, by reason. facts: what else there is to say, JSON types."""
 
     source: str
-    counts: ReadingCounts
+    counts: PredictionCounts
     confidences: Confidences
     mistakes: list[Mistake]
-    unread: collections.Counter[str]
+    unreadable: collections.Counter[str]
     facts: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def summary(self) -> dict[str, Any]:
         """As it stands in `results.json`."""
-        unread = {"unread": dict(self.unread.most_common())} if self.unread else {}
+        unreadable = {"unreadable": dict(self.unreadable.most_common())} if self.unreadable else {}
         confidence = self.confidences.summary()
-        return {"source": self.source, **self.counts.summary(), "confidence": confidence, **unread, **self.facts}
+        return {"source": self.source, **self.counts.summary(), "confidence": confidence, **unreadable, **self.facts}
 
 
 def calibrate(val: pa.Table, model: str, device: str = "cpu") -> float:
@@ -125,25 +127,25 @@ class Tally:
 
     def __init__(self, spec: ModelSpec, num_unlabeled: int = 0) -> None:
         self.spec = spec
-        self._counts = ReadingCounts.of(spec.charset, [], [], [])
+        self._counts = PredictionCounts.of(spec.charset, [], [], [])
         self._unread = +collections.Counter(no_label=num_unlabeled)
         self._confidences: list[tuple[list[float], list[bool]]] = []
         self._worst: list[tuple[float, str, int, Mistake]] = []  # the number spares comparing mistakes that are alike
         self._numbers = itertools.count()
 
     def add(self, table: pa.Table) -> None:
-        """Rows as `ReadImages` gives them."""
+        """Rows as `RecognizeImages` gives them."""
         if "reason" in table.column_names:
             self._unread.update(table["reason"].drop_null().to_pylist())
             table = table.filter(pc.is_null(table["reason"]))
-        texts, readings, losses = (table[column].to_pylist() for column in ("text", "reading", "loss"))
-        self._counts += ReadingCounts.of(self.spec.charset, texts, readings, losses)
-        right = [text == reading for text, reading in zip(texts, readings, strict=True)]
+        texts, predictions, losses = (table[column].to_pylist() for column in ("text", "prediction", "loss"))
+        self._counts += PredictionCounts.of(self.spec.charset, texts, predictions, losses)
+        right = [text == prediction for text, prediction in zip(texts, predictions, strict=True)]
         self._confidences.append((table["confidence"].to_pylist(), right))
         for row in table.filter(pc.is_valid(table["wrong_image"])).to_pylist():
             column = pa.array([row["wrong_image"]], pa.binary(len(row["wrong_image"])))
             image = schema.unpack_images(column, self.spec.image)[0]
-            mistake = Mistake(row["uri"], row["text"], row["reading"], row["confidence"], image)
+            mistake = Mistake(row["uri"], row["text"], row["prediction"], row["confidence"], image)
             heapq.heappush(self._worst, (row["confidence"], row["uri"], next(self._numbers), mistake))
             if len(self._worst) > NUM_MISTAKES:
                 heapq.heappop(self._worst)

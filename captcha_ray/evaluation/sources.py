@@ -30,11 +30,13 @@ def open_labeled(config: EvaluateConfig, own_shards: str, spec: ModelSpec) -> La
         raise InputError("there is no run to tell which shards to read; name --shards or --corpus")
     shards = open_shards(config.shards or own_shards)
     manifest = shards.manifest
-    if foreign := Charset(spec.charset).unknown_in(manifest.charset):
-        raise InputError(f"labels of {shards.uri} hold {foreign!r}, which the network's charset {spec.charset!r} lacks")
-    if not spec.holds(manifest.min_length, manifest.max_length):
+    if out_of_charset := Charset(spec.charset).unknown_in(manifest.charset):
+        raise InputError(
+            f"labels of {shards.uri} hold {out_of_charset!r}, which the network's charset {spec.charset!r} lacks"
+        )
+    if not spec.fits(manifest.min_length, manifest.max_length):
         lengths = f"{manifest.min_length} to {manifest.max_length}"
-        raise InputError(f"labels of {shards.uri} have {lengths} characters, the network reads {spec.reads}")
+        raise InputError(f"labels of {shards.uri} have {lengths} characters, the network reads {spec.length_range}")
     if manifest.image_spec != spec.image:
         raise InputError(f"{shards.uri} holds images of {manifest.image_spec}, the network reads {spec.image}")
     labeled = shards.labeled(config.split)
@@ -54,6 +56,6 @@ def read_corpus(corpus: str, rule: labels.LabelRule, spec: ImageSpec) -> Labeled
 
 
 def _decode_only(files: pa.Table, *, spec: ImageSpec) -> pa.Table:
-    read, unread = decoding.decode_files(files, spec, images.MAX_PIXELS)
-    rows = pa.concat_tables([read, unread.select(["uri", "reason"])], promote_options="default")
+    read, unreadable = decoding.decode_files(files, spec, images.MAX_PIXELS)
+    rows = pa.concat_tables([read, unreadable.select(["uri", "reason"])], promote_options="default")
     return rows.cast(pa.schema([field.with_nullable(True) for field in rows.schema]))

@@ -26,7 +26,7 @@ from captcha_ray.experiments.subsets import Parts, concurrency, progress_of, res
 from captcha_ray.runs.directory import RunDirectory
 from captcha_ray.storage import filesystem
 from captcha_ray.storage.lock import Lease
-from captcha_ray.training.auto_config import settle
+from captcha_ray.training.auto_config import resolve
 from captcha_ray.training.config import TrainConfig
 from captcha_ray.training.results import publish, warn
 from captcha_ray.training.trainer import model_spec
@@ -35,17 +35,17 @@ DISPUTED = 0.99
 """Confidence in another text from which on a label counts as disputed."""
 
 
-def study(config: EvaluateConfig, run: RunDirectory) -> None:
+def run_experiments(config: EvaluateConfig, run: RunDirectory) -> None:
     """Cross-validates the run's recipe or measures its learning curve, says what was found, and adds it to the run.
 
     Raises InputError where there is no run to take a recipe from, the shards are too few for it, or another study of
     the run is at work.
     """
     check(filesystem.exists(run.path("config.json")), f"{run.uri} holds no run, whose recipe could be trained anew")
-    asked = TrainConfig.from_dict(run.read_json("config.json"))
-    if asked.unlabelled:
-        console.warn(f"what a study trains learns from labeled images alone, without those of {asked.unlabelled}")
-    recipe = with_one_worker(asked, config.use_gpu)
+    requested = TrainConfig.from_dict(run.read_json("config.json"))
+    if requested.unlabeled:
+        console.warn(f"what a study trains learns from labeled images alone, without those of {requested.unlabeled}")
+    recipe = with_one_worker(requested, config.use_gpu)
     shards = open_shards(config.shards or run.shards)
     manifest = shards.manifest
     with Lease(run.path("_lease.json")) as lease:
@@ -84,25 +84,25 @@ def cross_validate(
     validates = place * (train_share + val_share) < val_share
     smallest = np.bincount(fold, minlength=num_folds).min()
     check(smallest > 0, f"{len(fold)} images in {num_folds} folds leave a fold of {smallest}; ask for fewer --folds")
-    todo = []
+    pending = []
     for k in range(num_folds):
         masks = {"train": (fold != k) & ~validates, "val": (fold != k) & validates, "test": fold == k}
         directory = filesystem.join(run.uri, f"folds-{num_folds}", f"fold-{k}")
-        todo.append((*restrict(config, manifest, masks, directory), masks))
-    trainings = (Training(one, part, parts.select(masks)) for one, part, masks in todo)
-    tally = evaluate.Tally(model_spec(settle(config, manifest), manifest))
+        pending.append((*restrict(config, manifest, masks, directory), masks))
+    trainings = (Training(one, part, parts.select(masks)) for one, part, masks in pending)
+    tally = evaluate.Tally(model_spec(resolve(config, manifest), manifest))
     summaries: dict[str, dict[str, Any]] = {}
-    readings: dict[str, pa.Table] = {}
-    with progress_of([one for one, _, _ in todo]) as watch:
+    predictions: dict[str, pa.Table] = {}
+    with progress_of([one for one, _, _ in pending]) as watch:
         for one, rows in train_all(trainings, *concurrency(config), calibrated=True, watch=watch):
             alone = evaluate.Tally(tally.spec)
             alone.add(rows)
             tally.add(rows)
             summaries[one.name] = alone.evaluation(one.name).summary()
             columns = rows.drop_columns(["wrong_image"])
-            readings[one.name] = columns.append_column("fold", pa.repeat(one.name, len(rows)))
+            predictions[one.name] = columns.append_column("fold", pa.repeat(one.name, len(rows)))
             console.say(evaluate.describe_one(one.name, summaries[one.name]))
-    every = pa.concat_tables([readings[name] for name in sorted(readings)])
+    every = pa.concat_tables([predictions[name] for name in sorted(predictions)])
     run.write_table("folds.parquet", every)
     keys = ("num_images", "num_exact_match", "exact_match", "exact_match_ci95", "char_accuracy")
     sure = np.asarray(every["confidence"]) >= DISPUTED

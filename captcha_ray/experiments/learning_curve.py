@@ -40,14 +40,14 @@ def measure_curve(
     sizes = {math.ceil(fraction * len(rank)) for fraction in fractions}
     wanted = [size for size in sorted(sizes) if size >= max(len(manifest.charset) / manifest.max_length, 4)]
     check(bool(wanted), f"{len(rank)} training images are too few for a learning curve")
-    todo = []
+    pending = []
     for size in reversed(wanted):  # the longest first
         masks = {"train": rank < size}
         directory = filesystem.join(run.uri, "curve", f"images-{size}")
-        todo.append((*restrict(config, manifest, masks, directory), masks))
-    trainings = (Training(one, part, {**parts.select(masks), "val": [], "test": read}) for one, part, masks in todo)
+        pending.append((*restrict(config, manifest, masks, directory), masks))
+    trainings = (Training(one, part, {**parts.select(masks), "val": [], "test": read}) for one, part, masks in pending)
     points = []
-    with progress_of([one for one, _, _ in todo]) as watch:
+    with progress_of([one for one, _, _ in pending]) as watch:
         for one, rows in train_all(trainings, *concurrency(config), watch=watch):
             points.append(Point(one.manifest.num_images["train"], sum(right_in(rows)), len(rows)))
             console.say(f"{points[-1].num_images:,} images: {points[-1].accuracy:.2%} of {len(rows):,} strings")

@@ -14,8 +14,8 @@ import ray.exceptions
 import torch
 
 from captcha_ray.datasets import schema
-from captcha_ray.datasets.splits import thin
-from captcha_ray.errors import FailedError, InputError
+from captcha_ray.datasets.splits import subsample
+from captcha_ray.errors import InputError, JobError
 from captcha_ray.evaluation import evaluate
 from captcha_ray.models.device import keep_freed_memory
 from captcha_ray.runs.directory import RunDirectory
@@ -26,7 +26,7 @@ from captcha_ray.training.config import TrainConfig
 from captcha_ray.training.trainer import RESUME_MAY_DIFFER, model_spec
 from captcha_ray.training.worker import STATE, WorkerJob, fetch, has_diverged
 
-READINGS = "readings.parquet"
+PREDICTIONS = "predictions.parquet"
 """In a training's directory: what it has read of its test part."""
 
 MAX_DEATHS = 2
@@ -41,7 +41,7 @@ HOLDER = 1 << 20
 
 @dataclasses.dataclass(frozen=True)
 class Training:
-    """One training. config: settled; `run` names its directory. blocks: references of Arrow tables, for train, val
+    """One training. config: resolved; `run` names its directory. blocks: references of Arrow tables, for train, val
     (none: the last epoch's network is kept) and test."""
 
     config: TrainConfig
@@ -65,7 +65,7 @@ class Training:
 
 @ray.remote
 def train_in_full(one: Training, calibrated: bool) -> pa.Table:
-    """Trains to the end and reads the test part; what `evaluate.ReadImages` gives, in the part's order.
+    """Trains to the end and reads the test part; what `evaluate.RecognizeImages` gives, in the part's order.
 
     Raises InputError where the loss stops being a number.
     """
@@ -75,14 +75,14 @@ def train_in_full(one: Training, calibrated: bool) -> pa.Table:
         raise InputError(f"it diverged in epoch {last['epoch']}: the loss is not a number; lower --learning-rate")
     if calibrated and one.blocks["val"]:
         rows = pa.concat_tables([fetch(block) for block in one.blocks["val"]])
-        evaluate.calibrate(thin(rows, evaluate.CALIBRATION_IMAGES), one.config.run, device)
-    read, size = evaluate.ReadImages(one.config.run, device), evaluate.BATCH_SIZE
+        evaluate.calibrate(subsample(rows, evaluate.CALIBRATION_IMAGES), one.config.run, device)
+    read, size = evaluate.RecognizeImages(one.config.run, device), evaluate.BATCH_SIZE
     tables = [fetch(block) for block in one.blocks["test"]]
     return pa.concat_tables([read(t.slice(start, size)) for t in tables for start in range(0, len(t), size)])
 
 
 def train_all(
-    todo: Iterable[Training],
+    pending: Iterable[Training],
     concurrent: int,
     gpus: float = 0.0,
     *,
@@ -94,7 +94,7 @@ def train_all(
 
     todo: taken from as there is room, so that what a training needs is only then made. calibrated: fit a temperature
     by the validation part. watch: told now and then how many epochs a training has done. again: how a failed one is
-    repeated. Raises FailedError for a training that cannot be done, InputError for a directory that holds another one,
+    repeated. Raises JobError for a training that cannot be done, InputError for a directory that holds another one,
     of other images perhaps.
     """
     waiting: dict[Any, Training] = {}
@@ -110,26 +110,26 @@ def train_all(
             table = ray.get(done[0])
         except ray.exceptions.RayError as error:
             cause = str(getattr(error, "cause", error)).strip().partition("\n")[0]
-            raise FailedError(f"the training {one.name} failed, {again}: {cause}") from error
+            raise JobError(f"the training {one.name} failed, {again}: {cause}") from error
         directory = RunDirectory(one.config.run)
-        directory.write_table(READINGS, table)
+        directory.write_table(PREDICTIONS, table)
         filesystem.delete(directory.path(STATE))
         tell(one, one.config.epochs)
         return one, table
 
-    for one in todo:
+    for one in pending:
         directory = RunDirectory(one.config.run)
         may_differ = RESUME_MAY_DIFFER
         directory.begin(one.config.to_dict(), one.manifest.to_dict(), resume=True, may_differ=may_differ)
-        if filesystem.exists(directory.path(READINGS)):
+        if filesystem.exists(directory.path(PREDICTIONS)):
             tell(one, one.config.epochs)
-            yield one, directory.read_table(READINGS)
+            yield one, directory.read_table(PREDICTIONS)
             continue
         if len(waiting) == concurrent:
             yield take()
         alone = one.config.workers[1] == 1
         options = {
-            "num_cpus": capacity.asked_of_ray(one.config.cpus_per_worker) if alone else 0,
+            "num_cpus": capacity.cpu_request(one.config.cpus_per_worker) if alone else 0,
             "num_gpus": gpus if alone else 0,
             "memory": None if alone else HOLDER,
         }
@@ -140,4 +140,4 @@ def train_all(
 
 def right_in(rows: pa.Table) -> list[bool]:
     """Whether each reading is the whole truth."""
-    return [row["reading"] == row["text"] for row in rows.select(["reading", "text"]).to_pylist()]
+    return [row["prediction"] == row["text"] for row in rows.select(["prediction", "text"]).to_pylist()]

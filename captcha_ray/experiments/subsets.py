@@ -15,7 +15,7 @@ from captcha_ray import console
 from captcha_ray.datasets import schema
 from captcha_ray.experiments.parallel_runs import Training
 from captcha_ray.runtime import capacity
-from captcha_ray.training.auto_config import settle
+from captcha_ray.training.auto_config import resolve
 from captcha_ray.training.config import TrainConfig
 from captcha_ray.training.trainer import check_batches
 
@@ -26,7 +26,7 @@ def with_one_worker(recipe: TrainConfig, use_gpu: bool) -> TrainConfig:
     """The recipe with one worker, which takes the batch of all: a study trains several networks at once, not one, and
     on labeled images alone."""
     together = recipe.batch_size * recipe.workers[1]
-    return dataclasses.replace(recipe, num_workers=1, batch_size=together, use_gpu=use_gpu, resume=False, unlabelled="")
+    return dataclasses.replace(recipe, num_workers=1, batch_size=together, use_gpu=use_gpu, resume=False, unlabeled="")
 
 
 class Parts:
@@ -71,15 +71,15 @@ def restrict(
     counts = {name: int(masks[name].sum()) if name in masks else 0 for name in manifest.num_images}
     part = dataclasses.replace(manifest, num_images=counts)
     patience = config.patience if counts["val"] else 0
-    settled = settle(dataclasses.replace(config, run=directory, patience=patience), part)
-    check_batches(settled, part)
-    return settled, part
+    resolved = resolve(dataclasses.replace(config, run=directory, patience=patience), part)
+    check_batches(resolved, part)
+    return resolved, part
 
 
 def concurrency(config: TrainConfig) -> tuple[int, float]:
     """How many such trainings the cluster can do at once, and the GPUs of each. Raises InputError where none fits."""
     gpus = 1.0 if config.use_gpu else 0.0
-    capacity.await_room(1, config.cpus_per_worker, gpus, shards=config.shards, run=config.run)
+    capacity.wait_for_capacity(1, config.cpus_per_worker, gpus, shards=config.shards, run=config.run)
     return capacity.num_fitting(config.cpus_per_worker, gpus), gpus
 
 

@@ -10,7 +10,7 @@ BATCH_SIZE = 256
 
 
 @dataclasses.dataclass(frozen=True)
-class Work:
+class BlockTask:
     """The network by URI and fingerprint, limits, and the folder URI of the blocks. min_confidence: of a reading
     that counts as certain. num_threads: to decode on. device: to recognize on, as torch names it."""
 
@@ -25,9 +25,9 @@ class Work:
     min_confidence: float
     num_threads: int
 
-    def todo(self, block: int) -> str:
+    def block_uri(self, block: int) -> str:
         """URI of the objects to read in a block."""
-        return filesystem.join(self.attempt, f"block-{block:06d}.todo")
+        return filesystem.join(self.attempt, f"block-{block:06d}.block")
 
     def staged(self, block: int) -> str:
         """URI of what was read in it."""

@@ -15,9 +15,9 @@ import pyarrow as pa
 from captcha_ray import images
 from captcha_ray.errors import InputError
 from captcha_ray.inference import schema, table
-from captcha_ray.inference.block import BATCH_SIZE, Work
+from captcha_ray.inference.block import BATCH_SIZE, BlockTask
 from captcha_ray.inference.table import STAGED_SCHEMA, Counts
-from captcha_ray.recognizer import Reading, Recognizer
+from captcha_ray.recognizer import Prediction, Recognizer
 from captcha_ray.storage import filesystem, objectstore
 
 T = TypeVar("T")
@@ -32,24 +32,24 @@ class BlockReader:
     report: kept up to date with the `stage` at work, the objects `fetched` and `recognized`, and `seconds` per stage.
     """
 
-    def __init__(self, work: Work, report: dict[str, Any]) -> None:
-        self._work = work
+    def __init__(self, task: BlockTask, report: dict[str, Any]) -> None:
+        self._task = task
         self._report = report
-        if work.endpoint_url:
-            objectstore.use_endpoint(work.endpoint_url)
-        self._recognizer = Recognizer.load(work.model, work.device)
-        if self._recognizer.model_id != work.model_id:
-            raise InputError(f"{work.model} is not the network it was when this job began")
+        if task.endpoint_url:
+            objectstore.use_endpoint(task.endpoint_url)
+        self._recognizer = Recognizer.load(task.model, task.device)
+        if self._recognizer.model_id != task.model_id:
+            raise InputError(f"{task.model} is not the network it was when this job began")
         self._fetchers = concurrent.futures.ThreadPoolExecutor(NUM_FETCH_THREADS)
-        self._decoders = concurrent.futures.ThreadPoolExecutor(work.num_threads) if work.num_threads > 1 else None
+        self._decoders = concurrent.futures.ThreadPoolExecutor(task.num_threads) if task.num_threads > 1 else None
 
     def read(self, block: int) -> tuple[int, int]:
         """Reads a block and stages its rows; (rows, errors)."""
-        listed = table.read(self._work.todo(block))
+        listed = table.read(self._task.block_uri(block))
         chunks = [listed.slice(start, BATCH_SIZE).to_pylist() for start in range(0, len(listed), BATCH_SIZE)]
         tables = [self._read_chunk(chunk, fetched) for chunk, fetched in zip(chunks, self._fetch(chunks), strict=True)]
         rows = pa.concat_tables(tables)
-        self._timed("write", table.stage, rows, self._work.staged(block))
+        self._timed("write", table.stage, rows, self._task.staged(block))
         self._report["stage"] = "wait for work"
         return len(rows), Counts.of(rows).num_errors
 
@@ -66,7 +66,7 @@ class BlockReader:
 
     def _fetch_one(self, row: dict[str, Any]) -> bytes | images.Unreadable:
         """The object's bytes; what its listing left out is put into `row`."""
-        uri, limit = row["uri"], self._work.max_bytes
+        uri, limit = row["uri"], self._task.max_bytes
         try:
             if not filesystem.is_known(uri):
                 return images.Unreadable("unknown_scheme", "only paths, s3:// and gs:// are read")
@@ -90,39 +90,39 @@ class BlockReader:
     def _read_chunk(self, listed: list[dict[str, Any]], fetched: list[bytes | images.Unreadable]) -> pa.Table:
         decoded = self._timed("decode", self._decode, fetched)
         good = [pixels for pixels in decoded if not isinstance(pixels, images.Unreadable)]
-        readings = iter(self._timed("recognize", self._recognize, good) if good else [])
+        predictions = iter(self._timed("recognize", self._recognize, good) if good else [])
         columns: dict[str, list[Any]] = {name: [] for name in STAGED_SCHEMA.names}
         now = datetime.datetime.now(datetime.UTC)
         for row, item in zip(listed, decoded, strict=True):
             for name in schema.LISTING_SCHEMA.names:
                 columns[name].append(row[name])
             error = _error(item) if isinstance(item, images.Unreadable) else None
-            reading = next(readings) if error is None else None
-            columns["text"].append(reading.text if reading else None)
-            columns["confidence"].append(reading.confidence if reading else None)
-            columns["char_confidence"].append(reading.char_confidence if reading else None)
-            columns["status"].append(self._status(reading))
+            prediction = next(predictions) if error is None else None
+            columns["text"].append(prediction.text if prediction else None)
+            columns["confidence"].append(prediction.confidence if prediction else None)
+            columns["char_confidence"].append(prediction.char_confidence if prediction else None)
+            columns["status"].append(self._status(prediction))
             columns["error"].append(error)
         self._report["recognized"] += len(good)
-        columns["model_id"] = [self._work.model_id] * len(listed)
+        columns["model_id"] = [self._task.model_id] * len(listed)
         columns["predicted_at"] = [now] * len(listed)
         return pa.table(columns, schema=STAGED_SCHEMA)
 
-    def _status(self, reading: Reading | None) -> str:
-        if reading is None:
+    def _status(self, prediction: Prediction | None) -> str:
+        if prediction is None:
             return "error"
-        return "ok" if reading.confidence >= self._work.min_confidence else "uncertain"
+        return "ok" if prediction.confidence >= self._task.min_confidence else "uncertain"
 
     def _decode(self, fetched: list[bytes | images.Unreadable]) -> list[images.Pixels | images.Unreadable]:
         def decode(item: bytes | images.Unreadable) -> images.Pixels | images.Unreadable:
             if isinstance(item, images.Unreadable):
                 return item
-            return images.decode(item, self._recognizer.spec.image, self._work.max_pixels, self._work.max_stretch)
+            return images.decode(item, self._recognizer.spec.image, self._task.max_pixels, self._task.max_stretch)
 
         return list((self._decoders.map if self._decoders else map)(decode, fetched))
 
-    def _recognize(self, pixels: list[images.Pixels]) -> list[Reading]:
-        return self._recognizer.readings(self._recognizer.log_probabilities(np.stack(pixels)))
+    def _recognize(self, pixels: list[images.Pixels]) -> list[Prediction]:
+        return self._recognizer.predictions(self._recognizer.log_probabilities(np.stack(pixels)))
 
     def _timed(self, stage: str, call: Callable[..., T], *arguments: Any) -> T:
         self._report["stage"] = stage

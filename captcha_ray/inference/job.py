@@ -25,13 +25,13 @@ import ray
 import ray.data
 
 from captcha_ray import console
-from captcha_ray.errors import FailedError, InputError
+from captcha_ray.errors import InputError, JobError
 from captcha_ray.inference import listing, table
-from captcha_ray.inference.block import BATCH_SIZE, Work
+from captcha_ray.inference.block import BATCH_SIZE, BlockTask
 from captcha_ray.inference.config import InferConfig
-from captcha_ray.inference.table import NUM_THREADS, Committed, Counts, Predictions
+from captcha_ray.inference.table import NUM_THREADS, Committed, Counts, PredictionTable
 from captcha_ray.inference.watchdog import watch
-from captcha_ray.inference.worker import ReadBlocks
+from captcha_ray.inference.worker import RecognizeBlocks
 from captcha_ray.models import fingerprint
 from captcha_ray.runs.environment import environment
 from captcha_ray.runtime import capacity, ray_session
@@ -61,7 +61,7 @@ READER = "captcha_ray.inference.block_reader.BlockReader"
 
 
 @dataclasses.dataclass(frozen=True)
-class Night:
+class NightSummary:
     """What a job has done. skipped: listed objects that were done already. adopted: objects read by an earlier,
     interrupted job. seconds: from start to end, this job's."""
 
@@ -88,12 +88,12 @@ class Night:
         )
 
 
-def transcribe(config: InferConfig, started: float, reader: str = READER) -> Night:
+def transcribe(config: InferConfig, started: float, reader: str = READER) -> NightSummary:
     """Reads what is new and commits it; what an interrupted job has staged is taken over.
 
     Starts a Ray of its own only where there is something to read. started: `time.monotonic()` when the job began.
     reader: what workers run. Raises InputError for images, a network or a table that cannot be used, and where another
-    job is at work on the table; FailedError for too many errors, a stall, or workers that die again and again.
+    job is at work on the table; JobError for too many errors, a stall, or workers that die again and again.
     """
     if config.endpoint_url:
         objectstore.use_endpoint(config.endpoint_url)
@@ -104,12 +104,12 @@ def transcribe(config: InferConfig, started: float, reader: str = READER) -> Nig
         out=filesystem.absolute(config.out),
     )
     _check_apart(config.images, config.out)
-    _, model_id = fingerprint.identify(config.run)
+    _, model_id = fingerprint.load_spec_and_fingerprint(config.run)
     with contextlib.ExitStack() as stack:
         if os.environ.get("RAY_ADDRESS"):  # a cluster says no before a listing of hours; a Ray of our own cannot
             stack.enter_context(ray_session.connect())
             ray_session.check_shared(**_shared(config))
-            capacity.has_room(config.num_workers or 1, config.cpus_per_worker, config.use_gpu)
+            capacity.has_capacity(config.num_workers or 1, config.cpus_per_worker, config.use_gpu)
         spool = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="captcha_ray-")))
         lease = stack.enter_context(Lease(filesystem.join(config.out, "_lease.json")))
         return _Job(config, model_id, lease, spool, started, reader).run()
@@ -126,7 +126,7 @@ def _num_workers(config: InferConfig) -> int:
     images were listed, does not see what they are to read."""
     ray_session.check_shared(**_shared(config))
     num_workers = config.num_workers or max(capacity.num_fitting(config.cpus_per_worker, config.use_gpu), 1)
-    capacity.await_room(num_workers, config.cpus_per_worker, config.use_gpu, **_shared(config))
+    capacity.wait_for_capacity(num_workers, config.cpus_per_worker, config.use_gpu, **_shared(config))
     return num_workers
 
 
@@ -149,7 +149,7 @@ def block_sizes(num_batches: int, num_workers: int) -> list[int]:
     return sizes
 
 
-class TooManyErrorsError(FailedError):
+class TooManyErrorsError(JobError):
     """More objects fail than the user allows."""
 
 
@@ -170,8 +170,8 @@ class _Job:
         self._spool = spool
         self._started = started
         self._reader = reader
-        self._table = Predictions(config, model_id, spool)
-        self._work = Work(
+        self._table = PredictionTable(config, model_id, spool)
+        self._task = BlockTask(
             config.run,
             model_id,
             capacity.device_of(config.use_gpu),
@@ -187,26 +187,26 @@ class _Job:
         self._reports: dict[str, dict[str, Any]] = {}
         self._blocks: list[tuple[str, int]] = []  # and rows
         self._rows = self._errors = self._total = self._adopted = 0
-        self._listed = self._skipped = self._num_junk = self._num_workers = 0
+        self._listed = self._skipped = self._num_hidden = self._num_workers = 0
         self._committed = Committed()
         self._telemetry = Telemetry("infer", config.out)
         self._measured: dict[str, float] = {}
 
-    def run(self) -> Night:
+    def run(self) -> NightSummary:
         adopted = self._timed("resume", self._table.open)
         if adopted.total:
             console.say(f"{adopted.total:,} objects were read before an interruption and are kept")
             self._adopted = adopted.total
             self._add(self._table.adopted_block, adopted.total, adopted.num_errors)
         try:
-            todo = self._plan()
-            self._total = adopted.total + todo
-            if todo:
+            pending = self._plan()
+            self._total = adopted.total + pending
+            if pending:
                 before = time.monotonic()
                 with ray_session.connect():
                     self._seconds["start Ray"] = time.monotonic() - before
                     self._num_workers = _num_workers(self._config)
-                    self._read(self._timed("plan", self._write_todo, todo))
+                    self._read(self._timed("plan", self._write_blocks, pending))
         except TooManyErrorsError:
             self._table.discard(filesystem.list_files(self._table.attempt))  # now that no worker adds to it
             self._table.give_up()
@@ -219,12 +219,12 @@ class _Job:
         self._lease.check()
         self._table.close()
         seconds = time.monotonic() - self._started
-        return Night(self._config.out, self._listed, self._skipped, self._adopted, self._committed, seconds)
+        return NightSummary(self._config.out, self._listed, self._skipped, self._adopted, self._committed, seconds)
 
     def _list(self, advance: Callable[[int], None]) -> None:
         where = self._spool / "listed.parquet"
         arguments = (self._config.images, where, self._config.match, advance)
-        self._num_junk = self._timed("list", listing.write_listing, *arguments)
+        self._num_hidden = self._timed("list", listing.write_listing, *arguments)
 
     def _plan(self) -> int:
         """Awaits the listing, and writes what is to be read to the spool; returns how many objects that is."""
@@ -235,15 +235,15 @@ class _Job:
         if not self._listed:
             matching = f" that match {self._config.match!r}" if self._config.match else ""
             raise InputError(f"{self._config.images} holds no objects{matching}")
-        if self._num_junk:
-            console.say(f"passed over: {self._num_junk:,} hidden or system files")
+        if self._num_hidden:
+            console.say(f"passed over: {self._num_hidden:,} hidden or system files")
         listed = self._spool / "listed.parquet"
         num_rows = self._timed("plan", self._table.plan, listed, self._spool / "todo.parquet")
         listed.unlink()
         self._skipped = 0 if self._config.retry_errors else max(self._listed - num_rows - self._rows, 0)
         return num_rows
 
-    def _write_todo(self, num_rows: int) -> int:
+    def _write_blocks(self, num_rows: int) -> int:
         """Cuts what is to be read into blocks that workers can get at; returns how many blocks."""
         path = self._spool / "todo.parquet"
         batches = map(pa.table, pq.ParquetFile(path).iter_batches(BATCH_SIZE))
@@ -252,7 +252,7 @@ class _Job:
             waiting: list[concurrent.futures.Future[None]] = []
             for number, size in enumerate(sizes):
                 block = pa.concat_tables(itertools.islice(batches, size))
-                waiting.append(pool.submit(table.stage, block, self._work.todo(number)))
+                waiting.append(pool.submit(table.stage, block, self._task.block_uri(number)))
                 if len(waiting) > 2 * NUM_THREADS:
                     waiting.pop(0).result()
             assert next(batches, None) is None, "every batch is in a block"
@@ -288,7 +288,7 @@ class _Job:
             if finished > finished_then:
                 finished_then, workers = finished, len(reports)
             if len(reports) > max(workers, self._num_workers) + MAX_DEATHS:
-                raise FailedError(
+                raise JobError(
                     f"workers died {MAX_DEATHS} times without finishing a block, perhaps for lack of memory; what was "
                     f"finished is kept"
                 )
@@ -300,9 +300,9 @@ class _Job:
                 if row["refusal"]:
                     raise InputError(row["refusal"])
                 if row["failure"]:
-                    raise FailedError(row["failure"])
+                    raise JobError(row["failure"])
                 finished += 1
-                self._add(self._work.staged(row["block"]), row["rows"], row["errors"])
+                self._add(self._task.staged(row["block"]), row["rows"], row["errors"])
                 self._measure(row["rows"], row["errors"], time.monotonic() - began)
                 shown(row["rows"], f"{self._errors:,} errors" if self._errors else "")
                 if self._rows >= self._config.objects_per_run and not self._may_fail():
@@ -320,8 +320,8 @@ class _Job:
         )
         with ray.data.DataContext.current(context):
             return ray.data.from_items(items, override_num_blocks=num_blocks).map_batches(
-                ReadBlocks,
-                fn_constructor_args=(self._work, board, self._reader),
+                RecognizeBlocks,
+                fn_constructor_args=(self._task, board, self._reader),
                 batch_size=1,
                 compute=pool,
                 num_cpus=self._config.cpus_per_worker,
@@ -395,7 +395,7 @@ class _Job:
             "read_before_an_interruption": self._adopted,
             "images": self._config.images,
             "model": self._config.run,
-            "model_id": self._work.model_id,
+            "model_id": self._task.model_id,
             "committed_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "seconds": {"wall": round(wall, 3), **{name: round(s, 3) for name, s in seconds.items()}},
             "images_per_second": {

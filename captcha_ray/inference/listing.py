@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from captcha_ray.errors import InputError, full_disk
 from captcha_ray.inference import schema
 from captcha_ray.storage import filesystem
-from captcha_ray.storage.filesystem import is_junk, speakable
+from captcha_ray.storage.filesystem import is_hidden, speakable
 from captcha_ray.storage.objectstore import Entry
 
 TABLES = (".csv", ".csv.gz", ".parquet")
@@ -76,12 +76,12 @@ def write_listing(images: str, path: Path, match: str, advance: Callable[[int], 
                 writer.write_table(rows)
                 advance(len(rows))
         return 0
-    num_junk = 0
+    num_hidden = 0
     pattern = re.compile(match)
     with pq.ParquetWriter(path, schema.LISTING_SCHEMA, compression="zstd") as writer:
         for page in _grouped(filesystem.list_pages(images)):
-            kept = [entry for entry in page if not is_junk(entry.uri, images)]
-            num_junk += len(page) - len(kept)
+            kept = [entry for entry in page if not is_hidden(entry.uri, images)]
+            num_hidden += len(page) - len(kept)
             kept = [entry for entry in kept if pattern.search(entry.uri)]
             columns = (
                 [speakable(entry.uri) for entry in kept],
@@ -92,7 +92,7 @@ def write_listing(images: str, path: Path, match: str, advance: Callable[[int], 
             arrays = [pa.array(c, field.type) for c, field in zip(columns, schema.LISTING_SCHEMA, strict=True)]
             writer.write_table(pa.table(arrays, schema=schema.LISTING_SCHEMA))
             advance(len(kept))
-    return num_junk
+    return num_hidden
 
 
 def _grouped(pages: Iterator[list[Entry]]) -> Iterator[list[Entry]]:

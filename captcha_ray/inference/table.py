@@ -142,7 +142,7 @@ class Committed:
         return Committed(self.runs + other.runs, self.counts + other.counts)
 
 
-class Predictions:
+class PredictionTable:
     """The table below one URI, as one job that reads with one network works on it.
 
     spool: a local scratch folder. attempt: URI of the folder for what this process stages.
@@ -157,9 +157,9 @@ class Predictions:
             "images", "match", "skip", "retry_errors", "max_bytes", "max_pixels", "max_stretch", "min_confidence",
         )  # fmt: skip
         decisive = [model_id, *(getattr(config, name) for name in names)]
-        work = hashlib.sha256(json.dumps(decisive).encode()).hexdigest()[:16]
-        self._work = filesystem.join(config.out, "_staging", work)
-        self.attempt = filesystem.join(self._work, f"attempt-{secrets.token_hex(8)}")
+        task = hashlib.sha256(json.dumps(decisive).encode()).hexdigest()[:16]
+        self._task = filesystem.join(config.out, "_staging", task)
+        self.attempt = filesystem.join(self._task, f"attempt-{secrets.token_hex(8)}")
         self._before: set[Run] = set()
         self._adopted = spool / "adopted.parquet"
 
@@ -177,14 +177,14 @@ class Predictions:
             if re.search(r"(^|/)\.[^/]+\.[0-9a-f]{32}\.tmp$", name):  # a write that was interrupted
                 filesystem.delete(self._uri(name))
         self._before = self._begin()
-        left = [self._uri(name) for name in names if self._uri(name).startswith(f"{self._work}/attempt-")]
+        left = [self._uri(name) for name in names if self._uri(name).startswith(f"{self._task}/attempt-")]
         adopted = self._adopt([uri for uri in left if uri.endswith(BLOCK)])
         self.discard(left)
         return adopted
 
     def _begin(self) -> set[Run]:
         """Runs that were committed when this work began, before any interruption."""
-        marker = filesystem.join(self._work, BEGUN)
+        marker = filesystem.join(self._task, BEGUN)
         if filesystem.exists(marker):
             return {run for file in read_json(marker) if (run := Run.parse(file))}
         filesystem.write(marker, to_json(sorted(run.file for run in self._runs)))
@@ -199,7 +199,7 @@ class Predictions:
             return Counts()
         with listing.connect(self._spool) as database:
             database.execute(
-                f"""COPY (WITH done AS ({self._done(self._settling)})
+                f"""COPY (WITH done AS ({self._done(self._runs_that_count)})
                     SELECT DISTINCT ON (uri, etag) * FROM {_sql_table(blocks)} AS staged WHERE NOT EXISTS
                         (FROM done WHERE done.uri = staged.uri AND done.etag = staged.etag)
                 ) TO '{listing.quoted(self._adopted)}' (FORMAT parquet, COMPRESSION zstd)"""
@@ -215,8 +215,8 @@ class Predictions:
         return filesystem.join(self.attempt, f"adopted{BLOCK}")
 
     @property
-    def _settling(self) -> set[Run]:
-        """Runs whose rows settle an object for this work: all of them, or only its own where it reads things again."""
+    def _runs_that_count(self) -> set[Run]:
+        """Runs whose rows resolve an object for this work: all of them, or only its own where it reads things again."""
         return self._runs - self._before if self._config.retry_errors or self._config.skip == "never" else self._runs
 
     def plan(self, listed: Path, path: Path) -> int:
@@ -225,7 +225,7 @@ class Predictions:
         An anti-join of the listing with the committed and the adopted rows, by DuckDB, which partitions both by hash
         and spills what does not fit its memory.
         """
-        done = [self._done(self._settling)]
+        done = [self._done(self._runs_that_count)]
         if self._adopted.exists():
             done.append(f"SELECT uri, etag, size, last_modified, status FROM {_sql_table([str(self._adopted)])}")
         failed = f"AND EXISTS (FROM failed AS done WHERE {SAME_OBJECT})" if self._config.retry_errors else ""
@@ -328,12 +328,12 @@ class Predictions:
 
     def give_up(self) -> None:
         """After a refusal: where nothing was read for this work, the next one begins anew, later runs included."""
-        if self._runs == self._before and not any(uri.endswith(BLOCK) for uri in filesystem.list_files(self._work)):
+        if self._runs == self._before and not any(uri.endswith(BLOCK) for uri in filesystem.list_files(self._task)):
             self.close()
 
     def close(self) -> None:
         """Marks the work as complete: nothing of it is staged any more."""
-        self.discard(filesystem.list_files(self._work))
+        self.discard(filesystem.list_files(self._task))
         filesystem.prune(filesystem.join(self._config.out, "_staging"))
 
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
-from captcha_ray.errors import FailedError, InputError
+from captcha_ray.errors import InputError, JobError
 
 T = TypeVar("T")
 
@@ -15,20 +15,20 @@ INTERVAL_S = 1.0
 
 
 def watch(
-    work: Callable[[Callable[[T], None]], None],
+    task: Callable[[Callable[[T], None]], None],
     timeout_s: float,
     stage: Callable[[], str],
     evidence: Callable[[], Any] = lambda: None,
 ) -> Iterator[T]:
     """Starts `work` in a thread at once; yields what it gives.
 
-    Raises what it raises, and FailedError where for `timeout_s` seconds it gives nothing and `evidence` stays the same.
+    Raises what it raises, and JobError where for `timeout_s` seconds it gives nothing and `evidence` stays the same.
     """
     given: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
 
     def run() -> None:
         try:
-            work(lambda item: given.put(("item", item)))
+            task(lambda item: given.put(("item", item)))
             given.put(("end", None))
         except BaseException as error:
             given.put(("error", error))
@@ -43,7 +43,7 @@ def watch(
                     last, seen = time.monotonic(), now
                 if time.monotonic() - last > timeout_s:
                     where = f"no progress for {timeout_s:g} s at the stage: {stage()}"
-                    raise FailedError(f"{where}; what was finished is kept") from None
+                    raise JobError(f"{where}; what was finished is kept") from None
                 continue
             if kind == "error":
                 raise _plain(value)
@@ -60,7 +60,7 @@ def _plain(error: BaseException) -> BaseException:
     """The sentence meant for the user, where there is one among the causes that others have wrapped."""
     cause: BaseException | None = error
     while cause is not None:
-        if isinstance(cause, (InputError, FailedError)):
+        if isinstance(cause, (InputError, JobError)):
             return cause
         cause = getattr(cause, "cause", None) or cause.__cause__
     return error

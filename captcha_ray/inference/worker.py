@@ -13,7 +13,7 @@ import numpy.typing as npt
 import ray
 
 from captcha_ray.errors import InputError, full_disk
-from captcha_ray.inference.block import Work
+from captcha_ray.inference.block import BlockTask
 
 if TYPE_CHECKING:
     from captcha_ray.inference.block_reader import BlockReader
@@ -22,17 +22,17 @@ REPORT_S = 1.0
 """Seconds between a worker's reports."""
 
 
-class ReadBlocks:
+class RecognizeBlocks:
     """A `BlockReader` as an actor of `map_batches`, which tells the board every second where it is."""
 
-    def __init__(self, work: Work, board: Any, reader: str) -> None:
+    def __init__(self, task: BlockTask, board: Any, reader: str) -> None:
         self._report: dict[str, Any] = {"stage": "load the network", "fetched": 0, "recognized": 0, "seconds": {}}
         self._board = board
         self._refusal = self._failure = ""
         threading.Thread(target=self._keep_reporting, daemon=True).start()
         module, _, name = reader.rpartition(".")
         try:
-            self._reader: BlockReader = getattr(importlib.import_module(module), name)(work, self._report)
+            self._reader: BlockReader = getattr(importlib.import_module(module), name)(task, self._report)
         except InputError as error:  # told with the first block: of what a constructor raises, Ray keeps the text alone
             self._refusal = str(error)
 

@@ -52,13 +52,13 @@ class Mistake:
 
     uri: str
     truth: str
-    reading: str
+    prediction: str
     confidence: float
     image: npt.NDArray[np.uint8]
 
 
 @dataclasses.dataclass(frozen=True)
-class ReadingCounts:
+class PredictionCounts:
     """What was read of what stood there. Immutable; `a + b` counts both.
 
     confusion: int64 (K + 1, K + 1), truth by reading, K characters of the alphabet and `OTHER` last.
@@ -74,31 +74,31 @@ class ReadingCounts:
     confusion: npt.NDArray[np.int64]
 
     @classmethod
-    def of(cls, charset: str, truths: list[str], readings: list[str], losses: list[float]) -> "ReadingCounts":
+    def of(cls, charset: str, truths: list[str], predictions: list[str], losses: list[float]) -> "PredictionCounts":
         """Counts of N images. losses: per image, nats (nan where the truth has no probability under the network)."""
-        assert len(truths) == len(readings) == len(losses)
+        assert len(truths) == len(predictions) == len(losses)
         longest = max((len(t) for t in truths), default=0)
         position_correct, position_total = np.zeros((2, longest), np.int64)
         size = len(charset) + 1
         index = {c: i for i, c in enumerate(charset)}
         confusion = np.zeros((size, size), np.int64)
-        for truth, reading in zip(truths, readings, strict=True):
+        for truth, prediction in zip(truths, predictions, strict=True):
             for position, character in enumerate(truth):
-                read = reading[position] if position < len(reading) else None
+                read = prediction[position] if position < len(prediction) else None
                 position_total[position] += 1
                 position_correct[position] += read == character
                 confusion[index.get(character, size - 1), index.get(read or "", size - 1)] += 1
-        correct = sum(t == r for t, r in zip(truths, readings, strict=True))
+        correct = sum(t == r for t, r in zip(truths, predictions, strict=True))
         return cls(charset, len(truths), float(sum(losses)), correct, position_correct, position_total, confusion)
 
     @property
-    def num_foreign(self) -> int:
+    def num_out_of_charset(self) -> int:
         """Characters of truths that are not in the alphabet."""
         return int(self.confusion[-1].sum())
 
-    def __add__(self, other: "ReadingCounts") -> "ReadingCounts":
+    def __add__(self, other: "PredictionCounts") -> "PredictionCounts":
         assert self.charset == other.charset, "counts of two alphabets do not add up"
-        return ReadingCounts(
+        return PredictionCounts(
             self.charset,
             self.num_images + other.num_images,
             self.loss_sum + other.loss_sum,

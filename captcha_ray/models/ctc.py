@@ -12,7 +12,7 @@ CHUNK = 128
 """Images at a time: what is kept for the backward pass stays within a few megabytes."""
 
 
-def slot_probabilities(columns: Tensor, slots: int, *, variable: bool) -> Tensor:
+def slot_probabilities(columns: Tensor, max_length: int, *, variable: bool) -> Tensor:
     """Probability of each character in each slot, over all alignments.
 
     columns: log-probabilities (N, T, K + 1), the blank last -> (N, S, K), given that an image holds exactly S
@@ -20,18 +20,18 @@ def slot_probabilities(columns: Tensor, slots: int, *, variable: bool) -> Tensor
     before that slot.
     """
     starts = range(0, len(columns), CHUNK)
-    return torch.cat([_slot_probabilities(columns[start : start + CHUNK], slots, variable) for start in starts])
+    return torch.cat([_slot_probabilities(columns[start : start + CHUNK], max_length, variable) for start in starts])
 
 
-def _slot_probabilities(columns: Tensor, slots: int, variable: bool) -> Tensor:
+def _slot_probabilities(columns: Tensor, max_length: int, variable: bool) -> Tensor:
     """The forward-backward algorithm over states (s, c): s characters so far, the last of which is c and goes on; and
     (s, blank): s characters, and the last has ended. In float64, scaled at every column."""
     probabilities = columns.double().exp()
     chars, blank = probabilities[..., :-1].unbind(1), probabilities[..., -1:].unbind(1)  # T of (N, K) and of (N, 1)
     n, k = chars[0].shape
     ended, going = (
-        columns.new_zeros((n, slots + 1), dtype=torch.float64),
-        columns.new_zeros((n, slots + 1, k), dtype=torch.float64),
+        columns.new_zeros((n, max_length + 1), dtype=torch.float64),
+        columns.new_zeros((n, max_length + 1, k), dtype=torch.float64),
     )
     ended[:, 0] = 1
     entering, alphas = [], []
@@ -42,7 +42,7 @@ def _slot_probabilities(columns: Tensor, slots: int, variable: bool) -> Tensor:
         going, ended = going / scale[:, None, None], ended / scale[:, None]
         alphas.append((going, ended))
     after_ended = torch.zeros_like(ended)
-    after_ended[:, 1 if variable else slots :] = 1
+    after_ended[:, 1 if variable else max_length :] = 1
     after_going = after_ended[..., None].expand_as(going)
     found = torch.zeros_like(going)
     for t in range(len(chars) - 1, -1, -1):
@@ -73,7 +73,7 @@ def _step_back(char: Tensor, blank: Tensor, going: Tensor, ended: Tensor) -> tup
     return ended[..., None] + going + total[..., None] - entered, ended + total
 
 
-def evenly_spaced(columns: Tensor, targets: Tensor, lengths: Tensor) -> Tensor:
+def uniform_alignment_loss(columns: Tensor, targets: Tensor, lengths: Tensor) -> Tensor:
     """Cross-entropy of the alignment in which an image's characters share its width evenly -> float32 (N,), nats.
 
     columns: log-probabilities (N, T, K + 1), the blank last. targets: int64 (N, S). lengths: int64 (N,), characters
@@ -82,8 +82,8 @@ def evenly_spaced(columns: Tensor, targets: Tensor, lengths: Tensor) -> Tensor:
     """
     num_columns, blank = columns.shape[1], columns.shape[2] - 1
     place = (torch.arange(num_columns, device=columns.device) + 0.5) / num_columns * lengths[:, None]  # (N, T)
-    slot = place.long()
-    middle = (place - slot - 0.5).abs() < 0.25
-    said = torch.where(middle, targets.gather(1, slot), blank)
+    position = place.long()
+    middle = (place - position - 0.5).abs() < 0.25
+    said = torch.where(middle, targets.gather(1, position), blank)
     losses = -columns.gather(2, said[..., None]).squeeze(2)  # (N, T)
     return (losses * torch.where(middle, 1.0, 1 / 3)).mean(1) * lengths

@@ -32,7 +32,7 @@ def load_spec(uri: str) -> ModelSpec:
     return _load_description(find_checkpoint(uri))[0]
 
 
-def identify(uri: str) -> tuple[ModelSpec, str]:
+def load_spec_and_fingerprint(uri: str) -> tuple[ModelSpec, str]:
     """(what the network reads, its fingerprint), of a run or a checkpoint folder.
 
     Raises InputError where there is none, or where its weights do not have the fingerprint that its description says.

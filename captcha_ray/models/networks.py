@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from captcha_ray.errors import InputError
 from captcha_ray.image_spec import ImageSpec
-from captcha_ray.models.ctc import evenly_spaced, slot_probabilities
+from captcha_ray.models.ctc import slot_probabilities, uniform_alignment_loss
 from captcha_ray.models.spec import ModelSpec
 
 
@@ -23,7 +23,9 @@ class Network(nn.Module):
         super().__init__()
         self.num_characters = num_characters
 
-    def losses(self, outputs: Tensor, targets: Tensor, label_smoothing: float = 0.0, guidance: float = 0.0) -> Tensor:
+    def losses(
+        self, outputs: Tensor, targets: Tensor, label_smoothing: float = 0.0, alignment_prior: float = 0.0
+    ) -> Tensor:
         """Negative log-likelihood of each image's text -> float32 (N,), nats; for slots, summed over them.
 
         targets: int64 (N, S). label_smoothing: share of the target spread over all K classes (C. Szegedy et al.,
@@ -99,7 +101,7 @@ class MultiHeadCNN(Network):
     of 3x3, each followed by max-pooling that keeps odd edges, batch normalization after the third.
     """
 
-    def __init__(self, image: ImageSpec, num_classes: int, slots: int, dropout: float) -> None:
+    def __init__(self, image: ImageSpec, num_classes: int, max_length: int, dropout: float) -> None:
         super().__init__(num_classes)
         self.features = nn.Sequential(  # ReLU after max-pooling gives what it gives before it, at a quarter of the work
             nn.Conv2d(image.channels, 16, 3, padding=1),
@@ -117,7 +119,7 @@ class MultiHeadCNN(Network):
         flat = 32 * -(-image.height // 8) * -(-image.width // 8)
         self.heads = nn.ModuleList(
             nn.Sequential(nn.Linear(flat, 64), nn.ReLU(), nn.Dropout(dropout), nn.Linear(64, num_classes))
-            for _ in range(slots)
+            for _ in range(max_length)
         )
 
     def forward(self, images: Tensor) -> Tensor:
@@ -135,10 +137,10 @@ class ColumnCNN(Network):
     image holds 1 to S characters; then class K of a slot says that the text has ended.
     """
 
-    def __init__(self, image: ImageSpec, num_classes: int, slots: int, dropout: float, *, variable: bool) -> None:
+    def __init__(self, image: ImageSpec, num_classes: int, max_length: int, dropout: float, *, variable: bool) -> None:
         super().__init__(num_classes)
-        self._slots, self._variable = slots, variable
-        stride = column_stride(image, slots)
+        self._max_length, self._variable = max_length, variable
+        stride = column_stride(image, max_length)
         self.features = nn.Sequential(
             *_convolution(image.channels, 32, 5, stride=2),
             *_convolution(32, 32, 3),
@@ -165,7 +167,9 @@ class ColumnCNN(Network):
         columns: Tensor = self.columns(maps)  # (N, K + 1, 1, T)
         return columns.squeeze(2).transpose(1, 2)
 
-    def losses(self, outputs: Tensor, targets: Tensor, label_smoothing: float = 0.0, guidance: float = 0.0) -> Tensor:
+    def losses(
+        self, outputs: Tensor, targets: Tensor, label_smoothing: float = 0.0, alignment_prior: float = 0.0
+    ) -> Tensor:
         """As `Network.losses`, over all alignments. targets: int64 (N, S), K where the text has ended.
 
         guidance: share of the one alignment with evenly spaced characters. Without any, such networks stay for long
@@ -176,8 +180,8 @@ class ColumnCNN(Network):
         lengths = (targets < blank).sum(1)
         steps = torch.full_like(lengths, num_columns)
         losses = F.ctc_loss(columns.transpose(0, 1), targets, steps, lengths, blank, reduction="none")
-        if guidance:
-            losses = torch.lerp(losses, evenly_spaced(columns, targets, lengths), guidance)
+        if alignment_prior:
+            losses = torch.lerp(losses, uniform_alignment_loss(columns, targets, lengths), alignment_prior)
         if label_smoothing:
             spread = -columns.mean((1, 2)) * lengths
             losses = torch.lerp(losses, spread, label_smoothing)
@@ -186,7 +190,7 @@ class ColumnCNN(Network):
     def log_probabilities(self, outputs: Tensor) -> Tensor:
         """As `Network.log_probabilities`, (N, S, K), or (N, S, K + 1) where the number of characters varies."""
         columns = outputs.float().log_softmax(2)
-        return slot_probabilities(columns, self._slots, variable=self._variable).clamp(min=1e-30).log().float()
+        return slot_probabilities(columns, self._max_length, variable=self._variable).clamp(min=1e-30).log().float()
 
 
 def _convolution(
@@ -207,14 +211,14 @@ def _convolution(
     ]
 
 
-def column_stride(image: ImageSpec, slots: int) -> int:
+def column_stride(image: ImageSpec, max_length: int) -> int:
     """Pixels from one column to the next: 4, or 2 where that leaves fewer than 3 columns a character."""
-    return 4 if image.width // 4 >= 3 * slots else 2
+    return 4 if image.width // 4 >= 3 * max_length else 2
 
 
-def num_columns(image: ImageSpec, slots: int) -> int:
+def num_columns(image: ImageSpec, max_length: int) -> int:
     """Columns that `ColumnCNN` sees in an image."""
-    return (image.width + 1) // 2 // (column_stride(image, slots) // 2)
+    return (image.width + 1) // 2 // (column_stride(image, max_length) // 2)
 
 
 def build_model(spec: ModelSpec) -> Network:
@@ -223,17 +227,22 @@ def build_model(spec: ModelSpec) -> Network:
     Raises InputError where the architecture cannot read such images or so many characters.
     """
     if spec.network == "glyph_vgg":
-        if spec.slots != 1:
-            raise InputError(f"glyph_vgg reads one character an image, not {spec.slots}; multi_head_cnn reads several")
+        if spec.max_length != 1:
+            raise InputError(
+                f"glyph_vgg reads one character an image, not {spec.max_length}; multi_head_cnn reads several"
+            )
         if min(spec.image.height, spec.image.width) < 8:
             raise InputError(f"glyph_vgg needs images of at least 8x8 pixels, not {spec.image}")
         return GlyphVGG(spec.image, len(spec.charset), spec.dropout)
     if spec.network == "column_cnn":
-        columns, needed = num_columns(spec.image, spec.slots), 2 * spec.slots - 1  # a blank parts equal characters
+        columns, needed = (
+            num_columns(spec.image, spec.max_length),
+            2 * spec.max_length - 1,
+        )  # a blank parts equal characters
         if spec.image.height < 7 or columns < needed:
             raise InputError(
-                f"column_cnn reads {spec.slots} characters in images of at least {2 * needed}x7 pixels (width x "
+                f"column_cnn reads {spec.max_length} characters in images of at least {2 * needed}x7 pixels (width x "
                 f"height), not {spec.image}"
             )
-        return ColumnCNN(spec.image, len(spec.charset), spec.slots, spec.dropout, variable=spec.variable)
-    return MultiHeadCNN(spec.image, len(spec.charset), spec.slots, spec.dropout)
+        return ColumnCNN(spec.image, len(spec.charset), spec.max_length, spec.dropout, variable=spec.variable)
+    return MultiHeadCNN(spec.image, len(spec.charset), spec.max_length, spec.dropout)

@@ -26,7 +26,7 @@ class ModelSpec(Config):
     """The pixels it reads."""
     charset: str
     """Class k is character k."""
-    slots: int
+    max_length: int
     """Characters per image."""
     variable: bool = False
     """Whether an image may hold fewer characters than slots, down to one."""
@@ -35,20 +35,20 @@ class ModelSpec(Config):
     temperature: float = 1.0
     """What the network's outputs are divided by, so that probabilities mean what they say."""
 
-    def holds(self, shortest: int, longest: int) -> bool:
+    def fits(self, shortest: int, longest: int) -> bool:
         """Whether texts of so many characters are what the network reads."""
-        return (1 if self.variable else self.slots) <= shortest <= longest <= self.slots
+        return (1 if self.variable else self.max_length) <= shortest <= longest <= self.max_length
 
     @property
-    def reads(self) -> str:
+    def length_range(self) -> str:
         """How many characters an image holds, in words."""
-        return f"1 to {self.slots}" if self.variable else f"{self.slots}"
+        return f"1 to {self.max_length}" if self.variable else f"{self.max_length}"
 
     def __post_init__(self) -> None:
         known = [name for name in typing.get_args(Network) if name != "auto"]
         check(self.network in known, f"network is {self.network!r}; known are {', '.join(known)}")
         Charset(self.charset)
-        check(self.slots >= 1, f"slots is {self.slots}; it must be at least 1")
+        check(self.max_length >= 1, f"max_length is {self.max_length}; it must be at least 1")
         check(0 < self.temperature < math.inf, f"temperature is {self.temperature}; it must be finite and above 0")
         check(0 <= self.dropout < 1, f"dropout is {self.dropout}; it must be 0 to below 1")
 

@@ -70,20 +70,20 @@ def accuracy_curves(epochs: Epochs) -> bytes:
     return png(figure)
 
 
-def slot_curves(epochs: Epochs) -> bytes:
+def position_curves(epochs: Epochs) -> bytes:
     """PNG of the accuracy per position against the epoch: solid for validation, dashed for training.
 
-    Reads the lists `val_slot_accuracy` and `train_slot_accuracy`, a value per position; lists may be absent.
+    Reads the lists `val_position_accuracy` and `train_position_accuracy`, a value per position; lists may be absent.
     """
     figure, axes = _curves("accuracy per position")
     handles: list[Line2D] = []
-    slots = num_slots(epochs)
-    for slot in range(slots):
-        color = f"C{slot}" if slots <= 10 else colormaps["viridis"](slot / (slots - 1))
-        handles.append(Line2D([], [], color=color, label=f"position {slot + 1}"))
-        for field, style in (("val_slot_accuracy", "-"), ("train_slot_accuracy", "--")):
-            rows = [{"epoch": e["epoch"], "value": _at(e.get(field), slot)} for e in epochs]
-            _line(axes, rows, "value", f"position {slot + 1}", color=color, linestyle=style)
+    positions = num_positions(epochs)
+    for position in range(positions):
+        color = f"C{position}" if positions <= 10 else colormaps["viridis"](position / (positions - 1))
+        handles.append(Line2D([], [], color=color, label=f"position {position + 1}"))
+        for field, style in (("val_position_accuracy", "-"), ("train_position_accuracy", "--")):
+            rows = [{"epoch": e["epoch"], "value": _at(e.get(field), position)} for e in epochs]
+            _line(axes, rows, "value", f"position {position + 1}", color=color, linestyle=style)
     handles.append(Line2D([], [], color="gray", linestyle="-", label="validation"))
     handles.append(Line2D([], [], color="gray", linestyle="--", label="training"))
     _percent(axes)
@@ -98,9 +98,9 @@ def slot_curves(epochs: Epochs) -> bytes:
     return png(figure)
 
 
-def num_slots(epochs: Epochs) -> int:
+def num_positions(epochs: Epochs) -> int:
     """The most positions that any epoch has an accuracy for; 0 where none has."""
-    fields = ("val_slot_accuracy", "train_slot_accuracy")
+    fields = ("val_position_accuracy", "train_position_accuracy")
     return max((len(e.get(field) or ()) for e in epochs for field in fields), default=0)
 
 
@@ -126,7 +126,7 @@ def confusion_matrix(labels: Sequence[str], matrix: Sequence[Sequence[int]]) -> 
     bar = figure.colorbar(image, cax=_box(figure, side + 0.85, 0.6, 0.15, side))
     bar.ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     bar.ax.tick_params(labelsize=8)
-    axes.set_xlabel("reading")
+    axes.set_xlabel("prediction")
     axes.set_ylabel("truth")
     _name_cells(axes, labels, cell)
     if num <= MAX_COUNTED_LABELS:
@@ -151,7 +151,9 @@ def mistakes(rows: Sequence[Mistake]) -> bytes:
         axes = _box(figure, column * _CELL + 0.1, (lines - 1 - line) * step + 0.1, _CELL - 0.1, tall)
         axes.set_axis_off()
         _show(axes, row.image)
-        title = f"{index + 1:>2} truth {_cut(row.truth)}\n   read  {_cut(row.reading)}  {_confidence(row.confidence)}"
+        title = (
+            f"{index + 1:>2} truth {_cut(row.truth)}\n   read  {_cut(row.prediction)}  {_confidence(row.confidence)}"
+        )
         axes.set_title(title, loc="left", fontsize=8, family="monospace", parse_math=False, pad=3)
     return png(figure)
 

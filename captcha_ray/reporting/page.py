@@ -71,11 +71,13 @@ def write(run: RunDirectory, what: str, parts: Sequence[str]) -> str:
 def origins(run: RunDirectory) -> list[str]:
     """Sections of the run's config, of what the shards made of it, and of its environment, where it has them. Raises
     InputError for what is not JSON."""
-    names = ("config.json", "settled.json", "environment.json")
+    names = ("config.json", "resolved_config.json", "environment.json")
     found = {name: flat(run.read_json(name)) for name in names if filesystem.exists(run.path(name))}
-    if settled := found.get("settled.json"):
-        asked = found.get("config.json", {})
-        found["settled.json"] = {name: value for name, value in settled.items() if asked.get(name) != value}
+    if resolved := found.get("resolved_config.json"):
+        requested = found.get("config.json", {})
+        found["resolved_config.json"] = {
+            name: value for name, value in resolved.items() if requested.get(name) != value
+        }
     titles = ("Config", "What the shards made of it", "Environment")
     return [section(title, pairs(found[name])) for title, name in zip(titles, names, strict=True) if found.get(name)]
 

@@ -22,7 +22,7 @@ DISPUTED = (
 def write(run: RunDirectory, results: Mapping[str, Any], mistakes: Mapping[str, Sequence[Mistake]]) -> str:
     """Writes `report.html` and `figures/*.png` of a run; gives the URI of the page.
 
-    results: `ReadingCounts.summary()` per split name, and anything else worth a line; "seconds" is how long the last
+    results: `PredictionCounts.summary()` per split name, and anything else worth a line; "seconds" is how long the last
     session of the training took.
     mistakes: per split name, worst first; kept in that order. A split without an entry keeps the picture it has.
     `config.json`, `environment.json` and `metrics.jsonl` are shown where the folder has them. Raises InputError where
@@ -105,9 +105,9 @@ def _confidence(run: RunDirectory, name: str, summary: Mapping[str, Any]) -> str
     else:
         low, high = (page.percent(value) for value in found["precision_ci95"])
         enough = "" if found["precision_ci95"][0] >= found["target"] else "; too few readings to be sure of it"
-        asked = math.floor(found["confidence"] * 1e6) / 1e6  # rounded up, it would leave that reading out
+        requested = math.floor(found["confidence"] * 1e6) / 1e6  # rounded up, it would leave that reading out
         said = (
-            f"{asked:.6f}, which {page.percent(found['coverage'])} of the images reach; of these "
+            f"{requested:.6f}, which {page.percent(found['coverage'])} of the images reach; of these "
             f"{found['num_images']}, {page.percent(found['precision'])} are right "
             f"(95% interval {low} to {high}){enough}"
         )
@@ -167,7 +167,7 @@ def _mistakes(run: RunDirectory, name: str, summary: Mapping[str, Any], rows: Se
     table = page.table(
         ["Number", "Truth", "Reading", "Confidence", "Image"],
         [
-            [str(n), figures.visible(row.truth), figures.visible(row.reading), page.percent(row.confidence), row.uri]
+            [str(n), figures.visible(row.truth), figures.visible(row.prediction), page.percent(row.confidence), row.uri]
             for n, row in enumerate(rows, start=1)
         ],
     )
@@ -185,9 +185,9 @@ def _training(run: RunDirectory, epochs: list[dict[str, Any]]) -> str:
         page.figure(run, "loss", "Loss against the epoch", figures.loss_curves(epochs)),
         page.figure(run, "accuracy", "Accuracy against the epoch", figures.accuracy_curves(epochs)),
     ]
-    if figures.num_slots(epochs) > 1:
+    if figures.num_positions(epochs) > 1:
         alt = "Accuracy per position against the epoch; solid for validation, dashed for training"
-        parts.append(page.figure(run, "slots", alt, figures.slot_curves(epochs)))
+        parts.append(page.figure(run, "positions", alt, figures.position_curves(epochs)))
     return page.section("Training", *parts)
 
 

@@ -1,10 +1,10 @@
 """A run directory that explains itself after the shell history is gone.
 
-    config.json  settled.json  environment.json  manifest.json  metrics.jsonl  results.json  report.html  figures/
-    checkpoint/model.{safetensors,json}  tensorboard/  resume.safetensors  _SUCCESS
+    config.json  resolved_config.json  environment.json  manifest.json  metrics.jsonl  results.json  report.html
+    figures/  checkpoint/model.{safetensors,json}  tensorboard/  resume.safetensors  _SUCCESS
 
-`config.json` is what was asked for, `settled.json` what the shards made of it. Studies add `folds.parquet` and the
-trainings in `folds-K/` and `curve/`.
+`config.json` is what was asked for, `resolved_config.json` what the shards made of it. Experiments add
+`folds.parquet` and the trainings in `folds-K/` and `curve/`.
 
 Never deletes what it did not make; `_SUCCESS` is written last.
 """

@@ -47,7 +47,7 @@ def num_fitting(cpus_per_worker: int, gpus_per_worker: float) -> int:
     return sum(map(min, by_cpu, by_gpu))
 
 
-def asked_of_ray(cpus: int) -> float:
+def cpu_request(cpus: int) -> float:
     """CPUs to ask Ray for, for a process that uses so many."""
     return cpus - SPARE_CPU
 
@@ -86,7 +86,7 @@ def describe(cpus_per_worker: int, gpus_per_worker: float) -> str:
     return f"the cluster has {have} on {len(nodes)} node(s), room for {fitting}"
 
 
-def _asked(num_workers: int, cpus_per_worker: int, gpus_per_worker: float) -> tuple[str, list[dict[str, float]]]:
+def _requested(num_workers: int, cpus_per_worker: int, gpus_per_worker: float) -> tuple[str, list[dict[str, float]]]:
     """A request for a person, and for an autoscaler."""
     gpus = f" and {gpus_per_worker:g} GPU" if gpus_per_worker else ""
     cpus = f"{cpus_per_worker} CPU{'s' * (cpus_per_worker > 1)}"
@@ -94,26 +94,26 @@ def _asked(num_workers: int, cpus_per_worker: int, gpus_per_worker: float) -> tu
     return f"{num_workers} worker{'s' * (num_workers > 1)} of {cpus}{gpus} each", [bundle] * num_workers
 
 
-def has_room(num_workers: int, cpus_per_worker: int, gpus_per_worker: float) -> bool:
+def has_capacity(num_workers: int, cpus_per_worker: int, gpus_per_worker: float) -> bool:
     """Whether the nodes can hold the workers. Raises InputError where they cannot and there is no autoscaler."""
     if num_fitting(cpus_per_worker, gpus_per_worker) >= num_workers:
         return True
-    asked, bundles = _asked(num_workers, cpus_per_worker, gpus_per_worker)
+    requested, bundles = _requested(num_workers, cpus_per_worker, gpus_per_worker)
     if autoscaler(bundles) is None:
-        raise InputError(f"{asked} do not fit: {describe(cpus_per_worker, gpus_per_worker)}")
+        raise InputError(f"{requested} do not fit: {describe(cpus_per_worker, gpus_per_worker)}")
     return False
 
 
-def await_room(num_workers: int, cpus_per_worker: int, gpus_per_worker: float, **paths: str) -> None:
+def wait_for_capacity(num_workers: int, cpus_per_worker: int, gpus_per_worker: float, **paths: str) -> None:
     """Returns once the nodes can hold the workers; asks the autoscaler for more nodes, if there is one, and says so.
 
     paths: as for `ray_session.check_shared`; looked at from the nodes that have come. Raises InputError where there is
     no autoscaler, where it says that it can never start such nodes, once it has started none for `IDLE_S`, and where a
     node that has come does not see a path.
     """
-    if has_room(num_workers, cpus_per_worker, gpus_per_worker):
+    if has_capacity(num_workers, cpus_per_worker, gpus_per_worker):
         return
-    asked, bundles = _asked(num_workers, cpus_per_worker, gpus_per_worker)
+    requested, bundles = _requested(num_workers, cpus_per_worker, gpus_per_worker)
     try:
         last_said, last_started = -SAY_S, time.monotonic()
         fitting = 0
@@ -125,13 +125,15 @@ def await_room(num_workers: int, cpus_per_worker: int, gpus_per_worker: float, *
                 fitting, last_started = now_fitting, time.monotonic()
             have = describe(cpus_per_worker, gpus_per_worker)
             if state.refuses:
-                raise InputError(f"{asked} do not fit, the autoscaler has no such nodes: {have}")
+                raise InputError(f"{requested} do not fit, the autoscaler has no such nodes: {have}")
             if time.monotonic() - last_started > IDLE_S:
-                raise InputError(f"{asked} do not fit, the autoscaler has started no node for {IDLE_S:.0f} s: {have}")
+                raise InputError(
+                    f"{requested} do not fit, the autoscaler has started no node for {IDLE_S:.0f} s: {have}"
+                )
             if time.monotonic() - last_said >= SAY_S:
                 last_said = time.monotonic()
                 console.say(
-                    f"waiting for nodes: {asked} are asked for; {have}; {state.num_starting} nodes are starting"
+                    f"waiting for nodes: {requested} are asked for; {have}; {state.num_starting} nodes are starting"
                 )
             time.sleep(POLL_S)
     finally:

@@ -25,7 +25,7 @@ from ray._private.services import find_node_ids
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from captcha_ray import console
-from captcha_ray.errors import AGAIN, FailedError, InputError, check
+from captcha_ray.errors import RESUME_HINT, InputError, JobError, check
 from captcha_ray.storage import filesystem
 
 QUIET = {
@@ -101,7 +101,7 @@ def connect(meanwhile: str = "") -> Iterator[Cluster]:
     meanwhile: name of a module to import while Ray starts; torch and Ray take four seconds each, on two cores both at
     once. An already connected process (a test, a notebook) keeps its connection. What SIGTERM does stays as it was.
     Raises InputError where the address does not answer, does not let this process in, or runs another Ray or Python;
-    FailedError where memory, or the object store and its disk, are used up.
+    JobError where memory, or the object store and its disk, are used up.
     """
     address = os.environ.get("RAY_ADDRESS")
     for name, value in (QUIET if address else QUIET | QUIET_ALONE | WORKERS).items():
@@ -125,14 +125,14 @@ def connect(meanwhile: str = "") -> Iterator[Cluster]:
         resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
         yield Cluster(int(resources.get("CPU", 0)), int(resources.get("GPU", 0)), embedded=not address)
     except (ray.exceptions.ObjectStoreFullError, ray.exceptions.OutOfDiskError) as error:
-        raise FailedError(
+        raise JobError(
             "Ray's object store is full, and so is the disk that it spills to; more nodes, larger ones or a larger "
-            f"object_store_memory hold more, and {AGAIN}"
+            f"object_store_memory hold more, and {RESUME_HINT}"
         ) from error
     except ray.exceptions.OutOfMemoryError as error:
-        raise FailedError(
+        raise JobError(
             f"Ray ended workers because a node's memory was used up; fewer workers per node or larger nodes help, and "
-            f"{AGAIN}"
+            f"{RESUME_HINT}"
         ) from error
     finally:
         if ours:
@@ -160,7 +160,7 @@ def _start(address: str | None) -> None:
     except InputError:
         raise
     except Exception as error:  # what Ray raises where its processes are too slow to start
-        raise FailedError(f"Ray does not start, the machine may be busy: {_first_line(error)}") from error
+        raise JobError(f"Ray does not start, the machine may be busy: {_first_line(error)}") from error
 
 
 def _ensure_token() -> None:
@@ -189,16 +189,16 @@ def _keeping_sigterm() -> Iterator[None]:
         yield
         return
     before = signal.getsignal(signal.SIGTERM)
-    asked = False
+    requested = False
     try:
         yield
     except SystemExit as ended:
-        asked = ended.code == signal.SIGTERM
-        if not asked:
+        requested = ended.code == signal.SIGTERM
+        if not requested:
             raise
     finally:
         signal.signal(signal.SIGTERM, before)
-    if asked:
+    if requested:
         signal.raise_signal(signal.SIGTERM)
 
 

@@ -52,13 +52,13 @@ class _Page:
 
 def _list_s3(root: str, prefix: str) -> Iterator[list[Entry]]:
     waiting = deque([_Page(prefix, delimited=True)])
-    asked: set[concurrent.futures.Future[tuple[_Page, dict[str, Any]]]] = set()
+    requested: set[concurrent.futures.Future[tuple[_Page, dict[str, Any]]]] = set()
     num_folders = 1
     with concurrent.futures.ThreadPoolExecutor(NUM_LIST_THREADS) as pool:
-        while waiting or asked:
-            while waiting and len(asked) < NUM_LIST_THREADS:
-                asked.add(pool.submit(_ask, root, waiting.popleft()))
-            done, asked = concurrent.futures.wait(asked, return_when=concurrent.futures.FIRST_COMPLETED)
+        while waiting or requested:
+            while waiting and len(requested) < NUM_LIST_THREADS:
+                requested.add(pool.submit(_ask, root, waiting.popleft()))
+            done, requested = concurrent.futures.wait(requested, return_when=concurrent.futures.FIRST_COMPLETED)
             for future in done:
                 page, answer = future.result()
                 if page.delimited and answer["IsTruncated"]:

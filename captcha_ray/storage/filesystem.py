@@ -28,7 +28,7 @@ PAGE_FILES = 1000
 """Local files per page of a listing, as many as S3 gives."""
 
 
-JUNK = {".ds_store", "thumbs.db", "desktop.ini", "ehthumbs.db", "icon\r"}
+HIDDEN_FILES = {".ds_store", "thumbs.db", "desktop.ini", "ehthumbs.db", "icon\r"}
 """Files that operating systems leave in folders, lower case."""
 
 
@@ -37,10 +37,10 @@ def speakable(uri: str) -> str:
     return uri.encode("utf-8", "backslashreplace").decode()
 
 
-def is_junk(uri: str, corpus: str) -> bool:
+def is_hidden(uri: str, corpus: str) -> bool:
     """Whether a file is an operating system's or hidden below the corpus, and so no image of it."""
     below = uri.removeprefix(corpus).lstrip("/").split("/")
-    return uri.rpartition("/")[2].lower() in JUNK or any(
+    return uri.rpartition("/")[2].lower() in HIDDEN_FILES or any(
         part.startswith((".", "__MACOSX")) and part not in (".", "..") for part in below
     )
 
@@ -156,14 +156,14 @@ def write(uri: str, data: bytes | memoryview, *, exclusive: bool = False) -> Non
         temporary.unlink(missing_ok=True)
 
 
-def replace(uri: str, data: bytes, expected: bytes) -> bool:
+def compare_and_swap(uri: str, data: bytes, expected: bytes) -> bool:
     """Writes the whole object if it holds what is expected; whether it did. Of several at once, one succeeds.
 
     On a disk among the processes of all machines that see its locks, on a store where it knows conditional writes.
     Raises FileNotFoundError where there is no object, OSError for any other trouble.
     """
     if is_remote(uri):
-        return objectstore.replace(uri, data, expected)
+        return objectstore.compare_and_swap(uri, data, expected)
     folder = os.open(os.path.dirname(uri), os.O_RDONLY)
     try:
         fcntl.flock(folder, fcntl.LOCK_EX)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from captcha_ray import console
-from captcha_ray.errors import FailedError, InputError
+from captcha_ray.errors import InputError, JobError
 from captcha_ray.storage import filesystem
 
 RENEW_S = 5.0
@@ -52,13 +52,11 @@ class Lease:
             console.warn(f"the lease {self._uri} stays behind: {error}")
 
     def check(self) -> None:
-        """Raises FailedError where another process has taken the lease over; asks the store, if it answers."""
+        """Raises JobError where another process has taken the lease over; asks the store, if it answers."""
         with contextlib.suppress(OSError):
             self._lost = self._lost or not self._holds()
         if self._lost:
-            raise FailedError(
-                f"another process has taken over {self._uri}; what this one had not committed is left to it"
-            )
+            raise JobError(f"another process has taken over {self._uri}; what this one had not committed is left to it")
 
     def _acquire(self) -> None:
         found, mine = self._read(), self._content(0)
@@ -74,7 +72,7 @@ class Lease:
                 return
         elif _parsed(dead) == found:
             with contextlib.suppress(FileNotFoundError):  # others took it over and are done already
-                if filesystem.replace(self._uri, mine, dead):
+                if filesystem.compare_and_swap(self._uri, mine, dead):
                     return
         raise InputError(f"another process has just begun to work on {self._folder}")
 

@@ -153,7 +153,7 @@ def put(uri: str, data: bytes, *, exclusive: bool = False) -> None:
     persist(request, uri)
 
 
-def replace(uri: str, data: bytes, expected: bytes) -> bool:
+def compare_and_swap(uri: str, data: bytes, expected: bytes) -> bool:
     """Writes the whole object if it holds what is expected; whether it did.
 
     Raises FileNotFoundError where it is absent. Stores that know conditional writes let one of several writers win;

@@ -27,7 +27,7 @@ MANY, SEEN_EXPONENT = 700, 0.75
 """From `MANY` images on a training sees more; the images it sees grow with this power of their number."""
 
 
-def settle(config: TrainConfig, manifest: Manifest) -> TrainConfig:
+def resolve(config: TrainConfig, manifest: Manifest) -> TrainConfig:
     """The config with nothing left open, for shards of this manifest. One that leaves nothing open comes back as it is.
 
     Lengths vary where labels' do and the config names no network: what a network was asked for, it is held to. No lines

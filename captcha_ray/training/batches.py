@@ -48,8 +48,8 @@ class EpochFeed:
 
     def count_classes(self, num_classes: int) -> npt.NDArray[np.int64]:
         """Count each class in each slot of this worker's images -> int64 (slots, classes)."""
-        slots = self._targets.numpy().T
-        return np.stack([np.bincount(slot, minlength=num_classes) for slot in slots]).astype(np.int64)
+        positions = self._targets.numpy().T
+        return np.stack([np.bincount(position, minlength=num_classes) for position in positions]).astype(np.int64)
 
     @property
     def smallest_batch(self) -> int:

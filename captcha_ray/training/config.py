@@ -22,7 +22,7 @@ class TrainConfig(Config):
     """Named set of defaults for the fields below; auto takes text, text-ctc or glyph by the labels of the shards."""
     shards: str = f"{DEMO}/shards/digits"
     """Folder or s3:// URI that jobs/preprocess.py wrote. The default one is made on first use."""
-    unlabelled: str = ""
+    unlabeled: str = ""
     """Folder or s3:// URI of images without labels, to learn from as well: a network trained on the shards reads them,
     and those it is sure of are trained on like labeled ones. Default: none."""
     run: str = f"{DEMO}/runs/digits"
@@ -33,10 +33,10 @@ class TrainConfig(Config):
     """Image height the shards must have, pixels; 0 takes what they have."""
     width: int = 0
     """Image width the shards must have, pixels; 0 takes what they have."""
-    slots: int = 0
+    max_length: int = 0
     """Characters per image the network reads; 0 takes the length of the shards' labels."""
     variable_length: bool = False
-    """Read 1 to --slots characters per image instead of exactly as many; column_cnn only."""
+    """Read 1 to --max-length characters per image instead of exactly as many; column_cnn only."""
     charset: str = ""
     """Alphabet the shards must have; default: take theirs."""
     epochs: int = 0
@@ -130,7 +130,7 @@ class TrainConfig(Config):
         not_negative = (
             "height",
             "width",
-            "slots",
+            "max_length",
             "epochs",
             "max_epochs",
             "momentum",

@@ -35,15 +35,15 @@ class EpochCounts:
     def ratios(self, prefix: str) -> dict[str, Any]:
         """Loss per image, accuracies over characters and whole strings, and per slot, named `prefix_...`.
 
-        Characters count as in `counts.ReadingCounts`; that a text ends is none. Slots without any have nan.
+        Characters count as in `counts.PredictionCounts`; that a text ends is none. Slots without any have nan.
         """
-        n, loss, strings, *slots = (float(x) for x in self.sums)
-        right, there = slots[: len(slots) // 2], slots[len(slots) // 2 :]
+        n, loss, strings, *positions = (float(x) for x in self.sums)
+        right, there = positions[: len(positions) // 2], positions[len(positions) // 2 :]
         return {
             f"{prefix}_loss": loss / n,
             f"{prefix}_char_accuracy": sum(right) / sum(there),
             f"{prefix}_exact_match": strings / n,
-            f"{prefix}_slot_accuracy": [r / t if t else math.nan for r, t in zip(right, there, strict=True)],
+            f"{prefix}_position_accuracy": [r / t if t else math.nan for r, t in zip(right, there, strict=True)],
         }
 
 
@@ -59,7 +59,7 @@ def train_epoch(
     world_size: int = 1,
     learning_rate: Callable[[int], float],
     label_smoothing: float = 0.0,
-    guidance: Callable[[int], float] = lambda step: 0.0,
+    alignment_prior: Callable[[int], float] = lambda step: 0.0,
     on_step: Callable[[int, int], None] = lambda step, images: None,
 ) -> tuple[EpochCounts, float]:
     """One pass of optimizer steps. Returns this worker's counts and the seconds it waited for data.
@@ -83,8 +83,8 @@ def train_epoch(
         with arithmetic.autocast():
             outputs = forward(inputs)
         taught = losses = model.losses(outputs, targets)
-        if label_smoothing or guidance(step):
-            taught = model.losses(outputs, targets, label_smoothing, guidance(step))
+        if label_smoothing or alignment_prior(step):
+            taught = model.losses(outputs, targets, label_smoothing, alignment_prior(step))
         optimizer.zero_grad(set_to_none=True)
         (taught.sum() * (world_size / batch.step_images)).backward()  # type: ignore[no-untyped-call]
         optimizer.step()

@@ -32,17 +32,17 @@ MIN_CONFIDENCE = 0.9
 TEACHER = "teacher"
 """In the run's directory: the run of the network that reads the unlabeled images."""
 
-READINGS = "readings.parquet"
-"""In the teacher's directory: what it read, a row of `READINGS_SCHEMA` for every file that can be decoded."""
+PREDICTIONS = "predictions.parquet"
+"""In the teacher's directory: what it read, a row of `PREDICTIONS_SCHEMA` for every file that can be decoded."""
 
-READINGS_SCHEMA = pa.schema(
+PREDICTIONS_SCHEMA = pa.schema(
     [("uri", pa.string()), ("sha256", pa.binary(32)), ("text", pa.string()), ("confidence", pa.float64())]
 )
 """sha256: of the pixels, as in shards."""
 
 
-class ReadFiles:
-    """Files (columns uri, text) -> rows of `READINGS_SCHEMA`. An actor of `map_batches`."""
+class RecognizeFiles:
+    """Files (columns uri, text) -> rows of `PREDICTIONS_SCHEMA`. An actor of `map_batches`."""
 
     def __init__(self, model: str, device: str = "cpu") -> None:
         self._recognizer = Recognizer.load(model, device)
@@ -50,14 +50,17 @@ class ReadFiles:
     def __call__(self, files: pa.Table) -> pa.Table:
         """As many rows as files can be decoded."""
         rows, _ = decoding.decode_files(files, self._recognizer.spec.image, images.MAX_PIXELS)
-        readings = []
+        predictions = []
         if len(rows):
             pixels = schema.unpack_images(rows["image"], self._recognizer.spec.image)
-            readings = self._recognizer.readings(self._recognizer.log_probabilities(pixels))
-        texts, confidences = [reading.text for reading in readings], [reading.confidence for reading in readings]
+            predictions = self._recognizer.predictions(self._recognizer.log_probabilities(pixels))
+        texts, confidences = (
+            [prediction.text for prediction in predictions],
+            [prediction.confidence for prediction in predictions],
+        )
         return pa.table(
             [rows["uri"], rows["sha256"], pa.array(texts, pa.string()), pa.array(confidences, pa.float64())],
-            schema=READINGS_SCHEMA,
+            schema=PREDICTIONS_SCHEMA,
         )
 
 
@@ -68,9 +71,9 @@ def prepare(
 
     Raises InputError where it names a folder without any.
     """
-    if not config.unlabelled:
+    if not config.unlabeled:
         return None
-    uris = labels.list_images(config.unlabelled)
+    uris = labels.list_images(config.unlabeled)
     return functools.partial(label, uris=uris, shards=shards, val=val, resources=resources)
 
 
@@ -86,47 +89,47 @@ def label(
     """
     teacher = RunDirectory(filesystem.join(config.run, TEACHER))
     if not teacher.finished:
-        console.say(f"first a network to read {len(uris):,} files of {config.unlabelled}")
-        first = dataclasses.replace(config, run=teacher.uri, unlabelled="", resume=True)
+        console.say(f"first a network to read {len(uris):,} files of {config.unlabeled}")
+        first = dataclasses.replace(config, run=teacher.uri, unlabeled="", resume=True)
         fit(first, shards.manifest, shards.read("train"), val.dataset if val else None, resources)
         if val:
             evaluate.calibrate(val.sample(evaluate.CALIBRATION_IMAGES), teacher.uri)
         teacher.finish()
-    if filesystem.exists(teacher.path(READINGS)):
-        readings = teacher.read_table(READINGS)
+    if filesystem.exists(teacher.path(PREDICTIONS)):
+        predictions = teacher.read_table(PREDICTIONS)
     else:
-        readings = _read(uris, shards, teacher.uri, config.use_gpu)
-        check(len(readings) > 0, f"none of the {len(uris):,} files of {config.unlabelled} can be read as an image")
-        if unread := len(uris) - len(readings):
-            console.warn(f"{unread:,} files of {config.unlabelled} cannot be read as images, and are left out")
-        teacher.write_table(READINGS, readings)
+        predictions = _read(uris, shards, teacher.uri, config.use_gpu)
+        check(len(predictions) > 0, f"none of the {len(uris):,} files of {config.unlabeled} can be read as an image")
+        if unreadable := len(uris) - len(predictions):
+            console.warn(f"{unreadable:,} files of {config.unlabeled} cannot be read as images, and are left out")
+        teacher.write_table(PREDICTIONS, predictions)
     known = pa.concat_tables(shards.read(columns=["sha256"]).iter_batches(batch_size=None, batch_format="pyarrow"))
-    chosen = choose(readings, known)
+    chosen = choose(predictions, known)
     rows = _decode(chosen, shards)
     number = rows.count()
     if changed := len(chosen) - number:
-        console.warn(f"{changed:,} files of {config.unlabelled} are gone or others since they were read")
+        console.warn(f"{changed:,} files of {config.unlabeled} are gone or others since they were read")
     console.say(
         f"{number:,} pictures that are not in the shards are read with a confidence of at least {MIN_CONFIDENCE:.0%}, "
         f"and learned from"
     )
-    facts = {"source": config.unlabelled, "num_files": len(uris), "num_read": len(readings)}
+    facts = {"source": config.unlabeled, "num_files": len(uris), "num_read": len(predictions)}
     return MoreImages(rows, number, facts | {"num_learned_from": number})
 
 
 def _read(uris: list[str], shards: Shards, model: str, use_gpu: bool) -> pa.Table:
-    """Rows of `READINGS_SCHEMA`, in the order of the URIs."""
+    """Rows of `PREDICTIONS_SCHEMA`, in the order of the URIs."""
     compute: Any = ray.data.ActorPoolStrategy(min_size=1, max_size=max(capacity.num_fitting(1, use_gpu), 1))
     files = pa.table({"uri": uris, "text": pa.repeat("", len(uris))})
     dataset = in_blocks(files, shards.manifest.image_spec).map_batches(
-        ReadFiles,
+        RecognizeFiles,
         fn_constructor_args=(model, capacity.device_of(use_gpu)),
         batch_size=evaluate.BATCH_SIZE,
         batch_format="pyarrow",
         compute=compute,
         num_gpus=1 if use_gpu else None,
     )
-    tables = [READINGS_SCHEMA.empty_table()]
+    tables = [PREDICTIONS_SCHEMA.empty_table()]
     with console.progress("read what has no labels", len(uris), "images") as advance:
         for table in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
             tables.append(pa.table(table))
@@ -134,13 +137,13 @@ def _read(uris: list[str], shards: Shards, model: str, use_gpu: bool) -> pa.Tabl
     return pa.concat_tables(tables)
 
 
-def choose(readings: pa.Table, known: pa.Table) -> pa.Table:
+def choose(predictions: pa.Table, known: pa.Table) -> pa.Table:
     """The readings that count as labels: sure ones, of pictures that are not known, and one of each picture.
 
-    readings: of `READINGS_SCHEMA`. known: column sha256.
+    readings: of `PREDICTIONS_SCHEMA`. known: column sha256.
     """
-    new = pc.invert(pc.is_in(readings["sha256"], value_set=known["sha256"].combine_chunks()))
-    sure = readings.filter(pc.and_(new, pc.greater_equal(readings["confidence"], MIN_CONFIDENCE)))
+    new = pc.invert(pc.is_in(predictions["sha256"], value_set=known["sha256"].combine_chunks()))
+    sure = predictions.filter(pc.and_(new, pc.greater_equal(predictions["confidence"], MIN_CONFIDENCE)))
     numbered = sure.append_column("row", pa.array(range(len(sure)), pa.int64()))
     firsts = numbered.group_by("sha256", use_threads=False).aggregate([("row", "min")])["row_min"]
     return sure.take(firsts)

@@ -18,7 +18,7 @@ def wmail() -> TrainConfig:
         network="glyph_vgg",
         width=18,
         height=60,
-        slots=1,
+        max_length=1,
         epochs=75,
         batch_size=32,
         optimizer="sgd",
@@ -38,7 +38,7 @@ def isfahan() -> TrainConfig:
         network="multi_head_cnn",
         width=200,
         height=50,
-        slots=5,
+        max_length=5,
         epochs=60,
         batch_size=32,
         optimizer="adam",
@@ -111,7 +111,7 @@ def text_ctc() -> TrainConfig:
 
 def glyph() -> TrainConfig:
     """Single characters, in images of any size."""
-    return dataclasses.replace(text(), recipe="glyph", slots=1)
+    return dataclasses.replace(text(), recipe="glyph", max_length=1)
 
 
 RECIPES: dict[str, Callable[[], TrainConfig]] = {

@@ -28,9 +28,9 @@ def publish(run: RunDirectory, evaluations: Mapping[str, Evaluation], **facts: A
 
 def diagnose_run(run: RunDirectory, results: dict[str, Any]) -> list[str]:
     """Return what there is to warn of in all results of a run; nothing where the run does not know its shards."""
-    if not all(filesystem.exists(run.path(name)) for name in ("settled.json", "manifest.json")):
+    if not all(filesystem.exists(run.path(name)) for name in ("resolved_config.json", "manifest.json")):
         return []
-    config = TrainConfig.from_dict(run.read_json("settled.json"))
+    config = TrainConfig.from_dict(run.read_json("resolved_config.json"))
     manifest = Manifest.from_dict(run.read_json("manifest.json"))
     splits = {name: value for name, value in results.items() if isinstance(value, dict) and "num_images" in value}
     return diagnosis.diagnose(splits, run.read_metrics(), config, manifest)

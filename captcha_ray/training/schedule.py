@@ -77,7 +77,7 @@ class Plan:
 
     @classmethod
     def first(cls, config: TrainConfig, steps: int, guess_loss: float) -> Self:
-        """Plan a training that has not begun. config: settled."""
+        """Plan a training that has not begun. config: resolved."""
         plan = cls(config, steps, guess_loss, config.epochs)
         return dataclasses.replace(plan, decays_from=0) if plan._latest_decay <= 0 else plan
 
@@ -104,8 +104,8 @@ class Plan:
         if stuck:
             again = dataclasses.replace(plan, attempt=self.attempt + 1, begun=done, change=Change.ANEW)
             again = again._planned_for(done + math.ceil(again._prior_steps * PRIOR_FADE / self.steps))
-            has_room = again._latest_decay > done + again._prior_steps * PRIOR_FADE / self.steps
-            return again if has_room and again.attempt < MAX_ATTEMPTS else plan._decay(done, Change.LIMIT)
+            has_capacity = again._latest_decay > done + again._prior_steps * PRIOR_FADE / self.steps
+            return again if has_capacity and again.attempt < MAX_ATTEMPTS else plan._decay(done, Change.LIMIT)
         if done >= self._latest_decay:
             return plan._decay(done, Change.LIMIT)
         return plan._planned_for(done + 1)

@@ -14,9 +14,9 @@ def save_state(uri: str, model: nn.Module, optimizer: torch.optim.Optimizer, pro
     """Writes all that continues a training run into one file. progress: JSON types."""
     state = optimizer.state_dict()
     tensors = {f"model.{name}": t.detach().cpu().contiguous() for name, t in model.state_dict().items()}
-    for index, slots in state["state"].items():
+    for index, states in state["state"].items():
         tensors |= {
-            f"optimizer.{index}.{name}": torch.as_tensor(t).detach().cpu().contiguous() for name, t in slots.items()
+            f"optimizer.{index}.{name}": torch.as_tensor(t).detach().cpu().contiguous() for name, t in states.items()
         }
     filesystem.write(uri, save(tensors, metadata={"progress": json.dumps(progress)}))
 
@@ -32,12 +32,14 @@ def load_state(uri: str, model: nn.Module, optimizer: torch.optim.Optimizer) -> 
     tensors = load(data)
     model.load_state_dict({name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")})
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    slots: dict[int, dict[str, Tensor]] = {}
+    states: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         if name.startswith("optimizer."):
-            _, index, slot = name.split(".", 2)
+            _, index, name_of_state = name.split(".", 2)
             parameter = parameters[int(index)].detach()
             same = tensor.shape == parameter.shape
-            slots.setdefault(int(index), {})[slot] = torch.empty_like(parameter).copy_(tensor) if same else tensor
-    optimizer.load_state_dict({"state": slots, "param_groups": optimizer.state_dict()["param_groups"]})
+            states.setdefault(int(index), {})[name_of_state] = (
+                torch.empty_like(parameter).copy_(tensor) if same else tensor
+            )
+    optimizer.load_state_dict({"state": states, "param_groups": optimizer.state_dict()["param_groups"]})
     return progress

@@ -27,7 +27,7 @@ from ray.train.v2._internal.exceptions import RayTrainError
 
 from captcha_ray import console
 from captcha_ray.datasets import schema
-from captcha_ray.errors import FailedError, InputError, check
+from captcha_ray.errors import InputError, JobError, check
 from captcha_ray.models.networks import build_model
 from captcha_ray.models.spec import ModelSpec
 from captcha_ray.runs.directory import RunDirectory
@@ -36,7 +36,7 @@ from captcha_ray.runtime.ray_session import Cluster
 from captcha_ray.runtime.telemetry import Telemetry
 from captcha_ray.storage import filesystem
 from captcha_ray.storage.lock import Lease
-from captcha_ray.training.auto_config import settle
+from captcha_ray.training.auto_config import resolve
 from captcha_ray.training.config import TrainConfig
 from captcha_ray.training.progress import Announcement, Relay, TrainingProgress, measure
 from captcha_ray.training.worker import Worker, WorkerJob, best_epoch, has_diverged, train_worker
@@ -70,11 +70,11 @@ def model_spec(config: TrainConfig, manifest: schema.Manifest) -> ModelSpec:
     """The network for these shards. Raises InputError where they are not what the config or network reads."""
     image = manifest.image_spec
     for name in ("height", "width"):
-        asked, found = getattr(config, name), getattr(image, name)
+        requested, found = getattr(config, name), getattr(image, name)
         check(
-            asked in (0, found),
+            requested in (0, found),
             f"the shards hold images of {image.width}x{image.height} pixels (width x height), but recipe "
-            f"{config.recipe} reads {name} {asked}; preprocess to that size, or pass --{name} 0 to take theirs",
+            f"{config.recipe} reads {name} {requested}; preprocess to that size, or pass --{name} 0 to take theirs",
         )
     check(
         config.charset in ("", manifest.charset),
@@ -84,15 +84,15 @@ def model_spec(config: TrainConfig, manifest: schema.Manifest) -> ModelSpec:
         network=config.network,
         image=image,
         charset=manifest.charset,
-        slots=config.slots or manifest.max_length,
+        max_length=config.max_length or manifest.max_length,
         variable=config.variable_length,
         dropout=config.dropout,
     )
     check(
-        spec.holds(manifest.min_length, manifest.max_length),
+        spec.fits(manifest.min_length, manifest.max_length),
         f"labels in the shards have {manifest.min_length} to {manifest.max_length} characters, but the network reads "
-        f"{spec.reads} in every image; keep those by preprocessing with --length {spec.slots}, pass --slots 0 where "
-        f"all have another length, or train column_cnn with --variable-length",
+        f"{spec.length_range} in every image; keep those by preprocessing with --length {spec.max_length}, pass "
+        f"--max-length 0 where all have another length, or train column_cnn with --variable-length",
     )
     with torch.device("meta"):
         build_model(spec)
@@ -116,35 +116,35 @@ def fit(
     A single CPU worker of an embedded Ray trains in this process (Ray Train's local mode: no other machine is to be
     had, and starting a worker takes longer than the small corpora people try first). Raises InputError for shards,
     workers or run directories that do not fit, for a run that another job is at work on, and where the loss stops
-    being a number; FailedError where workers are lost again and again.
+    being a number; JobError where workers are lost again and again.
     """
     started = time.perf_counter()
     run = RunDirectory(config.run)
-    asked, config = config, _settled(config, manifest, run)
+    requested, config = config, _resolved(config, manifest, run)
     spec = model_spec(config, manifest)
     check_batches(config, manifest)
     if not config.resume:
         run.check_free()
     shards = filesystem.absolute(config.shards)
-    unlabelled = filesystem.absolute(config.unlabelled) if config.unlabelled else ""
-    asked, config = (
-        dataclasses.replace(one, run=run.uri, shards=shards, unlabelled=unlabelled) for one in (asked, config)
+    unlabeled = filesystem.absolute(config.unlabeled) if config.unlabeled else ""
+    requested, config = (
+        dataclasses.replace(one, run=run.uri, shards=shards, unlabeled=unlabeled) for one in (requested, config)
     )
-    where = {"shards": shards, "unlabelled": unlabelled, "run": run.uri}
-    capacity.await_room(config.workers[0], config.cpus_per_worker, config.use_gpu, **where)
-    run.begin(asked.to_dict(), manifest.to_dict(), resume=config.resume, may_differ=RESUME_MAY_DIFFER)
+    where = {"shards": shards, "unlabeled": unlabeled, "run": run.uri}
+    capacity.wait_for_capacity(config.workers[0], config.cpus_per_worker, config.use_gpu, **where)
+    run.begin(requested.to_dict(), manifest.to_dict(), resume=config.resume, may_differ=RESUME_MAY_DIFFER)
     facts: dict[str, Any] = {}
     with Lease(run.path("_lease.json")) as lease:
-        more = find_more(asked) if find_more else None
+        more = find_more(requested) if find_more else None
         blocks = {"train": train.materialize().to_arrow_refs(), "val": val.materialize().to_arrow_refs() if val else []}
         if more:
-            facts["unlabelled"] = more.facts
+            facts["unlabeled"] = more.facts
             blocks["train"] += more.rows.to_arrow_refs() if more.num_images else []
             images = manifest.num_images | {"train": manifest.num_images["train"] + more.num_images}
             manifest = dataclasses.replace(manifest, num_images=images)
-            config = _settled(asked, manifest, run)
+            config = _resolved(requested, manifest, run)
             check_batches(config, manifest)
-        run.write_json("settled.json", config.to_dict())
+        run.write_json("resolved_config.json", config.to_dict())
         console.say(describe(config, spec, manifest))
         if done := len(run.read_metrics()):
             console.say(f"goes on after epoch {done}")
@@ -168,7 +168,7 @@ def fit(
 
 
 def _train(config: TrainConfig, spec: ModelSpec, blocks: dict[str, list[Any]], cluster: Cluster) -> None:
-    """All epochs that are left, shown and measured. config: settled."""
+    """All epochs that are left, shown and measured. config: resolved."""
     telemetry = Telemetry("train", config.run)
     with TrainingProgress(config.epochs) as progress:
 
@@ -185,20 +185,20 @@ def _train(config: TrainConfig, spec: ModelSpec, blocks: dict[str, list[Any]], c
                 _run_trainer(WorkerJob(config, spec, blocks, announcements.announcer()), local=False)
 
 
-def _settled(config: TrainConfig, manifest: schema.Manifest, run: RunDirectory) -> TrainConfig:
+def _resolved(config: TrainConfig, manifest: schema.Manifest, run: RunDirectory) -> TrainConfig:
     """The config with nothing left open; a run that is continued goes on as it was begun, whatever the rules now."""
-    if not config.resume or not filesystem.exists(run.path("settled.json")):
-        return settle(config, manifest)
-    begun = TrainConfig.from_dict(run.read_json("settled.json"))
+    if not config.resume or not filesystem.exists(run.path("resolved_config.json")):
+        return resolve(config, manifest)
+    begun = TrainConfig.from_dict(run.read_json("resolved_config.json"))
     return dataclasses.replace(begun, **{name: getattr(config, name) for name in RESUME_MAY_DIFFER})
 
 
 def describe(config: TrainConfig, spec: ModelSpec, manifest: schema.Manifest) -> str:
-    """What is to be trained, in a line for a person. config: settled."""
+    """What is to be trained, in a line for a person. config: resolved."""
     with torch.device("meta"):
         size = sum(parameter.numel() for parameter in build_model(spec).parameters())
     longest = f" (up to {config.max_epochs} where that helps)" if config.max_epochs > config.epochs else ""
-    lengths = f"{spec.reads} of {len(spec.charset)} characters in {spec.image}"
+    lengths = f"{spec.length_range} of {len(spec.charset)} characters in {spec.image}"
     return (
         f"{spec.network} of {size:,} parameters for {lengths}: {config.epochs} epochs{longest} of "
         f"{manifest.num_images['train']:,} images in batches of up to {config.batch_size}"
@@ -223,7 +223,7 @@ def check_batches(config: TrainConfig, manifest: schema.Manifest) -> None:
 
 def _run_trainer(job: WorkerJob, local: bool) -> None:
     """Trains until the last epoch. Ray Train counts all losses of a training, however long it takes; here as many are
-    allowed again whenever an epoch was finished. Raises FailedError where they are too many."""
+    allowed again whenever an epoch was finished. Raises JobError where they are too many."""
     run = RunDirectory(job.config.run)
     while True:
         before = len(run.read_metrics())
@@ -232,8 +232,8 @@ def _run_trainer(job: WorkerJob, local: bool) -> None:
             return
         except ray.train.WorkerGroupError as error:
             failures = list(error.worker_failures.values())
-            told = [failure for failure in failures if isinstance(failure, (InputError, FailedError, OSError))]
-            final = any(isinstance(failure, (InputError, FailedError)) for failure in told)
+            told = [failure for failure in failures if isinstance(failure, (InputError, JobError, OSError))]
+            final = any(isinstance(failure, (InputError, JobError)) for failure in told)
             if job.config.max_failures and not final and len(run.read_metrics()) > before:
                 continue
             if told:
@@ -241,7 +241,7 @@ def _run_trainer(job: WorkerJob, local: bool) -> None:
             lost = [failure for failure in failures if isinstance(failure, (RayTrainError, ray.exceptions.RayError))]
             if not lost:
                 raise  # of our code, with its trace; the others of a worker that is lost fail as well
-            raise FailedError(
+            raise JobError(
                 f"workers were lost more than {job.config.max_failures} times without an epoch between, the last one: "
                 f"{_why_lost(lost[0])}; what was finished is kept, --resume goes on"
             ) from error
@@ -256,7 +256,7 @@ def _why_lost(failure: Exception) -> str:
 
 def _run_trainer_once(job: WorkerJob, local: bool) -> None:
     config = job.config
-    resources = {"CPU": capacity.asked_of_ray(config.cpus_per_worker), **({"GPU": 1} if config.use_gpu else {})}
+    resources = {"CPU": capacity.cpu_request(config.cpus_per_worker), **({"GPU": 1} if config.use_gpu else {})}
     least, most = config.workers
     group: Any = most if least == most else (least, most)
     if least < most:

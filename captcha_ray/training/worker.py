@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from captcha_ray.charset import Charset
 from captcha_ray.datasets import schema
-from captcha_ray.errors import AGAIN, FailedError
+from captcha_ray.errors import RESUME_HINT, JobError
 from captcha_ray.metrics.counts import guess_loss
 from captcha_ray.models import checkpoint
 from captcha_ray.models.device import Arithmetic, keep_freed_memory
@@ -81,14 +81,14 @@ def train_worker(arguments: dict[str, Any]) -> None:
 
 
 def fetch(block: Any) -> pa.Table:
-    """A block of images, for its reference. Raises FailedError where it does not come."""
+    """A block of images, for its reference. Raises JobError where it does not come."""
     try:
         table: pa.Table = ray.get(block, timeout=BLOCK_TIMEOUT_S)
     except ray.exceptions.GetTimeoutError:
-        raise FailedError(
+        raise JobError(
             f"images have not come from another node for {BLOCK_TIMEOUT_S:.0f} s: Ray's object store there or here may "
             "be full, and so the disk that it spills to; more nodes, larger ones or a larger object_store_memory hold "
-            f"more, and {AGAIN}"
+            f"more, and {RESUME_HINT}"
         ) from None
     return table
 
@@ -148,7 +148,7 @@ class Worker:
         counts = [len(range(rank, offset, self._world_size)) for rank in range(self._world_size)]
         return EpochFeed(
             images[0] if len(images) == self._world_size == 1 else np.concatenate(images),
-            charset.encode(texts, self._job.spec.slots, variable=self._job.spec.variable),
+            charset.encode(texts, self._job.spec.max_length, variable=self._job.spec.variable),
             counts,
             self._rank,
             batch_size,
@@ -213,7 +213,7 @@ class Worker:
             world_size=self._world_size,
             learning_rate=learning_rate,
             label_smoothing=config.label_smoothing,
-            guidance=lambda step: plan.prior(number - 1 + step / steps),
+            alignment_prior=lambda step: plan.prior(number - 1 + step / steps),
             on_step=self._announcer(number, started),
         )
         train = self._sum(counts)

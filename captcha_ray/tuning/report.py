@@ -8,10 +8,10 @@ from captcha_ray.reporting.page import duration, percent, text
 from captcha_ray.runs.directory import RunDirectory
 from captcha_ray.tuning import figures
 from captcha_ray.tuning.search_space import Space
-from captcha_ray.tuning.trials import Findings, Trial, seconds_searched
+from captcha_ray.tuning.trials import SearchResult, Trial, seconds_searched
 
 
-def write(run: RunDirectory, space: Space, findings: Findings) -> str:
+def write(run: RunDirectory, space: Space, findings: SearchResult) -> str:
     """Writes `report.html` and `figures/*.png` of a search; gives the URI of the page.
 
     `config.json` and `environment.json` are shown too.
@@ -83,7 +83,7 @@ def _rows(space: Space, found: Sequence[Trial]) -> tuple[list[str], list[list[st
     ]
 
 
-def _cost(run: RunDirectory, findings: Findings) -> dict[str, str]:
+def _cost(run: RunDirectory, findings: SearchResult) -> dict[str, str]:
     config = run.read_json("config.json")
     cores, gpus = config["workers_per_trial"] * config["cpus_per_worker"], config["gpus_per_trial"]
     epochs = config["epochs"] or config["recipe.epochs"]

@@ -11,7 +11,7 @@ from captcha_ray.training.config import TrainConfig
 from captcha_ray.training.worker import has_diverged
 from captcha_ray.tuning import trials
 
-NO_ROOM = "no room"
+NO_CAPACITY = "no room"
 """Status of a trial that met a full disk, which ends the search: the next would meet it too."""
 
 
@@ -48,7 +48,7 @@ class Trainable(ray.tune.Trainable):
             status = "stopped" if at_rung else "finished"
         except Exception as error:
             if told := full_disk(error):
-                status, reason = NO_ROOM, told
+                status, reason = NO_CAPACITY, told
             else:
                 status, reason = "failed", f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
         return {

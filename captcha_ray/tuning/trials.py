@@ -43,7 +43,7 @@ EPOCH_FIELDS = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Outcome:
+class TrialOutcome:
     """How a trial ended. status: finished (all epochs, or patience spent), stopped (at a rung, from where it may be let
     on), diverged or failed. reason: of the last two. ended_s: seconds of searching until then, pauses between resumes
     left out."""
@@ -60,7 +60,7 @@ class Trial:
     number: int
     values: dict[str, Any]
     epochs: list[dict[str, Any]]
-    outcome: Outcome | None
+    outcome: TrialOutcome | None
 
     @property
     def status(self) -> str:
@@ -111,7 +111,7 @@ def begin(run: RunDirectory, number: int, values: dict[str, Any], config: TrainC
     directory.write_json("trial.json", {"values": values})
 
 
-def end(run: RunDirectory, number: int, outcome: Outcome) -> Trial:
+def end(run: RunDirectory, number: int, outcome: TrialOutcome) -> Trial:
     """Writes down how a trial ended; the trial as it then stands."""
     trial_directory(run, number).write_json("outcome.json", dataclasses.asdict(outcome))
     ended = _load(run, number)
@@ -136,7 +136,7 @@ def _load(run: RunDirectory, number: int) -> Trial | None:
     if not filesystem.exists(directory.path("trial.json")):
         return None
     ended = filesystem.exists(directory.path("outcome.json"))
-    outcome = Outcome(**directory.read_json("outcome.json")) if ended else None
+    outcome = TrialOutcome(**directory.read_json("outcome.json")) if ended else None
     return Trial(number, directory.read_json("trial.json")["values"], directory.read_metrics(), outcome)
 
 
@@ -173,7 +173,7 @@ def table(trials: Sequence[Trial]) -> pa.Table:
 
 
 @dataclasses.dataclass(frozen=True)
-class Findings:
+class SearchResult:
     """What a search has found. comparison: None where none was asked for, or where the best trial is the recipe.
     importance: share of each parameter, empty where it cannot be told."""
 

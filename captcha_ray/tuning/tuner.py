@@ -24,7 +24,7 @@ import ray.tune.search
 
 from captcha_ray import console
 from captcha_ray.datasets import schema
-from captcha_ray.errors import FailedError, check
+from captcha_ray.errors import JobError, check
 from captcha_ray.experiments.parallel_runs import HOLDER, MAX_DEATHS, Training, right_in, train_all
 from captcha_ray.metrics.comparison import Comparison, compare
 from captcha_ray.runs.directory import RunDirectory
@@ -32,7 +32,7 @@ from captcha_ray.runtime import capacity
 from captcha_ray.runtime.telemetry import Telemetry
 from captcha_ray.storage import filesystem
 from captcha_ray.storage.lock import Lease
-from captcha_ray.training.auto_config import settle
+from captcha_ray.training.auto_config import resolve
 from captcha_ray.training.config import TrainConfig
 from captcha_ray.training.trainer import check_batches, model_spec
 from captcha_ray.training.worker import STATE
@@ -41,8 +41,8 @@ from captcha_ray.tuning.config import TuneConfig
 from captcha_ray.tuning.progress import SearchProgress
 from captcha_ray.tuning.search_space import Space
 from captcha_ray.tuning.suggest import Sampler, importance
-from captcha_ray.tuning.trainable import NO_ROOM, Trainable
-from captcha_ray.tuning.trials import Findings, Outcome, Trial
+from captcha_ray.tuning.trainable import NO_CAPACITY, Trainable
+from captcha_ray.tuning.trials import SearchResult, Trial, TrialOutcome
 
 RESUME_MAY_DIFFER = (
     "resume", "run", "space", "vary", "only", "num_trials", "final_seeds", "max_concurrent", "cpus_per_worker",
@@ -68,20 +68,20 @@ def run(
     manifest: schema.Manifest,
     train: ray.data.Dataset,
     val: ray.data.Dataset,
-) -> Findings:
+) -> SearchResult:
     """Runs all trials, or those that are left, then trains the best one's config and the recipe in full and compares
     them, unless no comparison was asked for, or the best trial is the recipe itself.
 
     Writes all of the run directory but the report. Raises InputError for shards, workers, a space or a run directory
-    that do not fit, FailedError where no trial gave a network.
+    that do not fit, JobError where no trial gave a network.
     """
     directory = RunDirectory(config.run)
     told = {f"recipe.{name}": value for name, value in recipe.to_dict().items()}
     told |= {f"space.{name}": str(searched.get(name, "off")) for name in search_space.OFFERED}
     config = dataclasses.replace(config, run=directory.uri, shards=filesystem.absolute(config.shards))
-    if recipe.unlabelled:
-        console.warn(f"trials learn from labeled images alone, without those of {recipe.unlabelled}")
-    recipe = settle(_starting_point(config, recipe), manifest)
+    if recipe.unlabeled:
+        console.warn(f"trials learn from labeled images alone, without those of {recipe.unlabeled}")
+    recipe = resolve(_starting_point(config, recipe), manifest)
     recipe = dataclasses.replace(recipe, max_epochs=0)  # trials are compared after as many epochs
     _check_trials(recipe, searched, manifest)
     concurrent = num_concurrent(config)
@@ -107,18 +107,18 @@ def run(
             ended = sum(trial.outcome is not None for trial in begun)
             console.say(f"{ended} trials are kept; {len(begun) - ended} were cut off and go on after their last epoch")
         searcher = _Searcher(directory, recipe, sampler, rungs, begun, progress, lease)
-        if searcher.has_work:
+        if searcher.has_pending:
             _tune(config, training_, searcher, concurrent)
         found = trials.load(directory)
         directory.write_table("trials.parquet", trials.table(found))
         best = trials.best(found)
         if best is None:
-            raise FailedError(f"none of {len(found)} trials gave a network: {_reasons(found)}")
+            raise JobError(f"none of {len(found)} trials gave a network: {_reasons(found)}")
         winner = search_space.apply(recipe, best.values)
         directory.write_json("best.json", winner.to_dict())
         comparison = _compare(config, training_, winner, best.number, concurrent, progress)
     shares = importance(searched, [(trial.values, trial.score) for trial in found])
-    findings = Findings(found, best, winner == recipe, comparison, shares)
+    findings = SearchResult(found, best, winner == recipe, comparison, shares)
     directory.write_json("results.json", findings.to_dict())
     return findings
 
@@ -133,9 +133,9 @@ def _starting_point(config: TuneConfig, recipe: TrainConfig) -> TrainConfig:
         recipe,
         height=0,
         width=0,
-        slots=0,
+        max_length=0,
         shards=config.shards,
-        unlabelled="",
+        unlabeled="",
         run=filesystem.join(config.run, "best"),
         epochs=config.epochs or recipe.epochs,
         max_epochs=0,
@@ -163,7 +163,7 @@ def _check_trials(recipe: TrainConfig, searched: Space, manifest: schema.Manifes
 def num_concurrent(config: TuneConfig) -> int:
     """How many trials to run at once. Raises InputError where not even one fits."""
     workers, gpus = config.workers_per_trial, config.gpus_per_trial / config.workers_per_trial
-    capacity.await_room(workers, config.cpus_per_worker, gpus, shards=config.shards, run=config.run)
+    capacity.wait_for_capacity(workers, config.cpus_per_worker, gpus, shards=config.shards, run=config.run)
     fitting = capacity.num_fitting(config.cpus_per_worker, gpus) // workers
     return min(config.max_concurrent or fitting, fitting, config.num_trials)
 
@@ -213,7 +213,7 @@ class _Searcher(ray.tune.search.Searcher):
         """Nothing, for the same reason."""
 
     @property
-    def has_work(self) -> bool:
+    def has_pending(self) -> bool:
         """Whether there is a trial to run. Only while none runs."""
         return self._choose() is not None
 
@@ -236,10 +236,10 @@ class _Searcher(ray.tune.search.Searcher):
         return scheduler.promotable(self._rungs, found, self._sampler.num_trials, last)
 
     def check(self) -> None:
-        """Raises FailedError where the search cannot go on; each time that Ray Tune comes, as it tries again."""
+        """Raises JobError where the search cannot go on; each time that Ray Tune comes, as it tries again."""
         self._lease.check()
         if self._no_room:
-            raise FailedError(self._no_room)
+            raise JobError(self._no_room)
 
     def suggest(self, trial_id: str) -> Any:
         """Number, config and last epoch of what to run; on disk before it starts."""
@@ -264,7 +264,7 @@ class _Searcher(ray.tune.search.Searcher):
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """A trial has ended, or come to its rung, or its process has died."""
-        if result and result["status"] == NO_ROOM:
+        if result and result["status"] == NO_CAPACITY:
             self._no_room = result["reason"]
         self.check()
         number = self._running.pop(trial_id)
@@ -279,7 +279,7 @@ class _Searcher(ray.tune.search.Searcher):
         if status in ("stopped", "finished") and not directory.read_metrics():
             status, reason = "failed", f"no metrics in {directory.uri}; for several machines --run must be a bucket"
         ended_s = self._before_s + time.monotonic() - self._started
-        self._trials[number] = ended = trials.end(self._directory, number, Outcome(status, reason, ended_s))
+        self._trials[number] = ended = trials.end(self._directory, number, TrialOutcome(status, reason, ended_s))
         ended_trials = [trial for trial in self._trials.values() if trial.outcome]
         self._telemetry.set("captcha_progress", len(ended_trials) / self._sampler.num_trials)
         self._telemetry.set("captcha_val_exact_match", max(trial.accuracy for trial in ended_trials))
@@ -292,7 +292,7 @@ class _Searcher(ray.tune.search.Searcher):
 def _resources(config: TuneConfig) -> tuple[float, float]:
     """CPUs and GPUs of a trial's own process; its workers, where it has several, take theirs."""
     alone = config.workers_per_trial == 1
-    return (capacity.asked_of_ray(config.cpus_per_worker), config.gpus_per_trial) if alone else (0, 0)
+    return (capacity.cpu_request(config.cpus_per_worker), config.gpus_per_trial) if alone else (0, 0)
 
 
 def _tune(config: TuneConfig, recipe: Training, searcher: _Searcher, concurrent: int) -> None:
@@ -332,7 +332,7 @@ def _compare(
     if not seeds or winner == recipe.config:
         return None
     best = f"trial-{number:04d}"
-    todo = [
+    pending = [
         dataclasses.replace(
             recipe,
             config=dataclasses.replace(
@@ -343,8 +343,8 @@ def _compare(
         for name, one in (("recipe", recipe.config), (best, winner))
     ]
     right: dict[str, list[bool]] = {}
-    for one, rows in train_all(todo, concurrent, config.gpus_per_trial, again="--resume repeats it"):
+    for one, rows in train_all(pending, concurrent, config.gpus_per_trial, again="--resume repeats it"):
         right[one.name] = right_in(rows)
-        progress.compared(one.name, sum(right[one.name]) / len(right[one.name]), len(right), len(todo))
+        progress.compared(one.name, sum(right[one.name]) / len(right[one.name]), len(right), len(pending))
     of_best, of_recipe = (np.array([right[f"{name}-{k}"] for k in seeds]) for name in (best, "recipe"))
     return compare(of_best, of_recipe)
