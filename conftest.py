@@ -3,6 +3,6 @@
 Stands here and not in `tests`, whose modules workers import, too.
 """
 
-from tests.isolation import isolate
+from tests.support.isolation import isolate
 
 isolate()

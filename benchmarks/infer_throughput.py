@@ -25,7 +25,7 @@ import numpy as np
 import tyro
 
 from captcha_ray.runs.environment import provenance
-from tests.s3_server import serve_s3
+from tests.support.s3_server import serve_s3
 
 ROOT = Path(__file__).parent.parent
 NUM_PROCESSES = 2

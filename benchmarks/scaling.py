@@ -23,8 +23,8 @@ from typing import Literal
 import tyro
 
 from captcha_ray.runs.environment import provenance
-from tests.processes import JOBS
-from tests.ray_nodes import Nodes
+from tests.support.processes import JOBS
+from tests.support.ray_nodes import Nodes
 
 TRAININGS = {"column_cnn": "text", "multi_head_cnn": "isfahan"}
 """Recipes, by the network that is measured: that of the first is the default."""

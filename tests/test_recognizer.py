@@ -19,7 +19,7 @@ from captcha_ray.image_spec import ImageSpec
 from captcha_ray.models import checkpoint
 from captcha_ray.models.networks import build_model
 from captcha_ray.models.spec import ModelSpec
-from tests.conftest import save_network
+from tests.factories import save_network
 
 SPEC = ModelSpec(network="multi_head_cnn", image=ImageSpec(height=12, width=20), charset="abcdé", max_length=3)
 Pixels = npt.NDArray[np.uint8]

@@ -53,7 +53,7 @@ def diagnose(
 ) -> list[str]:
     """Return sentences for a person: what is useless, likely causes, and last the next command. Empty where it reads.
 
-    splits: `counts.PredictionCounts.summary()` by split. epochs: lines of `metrics.jsonl`. config: of the run, resolved.
+    splits: `counts.PredictionCounts.summary()` by split. epochs: lines of `metrics.jsonl`. config: the run's, resolved.
     """
     useless = [said for name in OWN_SPLITS if name in splits and (said := describe_useless(name, splits[name]))]
     strings, characters = (_best(epochs, name) for name in ("val_exact_match", "val_char_accuracy"))

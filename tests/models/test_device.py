@@ -1,0 +1,122 @@
+"""A worker computes where its job was told to, whatever GPUs a node shows it."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import ray
+import ray.train
+import ray.train.torch
+import torch
+
+from captcha_ray import recognizer
+from captcha_ray.datasets.shards import Shards
+from captcha_ray.evaluation import evaluate
+from captcha_ray.inference import block_reader
+from captcha_ray.inference.block import BlockTask
+from captcha_ray.inference.config import InferConfig
+from captcha_ray.inference.job import _Job
+from captcha_ray.models import fingerprint
+from captcha_ray.runtime import capacity, ray_session
+from captcha_ray.training import pseudo_labels
+from tests.factories import GLYPHS, draw_glyphs, glyph_texts, save_network
+from tests.support import readers
+
+
+@pytest.fixture
+def requested(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A process that sees a GPU, and who asked for it; using it fails the test."""
+    found: list[str] = []
+
+    def is_available() -> bool:
+        found.append("is there one?")
+        return True
+
+    monkeypatch.setattr(torch.cuda, "is_available", is_available)
+    monkeypatch.setattr(torch.cuda, "_lazy_init", lambda: pytest.fail("CUDA is opened"))
+    return found
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> str:
+    return str(save_network(tmp_path / "run", GLYPHS))
+
+
+def test_nobody_asks_whether_there_is_a_gpu(
+    requested: list[str], run: str, glyph_shards: Shards, tmp_path: Path
+) -> None:
+    recognizer.Recognizer.load(run).predict([np.zeros((16, 24), np.uint8)])
+    rows = pa.concat_tables(glyph_shards.read("val").iter_batches(batch_size=None, batch_format="pyarrow"))
+    evaluate.RecognizeImages(run)(rows)
+    evaluate.calibrate(rows, run)
+    folder = draw_glyphs(tmp_path / "more", glyph_texts(3, 2))
+    uris = [str(path) for path in folder.iterdir()]
+    pseudo_labels.RecognizeFiles(run)(pa.table({"uri": uris, "text": [""] * 3}))
+    _, model_id = fingerprint.load_spec_and_fingerprint(run)
+    task = BlockTask(run, model_id, "cpu", str(tmp_path / "attempt"), "", 1000, 1000, 4.0, 0.0, 1)
+    block_reader.BlockReader(task, {"seconds": {}})
+    assert requested == []
+
+
+def test_the_device_of_a_job_reaches_whoever_computes(
+    run: str, glyph_shards: Shards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    devices: list[str] = []
+
+    def load(uri: str, device: str = "cpu") -> Any:
+        devices.append(device)
+        raise InterruptedError
+
+    monkeypatch.setattr(recognizer.Recognizer, "load", load)
+    monkeypatch.setattr(capacity, "wait_for_capacity", lambda *_, **__: None)
+    rows = glyph_shards.labeled("val")
+    for use_gpu in (False, True):
+        with pytest.raises(InterruptedError):
+            evaluate.evaluate(rows, run, use_gpu=use_gpu)
+        config = InferConfig(images=str(tmp_path), run=run, out=str(tmp_path / "out"), use_gpu=use_gpu)
+        job = _Job(config, "", None, tmp_path, 0.0, "")  # type: ignore[arg-type]
+        with pytest.raises(InterruptedError):
+            block_reader.BlockReader(job._task, {})
+        with pytest.raises(InterruptedError):
+            pseudo_labels.RecognizeFiles(run, capacity.device_of(use_gpu))
+    assert devices == ["cpu"] * 3 + ["cuda"] * 3
+
+
+@pytest.mark.parametrize("use_gpu", [False, True])
+def test_actors_are_told_the_device_and_ask_ray_for_it(
+    use_gpu: bool, run: str, glyph_shards: Shards, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[tuple[Any, Any]] = []
+
+    def map_batches(self: Any, function: Any, *, fn_constructor_args: tuple[Any, ...], **named: Any) -> Any:
+        told.append((fn_constructor_args[-1], named["num_gpus"]))
+        raise InterruptedError
+
+    rows = glyph_shards.labeled("val")
+    monkeypatch.setattr(ray.data.Dataset, "map_batches", map_batches)
+    with pytest.raises(InterruptedError):
+        evaluate.evaluate(rows, run, num_workers=1, use_gpu=use_gpu)
+    with pytest.raises(InterruptedError):
+        pseudo_labels._read(["a.png"], glyph_shards, run, use_gpu)
+    assert told == [("cuda", 1) if use_gpu else ("cpu", None)] * 2
+
+
+def test_ray_hides_gpus_from_tasks_and_actors_that_asked_for_none(ray_cluster: ray_session.Cluster) -> None:
+    assert ray.get(ray.remote(readers.visible_gpus).remote()) == ""
+    seen = ray.data.range(1).map_batches(readers.SeeGpus, compute=ray.data.ActorPoolStrategy(size=1)).take_all()
+    assert seen == [{"visible": ""}]
+
+
+def test_workers_of_a_training_on_cpus_see_no_gpu(ray_cluster: ray_session.Cluster, tmp_path: Path) -> None:
+    shown = tmp_path / "shown"
+    shown.mkdir()
+    trainer = ray.train.torch.TorchTrainer(
+        readers.see_gpus,
+        train_loop_config={"folder": str(shown)},
+        scaling_config=ray.train.ScalingConfig(num_workers=2, resources_per_worker={"CPU": 0.9}),
+        run_config=ray.train.RunConfig(storage_path=str(tmp_path / "train")),
+    )
+    trainer.fit()
+    assert [path.read_text() for path in sorted(shown.iterdir())] == [" cpu", " cpu"]

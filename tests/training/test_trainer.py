@@ -1,0 +1,569 @@
+"""Training on a real Ray: reproducible, resumable, the same for one worker and two, and clear about bad input."""
+
+import contextlib
+import dataclasses
+import itertools
+import json
+import os
+import shutil
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import ray
+import torch
+from PIL import Image
+from safetensors.torch import load
+
+from captcha_ray.datasets import labels, preprocess
+from captcha_ray.datasets.schema import Manifest
+from captcha_ray.datasets.shards import Labeled, Shards, open_shards
+from captcha_ray.errors import InputError, JobError
+from captcha_ray.evaluation import evaluate, sources
+from captcha_ray.models import checkpoint, fingerprint
+from captcha_ray.recognizer import Recognizer
+from captcha_ray.runs.directory import RunDirectory
+from captcha_ray.runtime import ray_session
+from captcha_ray.storage.lock import Lease
+from captcha_ray.training import auto_config, loop, schedule, trainer
+from captcha_ray.training import worker as training_worker
+from captcha_ray.training.config import TrainConfig
+from captcha_ray.training.progress import Announcement
+from captcha_ray.training.recipe_file import load_recipe
+from captcha_ray.training.recipes import get
+from captcha_ray.training.results import publish
+from captcha_ray.training.state import save_state
+from captcha_ray.training.trainer import _run_trainer, model_spec
+from captcha_ray.training.worker import Worker, WorkerJob, best_epoch, epochs_without_gain
+from tests import factories
+
+TIMINGS = ("seconds", "images_per_second", "data_wait_fraction")
+
+
+def config_for(shards: Shards, run: Path, **changes: Any) -> TrainConfig:
+    base = TrainConfig(
+        recipe="test",
+        shards=shards.uri,
+        run=str(run),
+        network="multi_head_cnn",
+        epochs=3,
+        batch_size=16,
+        learning_rate=3e-3,
+        dropout=0.1,
+        rotation_degrees=2.0,
+    )
+    return dataclasses.replace(base, **changes)
+
+
+def fit(config: TrainConfig, shards: Shards, resources: ray_session.Cluster) -> list[dict[str, Any]]:
+    """Trains; returns the lines of metrics.jsonl without what time decides."""
+    trainer.fit(config, shards.manifest, shards.read("train"), shards.read("val"), resources)
+    epochs = RunDirectory(config.run).read_metrics()
+    return [{name: value for name, value in epoch.items() if name not in TIMINGS} for epoch in epochs]
+
+
+def test_the_same_seed_gives_the_same_losses_and_another_does_not(
+    glyph_shards: Shards, ray_cluster: ray_session.Cluster, tmp_path: Path
+) -> None:
+    first, again, other = (
+        fit(config_for(glyph_shards, tmp_path / name, seed=seed), glyph_shards, ray_cluster)
+        for name, seed in (("first", 0), ("again", 0), ("other", 1))
+    )
+    assert first == again
+    assert [e["train_loss"] for e in first] != [e["train_loss"] for e in other]
+    weights = [(tmp_path / name / "checkpoint/model.safetensors").read_bytes() for name in ("first", "again", "other")]
+    assert weights[0] == weights[1] != weights[2]
+
+
+def test_a_run_cut_off_after_any_file_continues_to_the_same_result(
+    glyph_shards: Shards, ray_cluster: ray_session.Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    undisturbed = fit(config_for(glyph_shards, tmp_path / "undisturbed"), glyph_shards, ray_cluster)
+
+    class CutError(Exception):
+        """Stands for a kill between two writes."""
+
+    for step, last in (
+        ("save_model", 2),
+        ("save_state", 2),
+        ("write_metrics", 2),
+        ("save_state", 3),
+        ("write_metrics", 3),
+    ):
+        name = f"{step}-{last}"
+        config = config_for(glyph_shards, tmp_path / name)
+        calls = 0
+
+        def cut(*arguments: Any, original: Any) -> None:
+            nonlocal calls
+            calls += 1
+            if calls == last:  # noqa: B023
+                raise CutError
+            original(*arguments)
+
+        owner = {"write_metrics": RunDirectory, "save_state": training_worker, "save_model": checkpoint}[step]
+        original = getattr(owner, step)
+        monkeypatch.setattr(owner, step, lambda *a, original=original: cut(*a, original=original))
+        with pytest.raises(CutError):
+            fit(config, glyph_shards, ray_cluster)
+        monkeypatch.undo()
+        resumed = fit(dataclasses.replace(config, resume=True), glyph_shards, ray_cluster)
+        assert resumed == undisturbed
+        weights = [(tmp_path / run / "checkpoint/model.safetensors").read_bytes() for run in (name, "undisturbed")]
+        assert weights[0] == weights[1]
+
+
+def restless(shards: Shards, run: Path, **changes: Any) -> TrainConfig:
+    """Of a training that begins anew, of 4 epochs planned and 24 at most."""
+    adaptive: dict[str, Any] = {"network": "column_cnn", "schedule": "warmup_stable_decay", "stroke_fraction": 0.1}
+    return config_for(shards, run, **(adaptive | {"epochs": 4, "max_epochs": 24} | changes))
+
+
+@pytest.fixture
+def plateau(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the loss is, the network counts as not reading, and as stuck once 16 steps have shown it."""
+    monkeypatch.setattr(schedule, "READS", -1.0)
+    monkeypatch.setattr(schedule, "AGAIN_BELOW", 2.0)
+    monkeypatch.setattr(schedule, "AGAIN_GAIN", 2.0)
+    monkeypatch.setattr(schedule, "SURELY_READS", 2.0)
+    monkeypatch.setattr(schedule, "MIN_PROGRESS", 1.0)
+    monkeypatch.setattr(schedule, "PATIENCE_STEPS", 16)
+
+
+@pytest.mark.usefixtures("plateau")
+def test_a_training_that_is_stuck_begins_anew_and_goes_on_to_the_same_result_wherever_it_is_cut_off(
+    glyph_shards: Shards,
+    ray_cluster: ray_session.Cluster,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    undisturbed = fit(restless(glyph_shards, tmp_path / "undisturbed"), glyph_shards, ray_cluster)
+    attempts = [epoch["attempt"] for epoch in undisturbed]
+    assert attempts == sorted(attempts)
+    assert max(attempts) == 1
+    assert len(undisturbed) <= 24
+    anew = attempts.index(1)
+    told = capsys.readouterr().out
+    assert told.count("begins anew") == 1
+    assert told.count("there is no time for another attempt") == 1
+    fresh = [undisturbed[k]["train_loss"] for k in (0, anew)]
+    assert fresh[1] > 3 * undisturbed[anew - 1]["train_loss"], "what was learned is forgotten"
+    assert fresh[0] != fresh[1], "the second beginning has weights of its own"
+
+    class CutError(Exception):
+        """Stands for a kill."""
+
+    save = save_state
+    for last in (anew, anew + 2):
+        config = restless(glyph_shards, tmp_path / f"cut-{last}")
+        calls = itertools.count(1)
+
+        def cut(*arguments: Any, calls: Iterator[int] = calls, last: int = last) -> None:
+            save(*arguments)
+            if next(calls) == last:
+                raise CutError
+
+        with monkeypatch.context() as patch:
+            patch.setattr(training_worker, "save_state", cut)
+            with pytest.raises(CutError):
+                fit(config, glyph_shards, ray_cluster)
+        assert fit(dataclasses.replace(config, resume=True), glyph_shards, ray_cluster) == undisturbed
+
+
+def test_the_driver_hides_gpus_from_itself_while_it_trains_on_the_cpu(
+    glyph_shards: Shards, ray_cluster: ray_session.Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torch's optimizers open a GPU that they see, whatever device their parameters are on."""
+    seen = []
+    train_epoch = loop.train_epoch
+
+    def watch(*arguments: Any, **named: Any) -> Any:
+        seen.append(os.environ.get("CUDA_VISIBLE_DEVICES"))
+        return train_epoch(*arguments, **named)
+
+    monkeypatch.setattr(loop, "train_epoch", watch)
+    for before in ("0,1", None):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", before or "")
+        if before is None:
+            monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+        fit(config_for(glyph_shards, tmp_path / f"run-{before}", epochs=1), glyph_shards, ray_cluster)
+        assert os.environ.get("CUDA_VISIBLE_DEVICES") == before
+    assert seen == ["", ""]
+
+
+def test_two_workers_find_their_way_as_one(
+    glyph_shards: Shards, ray_cluster: ray_session.Cluster, tmp_path: Path
+) -> None:
+    config = restless(glyph_shards, tmp_path / "two", num_workers=2, max_failures=0, batch_size=8)
+    epochs = fit(config, glyph_shards, ray_cluster)
+    assert max(epoch["val_exact_match"] for epoch in epochs) > 0.9
+    assert len(epochs) < 24, "both know the loss of guessing, and so that the network reads"
+
+
+def test_two_workers_see_every_image_once_and_their_sums_are_those_of_one(
+    glyph_shards: Shards, ray_cluster: ray_session.Cluster, tmp_path: Path
+) -> None:
+    assert glyph_shards.manifest.num_images["train"] % 2 or glyph_shards.manifest.num_images["val"] % 2
+    config = config_for(glyph_shards, tmp_path / "two", num_workers=2, epochs=8, max_failures=0)
+    epochs = fit(config, glyph_shards, ray_cluster)
+    assert [e["epoch"] for e in epochs] == list(range(1, 9))
+    assert epochs[-1]["train_loss"] < epochs[0]["train_loss"] / 2
+    best = epochs[best_epoch(epochs) - 1]
+    alone = evaluate.evaluate(glyph_shards.labeled("val"), config.run).counts.summary()
+    assert best["val_exact_match"] == pytest.approx(alone["exact_match"], abs=1e-12)
+    assert best["val_loss"] == pytest.approx(alone["loss"], rel=1e-4)
+    actors = evaluate.evaluate(glyph_shards.labeled("val"), config.run, num_workers=1)
+    summary = actors.counts.summary()
+    assert summary["confusion"] == alone["confusion"]
+    assert summary["loss"] == pytest.approx(alone["loss"], rel=1e-5)
+
+
+def test_patience_stops_a_run_that_no_longer_gets_better(
+    glyph_shards: Shards, ray_cluster: ray_session.Cluster, tmp_path: Path
+) -> None:
+    config = config_for(glyph_shards, tmp_path / "run", epochs=50, patience=2, learning_rate=1e-12)
+    epochs = fit(config, glyph_shards, ray_cluster)
+    assert epochs_without_gain(epochs) == 2
+
+
+def test_a_loss_that_is_no_number_ends_the_run_in_one_sentence(
+    glyph_shards: Shards, ray_cluster: ray_session.Cluster, tmp_path: Path
+) -> None:
+    config = config_for(glyph_shards, tmp_path / "run", learning_rate=1e30, optimizer="sgd")
+    with pytest.raises(InputError, match=r"diverged in epoch \d: the loss is not a number; lower --learning-rate"):
+        fit(config, glyph_shards, ray_cluster)
+    for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines():
+        json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+
+
+def test_a_directory_that_holds_a_run_is_refused_and_left_alone(
+    glyph_shards: Shards, ray_cluster: ray_session.Cluster, tmp_path: Path
+) -> None:
+    config = config_for(glyph_shards, tmp_path / "run", epochs=1)
+    fit(config, glyph_shards, ray_cluster)
+    before = {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()}
+    with pytest.raises(InputError, match="already holds a run; continue it with --resume"):
+        fit(config, glyph_shards, ray_cluster)
+    with pytest.raises(InputError, match=r"was started with batch_size 16, not 8"):
+        fit(dataclasses.replace(config, batch_size=8, resume=True), glyph_shards, ray_cluster)
+    assert {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()} == before
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_files_that_cannot_be_read_are_counted_with_their_reasons(
+    num_workers: int, ray_cluster: ray_session.Cluster, tmp_path: Path
+) -> None:
+    folder, model = tmp_path / "corpus", factories.save_network(tmp_path / "run", factories.GLYPHS)
+    folder.mkdir()
+    for name in ("ab-1.png", "ab-2.png", "-unlabeled.png"):
+        (folder / name).write_bytes(b"broken")
+
+    def labeled() -> Labeled:
+        rule = labels.LabelRule("filename", "^([^-]+)")
+        return sources.read_corpus(str(folder), rule, fingerprint.load_spec(str(model)).image)
+
+    with pytest.raises(InputError, match=r"no image of .* can be read: 2 not_an_image, 1 no_label"):
+        evaluate.evaluate(labeled(), str(model), num_workers)
+    factories.draw_glyphs(folder, factories.glyph_texts(12, 2))
+    found = evaluate.evaluate(labeled(), str(model), num_workers).summary()
+    assert (found["num_images"], found["unreadable"]) == (12, {"not_an_image": 2, "no_label": 1})
+
+
+def test_mistakes_that_are_alike_do_not_stop_an_evaluation(
+    glyph_shards: Shards, ray_cluster: ray_session.Cluster, tmp_path: Path
+) -> None:
+    config = config_for(glyph_shards, tmp_path / "run", epochs=1)
+    fit(config, glyph_shards, ray_cluster)
+    val = glyph_shards.labeled("val")
+    twice = dataclasses.replace(val, dataset=val.dataset.union(val.dataset), num_files=2 * val.num_files)
+    found = evaluate.evaluate(twice, config.run)
+    assert found.counts.num_images == 2 * val.num_files
+    assert len(found.mistakes) > 1
+
+
+def test_the_best_epoch_has_most_strings_right_then_most_characters_then_comes_last() -> None:
+    def epoch(number: int, strings: float | None = None, characters: float | None = None) -> dict[str, Any]:
+        losses = {"train_loss": 1.0, "val_loss": 2.0}
+        return {"epoch": number, "val_exact_match": strings, "val_char_accuracy": characters, **losses}
+
+    best, ago = best_epoch, epochs_without_gain
+    assert best([epoch(1, 0.5, 0.9), epoch(2, 0.6, 0.7), epoch(3, 0.6, 0.8), epoch(4, 0.5, 0.9)]) == 3
+    equals = [epoch(1, 0.5, 0.8), epoch(2, 0.5, 0.8), epoch(3, 0.5, 0.8), epoch(4, 0.4, 0.9)]
+    assert best(equals) == 3
+    assert ago(equals) == 3, "to read as much as before is no gain"
+    assert ago([*equals, epoch(5, 0.5, 0.8) | {"val_loss": 1.0}]) == 0, "but to be surer of it is"
+    assert best([epoch(1, 0.0, 0.2), epoch(2, 0.0, 0.1)]) == 1
+    unvalidated = [{"epoch": number, "train_loss": 1.0} for number in (1, 2)]
+    assert best(unvalidated) == 2, "without validation the last"
+    assert best([epoch(1, 0.0, 0.0), epoch(2, 0.0, 0.0) | {"val_loss": None}]) == 1, "no network of nan is kept"
+
+
+def test_more_workers_than_the_cluster_holds_is_one_sentence_before_any_work(
+    glyph_shards: Shards, ray_cluster: ray_session.Cluster, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=r"20 workers of 1 CPU each do not fit: the cluster has \d+ CPUs"):
+        fit(config_for(glyph_shards, tmp_path / "run", num_workers=20), glyph_shards, ray_cluster)
+    with pytest.raises(InputError, match=r"1 worker of 1 CPU and 1 GPU each do not fit"):
+        fit(config_for(glyph_shards, tmp_path / "run", use_gpu=True), glyph_shards, ray_cluster)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"height": 60}, "hold images of 24x16 pixels .* reads height 60"),
+        ({"width": 200}, "reads width 200; preprocess to that size, or pass --width 0"),
+        ({"charset": "xyz"}, "made for charset 'abcd', not 'xyz'"),
+        ({"max_length": 5}, "have 2 to 2 characters, but the network reads 5 in every"),
+        ({"network": "glyph_vgg"}, "glyph_vgg reads one character an image, not 2"),
+    ],
+)
+def test_shards_made_for_something_else_are_one_sentence(
+    glyph_shards: Shards, changes: dict[str, Any], sentence: str
+) -> None:
+    with pytest.raises(InputError, match=sentence):
+        model_spec(config_for(glyph_shards, Path("unused"), **changes), glyph_shards.manifest)
+
+
+def test_labels_of_several_lengths_are_one_sentence(glyph_shards: Shards) -> None:
+    manifest = Manifest.from_dict({**glyph_shards.manifest.to_dict(), "max_length": 7})
+    with pytest.raises(InputError, match=r"have 2 to 7 characters, but .* reads 5 in every"):
+        model_spec(config_for(glyph_shards, Path("unused"), max_length=5), manifest)
+
+
+def test_batches_of_a_single_image_are_refused_before_any_work(
+    glyph_shards: Shards, ray_cluster: ray_session.Cluster, tmp_path: Path
+) -> None:
+    few = dataclasses.replace(glyph_shards.manifest, num_images={"train": 3, "val": 1, "test": 1})
+    config = config_for(glyph_shards, tmp_path / "run", batch_size=2)
+    with pytest.raises(InputError, match="3 training images cut over 1 workers in batches of 2 leave fewer than"):
+        trainer.fit(config, few, glyph_shards.read("train"), glyph_shards.read("val"), ray_cluster)
+
+
+def test_an_evaluation_is_published_beside_what_the_run_holds_already(
+    glyph_shards: Shards, ray_cluster: ray_session.Cluster, tmp_path: Path
+) -> None:
+    config = config_for(glyph_shards, tmp_path / "run", epochs=1)
+    fit(config, glyph_shards, ray_cluster)
+    run = RunDirectory(config.run)
+    num = glyph_shards.manifest.num_images
+    test = evaluate.evaluate(glyph_shards.labeled("test"), config.run)
+    publish(run, {"test": test}, best_epoch=1)
+    val = evaluate.evaluate(glyph_shards.labeled("val"), config.run)
+    results = publish(run, {"val": val})
+    assert (results["test"]["num_images"], results["val"]["num_images"], results["best_epoch"]) == (
+        num["test"],
+        num["val"],
+        1,
+    )
+    assert json.loads((tmp_path / "run/results.json").read_text()) == results
+    assert results["test"]["num_exact_match"] < num["test"], "one epoch is too short to read all of them"
+    assert 0 < len(test.mistakes) <= evaluate.NUM_MISTAKES
+    confidences = [mistake.confidence for mistake in test.mistakes]
+    assert confidences == sorted(confidences, reverse=True)
+    assert (tmp_path / "run/figures/mistakes_test.png").exists()
+    moved = shutil.copytree(tmp_path / "run/checkpoint", tmp_path / "elsewhere")
+    again = evaluate.evaluate(glyph_shards.labeled("test"), str(moved))
+    assert again.counts.summary() == test.counts.summary()
+
+
+def draw_words(folder: Path, count: int) -> None:
+    """Words of 1 to 3 of the characters a to d, blocks at four heights, anywhere along 72x24 pixels."""
+    rng = np.random.default_rng(0)
+    folder.mkdir()
+    for k in range(count):
+        text = "".join("abcd"[c] for c in rng.integers(0, 4, rng.integers(1, 4)))
+        pixels = rng.integers(0, 60, (24, 72), np.uint8)
+        left = rng.integers(0, 72 - 20 * len(text) + 1)
+        for position, character in enumerate(text):
+            top, start = "abcd".index(character) * 5, left + 20 * position
+            pixels[top : top + 9, start : start + 14] = 230
+        Image.fromarray(pixels).save(folder / f"{text}-{k}.png")
+
+
+def test_words_of_several_lengths_are_learned_and_read(ray_cluster: ray_session.Cluster, tmp_path: Path) -> None:
+    draw_words(tmp_path / "corpus", 300)
+    config = factories.config_for(tmp_path, height=24, width=72, splits=(0.7, 0.15, 0.15))
+    preprocess.preprocess(config)
+    shards = open_shards(config.out)
+    fixed = dataclasses.replace(get("text"), shards=shards.uri, run=str(tmp_path / "run"), epochs=8)
+    with pytest.raises(InputError, match=r"have 1 to 3 characters, but .* or train column_cnn with --variable-length"):
+        fit(fixed, shards, ray_cluster)
+    variable = dataclasses.replace(get("text-ctc"), shards=shards.uri, run=str(tmp_path / "run"), epochs=8)
+    epochs = fit(variable, shards, ray_cluster)
+    assert epochs[-1]["val_exact_match"] > 0.9
+    found = evaluate.evaluate(shards.labeled("test"), variable.run).counts
+    assert found.strings_correct > 0.9 * found.num_images
+    assert found.loss_sum / found.num_images < 0.5
+    reader = Recognizer.load(variable.run)
+    paths = [next((tmp_path / "corpus").glob(f"{'?' * length}-*.png")) for length in (1, 2, 3)]
+    predictions = reader.predict([str(path) for path in paths])
+    assert [prediction.text for prediction in predictions] == [path.name.partition("-")[0] for path in paths]
+    for prediction in predictions:
+        assert len(prediction.char_confidence) == len(prediction.text)
+        assert 0 < prediction.confidence <= min(prediction.char_confidence)
+
+
+def test_without_validation_every_label_is_learned_and_the_last_epoch_is_kept(
+    ray_cluster: ray_session.Cluster, tmp_path: Path
+) -> None:
+    factories.draw_glyphs(tmp_path / "corpus", factories.glyph_texts(60, 2))
+    prepared = factories.config_for(tmp_path, splits=(1.0, 0.0, 0.0))
+    preprocess.preprocess(prepared)
+    shards = open_shards(prepared.out)
+    config = config_for(shards, tmp_path / "run")
+    with pytest.raises(InputError, match="patience is 2, but the shards have no validation split"):
+        trainer.fit(dataclasses.replace(config, patience=2), shards.manifest, shards.read("train"), None, ray_cluster)
+    facts = trainer.fit(config, shards.manifest, shards.read("train"), None, ray_cluster)
+    epochs = RunDirectory(config.run).read_metrics()
+    assert (facts["best_epoch"], len(epochs)) == (3, 3)
+    assert not [name for name in epochs[0] if name.startswith("val_")]
+    saved = dataclasses.replace(config, run=str(tmp_path / "cut"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RunDirectory, "write_metrics", cut_off_after(2))
+        with pytest.raises(KeyboardInterrupt):
+            trainer.fit(saved, shards.manifest, shards.read("train"), None, ray_cluster)
+    assert not (tmp_path / "cut/checkpoint").exists(), "a network that is not the last one"
+    state = checkpoint.load_model(config.run)[0].state_dict()
+    kept = load((tmp_path / "run/resume.safetensors").read_bytes())
+    assert all(torch.equal(kept[f"model.{name}"], tensor) for name, tensor in state.items())
+    found = evaluate.evaluate(shards.labeled("train"), config.run)
+    assert found.counts.num_images == 60
+    assert "results" not in publish(RunDirectory(config.run), {"train": found}, **facts)
+
+
+def cut_off_after(calls: int) -> Any:
+    """A stand-in for `RunDirectory.write_metrics` that is interrupted at its last call."""
+    left = iter(range(calls, 0, -1))
+
+    def write(run: RunDirectory, epochs: list[dict[str, Any]]) -> None:
+        if next(left) == 1:
+            raise KeyboardInterrupt
+
+    return write
+
+
+def test_what_a_config_leaves_open_stands_in_the_run(
+    glyph_shards: Shards, ray_cluster: ray_session.Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(auto_config, "IMAGES_SEEN", 250)
+    monkeypatch.setattr(auto_config, "CLASS_SEEN", 1)
+    auto = dataclasses.replace(get("auto"), shards=glyph_shards.uri, run=str(tmp_path / "run"))
+    epochs = fit(auto, glyph_shards, ray_cluster)
+    run = RunDirectory(auto.run)
+    requested, resolved = run.read_json("config.json"), run.read_json("resolved_config.json")
+    assert (requested["network"], requested["epochs"], requested["batch_size"]) == ("auto", 0, 0)
+    assert (resolved["network"], resolved["batch_size"]) == ("column_cnn", 16)
+    assert resolved["epochs"] == -(-250 // glyph_shards.manifest.num_images["train"])
+    assert resolved["epochs"] <= len(epochs) <= resolved["max_epochs"] == 4 * resolved["epochs"]
+    assert load_recipe(run.path("config.json")).epochs == 0
+    monkeypatch.setattr(auto_config, "IMAGES_SEEN", 2500)
+    resumed = fit(dataclasses.replace(auto, resume=True), glyph_shards, ray_cluster)
+    assert resumed == epochs, "a run goes on as it was begun, though the rules have changed"
+
+
+def test_a_sample_is_of_the_size_asked_for_and_not_the_first_rows(glyph_shards: Shards) -> None:
+    train = glyph_shards.labeled("train")
+    uris = [row["uri"] for row in train.dataset.take_all()]
+    few = train.sample(30)["uri"].to_pylist()
+    assert 15 <= len(few) <= 45
+    assert [uri for uri in uris if uri in few] == few
+    assert few != uris[: len(few)]
+    assert max(uris.index(uri) for uri in few) > len(uris) // 2
+    assert train.sample(1000)["uri"].to_pylist() == uris
+
+
+def test_calibration_makes_confidence_mean_what_it_says(
+    glyph_shards: Shards, ray_cluster: ray_session.Cluster, tmp_path: Path
+) -> None:
+    config = config_for(glyph_shards, tmp_path / "run", epochs=4)
+    fit(config, glyph_shards, ray_cluster)
+    val = glyph_shards.labeled("val")
+    before = evaluate.evaluate(val, config.run).summary()
+    temperature = evaluate.calibrate(val.sample(2000), config.run)
+    after = evaluate.evaluate(val, config.run).summary()
+    assert fingerprint.load_spec(config.run).temperature == temperature != 1.0
+    assert after["loss"] < before["loss"]
+    assert after["num_exact_match"] == before["num_exact_match"]
+    assert evaluate.calibrate(val.sample(2000), config.run) == pytest.approx(
+        temperature
+    )  # of what the network says itself
+
+
+@pytest.mark.parametrize("num_workers", ["1:3", 1])
+def test_a_step_of_an_elastic_training_has_as_many_images_with_fewer_workers(
+    num_workers: int | str, glyph_shards: Shards, ray_cluster: ray_session.Cluster, tmp_path: Path
+) -> None:
+    config = config_for(glyph_shards, tmp_path / "run", num_workers=num_workers, batch_size=8)
+    blocks = {"train": glyph_shards.read("train").materialize().to_arrow_refs(), "val": []}
+    spec = model_spec(config, glyph_shards.manifest)
+    job = WorkerJob(config, spec, blocks, lambda message: None)
+    with contextlib.closing(Worker(job, 0, 1, torch.device("cpu"))) as worker:
+        steps = [batch.step_images for batch in worker._train.epoch(None)]
+    images = glyph_shards.manifest.num_images["train"]
+    assert len(steps) == -(-images // (24 if num_workers == "1:3" else 8))
+
+
+def test_two_jobs_do_not_train_into_one_run(
+    glyph_shards: Shards, ray_cluster: ray_session.Cluster, tmp_path: Path
+) -> None:
+    config = config_for(glyph_shards, tmp_path / "run", epochs=1)
+    fit(config, glyph_shards, ray_cluster)
+    assert not list((tmp_path / "run").glob("_lease*")), "it is given back"
+    with Lease(str(tmp_path / "run/_lease.json")), pytest.raises(InputError, match="is at work on"):
+        fit(dataclasses.replace(config, resume=True), glyph_shards, ray_cluster)
+
+
+def lossy_job(at: str, shards: Shards, run: Path, how: str = "killed") -> WorkerJob:
+    """Its worker is killed, or meets an error of ours, whenever it announces that."""
+
+    def lose(message: Announcement) -> None:
+        if message[0] == at and how == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if message[0] == at:
+            raise KeyError(how)
+
+    config = auto_config.resolve(config_for(shards, run, max_failures=1), shards.manifest)
+    blocks = {"train": shards.read("train").materialize().to_arrow_refs(), "val": []}
+    return WorkerJob(config, model_spec(config, shards.manifest), blocks, lose)
+
+
+def test_a_block_that_does_not_come_ends_the_training_in_a_sentence(
+    ray_cluster: ray_session.Cluster, glyph_shards: Shards, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(training_worker, "BLOCK_TIMEOUT_S", 0.1)
+    config = auto_config.resolve(config_for(glyph_shards, tmp_path / "run"), glyph_shards.manifest)
+    never = ray.remote(resources={"a resource of no node": 1})(lambda: None).remote()
+    blocks = {"train": [never], "val": []}
+    job = WorkerJob(config, model_spec(config, glyph_shards.manifest), blocks, lambda _: None)
+    with pytest.raises(JobError, match="images have not come from another node for 0 s: Ray's object store"):
+        Worker(job, 0, 1, torch.device("cpu"))
+    ray.cancel(never)
+
+
+@pytest.mark.slow
+def test_as_many_losses_are_allowed_again_after_an_epoch(
+    glyph_shards: Shards, ray_cluster: ray_session.Cluster, tmp_path: Path
+) -> None:
+    _run_trainer(lossy_job("epoch", glyph_shards, tmp_path / "run"), local=False)
+    assert [epoch["epoch"] for epoch in RunDirectory(str(tmp_path / "run")).read_metrics()] == [1, 2, 3]
+
+
+@pytest.mark.slow
+def test_workers_that_are_lost_again_and_again_end_the_training_in_a_sentence(
+    glyph_shards: Shards, ray_cluster: ray_session.Cluster, tmp_path: Path
+) -> None:
+    with pytest.raises(JobError, match="lost more than 1 times without an epoch between, the last one: Worker"):
+        _run_trainer(lossy_job("step", glyph_shards, tmp_path / "run"), local=False)
+
+
+@pytest.mark.slow
+def test_an_error_of_our_code_comes_with_its_trace(
+    glyph_shards: Shards, ray_cluster: ray_session.Cluster, tmp_path: Path
+) -> None:
+    with pytest.raises(ray.train.WorkerGroupError, match=r"in train_worker(.|\n)*KeyError: 'a slip'"):
+        _run_trainer(lossy_job("step", glyph_shards, tmp_path / "run", "a slip"), local=False)
