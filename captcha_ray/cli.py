@@ -1,0 +1,160 @@
+"""The console script `captcha-ray VERB`: reads the verb's flags, calls its function in `api`, prints what it has made.
+
+`python jobs/VERB.py` and `python -m captcha_ray VERB` do the same.
+"""
+
+import subprocess
+import sys
+from collections.abc import Callable
+
+from captcha_ray import api, console
+from captcha_ray.datasets.config import PreprocessConfig, SynthesizeConfig
+from captcha_ray.evaluation.config import EvaluateConfig
+from captcha_ray.inference.config import InferConfig
+from captcha_ray.runs.directory import RunDirectory
+from captcha_ray.storage import filesystem
+from captcha_ray.training.config import TrainConfig
+from captcha_ray.training.recipe_file import load_recipe
+from captcha_ray.tuning.config import TuneConfig
+
+
+def synthesize() -> None:
+    """Draw a synthetic corpus."""
+    config = console.parse(SynthesizeConfig)
+    out = api.synthesize(config)
+    console.say(f"{config.num_images:,} images are in {out}")
+
+
+def preprocess() -> None:
+    """Turn labeled images into shards."""
+    config = console.parse(PreprocessConfig)
+    for line in api.preprocess(config).describe():
+        console.say(line)
+    console.say(f"shards are in {config.out}")
+
+
+def train() -> None:
+    """Train a network, measure it and write a report."""
+    config = console.parse(TrainConfig, default=load_recipe(console.option("recipe", TrainConfig().recipe)))
+    if config.resume and RunDirectory(config.run).finished:
+        console.say(f"{RunDirectory(config.run).uri} is finished already; nothing to do")
+        return
+    result = api.train(config)
+    _print_results(result.results)
+    console.say(f"report: {result.report}")
+    console.say(f"network: {result.checkpoint}")
+    _warn_of(result.results)
+
+
+def evaluate() -> None:
+    """Measure a network on images it has not seen, or its recipe by cross-validation."""
+    config = console.parse(EvaluateConfig)
+    if config.run == EvaluateConfig().run and filesystem.is_empty(filesystem.absolute(config.run)):
+        _train_first()
+    result = api.evaluate(config)
+    evaluation = result.evaluation
+    if evaluation is None:
+        return
+    summary = evaluation.summary()
+    _print_results({result.name: summary})
+    if result.report:
+        console.say(f"report: {result.report}")
+        _warn_of(result.results)
+    elsewhere = config.corpus or config.table
+    from captcha_ray.training import diagnosis  # noqa: PLC0415 -- imported with torch by then
+
+    if elsewhere and (useless := diagnosis.describe_useless(result.name, summary)):
+        console.warn(f"the network is of no use for these images, which may differ from those it learned: {useless}")
+    if number := evaluation.counts.num_out_of_charset:
+        console.warn(f"{number:,} characters of the labels are not in the network's alphabet, and count as wrong")
+    if evaluation.unreadable:
+        from captcha_ray.datasets import decoding  # noqa: PLC0415
+
+        total = evaluation.unreadable.total()
+        console.warn(f"{total:,} files do not count: {decoding.counted(evaluation.unreadable)}")
+
+
+def tune() -> None:
+    """Search a better recipe."""
+    result = api.tune(console.parse(TuneConfig))
+    for line in result.search.describe():
+        console.say(line)
+    console.say(f"report: {result.report}")
+    if result.search.better:
+        console.say(f"train it: python jobs/train.py --recipe {result.best} --run URI")
+    else:
+        console.say(f"nothing is proved to be better than the recipe; the best trial's config is {result.best}")
+
+
+def infer() -> None:
+    """Recognize what is new in a bucket and append it to a Parquet table."""
+    config = console.parse(InferConfig)
+    if config == InferConfig() and filesystem.is_empty(config.run):
+        _train_first("--recipe", "demo-text5", "--shards", "demo/shards/text5", "--run", config.run)
+    console.say(api.infer(config).describe())
+
+
+VERBS: dict[str, Callable[[], None]] = {
+    "synthesize": synthesize,
+    "preprocess": preprocess,
+    "train": train,
+    "evaluate": evaluate,
+    "tune": tune,
+    "infer": infer,
+}
+
+USAGE = """usage: captcha-ray VERB [OPTIONS]
+
+Recognize text in small images, in bulk. VERB is one of:
+
+{verbs}
+
+`captcha-ray VERB --help` lists the options with units and defaults. Without options a verb runs on a small synthetic
+corpus. Exit status: 0 done, 2 bad arguments or input, 1 failure, 130 and 143 interrupted."""
+
+
+def main() -> None:
+    """Run the verb that the command line names."""
+    verb = sys.argv[1] if len(sys.argv) > 1 else ""
+    if verb in VERBS:
+        sys.argv[:2] = [f"captcha-ray {verb}"]
+        run(verb)
+        return
+    usage = USAGE.format(verbs="\n".join(f"  {name:<11} {job.__doc__}" for name, job in VERBS.items()))
+    if verb in ("-h", "--help"):
+        print(usage)
+        return
+    print(usage, file=sys.stderr)
+    if verb:
+        print(f"error: there is no verb {verb!r}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def run(verb: str) -> None:
+    """Run one verb with the flags of the command line; the process ends with the verb's exit status."""
+
+    def job() -> None:
+        console.bind(job=verb)
+        VERBS[verb]()
+
+    console.run(job)
+
+
+def _train_first(*flags: str) -> None:
+    """Train the network that a verb without options works with; a failure ends this process with its status."""
+    command = [sys.executable, "-m", "captcha_ray", "train", *flags]
+    if status := subprocess.run(command, check=False).returncode:
+        raise SystemExit(status)
+
+
+def _print_results(results: dict[str, object]) -> None:
+    from captcha_ray.evaluation.evaluate import describe  # noqa: PLC0415 -- imported with torch by then
+
+    for line in describe(results):
+        console.say(line)
+
+
+def _warn_of(results: dict[str, object]) -> None:
+    from captcha_ray.training.results import warn  # noqa: PLC0415 -- imported with torch by then
+
+    warn(results)
