@@ -1,7 +1,7 @@
-"""When a training warms up, holds its learning rate, begins anew, decays it and ends. Knows no torch and no files.
+"""Decide when a training warms up, holds its learning rate, starts over, decays the rate and ends.
 
-Each decision follows from the config, the plan so far and the lines of `metrics.jsonl`. The plan is kept with the
-weights, so that a training that was cut off decides as an undisturbed one would have.
+Pure: no torch, no files. Each decision follows from the config, the plan so far and the lines of `metrics.jsonl`. The
+plan is saved with the weights, so an interrupted training decides as an undisturbed one would have.
 """
 
 import dataclasses
@@ -12,57 +12,76 @@ from typing import Any, Self
 
 from captcha_ray.training.config import TrainConfig
 
+# Figures without a source below were measured on the corpora of LOG.md, 2026-11-25.
+
 WARMUP_STEPS = 150
-"""The most steps that `warmup_stable_decay` warms up for: 15 % of the thousand that few images are trained for."""
+"""Most steps of the warm-up of `warmup_stable_decay`: 15 % of the thousand steps that a few hundred images get."""
 
 PRIOR_STEPS, PRIOR_EPOCHS, PRIOR_SHARE = 100, 10, 0.1
-"""The alignment prior is whole for the least of so many steps, so many epochs, and this share of the planned steps. In
-30 steps, crowded or crossed characters are not found; in more than ten epochs, few images are learned by heart."""
+"""The alignment prior has full weight for the least of so many steps, so many epochs and this share of planned steps.
+
+After 30 steps of it, crowded or crossed characters are not found. After more than ten epochs, few images are memorized.
+"""
 
 PRIOR_FADE = 3
-"""The prior is gone after this many times the steps that it is whole for."""
+"""The prior has faded to zero after this many times the steps of its full weight."""
 
-READS = 0.5
-"""A network reads once its loss is below this share of the loss of guessing: no plateau was seen below .7."""
+RECOGNIZING_LOSS = 0.5
+"""A network has left the plateau if its loss is below this share of the loss of guessing. No plateau was below 0.7."""
 
 PATIENCE_STEPS, MIN_PROGRESS = 150, 0.02
-"""A network is stuck where its loss fell by less than this share from so many steps to the next as many. The slowest
-that found its way by itself, with 50 labels, fell by 6 % in a third of that."""
+"""A network is stuck if its loss falls by less than this share from one window of so many steps to the next.
 
-SURELY_READS = 0.3
-"""A network that is stuck but reads this share of the strings is not begun anew: it is as good as it gets."""
+The slowest network that left the plateau by itself, with 50 labels, fell by 6 % in a third of such a window.
+"""
 
-MAX_ATTEMPTS, GROWTH = 3, 3
-"""How often a training begins in all, and how many times longer the prior lasts from one beginning to the next."""
+GOOD_ENOUGH = 0.3
+"""A stuck network that recognizes this share of strings is not started over: it is as good as it gets."""
+
+MAX_ATTEMPTS, PRIOR_GROWTH = 3, 3
+"""Most attempts of a training, and how many times longer the prior lasts from one attempt to the next."""
 
 DECAY = 0.7
-"""The least share of the planned epochs for which the learning rate falls, however late it begins to."""
+"""Least share of the planned epochs in which the learning rate decays, however late the decay begins."""
 
-AGAIN_BELOW, AGAIN_GAIN = 0.95, 0.01
-"""Below this share of validation strings another cycle follows, and further ones while each adds this much to it."""
+EXTEND_BELOW, EXTEND_GAIN = 0.95, 0.01
+"""A training is extended by a cycle if it recognizes less than this share of validation strings, and once more after
+each cycle that has added this much."""
 
-AGAIN_SHARE, AGAIN_RATE = 0.5, 0.5
-"""Length of such a cycle, of the planned epochs, and the learning rate it begins with, of the peak."""
+EXTEND_SHARE, EXTEND_RATE = 0.5, 0.5
+"""Length of such a cycle, of the planned epochs, and the learning rate that it starts with, of the peak."""
 
 
 class Change(enum.StrEnum):
-    """Name what the last epoch has changed in a plan."""
+    """What the last epoch has changed in a plan, as a sentence for the terminal."""
 
     NONE = ""
-    READS = "the network reads; the learning rate falls from here"
-    LIMIT = "the network does not read yet, but there is no time for another attempt; the learning rate falls from here"
-    ANEW = "the network does not read and its loss no longer falls; training begins anew, with a longer alignment prior"
-    AGAIN = "validation still gets better; training goes on at half the learning rate"
+    RECOGNIZES = "the network recognizes text; the learning rate decays from here"
+    LIMIT = (
+        "the network does not recognize text yet, but there is no time for another attempt; "
+        "the learning rate decays from here"
+    )
+    RESTART = (
+        "the network does not recognize text and its loss no longer falls; "
+        "training starts over with new weights and a longer alignment prior"
+    )
+    EXTEND = "validation still improves; training goes on at half the learning rate"
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """The course of a training as it stands after some epochs.
+    """Course of a training as it stands after some epochs.
 
-    steps: of an epoch. guess_loss: nats per image, as `counts.guess_loss` has it. attempt: from 0. begun: epochs that
-    were done when the attempt began. decays_from: epochs that were done when the learning rate began to fall; None
-    while it is held. num_epochs: of the whole training, were nothing else to happen. rate: what the decay begins with,
-    of the peak. change: what led to this plan.
+    Attributes:
+        config: Resolved config of the training.
+        steps: Optimizer steps of an epoch.
+        guess_loss: Loss of guessing, nats per image, see `counts.guess_loss`.
+        num_epochs: Epochs of the whole training if nothing else happens.
+        attempt: Number of the attempt, from 0.
+        begun: Epochs that were done when the attempt began.
+        decays_from: Epochs that were done when the learning rate began to decay; None while it is held.
+        rate: Learning rate that the decay starts with, as a share of the peak.
+        change: What led to this plan.
     """
 
     config: TrainConfig
@@ -77,46 +96,48 @@ class Plan:
 
     @classmethod
     def first(cls, config: TrainConfig, steps: int, guess_loss: float) -> Self:
-        """Plan a training that has not begun. config: resolved."""
+        """Plan a training that has not begun; arguments as in the class."""
         plan = cls(config, steps, guess_loss, config.epochs)
         return dataclasses.replace(plan, decays_from=0) if plan._latest_decay <= 0 else plan
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what `restored` takes: what has been decided so far, as JSON types."""
+        """Return the decisions so far as JSON types, for `restored`."""
         return {name: getattr(self, name) for name in ("num_epochs", "attempt", "begun", "decays_from", "rate")}
 
     def restored(self, decided: Mapping[str, Any]) -> Self:
-        """Return this plan with what `to_dict` gave of a training that was cut off."""
+        """Return this plan with the decisions of an interrupted training, as `to_dict` gave them."""
         return dataclasses.replace(self, **decided)
 
     def after(self, epochs: Sequence[Mapping[str, Any]]) -> Self:
-        """Follow one more epoch. epochs: all lines of `metrics.jsonl`, one more than when this plan was made."""
+        """Return the plan after one more epoch. epochs: all lines of `metrics.jsonl`, that epoch's last."""
         plan = dataclasses.replace(self, change=Change.NONE)
         done = len(epochs)
         if self.config.schedule != "warmup_stable_decay" or epochs[-1]["train_loss"] is None:
             return plan
         if self.decays_from is not None:
-            return plan._go_on(epochs) if done == self.num_epochs else plan
-        reads = epochs[-1]["train_loss"] < READS * self.guess_loss or _strings(epochs[-1]) >= AGAIN_BELOW
+            return plan._extended(epochs) if done == self.num_epochs else plan
+        recognizes = (
+            epochs[-1]["train_loss"] < RECOGNIZING_LOSS * self.guess_loss or _exact_match(epochs[-1]) >= EXTEND_BELOW
+        )
         stuck = self._is_stuck(epochs)
-        if reads or (stuck and _strings(epochs[-1]) >= SURELY_READS):
-            return plan._decay(done, Change.READS)
+        if recognizes or (stuck and _exact_match(epochs[-1]) >= GOOD_ENOUGH):
+            return plan._decay(done, Change.RECOGNIZES)
         if stuck:
-            again = dataclasses.replace(plan, attempt=self.attempt + 1, begun=done, change=Change.ANEW)
-            again = again._planned_for(done + math.ceil(again._prior_steps * PRIOR_FADE / self.steps))
-            has_capacity = again._latest_decay > done + again._prior_steps * PRIOR_FADE / self.steps
-            return again if has_capacity and again.attempt < MAX_ATTEMPTS else plan._decay(done, Change.LIMIT)
+            restarted = dataclasses.replace(plan, attempt=self.attempt + 1, begun=done, change=Change.RESTART)
+            restarted = restarted._planned_for(done + math.ceil(restarted._prior_steps * PRIOR_FADE / self.steps))
+            has_time = restarted._latest_decay > done + restarted._prior_steps * PRIOR_FADE / self.steps
+            return restarted if has_time and restarted.attempt < MAX_ATTEMPTS else plan._decay(done, Change.LIMIT)
         if done >= self._latest_decay:
             return plan._decay(done, Change.LIMIT)
         return plan._planned_for(done + 1)
 
     @property
-    def holds(self) -> bool:
-        """Whether the learning rate is held, until the network reads."""
+    def holds_rate(self) -> bool:
+        """Return whether the learning rate is still held, as the network does not recognize text yet."""
         return self.config.schedule == "warmup_stable_decay" and self.decays_from is None
 
     def learning_rate(self, done: float) -> float:
-        """Return the step size after so many epochs, which may be a fraction: a function of the plan alone."""
+        """Return the learning rate after so many epochs, which may be a fraction. It depends on the plan alone."""
         config = self.config
         if config.schedule == "constant":
             return config.learning_rate
@@ -130,16 +151,16 @@ class Plan:
         return config.learning_rate * share
 
     def prior(self, done: float) -> float:
-        """Return the share of the loss, 0 to 1, that says where characters stand, after so many epochs."""
+        """Return the weight of the alignment prior in the loss, 0 to 1, after so many epochs."""
         whole = self._prior_steps
         step: float = (done - self.begun) * self.steps
         return min(max((PRIOR_FADE * whole - step) / ((PRIOR_FADE - 1) * whole), 0.0), 1.0)
 
     @property
     def _prior_steps(self) -> float:
-        """Return the steps of this attempt for which the prior is whole."""
+        """Return the steps of this attempt in which the prior has full weight."""
         planned = PRIOR_SHARE * self.config.epochs * self.steps
-        longer: int = GROWTH**self.attempt
+        longer: int = PRIOR_GROWTH**self.attempt
         return min(PRIOR_STEPS, PRIOR_EPOCHS * self.steps, planned) * longer
 
     @property
@@ -155,7 +176,7 @@ class Plan:
         return self._limit - self._decay_epochs
 
     def _planned_for(self, decays_from: int) -> Self:
-        """Set the number of epochs, were the learning rate to fall after that many."""
+        """Set the number of epochs for a decay that begins after so many."""
         num_epochs = min(max(self.config.epochs, decays_from + self._decay_epochs), self._limit)
         return dataclasses.replace(self, num_epochs=num_epochs)
 
@@ -163,7 +184,7 @@ class Plan:
         return dataclasses.replace(self._planned_for(done), decays_from=done, change=change)
 
     def _is_stuck(self, epochs: Sequence[Mapping[str, Any]]) -> bool:
-        """Tell whether the prior is over and the loss has hardly fallen since."""
+        """Return whether the prior has faded and the loss has hardly fallen since."""
         window = math.ceil(PATIENCE_STEPS / self.steps)
         free = len(epochs) - self.begun - math.ceil(PRIOR_FADE * self._prior_steps / self.steps)
         if free < 2 * window:
@@ -171,30 +192,33 @@ class Plan:
         losses: list[float] = [epoch["train_loss"] for epoch in epochs[-2 * window :]]
         return sum(losses[window:]) > (1 - MIN_PROGRESS) * sum(losses[:window])
 
-    def _go_on(self, epochs: Sequence[Mapping[str, Any]]) -> Self:
-        """Add a cycle where validation promises something of it and the limit allows it."""
+    def _extended(self, epochs: Sequence[Mapping[str, Any]]) -> Self:
+        """Add a cycle if validation still improves and the limit allows it."""
         done = len(epochs)
-        length = math.ceil(AGAIN_SHARE * self.config.epochs)
+        length = math.ceil(EXTEND_SHARE * self.config.epochs)
         if "val_exact_match" not in epochs[-1] or done + length > self._limit:
             return self
         assert self.decays_from is not None
-        strings = [epoch["val_exact_match"] or 0.0 for epoch in epochs]
-        best, before = max(strings), max(strings[: self.decays_from], default=0.0)
-        if best >= AGAIN_BELOW or best < before + AGAIN_GAIN:
+        matches = [epoch["val_exact_match"] or 0.0 for epoch in epochs]
+        best, before = max(matches), max(matches[: self.decays_from], default=0.0)
+        if best >= EXTEND_BELOW or best < before + EXTEND_GAIN:
             return self
         return dataclasses.replace(
-            self, decays_from=done, num_epochs=done + length, rate=AGAIN_RATE, change=Change.AGAIN
+            self, decays_from=done, num_epochs=done + length, rate=EXTEND_RATE, change=Change.EXTEND
         )
 
 
-def _strings(epoch: Mapping[str, Any]) -> float:
-    """Return the share of the strings that were read in validation, or in training where there is none."""
+def _exact_match(epoch: Mapping[str, Any]) -> float:
+    """Return the share of whole strings that are right in validation, or in training if there is no validation."""
     share: float | None = epoch.get("val_exact_match", epoch.get("train_exact_match"))
     return share or 0.0
 
 
 def _one_cycle(fraction: float, warmup: float) -> float:
-    """Return the share of the peak after a fraction of all steps: linear warm-up, then cosine to zero."""
+    """Return the share of the peak after a fraction of all steps: linear warm-up, then cosine to zero.
+
+    After L. Smith and N. Topin, "Super-Convergence", 2018, with a cosine as in PyTorch's `OneCycleLR`.
+    """
     return 0.04 + 0.96 * fraction / warmup if fraction < warmup else _cosine((fraction - warmup) / (1 - warmup))
 
 

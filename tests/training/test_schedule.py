@@ -117,7 +117,7 @@ def test_the_prior_lasts_three_times_as_long_at_every_new_beginning() -> None:
 
 def test_the_rate_is_held_until_the_network_reads_and_then_falls_within_the_planned_epochs() -> None:
     found, changes = follow(plan(), lines([50.0, 30.0, 9.0, 6.0, 4.9, 3.0]))
-    assert changes == [(5, Change.READS)]
+    assert changes == [(5, Change.RECOGNIZES)]
     assert (found.decays_from, found.num_epochs) == (5, 20)
     assert found.learning_rate(5) == pytest.approx(1)
     assert found.learning_rate(12.5) == pytest.approx(0.5)
@@ -127,14 +127,14 @@ def test_the_rate_is_held_until_the_network_reads_and_then_falls_within_the_plan
 def test_a_network_that_reads_late_has_seven_tenths_of_the_planned_epochs_left() -> None:
     slowly = [10.0 * 0.97**n for n in range(23)]  # falls by a tenth in 150 steps, below half after 22 epochs
     found, changes = follow(plan(), lines([*slowly, 4.0]))
-    assert changes == [(24, Change.READS)]
+    assert changes == [(24, Change.RECOGNIZES)]
     assert found.num_epochs == 24 + 14
 
 
 def test_a_network_on_a_plateau_begins_anew_with_a_longer_prior() -> None:
     """The first prior ends after 6 epochs, and then twice 3 epochs are compared."""
     found, changes = follow(plan(), lines([60.0, 30.0, *[8.0] * 10]))
-    assert changes == [(12, Change.ANEW)]
+    assert changes == [(12, Change.RESTART)]
     assert (found.attempt, found.begun, found.decays_from) == (1, 12, None)
     assert found.learning_rate(12) == pytest.approx(0.04)
     assert found.prior(12 + 5.9) == 1
@@ -144,20 +144,20 @@ def test_a_loss_that_still_falls_is_no_plateau() -> None:
     falling = [10.0 * 0.992**n for n in range(20)]  # by 2.4 % in 150 steps
     stuck = [10.0 * 0.9945**n for n in range(20)]  # by 1.6 %
     assert follow(plan(), lines(falling))[1] == []
-    assert follow(plan(), lines(stuck))[1] == [(12, Change.ANEW)]
+    assert follow(plan(), lines(stuck))[1] == [(12, Change.RESTART)]
 
 
 def test_the_second_beginning_is_the_last_one_there_is_time_for_and_the_training_ends() -> None:
     """Its prior takes 18 epochs, the third one's would take 54 of the 80."""
     found, changes = follow(plan(), lines([8.0] * 100))
-    assert changes == [(12, Change.ANEW), (36, Change.LIMIT)]
+    assert changes == [(12, Change.RESTART), (36, Change.LIMIT)]
     assert found.num_epochs == 36 + 14
 
 
 def test_with_time_enough_there_are_three_beginnings() -> None:
     config = dataclasses.replace(ADAPTIVE, max_epochs=400)
     found, changes = follow(plan(config), lines([8.0] * 500))
-    assert [change for _, change in changes] == [Change.ANEW, Change.ANEW, Change.LIMIT]
+    assert [change for _, change in changes] == [Change.RESTART, Change.RESTART, Change.LIMIT]
     assert found.attempt == 2
 
 
@@ -189,7 +189,7 @@ def test_a_training_goes_on_at_half_the_rate_while_validation_gets_better() -> N
     """Cycles of ten epochs; the third one gains less than a point."""
     strings = [0.0] * 3 + [0.5] * 17 + [0.6] * 10 + [0.605] * 100
     found, changes = follow(plan(), lines([9.0, 9.0] + [3.0] * 128, strings))
-    assert changes == [(3, Change.READS), (20, Change.AGAIN), (30, Change.AGAIN)]
+    assert changes == [(3, Change.RECOGNIZES), (20, Change.EXTEND), (30, Change.EXTEND)]
     assert found.num_epochs == 40
     second, _ = follow(plan(), lines([9.0, 9.0] + [3.0] * 18, strings))
     assert second.learning_rate(20) == pytest.approx(0.5)
@@ -199,7 +199,7 @@ def test_a_training_goes_on_at_half_the_rate_while_validation_gets_better() -> N
 @pytest.mark.parametrize("strings", [[0.0] + [0.96] * 39, [0.0] * 40, None], ids=["good", "nothing", "no validation"])
 def test_a_training_ends_where_there_is_little_to_gain(strings: list[float] | None) -> None:
     found, changes = follow(plan(), lines([9.0] + [3.0] * 39, strings))
-    assert changes == [(2, Change.READS)]
+    assert changes == [(2, Change.RECOGNIZES)]
     assert found.num_epochs == 20
 
 
@@ -223,17 +223,17 @@ def test_what_was_decided_stays_where_epochs_have_another_number_of_steps() -> N
 
 def test_a_network_that_reads_is_not_begun_anew_though_its_loss_stands_still() -> None:
     found, changes = follow(plan(), lines([5.5] * 40, [0.6] * 40))
-    assert changes[0] == (12, Change.READS)
+    assert changes[0] == (12, Change.RECOGNIZES)
     assert found.attempt == 0
 
 
 def test_a_network_that_has_nothing_to_tell_apart_reads_at_once() -> None:
     """All labels are the same: guessing costs nothing, and no loss is below that."""
     found, changes = follow(Plan.first(ADAPTIVE, 50, 0.0), lines([1e-4] * 40, [1.0] * 40))
-    assert changes == [(1, Change.READS)]
+    assert changes == [(1, Change.RECOGNIZES)]
     assert found.num_epochs == 20
     unvalidated = [{"epoch": 1, "train_loss": 1e-4, "train_exact_match": 1.0}]
-    assert Plan.first(ADAPTIVE, 50, 0.0).after(unvalidated).change is Change.READS
+    assert Plan.first(ADAPTIVE, 50, 0.0).after(unvalidated).change is Change.RECOGNIZES
 
 
 def test_a_loss_that_is_no_number_changes_nothing() -> None:
