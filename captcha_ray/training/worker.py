@@ -187,7 +187,7 @@ class Worker:
         diverged = done > 0 and has_diverged(self._history[-1])
         patience = self._job.config.patience
         judged = self._history[self._plan.begun :]  # of this attempt
-        spent = patience > 0 and bool(judged) and not self._plan.holds and epochs_without_gain(judged) >= patience
+        spent = patience > 0 and bool(judged) and not self._plan.holds_rate and epochs_without_gain(judged) >= patience
         return done < last and not diverged and not spent
 
     def run_epoch(self) -> dict[str, Any]:

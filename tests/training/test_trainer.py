@@ -117,7 +117,7 @@ def test_a_run_cut_off_after_any_file_continues_to_the_same_result(
 
 
 def restless(shards: Shards, run: Path, **changes: Any) -> TrainConfig:
-    """Of a training that begins anew, of 4 epochs planned and 24 at most."""
+    """Of a training that starts over, of 4 epochs planned and 24 at most."""
     adaptive: dict[str, Any] = {"network": "column_cnn", "schedule": "warmup_stable_decay", "stroke_fraction": 0.1}
     return config_for(shards, run, **(adaptive | {"epochs": 4, "max_epochs": 24} | changes))
 
@@ -148,7 +148,7 @@ def test_a_training_that_is_stuck_begins_anew_and_goes_on_to_the_same_result_whe
     assert len(undisturbed) <= 24
     anew = attempts.index(1)
     told = capsys.readouterr().out
-    assert told.count("begins anew") == 1
+    assert told.count("starts over") == 1
     assert told.count("there is no time for another attempt") == 1
     fresh = [undisturbed[k]["train_loss"] for k in (0, anew)]
     assert fresh[1] > 3 * undisturbed[anew - 1]["train_loss"], "what was learned is forgotten"
