@@ -222,7 +222,7 @@ def test_a_reading_is_a_value() -> None:
 def test_the_package_offers_the_recognizer_and_imports_torch_only_for_it() -> None:
     program = (
         "import sys, captcha_ray; assert 'torch' not in sys.modules\n"
-        "from captcha_ray import Recognizer, Reading; assert 'torch' in sys.modules\n"
+        "from captcha_ray import Recognizer, Prediction; assert 'torch' in sys.modules\n"
         "assert 'ray' not in sys.modules\n"
         "try: captcha_ray.Recogniser\n"
         "except AttributeError as error: print(error, Recognizer.__module__)\n"

@@ -6,7 +6,6 @@ import functools
 import json
 import os
 import re
-import runpy
 import shlex
 import shutil
 import subprocess
@@ -19,7 +18,6 @@ from typing import Any
 
 import botocore.session
 import botocore.validate
-import click
 import jsonschema
 import pytest
 import ray.autoscaler
@@ -28,15 +26,13 @@ from pip._internal.commands import create_command
 from ray.autoscaler._private.util import hash_runtime_conf, prepare_config, validate_config
 from ray.runtime_env import RuntimeEnv
 from ray.runtime_env.runtime_env import _merge_runtime_env
-from ray.scripts.scripts import cli as ray_cli
 
 from benchmarks import sizing
-from captcha_ray import console
 from captcha_ray.inference.config import InferConfig
-from captcha_ray.runs.directory import to_json
 from captcha_ray.runtime import ray_session, telemetry
 from captcha_ray.training.config import TrainConfig
 from captcha_ray.tuning.config import TuneConfig
+from tests.support.commands import check_ray_command, job_lines, parsed, shell_lines
 
 ROOT = Path(__file__).parents[2]
 CLUSTER = ROOT / "cluster"
@@ -45,94 +41,8 @@ KUBERAY = sorted(CLUSTER.glob("kuberay-*.yaml"))
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PINS = dict(re.findall(r"^([\w.-]+)==(\S+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE))
 
-# What KubeRay knows.
-
-STRING, BOOL, COUNT, ANY = {"type": "string"}, {"type": "boolean"}, {"type": "integer", "minimum": 0}, {}
-STRINGS = {"type": "object", "additionalProperties": STRING}
-QUANTITIES = {"type": "object", "additionalProperties": {"type": "string", "pattern": r"^\d+(m|Mi|Gi)?$"}}
-
-
-def thing(*required: str, **fields: Any) -> dict[str, Any]:
-    """Schema of an object that may have these fields and no others."""
-    return {"type": "object", "properties": fields, "required": list(required), "additionalProperties": False}
-
-
-def several(item: dict[str, Any]) -> dict[str, Any]:
-    """Schema of a list that is not empty."""
-    return {"type": "array", "items": item, "minItems": 1}
-
-
-def one_of(*words: str) -> dict[str, Any]:
-    """Schema of one of these words."""
-    return {"enum": list(words)}
-
-
-# Of pods, the fields used here; Kubernetes knows more of them.
-RESOURCES = thing("requests", "limits", requests=QUANTITIES, limits=QUANTITIES)
-CONTAINER_SECURITY = thing(
-    "allowPrivilegeEscalation", "capabilities",
-    allowPrivilegeEscalation=BOOL, capabilities=thing("drop", drop=several(STRING)),
-)  # fmt: skip
-SECRET = thing("name", name=STRING, optional=BOOL)
-CONTAINER = thing(
-    "name", "image", "resources", "securityContext",
-    name=STRING, image=STRING, resources=RESOURCES, securityContext=CONTAINER_SECURITY,
-    env=several(thing("name", "value", name=STRING, value=STRING)),
-    envFrom=several(thing("secretRef", secretRef=SECRET)),
-    ports=several(thing("name", "containerPort", name=STRING, containerPort=COUNT)),
-)  # fmt: skip
-POD = thing(
-    "containers", "securityContext", "serviceAccountName",
-    containers=several(CONTAINER), serviceAccountName=STRING, automountServiceAccountToken=BOOL,
-    restartPolicy=one_of("Never", "OnFailure", "Always"), terminationGracePeriodSeconds=COUNT,
-    tolerations=several(thing("key", "operator", key=STRING, operator=one_of("Exists"))),
-    securityContext=thing(
-        "runAsNonRoot", "runAsUser", "runAsGroup", "seccompProfile",
-        runAsNonRoot=BOOL, runAsUser=COUNT, runAsGroup=COUNT, seccompProfile=thing("type", type=STRING),
-    ),
-)  # fmt: skip
-TEMPLATE = thing("spec", spec=POD)
-
-# All fields of KubeRay 1.6.2's API reference that its manifests may have; ANY where none of ours uses it. 1.7.0 has
-# these and more, of which only RayCronJobSpec.timeZone is used. Neither has a concurrencyPolicy.
-AUTH = thing("mode", "secretName", mode=one_of("disabled", "token"), secretName=STRING, enableK8sTokenAuth=BOOL)
-AUTOSCALER = thing(
-    "securityContext",  # not KubeRay's demand but ours
-    resources=RESOURCES, image=STRING, imagePullPolicy=STRING, securityContext=CONTAINER_SECURITY,
-    idleTimeoutSeconds=COUNT, upscalingMode=one_of("Default", "Aggressive", "Conservative"),
-    version=one_of("v1", "v2"), env=ANY, envFrom=ANY, volumeMounts=ANY,
-)  # fmt: skip
-HEAD_GROUP = thing(
-    "template",
-    template=TEMPLATE, headService=ANY, enableIngress=BOOL, resources=STRINGS, labels=STRINGS, rayStartParams=STRINGS,
-    serviceType=STRING,
-)  # fmt: skip
-WORKER_GROUP = thing(
-    "groupName", "replicas", "minReplicas", "maxReplicas", "template",
-    suspend=BOOL, groupName=STRING, replicas=COUNT, minReplicas=COUNT, maxReplicas=COUNT, idleTimeoutSeconds=COUNT,
-    resources=STRINGS, labels=STRINGS, rayStartParams=STRINGS, template=TEMPLATE, scaleStrategy=ANY, numOfHosts=COUNT,
-)  # fmt: skip
-CLUSTER_SPEC = thing(
-    "rayVersion", "authOptions", "headGroupSpec", "workerGroupSpecs",
-    upgradeStrategy=ANY, authOptions=AUTH, suspend=BOOL, managedBy=STRING, autoscalerOptions=AUTOSCALER,
-    headServiceAnnotations=STRINGS, enableInTreeAutoscaling=BOOL, gcsFaultToleranceOptions=ANY,
-    headGroupSpec=HEAD_GROUP, rayVersion=STRING, workerGroupSpecs=several(WORKER_GROUP),
-)  # fmt: skip
-POSITIVE = {"type": "integer", "minimum": 1}
-JOB_SPEC = thing(
-    "entrypoint", "rayClusterSpec", "submitterPodTemplate",
-    activeDeadlineSeconds=POSITIVE, backoffLimit=COUNT, rayClusterSpec=CLUSTER_SPEC, submitterPodTemplate=TEMPLATE,
-    metadata=STRINGS, clusterSelector=STRINGS, submitterConfig=ANY, managedBy=STRING, deletionStrategy=ANY,
-    entrypoint=STRING, runtimeEnvYAML=STRING, jobId=STRING, entrypointResources=STRING,
-    submissionMode=one_of("K8sJobMode", "HTTPMode", "InteractiveMode", "SidecarMode"),
-    entrypointNumCpus={"type": "number"}, entrypointNumGpus={"type": "number"}, ttlSecondsAfterFinished=COUNT,
-    preRunningDeadlineSeconds=POSITIVE, shutdownAfterJobFinishes=BOOL, suspend=BOOL,
-)  # fmt: skip
-CRON_SPEC = thing(
-    "schedule", "jobTemplate",
-    jobTemplate=JOB_SPEC, schedule=STRING, suspend=BOOL, timeZone={"type": "string", "minLength": 1},
-)  # fmt: skip
-SPECS = {"RayCluster": CLUSTER_SPEC, "RayJob": JOB_SPEC, "RayCronJob": CRON_SPEC}
+FIELDS = json.loads(Path(__file__).with_name("kuberay_fields.json").read_text())
+"""What KubeRay knows, as a JSON schema with one definition a kind."""
 
 
 def job_of(document: Any) -> Any:
@@ -164,59 +74,12 @@ def pods_of(document: Any) -> list[Any]:
 # Command lines.
 
 
-class _ParsedError(BaseException):
-    """Carries a job's config out of it as soon as it is parsed."""
-
-
-def parsed(job: str, arguments: list[str]) -> Any:
-    """The config that jobs/<job>.py makes of a command line; nothing is done. Raises SystemExit for a bad one."""
-    real = console.parse
-
-    def stop(*given: Any, **named: Any) -> None:
-        raise _ParsedError(real(*given, **named))
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(console, "parse", stop)
-        patch.setattr(sys, "argv", [f"jobs/{job}.py", *arguments])
-        try:
-            runpy.run_path(str(ROOT / "jobs" / f"{job}.py"))["main"]()
-        except _ParsedError as error:
-            return error.args[0]
-    raise AssertionError(f"jobs/{job}.py parses no arguments")
-
-
-def job_lines(text: str) -> list[tuple[str, list[str]]]:
-    """All `python jobs/NAME.py ARGUMENTS` of a text, without quotes in them: (NAME, ARGUMENTS)."""
-    joined = re.sub(r"\\\n\s*", "", text)
-    return [(job, rest.split()) for job, rest in re.findall(r"python jobs/(\w+)\.py([^|;&<>'\"`\n]*)", joined)]
-
-
 def job_lines_of(path: Path) -> list[tuple[str, list[str]]]:
     """Those of a file; of a manifest, those of its entrypoint."""
     if path in KUBERAY:
         job = job_of(yaml.safe_load(path.read_text()))
         return job_lines(job["entrypoint"]) if job else []
     return job_lines(path.read_text())
-
-
-def shell_lines(text: str) -> list[str]:
-    """The commands in a Markdown text's blocks of shell, comments and continued lines resolved."""
-    blocks = "\n".join(re.findall(r"```sh\n(.*?)```", text, re.DOTALL))
-    return [line for line in re.sub(r"\\\n\s*", "", blocks).splitlines() if line and not line.startswith("#")]
-
-
-def check_ray_command(line: str) -> None:
-    """Fails where Ray's command line has no such command or options."""
-    words = shlex.split(line, comments=True)[1:]
-    words = words[: words.index("--")] if "--" in words else words
-    command: Any = ray_cli
-    while isinstance(command, click.Group):
-        name = words.pop(0)
-        command = command.get_command(click.Context(command), name)
-        assert command, f"ray has no command {name}: {line}"
-    known = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
-    for word in words:
-        assert not word.startswith("-") or word.partition("=")[0] in known, f"{word} is unknown: {line}"
 
 
 # Checks of one manifest, which must fail where it is broken.
@@ -230,11 +93,7 @@ def cores(quantity: str) -> float:
 @functools.cache
 def validator(kind: str) -> jsonschema.Draft202012Validator:
     """Of a whole manifest of this kind."""
-    metadata = thing("name", name={"type": "string", "pattern": "^[a-z][a-z0-9-]{1,39}$"})  # KubeRay adds to it
-    schema = thing(
-        "apiVersion", "kind", "metadata", "spec",
-        apiVersion=one_of("ray.io/v1"), kind=one_of(kind), metadata=metadata, spec=SPECS[kind],
-    )  # fmt: skip
+    schema = {**FIELDS, "$ref": f"#/$defs/{kind}"}
     jsonschema.Draft202012Validator.check_schema(schema)
     return jsonschema.Draft202012Validator(schema)
 
@@ -483,23 +342,6 @@ def test_a_broken_schedule_is_found(check: Callable[[Any], None], keys: tuple[st
 def test_every_job_is_called_as_it_wants_to_be(path: Path) -> None:
     for job, arguments in job_lines_of(path):
         parsed(job, arguments)
-
-
-def test_the_commands_of_the_main_readme_are_as_jobs_and_ray_want_them(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "runs/search").mkdir(parents=True)
-    (tmp_path / "runs/search/best.json").write_bytes(to_json(TrainConfig().to_dict()))  # as the search leaves it
-    lines = [line for line in shell_lines((ROOT / "README.md").read_text()) if "..." not in line]
-    jobs = [found for line in lines for found in job_lines(line.partition(" #")[0])]
-    for job, arguments in jobs:
-        parsed(job, arguments)
-    assert {job for job, _ in jobs} == {"preprocess", "train", "evaluate", "tune", "infer"}
-    submitted = [line for line in lines if line.startswith("ray ")]
-    for line in submitted:
-        check_ray_command(line)
-    assert len(submitted) >= 2
 
 
 def test_job_lines_are_found_where_they_are() -> None:
@@ -794,13 +636,13 @@ def test_the_page_on_sizes_has_the_table_that_its_figures_give() -> None:
     assert "\n".join(sizing.table(sizing.Costs())) in page
     costs = sizing.Costs(images_per_core_second=200, efficiency=0.5, night_hours=1)
     costs = dataclasses.replace(costs, recognizing=0.75, images_per_gpu_second=100)
-    other = sizing.NightSummary.of(10**6, costs)
+    other = sizing.NightNeeds.of(10**6, costs)
     assert (other.cores, other.gpus, other.cores_beside_gpus) == (3, 3, 1)
     assert (round(other.gets_per_second), other.prefixes) == (280, 1)
     assert other.reading_hours == pytest.approx(1 - 1000 * 0.15 / 8 / 3600 - 10**6 / 79_362 / 3600)
-    assert sizing.NightSummary.of(10**9, sizing.Costs()).reading_hours == pytest.approx(
+    assert sizing.NightNeeds.of(10**9, sizing.Costs()).reading_hours == pytest.approx(
         8 - 10**9 / 79_362 / 3600
     )  # no listing
     with pytest.raises(ValueError, match="a night of 1 hours is too short to list 1,000,000,000 images"):
-        sizing.NightSummary.of(10**9, costs)
+        sizing.NightNeeds.of(10**9, costs)
     assert other.price == pytest.approx(10**4 / 3600 * 0.04 + 0.40 + 0.005)

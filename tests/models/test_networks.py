@@ -255,4 +255,4 @@ def test_a_spec_without_an_image_or_with_an_unknown_field_is_refused() -> None:
     with pytest.raises(InputError, match="no image size"):
         ModelSpec.from_dict({**values, "image": None})
     with pytest.raises(InputError, match="did you mean 'max_length'"):
-        ModelSpec.from_dict({**values, "slot": 5})
+        ModelSpec.from_dict({**values, "max_lenght": 5})

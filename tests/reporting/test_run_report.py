@@ -320,7 +320,7 @@ def test_a_single_epoch_can_be_seen(tmp_path: Path, figure: list[Figure]) -> Non
     RunDirectory(str(tmp_path)).write_metrics([epoch(1)])
     write(tmp_path, {})
     assert len(figure) == 3
-    for name, drawn in zip(("loss", "accuracy", "max_length"), figure, strict=True):
+    for name, drawn in zip(("loss", "accuracy", "positions"), figure, strict=True):
         pixels = np.asarray(decode((tmp_path / f"figures/{name}.png").read_bytes()).convert("RGB"))
         axes = drawn.axes[0]
         for line in axes.get_lines():
@@ -345,7 +345,7 @@ def test_curves_draw_each_field_against_its_epoch(figure: list[Figure]) -> None:
     }
 
 
-def test_slot_curves_are_solid_for_validation_and_dashed_for_training_in_one_color_a_position(
+def test_position_curves_are_solid_for_validation_and_dashed_for_training_in_one_color_a_position(
     figure: list[Figure],
 ) -> None:
     figures.position_curves([epoch(1), epoch(2)])
@@ -357,9 +357,9 @@ def test_slot_curves_are_solid_for_validation_and_dashed_for_training_in_one_col
     assert colors[0] == colors[1] != colors[2] == colors[3]
 
 
-def test_slots_are_drawn_for_more_than_one_position_only(tmp_path: Path) -> None:
+def test_positions_are_drawn_for_more_than_one_position_only(tmp_path: Path) -> None:
     run = RunDirectory(str(tmp_path))
-    run.write_metrics([epoch(1, train_slot_accuracy=[0.5], val_slot_accuracy=[0.5])])
+    run.write_metrics([epoch(1, train_position_accuracy=[0.5], val_position_accuracy=[0.5])])
     write(tmp_path, {})
     assert {path.name for path in (tmp_path / "figures").iterdir()} == {"loss.png", "accuracy.png"}
 

@@ -330,13 +330,13 @@ def test_of_many_that_take_a_dead_lease_over_one_gets_in(tmp_path: Path, number:
 
 def test_a_dead_lease_that_others_took_over_meanwhile_is_theirs(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
     leave(uri, **{**_process(), "started": 1})
-    replace = filesystem.replace
+    compare_and_swap = filesystem.compare_and_swap
 
     def late(uri: str, data: bytes, expected: bytes) -> bool:
         filesystem.write(uri, b'{"holder": "another"}')
-        return replace(uri, data, expected)
+        return compare_and_swap(uri, data, expected)
 
-    monkeypatch.setattr(filesystem, "replace", late)
+    monkeypatch.setattr(filesystem, "compare_and_swap", late)
     with pytest.raises(InputError, match="another process has just begun to work on"), Lease(uri):
         pass
     assert found(uri) == {"holder": "another"}
