@@ -1,6 +1,6 @@
-"""What each job may be told: one frozen dataclass a job, the docstring under a field is its `--help`.
+"""Provide the base of job configs: frozen dataclasses whose field docstrings are the `--help`.
 
-Checks what can be checked without looking at any data. Does not read files, does not know Ray or torch.
+Checks what can be checked without data. Does not read files, does not know Ray or torch.
 """
 
 import dataclasses
@@ -10,11 +10,11 @@ from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
 from captcha_ray.errors import check, check_keys
 
 DEMO = "demo"
-"""Folder, relative to where a job is started, in which jobs without arguments keep what they make."""
+"""Folder, relative to the working directory, for what jobs without arguments make."""
 
 
 class Config:
-    """JSON both ways for the dataclasses below, and a check of the fields that take one of a few words."""
+    """A config with JSON both ways and a check of fields that take one of a few words."""
 
     def __post_init__(self) -> None:
         for name, kind in get_type_hints(type(self)).items():
@@ -28,12 +28,14 @@ class Config:
             check(value >= least, f"{name} is {value}; it must be at least {least}")
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields as JSON types; tuples become lists."""
+        """Return all fields as JSON types; tuples become lists."""
         return json.loads(json.dumps(dataclasses.asdict(self)))  # type: ignore[call-overload, no-any-return]
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
-        """The inverse of `to_dict`. Raises InputError for a field that is unknown, naming the nearest, or missing."""
+        """Return the config that `to_dict` gave. Raises InputError for an unknown field, naming the nearest, or a
+        missing one.
+        """
         known = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
         check_keys(list(values), known, f"field of {cls.__name__}")
         for field in dataclasses.fields(cls):  # type: ignore[arg-type]

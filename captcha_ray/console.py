@@ -1,7 +1,7 @@
-"""What a person at the terminal sees: arguments in, progress and one-sentence errors out. Decides nothing.
+"""Talk to the person at the terminal: parse arguments, print progress and one-sentence errors. Decides nothing.
 
-Where the environment has `CAPTCHA_RAY_LOG=json`, every line is a JSON object instead, for a store of logs: `time`
-(UTC), `level`, `job`, `run` or `out`, `ray_job`, `message`, and the numbers in it by their names.
+With `CAPTCHA_RAY_LOG=json` in the environment every line is a JSON object for a log store: `time` (UTC), `level`,
+`job`, `run` or `out`, `ray_job`, `message`, and the numbers in it by their names.
 """
 
 import contextlib
@@ -35,14 +35,14 @@ _bound: dict[str, Any] = {}
 
 
 def parse(config_type: type[T], default: T | None = None) -> T:
-    """The job's config from the command line. Bad arguments end the process with status 2, `--help` with 0."""
+    """Return the job's config from the command line. Bad arguments end the process with status 2, `--help` with 0."""
     parsed: Any = tyro.cli(config_type, default=default, config=(tyro.conf.FlagCreatePairsOff,))
     bind(**{name: getattr(parsed, name) for name in ("run", "out") if getattr(parsed, name, "")})
     return parsed  # type: ignore[no-any-return]
 
 
 def option(name: str, default: str) -> str:
-    """The value of `--name` on the command line, before it is parsed in full: it decides the other flags' defaults."""
+    """Return `--name` of the command line before it is parsed, as it decides the defaults of other flags."""
     found = default
     for argument, following in zip(sys.argv, [*sys.argv[1:], default], strict=True):
         flag, equals, value = argument.partition("=")
@@ -52,8 +52,10 @@ def option(name: str, default: str) -> str:
 
 
 def run(job: Callable[[], None]) -> None:
-    """Runs a job and ends the process: 0 done, 2 bad input in one sentence, 1 failure, 130 interrupted, 143 asked to
-    end."""
+    """Run a job and end the process.
+
+    Its status is 0 if the job is done, 2 for bad input, 1 for a failure, 130 for Ctrl-C and 143 for SIGTERM.
+    """
     bind(job=Path(sys.argv[0]).stem)
     try:
         with _terminable():
@@ -75,7 +77,7 @@ def run(job: Callable[[], None]) -> None:
 
 @contextlib.contextmanager
 def _terminable() -> Iterator[None]:
-    """SIGTERM ends the block as Ctrl-C does, actors and all: so `ray job stop`, Kubernetes and `kill` ask a job to end.
+    """End the block at SIGTERM as at Ctrl-C, actors included, as `ray job stop`, Kubernetes and `kill` request.
 
     KeyboardInterrupt's argument is the signal's number then.
     """
@@ -99,7 +101,7 @@ def _terminable() -> Iterator[None]:
 
 
 def _fail(status: int, sentence: str, trace: str = "") -> None:
-    """Ends the process. trace: for those who mend the code; before the sentence, or a field of a structured line."""
+    """End the process with a sentence. trace: for developers, printed before it, or a field of a structured line."""
     if trace and not STRUCTURED:
         print(trace, end="", file=sys.stderr)
     _print_error("error", sentence, status=status, **({"trace": trace} if trace else {}))
@@ -107,12 +109,12 @@ def _fail(status: int, sentence: str, trace: str = "") -> None:
 
 
 def bind(**fields: Any) -> None:
-    """Fields that every structured line from now on bears."""
+    """Set fields that every structured line from now on has."""
     _bound.update(fields)
 
 
 def say(line: str, **numbers: Any) -> None:
-    """One line for the person, as it is. numbers: those in it, by their names, for a structured line."""
+    """Print one line. numbers: those in the line, by their names, for a structured line."""
     if STRUCTURED:
         print(_structured("info", line, numbers), flush=True)
     else:
@@ -130,16 +132,20 @@ def _structured(level: str, message: str, numbers: dict[str, Any]) -> str:
 
 
 def is_terminal() -> bool:
-    """Return whether a person looks at the output as it is drawn."""
+    """Return whether the output is drawn at a terminal."""
     return OUT.is_terminal and not STRUCTURED
 
 
 @contextlib.contextmanager
 def progress(what: str, total: int | None, unit: str) -> Iterator[Callable[..., None]]:
-    """A bar with rate and time left; gives a function that takes how many more are done, and a word on them.
+    """Show a bar with rate and time left; yield a function that takes the number of finished units and a note.
 
-    total: None where nobody knows. Where output is not a terminal (a log, `ray job logs`), a line at most every ten
-    seconds instead.
+    Without a terminal (a log, `ray job logs`) a line is printed at most every ten seconds instead.
+
+    Args:
+        what: Name of the work.
+        total: Number of units; None if unknown.
+        unit: Plural of a unit.
     """
     started = last = time.monotonic()
     done = 0
@@ -167,7 +173,7 @@ def progress(what: str, total: int | None, unit: str) -> Iterator[Callable[..., 
 
 
 def bar() -> rich.progress.Progress:
-    """Return a progress bar that is drawn at a terminal and nowhere else."""
+    """Return a progress bar that is drawn only at a terminal."""
     return rich.progress.Progress(
         rich.progress.TextColumn("{task.description}"),
         rich.progress.BarColumn(),
@@ -193,5 +199,5 @@ def time_left(amount: float, rate: float) -> str:
 
 
 def warn(sentence: str) -> None:
-    """A sentence on standard error; the job goes on."""
+    """Print a warning on standard error."""
     _print_error("warning", sentence)

@@ -1,29 +1,35 @@
-"""What goes wrong, in sentences: errors that jobs print, and the checks that raise them."""
+"""Define the errors that jobs print as one sentence, and the checks that raise them."""
 
 import difflib
 import errno
 import os
 
 RESUME_HINT = "the same command goes on (a training: with --resume)"
-"""What to do where work was cut short."""
+"""What to do if work was cut short."""
 
 
 class InputError(Exception):
-    """Something only the user can mend, said in one sentence. Jobs print it and exit with status 2."""
+    """An error that only the user can mend. Jobs print its sentence and exit with status 2."""
 
 
 class JobError(Exception):
-    """Something that went wrong and can be said in one sentence. Jobs print it and exit with status 1."""
+    """A failure that one sentence explains. Jobs print it and exit with status 1."""
 
 
 def check(ok: bool, sentence: str) -> None:
-    """Raises InputError(sentence) unless `ok`."""
+    """Raise InputError(sentence) unless `ok`."""
     if not ok:
         raise InputError(sentence)
 
 
 def check_keys(given: list[str], known: list[str], what: str) -> None:
-    """Raises InputError for the first unknown key, naming the nearest known one."""
+    """Raise InputError for the first unknown key, naming the nearest known one.
+
+    Args:
+        given: Keys to check.
+        known: Keys that are allowed.
+        what: Name of such a key in the sentence.
+    """
     for key in given:
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1, cutoff=0.4)
@@ -32,8 +38,7 @@ def check_keys(given: list[str], known: list[str], what: str) -> None:
 
 
 def full_disk(error: BaseException) -> str:
-    """A sentence where that is what an error means, or what caused it (as Ray tells what a worker raised), else
-    nothing."""
+    """Return a sentence if a full disk caused the error, as Ray reports what a worker raised; else ""."""
     cause: BaseException | None = error
     while cause:
         if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):

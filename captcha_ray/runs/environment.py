@@ -1,4 +1,4 @@
-"""Describes what a result depends on beside its config: versions, commit, command, machine."""
+"""Describe what a result depends on beside its config: versions, commit, command, machine."""
 
 import functools
 import importlib.metadata
@@ -13,7 +13,7 @@ PACKAGES = ("captcha_ray", "ray", "torch", "numpy", "pillow", "pyarrow", "obstor
 
 
 def versions() -> dict[str, str]:
-    """Versions of this package and of those its results depend on; packages that are absent are left out."""
+    """Return the versions of this package and of those its results depend on; absent packages are left out."""
     found = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
@@ -25,8 +25,10 @@ def versions() -> dict[str, str]:
 
 @functools.cache
 def commit() -> str | None:
-    """The commit this package stands at, with `-dirty` where files differ; outside a checkout what
-    CAPTCHA_RAY_COMMIT says, as in an image, or None."""
+    """Return the commit of this package, with `-dirty` if files differ.
+
+    Outside a checkout, as in an image, return CAPTCHA_RAY_COMMIT of the environment, or None.
+    """
     if not (Path(__file__).parents[2] / ".git").exists():
         return os.environ.get("CAPTCHA_RAY_COMMIT") or None
     # GIT_DIR and the like, which git sets for hooks, lead to another repository than this package's.
@@ -40,7 +42,7 @@ def commit() -> str | None:
 
 
 def environment() -> dict[str, Any]:
-    """What a result depends on beside its config: versions, commit, command and hardware of this machine."""
+    """Return versions, commit, command and hardware of this machine."""
     return {
         "versions": versions(),
         "commit": commit(),
@@ -54,7 +56,7 @@ def environment() -> dict[str, Any]:
 
 
 def _gpus() -> list[str]:
-    """Models of the NVIDIA GPUs whose driver is loaded here."""
+    """Return the models of the NVIDIA GPUs whose driver is loaded."""
     lines = [
         line
         for path in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information"))
@@ -64,7 +66,7 @@ def _gpus() -> list[str]:
 
 
 def provenance(**sizes: int) -> list[str]:
-    """Lines that belong above any measured figure: command, commit, machine, versions, sizes."""
+    """Return lines to print above any measured figure: command, commit, machine, versions, sizes."""
     where = environment()
     return [
         f"command: {' '.join(where['command'])}   commit: {where['commit']}",

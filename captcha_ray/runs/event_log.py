@@ -1,4 +1,4 @@
-"""Writes TensorBoard event files of a run."""
+"""Write TensorBoard event files of a run."""
 
 import os
 import shutil
@@ -26,7 +26,7 @@ class EventLog:
         self._writer = EventsWriter(os.path.join(self._folder, "events"), f".{time.time_ns()}")
 
     def add(self, record: dict[str, Any]) -> None:
-        """One epoch, a line of `metrics.jsonl`; lists become one curve per position. On disk when it returns."""
+        """Write one epoch, a line of `metrics.jsonl`, to disk; lists become one curve per position."""
         from tensorboardX.proto.event_pb2 import Event  # noqa: PLC0415
         from tensorboardX.summary import scalar  # noqa: PLC0415
 
@@ -45,7 +45,7 @@ class EventLog:
                 filesystem.write(filesystem.join(self._target, path.name), path.read_bytes())
 
     def close(self) -> None:
-        """Ends the file; temporary copies are removed."""
+        """End the file and remove temporary copies."""
         self._writer.close()
         if self._remote:
             shutil.rmtree(self._folder, ignore_errors=True)

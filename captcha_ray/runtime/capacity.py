@@ -1,6 +1,6 @@
-"""Room for workers on a cluster's nodes: what there is, what an autoscaler may add, and what can never be had.
+"""Tell how many workers a cluster's nodes can hold, what an autoscaler may add, and what can never be had.
 
-Looks at what nodes have, not at what is free: work waits for what other work gives back.
+Counts what nodes have, not what is free: work waits until other work ends.
 """
 
 import contextlib
@@ -22,21 +22,22 @@ from captcha_ray.errors import InputError
 from captcha_ray.runtime import ray_session
 
 SPARE_CPU = 0.001
-"""Of a CPU: what workers leave of each of theirs, and all that reading images for them takes. Images that are lost with
-a node are read again while the workers that wait for them hold every CPU there is."""
+"""Share of a CPU that each worker leaves free, and that reading images for it takes. If a node is lost, its images
+are read again while the waiting workers hold every CPU.
+"""
 
 POLL_S = 1.0
 """Seconds between two looks at the nodes."""
 
 IDLE_S = 60.0
-"""An autoscaler that has started no node for so long starts none for this request: it says nowhere what it could."""
+"""Seconds after which an autoscaler that has started no node will start none: it does not say what it could start."""
 
 SAY_S = 30.0
-"""Seconds between two lines on what is waited for."""
+"""Seconds between two lines about waiting."""
 
 
 def num_fitting(cpus_per_worker: int, gpus_per_worker: float) -> int:
-    """How many workers of so many CPUs and GPUs each the nodes there are can hold; GPUs may be a fraction."""
+    """Return how many workers of so many CPUs and GPUs each the nodes can hold. GPUs may be a fraction."""
     nodes = [node["Resources"] for node in ray_session.nodes()]
     by_cpu = [int(n.get("CPU", 0)) // cpus_per_worker for n in nodes]
     by_gpu = by_cpu
@@ -48,21 +49,21 @@ def num_fitting(cpus_per_worker: int, gpus_per_worker: float) -> int:
 
 
 def cpu_request(cpus: int) -> float:
-    """CPUs to ask Ray for, for a process that uses so many."""
+    """Return the CPUs to request from Ray for a process that uses so many."""
     return cpus - SPARE_CPU
 
 
 def device_of(use_gpu: bool) -> str:
-    """Return the device, as torch names it, of a worker whose job was given a GPU or not.
+    """Return the device, in torch's words, of a worker whose job was given a GPU or not.
 
-    Ray shows every GPU of a node to workers that asked for none, so that what is visible says nothing.
+    Ray shows every GPU of a node to workers that requested none, so what is visible tells nothing.
     """
     return "cuda" if use_gpu else "cpu"
 
 
 @contextlib.contextmanager
 def gpus_hidden() -> Iterator[None]:
-    """Hide GPUs from this process, which computes on the CPU: torch's optimizers open any that they see."""
+    """Hide GPUs from this process while it computes on the CPU: torch's optimizers open any that they see."""
     before = os.environ.get("CUDA_VISIBLE_DEVICES")
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
     try:
@@ -74,12 +75,12 @@ def gpus_hidden() -> Iterator[None]:
 
 
 def num_cpus() -> int:
-    """CPUs of the nodes there are; at least 1."""
+    """Return the CPUs of all nodes, at least 1."""
     return max(int(sum(node["Resources"].get("CPU", 0) for node in ray_session.nodes())), 1)
 
 
 def describe(cpus_per_worker: int, gpus_per_worker: float) -> str:
-    """What the nodes there are have, and for how many workers that is, for a person."""
+    """Describe for a person what the nodes have, and how many workers they hold."""
     nodes = [node["Resources"] for node in ray_session.nodes()]
     have = f"{sum(n.get('CPU', 0) for n in nodes):.0f} CPUs and {sum(n.get('GPU', 0) for n in nodes):.0f} GPUs"
     fitting = num_fitting(cpus_per_worker, gpus_per_worker)
@@ -87,7 +88,7 @@ def describe(cpus_per_worker: int, gpus_per_worker: float) -> str:
 
 
 def _requested(num_workers: int, cpus_per_worker: int, gpus_per_worker: float) -> tuple[str, list[dict[str, float]]]:
-    """A request for a person, and for an autoscaler."""
+    """Return a request as words for a person and as bundles for an autoscaler."""
     gpus = f" and {gpus_per_worker:g} GPU" if gpus_per_worker else ""
     cpus = f"{cpus_per_worker} CPU{'s' * (cpus_per_worker > 1)}"
     bundle = {"CPU": float(cpus_per_worker), **({"GPU": float(gpus_per_worker)} if gpus_per_worker else {})}
@@ -95,7 +96,7 @@ def _requested(num_workers: int, cpus_per_worker: int, gpus_per_worker: float) -
 
 
 def has_capacity(num_workers: int, cpus_per_worker: int, gpus_per_worker: float) -> bool:
-    """Whether the nodes can hold the workers. Raises InputError where they cannot and there is no autoscaler."""
+    """Return whether the nodes can hold the workers. Raises InputError if not and there is no autoscaler."""
     if num_fitting(cpus_per_worker, gpus_per_worker) >= num_workers:
         return True
     requested, bundles = _requested(num_workers, cpus_per_worker, gpus_per_worker)
@@ -105,11 +106,17 @@ def has_capacity(num_workers: int, cpus_per_worker: int, gpus_per_worker: float)
 
 
 def wait_for_capacity(num_workers: int, cpus_per_worker: int, gpus_per_worker: float, **paths: str) -> None:
-    """Returns once the nodes can hold the workers; asks the autoscaler for more nodes, if there is one, and says so.
+    """Return once the nodes can hold the workers; until then ask the autoscaler for nodes and say so.
 
-    paths: as for `ray_session.check_shared`; looked at from the nodes that have come. Raises InputError where there is
-    no autoscaler, where it says that it can never start such nodes, once it has started none for `IDLE_S`, and where a
-    node that has come does not see a path.
+    Args:
+        num_workers: Processes that must run at once.
+        cpus_per_worker: CPUs of each.
+        gpus_per_worker: GPUs of each; may be a fraction.
+        paths: As for `ray_session.check_shared`, checked from the nodes that have come.
+
+    Raises:
+        InputError: There is no autoscaler, it can never start such nodes, it has started none for `IDLE_S`, or a
+            new node does not see a path.
     """
     if has_capacity(num_workers, cpus_per_worker, gpus_per_worker):
         return
@@ -143,15 +150,16 @@ def wait_for_capacity(num_workers: int, cpus_per_worker: int, gpus_per_worker: f
 
 @dataclasses.dataclass(frozen=True)
 class Autoscaler:
-    """num_starting: nodes it has asked for that have not joined. refuses: whether it says that what is asked can never
-    be had."""
+    """State of an autoscaler. num_starting: requested nodes that have not joined. refuses: whether it can never
+    serve the request.
+    """
 
     num_starting: int
     refuses: bool
 
 
 def autoscaler(bundles: list[dict[str, float]]) -> Autoscaler | None:
-    """What the cluster's autoscaler is at, and what it says of a request for these; None where there is none."""
+    """Return the state of the cluster's autoscaler for a request; None if there is no autoscaler."""
     client = GcsClient(address=ray.get_runtime_context().gcs_address)
     reply = autoscaler_pb2.GetClusterStatusReply()  # type: ignore[attr-defined]
     reply.ParseFromString(client.get_cluster_status(timeout_s=ray_session.CONNECT_TIMEOUT_S))
@@ -160,9 +168,9 @@ def autoscaler(bundles: list[dict[str, float]]) -> Autoscaler | None:
 
 
 def of_version_2(state: Any, bundles: list[dict[str, float]]) -> Autoscaler | None:
-    """As the second version of Ray's autoscaler reports itself, an `AutoscalingState`; None where it does not run.
+    """Return the state that version 2 of Ray's autoscaler reports, an `AutoscalingState`; None if it does not run.
 
-    What it says of other requests, somebody else's or an earlier one, does not count.
+    What it reports about other requests does not count.
     """
     if not state.autoscaler_state_version:
         return None
@@ -175,9 +183,9 @@ def of_version_2(state: Any, bundles: list[dict[str, float]]) -> Autoscaler | No
 
 
 def of_version_1(status: bytes | None) -> Autoscaler | None:
-    """As the first version reports itself; None where it does not run.
+    """Return the state that version 1 of Ray's autoscaler reports; None if it does not run.
 
-    It also runs where there is nothing to scale, and then calls every node a type of its own.
+    It also runs on clusters that cannot grow, and then calls every node a type of its own.
     """
     report = (json.loads(status) if status else {}).get("autoscaler_report") or {}
     types = report.get("node_type_mapping") or {}

@@ -1,4 +1,4 @@
-"""Connects to Ray, and says in one sentence where that fails; what its nodes are, see and say."""
+"""Connect to Ray, explain in one sentence why that fails, and tell what its nodes are and see."""
 
 import contextlib
 import dataclasses
@@ -33,8 +33,9 @@ QUIET = {
     "RAY_BACKEND_LOG_LEVEL": "fatal",  # Ray's own use of restartable actors prints an error at each start
     "RAY_task_oom_retries": "5",  # without a word, Ray would try for ever what no node has the memory for
 }
-"""Settings of this process, so that it says what a person needs to know, and that once; what the environment says goes
-first. What goes wrong comes as an exception all the same."""
+"""Settings of this process that keep Ray from printing what comes as an exception anyway. The environment's own
+values win.
+"""
 
 QUIET_ALONE = {
     # What a dashboard would show, and there is none: each of Ray's processes spends about a percent of a core on it.
@@ -43,7 +44,7 @@ QUIET_ALONE = {
     "RAY_task_events_report_interval_ms": "0",
     "RAY_USAGE_STATS_ENABLED": "0",  # nothing leaves the machine
 }
-"""The same for a Ray that this process starts."""
+"""Further settings for a Ray that this process starts."""
 
 WORKERS = {
     # glibc gives threads arenas that cannot hold more than 64 MiB at a stretch; larger buffers go back to the kernel
@@ -55,7 +56,7 @@ WORKERS = {
 """Environment of the processes that do the work."""
 
 CONNECT_TIMEOUT_S = 10
-"""How long the address of a cluster may take to accept a connection, and then to speak."""
+"""Seconds that a cluster's address may take to accept a connection, and again to answer."""
 
 _NO_NODE = (
     "this machine is no node of the cluster at {}, and a driver runs on one; submit the job to run there, "
@@ -65,43 +66,47 @@ _NO_NODE = (
 
 @dataclasses.dataclass(frozen=True)
 class Cluster:
-    """What work may ask for. embedded: whether Ray was started by this process, on this machine alone."""
+    """What work may request. embedded: whether this process started Ray, on this machine alone."""
 
     num_cpus: int
     num_gpus: int
     embedded: bool
 
     def warn_without_gpu(self, use_gpu: bool) -> None:
-        """Says that arithmetic runs on the CPU where a GPU was not asked for and this machine, which does it, has
-        none."""
+        """Warn that the CPU computes, if no GPU was requested and this machine, which computes, has none."""
         if self.embedded and not (use_gpu or self.num_gpus):
             console.warn("no GPU here; the CPU does the arithmetic")
 
 
 @ray.remote(num_cpus=0)
 class Board:
-    """Where workers pin what they are at, and the driver reads it. Stands here, where nothing heavy is imported."""
+    """An actor where workers keep their latest state for the driver."""
 
     def __init__(self) -> None:
         self._reports: dict[str, dict[str, Any]] = {}
 
     def pin(self, worker: str, report: dict[str, Any]) -> None:
-        """Replaces the worker's last report."""
+        """Replace the worker's last report."""
         self._reports[worker] = report
 
     def read(self) -> dict[str, dict[str, Any]]:
-        """The last report of each worker, by its name."""
+        """Return the last report of each worker, by its name."""
         return self._reports
 
 
 @contextlib.contextmanager
 def connect(meanwhile: str = "") -> Iterator[Cluster]:
-    """The cluster that `RAY_ADDRESS` names, or a Ray started here that ends with the block.
+    """Connect to the cluster that `RAY_ADDRESS` names, or start a Ray that ends with the block.
 
-    meanwhile: name of a module to import while Ray starts; torch and Ray take four seconds each, on two cores both at
-    once. An already connected process (a test, a notebook) keeps its connection. What SIGTERM does stays as it was.
-    Raises InputError where the address does not answer, does not let this process in, or runs another Ray or Python;
-    JobError where memory, or the object store and its disk, are used up.
+    A process that is connected already keeps its connection. The handling of SIGTERM stays as it was.
+
+    Args:
+        meanwhile: Name of a module to import while Ray starts. On two cores, torch and Ray take four seconds each,
+            or four together.
+
+    Raises:
+        InputError: The address does not answer, refuses this process, or runs another Ray or Python.
+        JobError: Memory, or the object store and its disk, are used up.
     """
     address = os.environ.get("RAY_ADDRESS")
     for name, value in (QUIET if address else QUIET | QUIET_ALONE | WORKERS).items():
@@ -164,7 +169,7 @@ def _start(address: str | None) -> None:
 
 
 def _ensure_token() -> None:
-    """Make a token for this process' Ray where Ray cannot keep one itself, which it does in the home folder."""
+    """Make a token for this process' Ray if the home folder, where Ray keeps one, cannot be written."""
     if os.environ.keys() & {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"}:
         return
     try:
@@ -183,8 +188,7 @@ def _first_line(error: Exception) -> str:
 
 @contextlib.contextmanager
 def _keeping_sigterm() -> Iterator[None]:
-    """Undoes what Ray makes of SIGTERM when it starts and when it ends: the process' end at once, without a word or
-    with a trace."""
+    """Undo Ray's handling of SIGTERM, which ends the process at once, without a word or with a trace."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -204,7 +208,7 @@ def _keeping_sigterm() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _silent() -> Iterator[None]:
-    """Nothing that this process writes to file descriptor 2 is seen."""
+    """Discard what this process writes to file descriptor 2."""
     sys.stderr.flush()
     kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     try:
@@ -222,7 +226,7 @@ def _is_host_and_port(address: str) -> bool:
 
 
 def _check_answers(address: str) -> None:
-    """Raises InputError unless gRPC is spoken at `[ray://]host:port`; Ray itself would go on trying for minutes."""
+    """Raise InputError unless gRPC answers at `[ray://]host:port`; Ray itself would try for minutes."""
     check(
         not address.startswith(("http://", "https://")),
         f"RAY_ADDRESS is {address}, an address for `ray job submit`; a job started here takes host:port of the "
@@ -246,8 +250,7 @@ def _check_answers(address: str) -> None:
 
 
 def _check_is_a_node(address: str) -> None:
-    """Raises InputError where Ray does not run on this machine, as a driver of `host:port` needs; Ray itself would look
-    for it for a minute."""
+    """Raise InputError if Ray does not run on this machine, as a driver of `host:port` needs."""
     deadline = time.monotonic() + CONNECT_TIMEOUT_S
     while _is_host_and_port(address) and not find_node_ids():  # type: ignore[no-untyped-call]
         check(time.monotonic() < deadline, _NO_NODE.format(address))
@@ -255,7 +258,7 @@ def _check_is_a_node(address: str) -> None:
 
 
 def _why_not(address: str | None, error: Exception) -> str:
-    """A sentence for what Ray says where it cannot be had."""
+    """Return a sentence for the error of a failed connection."""
     if not address:
         return f"Ray does not start on this machine: {_first_line(error)}"
     if versions := re.findall(r"(?:Ray|Python): (\S+)", str(error)):
@@ -273,9 +276,10 @@ def _why_not(address: str | None, error: Exception) -> str:
 
 
 def check_shared(**paths: str) -> None:
-    """Raises InputError where work may run on other machines and one of them does not see the same local path.
+    """Raise InputError if work may run on other nodes and one of them does not see a local path.
 
-    paths: by the name of their flag; URIs of stores are everybody's. Looked at from every node that has CPUs or GPUs.
+    Args:
+        paths: Paths and URIs by the name of their flag. URIs of stores are seen everywhere.
     """
     home = ray.get_runtime_context().get_node_id()
     others = [n for n in nodes() if n["NodeID"] != home and {"CPU", "GPU"} & n["Resources"].keys()]
@@ -302,11 +306,13 @@ def _exists(path: str) -> bool:
 
 
 def here() -> NodeAffinitySchedulingStrategy:
-    """Where to put actors that the driver cannot do without: on its own node, which is lost only with the driver."""
+    """Return the scheduling of actors that the driver depends on: on its own node, which is lost only with the
+    driver.
+    """
     return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
 
 
 def nodes() -> list[dict[str, Any]]:
-    """The nodes that are alive, as `ray.nodes` tells them."""
+    """Return the nodes that are alive, as `ray.nodes` describes them."""
     found: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
     return [node for node in found if node["Alive"]]

@@ -1,4 +1,4 @@
-"""What a job tells Prometheus while it runs, through the metrics of the node that it was started on.
+"""Report a job's figures to Prometheus while it runs, through the metrics of the node that started it.
 
 Every name is `ray_captcha_...` there, with the tags `job` (train, tune or infer) and `run` (URI of the run or table).
 `cluster/grafana-dashboard.json` shows them.
@@ -22,7 +22,7 @@ COUNTERS = {
     "captcha_errors": "Objects that could not be read.",
     "captcha_stage_seconds": "Seconds that workers spent on a stage (fetch, decode, recognize, write), all together.",
 }
-"""As Prometheus has them, `_total` stands behind each."""
+"""Prometheus appends `_total` to each name."""
 
 TAGS = ("job", "run", "stage")
 
@@ -38,17 +38,17 @@ def _counter(name: str) -> metrics.Counter:
 
 
 class Telemetry:
-    """Of one job at one run. Values appear at Prometheus some seconds after they were given."""
+    """Figures of one job at one run. They appear at Prometheus some seconds after they are given."""
 
     def __init__(self, job: str, run: str) -> None:
         self._tags = {"job": job, "run": run, "stage": ""}
 
     def set(self, name: str, value: float | None) -> None:
-        """The value of a gauge; None leaves it as it was."""
+        """Set a gauge; None leaves it as it was."""
         if value is not None:
             _gauge(name).set(value, self._tags)
 
     def add(self, name: str, amount: float, stage: str = "") -> None:
-        """Adds to a counter."""
+        """Add to a counter."""
         if amount > 0:
             _counter(name).inc(amount, self._tags | {"stage": stage})

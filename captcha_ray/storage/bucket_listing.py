@@ -1,4 +1,4 @@
-"""Lists buckets page by page, several folders of S3 side by side."""
+"""List buckets page by page, several folders of S3 side by side."""
 
 import concurrent.futures
 import dataclasses
@@ -20,13 +20,14 @@ from captcha_ray.storage.objectstore import (
 )
 
 MAX_FOLDERS = 256
-"""Folders of a bucket that are listed side by side; once so many are known, deeper ones are not looked for."""
+"""Most folders of a bucket that are listed side by side. Once so many are known, deeper ones are not looked for."""
 
 
 def list_pages(uri: str) -> Iterator[list[Entry]]:
-    """All objects below a prefix, a page of at most a thousand at a time, in no order; the folders of S3 side by side.
+    """Yield all objects below a prefix in pages of at most a thousand, in no order.
 
-    The empty objects by which some tools mark a folder are left out. Holds a few pages at a time.
+    Folders of S3 are listed side by side. Empty objects that mark a folder are left out. Only a few pages are held in
+    memory.
     """
     root, prefix = split(uri)
     prefix = f"{prefix.rstrip('/')}/" if prefix else ""
@@ -43,7 +44,7 @@ def _list_stream(root: str, prefix: str) -> Iterator[list[Entry]]:
 
 @dataclasses.dataclass(frozen=True)
 class _Page:
-    """A page to ask for. delimited: only the folder itself, its subfolders as names."""
+    """A page to request. delimited: of the folder itself only, with its subfolders' names."""
 
     prefix: str
     delimited: bool

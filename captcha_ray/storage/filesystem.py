@@ -1,9 +1,9 @@
-"""Bytes behind a URI: a local path, `s3://bucket/key` or `gs://bucket/key`.
+"""Read and write bytes behind a URI: a local path, `s3://bucket/key` or `gs://bucket/key`.
 
-Credentials and endpoints come from the environment, a profile or the machine's role (`AWS_ACCESS_KEY_ID`,
-`AWS_SECRET_ACCESS_KEY`, `AWS_PROFILE`, `AWS_REGION`, `AWS_ENDPOINT_URL`, `GOOGLE_APPLICATION_CREDENTIALS`, ...), never
-from here. Local files are read with the standard library, object stores through `objectstore`. Every write is atomic:
-a reader sees the old bytes or the new. Does not cache.
+Every write is atomic: a reader sees the old bytes or the new. Nothing is cached. Local files are read with the standard
+library, object stores through `objectstore`. Credentials and endpoints come from the environment, a profile or the
+machine's role (`AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`, `AWS_PROFILE`, `AWS_REGION`, `AWS_ENDPOINT_URL`,
+`GOOGLE_APPLICATION_CREDENTIALS`, ...).
 """
 
 import contextlib
@@ -29,16 +29,16 @@ PAGE_FILES = 1000
 
 
 HIDDEN_FILES = {".ds_store", "thumbs.db", "desktop.ini", "ehthumbs.db", "icon\r"}
-"""Files that operating systems leave in folders, lower case."""
+"""Names, in lower case, of files that operating systems leave in folders."""
 
 
 def speakable(uri: str) -> str:
-    """The URI, with the bytes of a file name that are not UTF-8 escaped: no table could hold them."""
+    """Return the URI with bytes that are not UTF-8 escaped, as tables and terminals hold UTF-8 only."""
     return uri.encode("utf-8", "backslashreplace").decode()
 
 
 def is_hidden(uri: str, corpus: str) -> bool:
-    """Whether a file is an operating system's or hidden below the corpus, and so no image of it."""
+    """Return whether a file is hidden below the corpus, or is an operating system's."""
     below = uri.removeprefix(corpus).lstrip("/").split("/")
     return uri.rpartition("/")[2].lower() in HIDDEN_FILES or any(
         part.startswith((".", "__MACOSX")) and part not in (".", "..") for part in below
@@ -46,24 +46,25 @@ def is_hidden(uri: str, corpus: str) -> bool:
 
 
 def is_remote(uri: str) -> bool:
-    """Whether the URI names an object store."""
+    """Return whether the URI names an object store."""
     return uri.startswith(REMOTE)
 
 
 def is_known(uri: str) -> bool:
-    """Whether the URI is a path or of a scheme that is read here."""
+    """Return whether the URI is a path or has a scheme that this module reads."""
     return "://" not in uri or is_remote(uri)
 
 
 def join(base: str, *parts: str) -> str:
-    """`base` with parts appended, separated by single slashes."""
+    """Return `base` with parts appended, separated by single slashes."""
     return "/".join([base.rstrip("/") if base != "/" else "", *parts]) if parts else base
 
 
 def absolute(uri: str) -> str:
-    """The URI as another process must be given it: local paths become absolute, `file://` is taken off.
+    """Return the URI as another process needs it: local paths absolute, without `file://`.
 
-    Raises InputError for a scheme other than s3, gs and file.
+    Raises:
+        InputError: The scheme is not s3, gs or file.
     """
     if is_remote(uri):
         return uri.rstrip("/")
@@ -75,14 +76,16 @@ def absolute(uri: str) -> str:
 
 
 def _nearest(path: str) -> Path:
-    """The local path, or the first above it that there is."""
+    """Return the local path, or its nearest parent that exists."""
     return next(found for found in (Path(path), *Path(path).parents) if found.exists())
 
 
 @contextlib.contextmanager
 def probe(path: str) -> Iterator[str]:
-    """An empty local file in the folder or the nearest one above that exists, for others to look for; where nothing may
-    be written, what is there itself."""
+    """Yield the path of an empty file in the folder or its nearest parent that exists, for other nodes to look for.
+
+    If nothing can be written there, yield the existing path itself.
+    """
     there = _nearest(path)
     folder = there if there.is_dir() else there.parent
     marker = folder / f".{uuid.uuid4().hex}"
@@ -98,14 +101,14 @@ def probe(path: str) -> Iterator[str]:
 
 
 def read(uri: str) -> bytes:
-    """The whole object. Raises FileNotFoundError where there is none, OSError for any other trouble."""
+    """Return all bytes of the object. Raises FileNotFoundError if it is absent, OSError for other trouble."""
     data, _ = objectstore.get(uri) if is_remote(uri) else fetch(uri, sys.maxsize - 1)
     assert data is not None, "no limit was given"
     return data
 
 
 def copy(uri: str, path: Path) -> None:
-    """Copies the object to a local file, in bounded memory. Raises as `read` does."""
+    """Copy the object to a local file, in bounded memory. Raises as `read` does."""
     if is_remote(uri):
         objectstore.download(uri, path)
     else:
@@ -113,7 +116,7 @@ def copy(uri: str, path: Path) -> None:
 
 
 def fetch(uri: str, max_bytes: int) -> tuple[bytes | None, Entry]:
-    """The object, and what a listing would say of it; None for one of more than `max_bytes`, which is not fetched.
+    """Return the object's bytes and its entry in a listing; None instead of the bytes if they exceed `max_bytes`.
 
     Raises as `read` does.
     """
@@ -131,9 +134,16 @@ def fetch(uri: str, max_bytes: int) -> tuple[bytes | None, Entry]:
 
 
 def write(uri: str, data: bytes | memoryview, *, exclusive: bool = False) -> None:
-    """Writes the whole object at once, making local folders as needed.
+    """Write the whole object at once, and make local folders as needed.
 
-    Raises FileExistsError where `exclusive` is set and there is one already, OSError for any other trouble.
+    Args:
+        uri: Of the object.
+        data: Its new content.
+        exclusive: Refuse to replace an object.
+
+    Raises:
+        FileExistsError: `exclusive` is set and the object exists.
+        OSError: For other trouble.
     """
     if is_remote(uri):
         objectstore.put(uri, bytes(data), exclusive=exclusive)
@@ -157,10 +167,16 @@ def write(uri: str, data: bytes | memoryview, *, exclusive: bool = False) -> Non
 
 
 def compare_and_swap(uri: str, data: bytes, expected: bytes) -> bool:
-    """Writes the whole object if it holds what is expected; whether it did. Of several at once, one succeeds.
+    """Write the object if it still holds the expected bytes. Of several writers at once, one succeeds.
 
-    On a disk among the processes of all machines that see its locks, on a store where it knows conditional writes.
-    Raises FileNotFoundError where there is no object, OSError for any other trouble.
+    This holds on a disk for processes that share its locks, and on a store that supports conditional writes.
+
+    Returns:
+        Whether it was written.
+
+    Raises:
+        FileNotFoundError: The object is absent.
+        OSError: For other trouble.
     """
     if is_remote(uri):
         return objectstore.compare_and_swap(uri, data, expected)
@@ -176,13 +192,12 @@ def compare_and_swap(uri: str, data: bytes, expected: bytes) -> bool:
 
 
 def exists(uri: str) -> bool:
-    """Whether there is an object (or a local file) of that name."""
+    """Return whether there is an object or a local file of that name."""
     return objectstore.head(uri) is not None if is_remote(uri) else Path(uri).is_file()
 
 
 def check_writable(uri: str) -> None:
-    """Writes and removes an empty object below a prefix, or in a folder or what there is of its parents. Raises
-    InputError where that is refused."""
+    """Write and remove an empty object below the prefix. Raises InputError if that is refused."""
     marker = join(uri if is_remote(uri) else str(_nearest(uri)), f".{uuid.uuid4().hex}")
     try:
         write(marker, b"")
@@ -192,7 +207,7 @@ def check_writable(uri: str) -> None:
 
 
 def delete(uri: str) -> None:
-    """Removes one object; no error where there is none."""
+    """Remove one object; an absent one is no error."""
     if is_remote(uri):
         objectstore.delete(uri)
     else:
@@ -200,10 +215,13 @@ def delete(uri: str) -> None:
 
 
 def list_pages(uri: str) -> Iterator[list[Entry]]:
-    """All objects below a folder or prefix, or the one file itself, a thousand at a time; in no order on S3.
+    """Yield all objects below a folder or prefix, or the one file, in pages of a thousand; in no order on S3.
 
-    Local symbolic links are followed, but not in circles. Holds no more than a few pages. Raises InputError where a
-    local folder is absent or cannot be listed, OSError where a store refuses.
+    Local symbolic links are followed, but not in circles. Only a few pages are held in memory.
+
+    Raises:
+        InputError: A local folder is absent or cannot be listed.
+        OSError: A store refuses.
     """
     if is_remote(uri):
         found = False
@@ -230,13 +248,13 @@ def list_pages(uri: str) -> Iterator[list[Entry]]:
 
 
 def _entry(path: str, found: os.stat_result) -> Entry:
-    """etag: of size and time of the last change, as far as the disk tells them apart."""
+    """Return a local file's entry; its etag is of size and time of the last change, in nanoseconds."""
     modified = datetime.datetime.fromtimestamp(found.st_mtime, datetime.UTC)
     return Entry(path, f"{found.st_mtime_ns:x}-{found.st_size:x}", found.st_size, modified)
 
 
 def list_files(uri: str) -> Iterator[str]:
-    """URIs of all objects that `list_pages` gives, in sorted order; those of a bucket are held in memory for it."""
+    """Return the URIs of all objects that `list_pages` yields, sorted; a bucket's are held in memory."""
     if is_remote(uri):
         yield from sorted(entry.uri for page in list_pages(uri) for entry in page)
         return
@@ -250,8 +268,7 @@ def list_files(uri: str) -> Iterator[str]:
 
 
 def _walk(folder: str, above: frozenset[str] = frozenset()) -> Iterator[str]:
-    """above: real paths of the folders this one is in: links in a circle end, and those to a folder above the first one
-    lead to what was not asked for."""
+    """Yield the files below a folder. above: real paths of its parents, so that circular links end."""
     try:
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
     except OSError as error:
@@ -265,14 +282,14 @@ def _walk(folder: str, above: frozenset[str] = frozenset()) -> Iterator[str]:
 
 
 def is_empty(uri: str) -> bool:
-    """Whether nothing stands below a folder or prefix; an absent one is empty."""
+    """Return whether nothing stands below a folder or prefix; an absent one is empty."""
     if not is_remote(uri) and not os.path.exists(uri):
         return True
     return not any(list_pages(uri))
 
 
 def prune(uri: str) -> None:
-    """Removes a local folder and those below it as far as they are empty; in a bucket there are no folders."""
+    """Remove a local folder and those below it if they are empty. Buckets have no folders."""
     if not is_remote(uri):
         for folder, _, _ in os.walk(uri, topdown=False):
             with contextlib.suppress(OSError):

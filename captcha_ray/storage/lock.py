@@ -1,6 +1,6 @@
-"""One writer at a time for a folder or prefix: an object that its holder renews, and others take over once it is dead.
+"""Keep a second job from a folder or prefix, by a lease: an object that its holder renews until it ends or dies.
 
-Politeness, not safety: what must never happen twice has to be refused by the store itself when it is committed.
+This is politeness, not safety: a commit that must not happen twice has to be refused by the store itself.
 """
 
 import contextlib
@@ -21,11 +21,13 @@ RENEW_S = 5.0
 """Seconds between renewals."""
 
 PATIENCE_S = 20.0
-"""A lease whose holder is on another machine, and which has not been renewed for so long, may be taken over."""
+"""Seconds without a renewal after which a lease of another machine's process may be taken over."""
 
 
 class Lease:
-    """Held while its block runs. Raises InputError where another holds it."""
+    """A lock that expires if its holder dies; held while its block runs. Raises InputError if another process holds
+    it.
+    """
 
     def __init__(self, uri: str) -> None:
         self._uri = uri
@@ -52,7 +54,7 @@ class Lease:
             console.warn(f"the lease {self._uri} stays behind: {error}")
 
     def check(self) -> None:
-        """Raises JobError where another process has taken the lease over; asks the store, if it answers."""
+        """Raise JobError if another process has taken the lease over."""
         with contextlib.suppress(OSError):
             self._lost = self._lost or not self._holds()
         if self._lost:
@@ -81,7 +83,7 @@ class Lease:
         return self._uri.rpartition("/")[0]
 
     def _watch(self, found: dict[str, Any]) -> None:
-        """Returns once the holder has been silent for long enough. Raises InputError as soon as it renews."""
+        """Return once the holder has been silent for long enough. Raises InputError as soon as it renews."""
         console.say(f"{_who(found)} worked on {self._folder}; waiting {PATIENCE_S:.0f} s to see whether it still does")
         deadline = time.monotonic() + PATIENCE_S
         while time.monotonic() < deadline:
@@ -129,12 +131,12 @@ def _parsed(data: bytes) -> dict[str, Any]:
 
 
 def _process() -> dict[str, Any]:
-    """This process, so that another of this machine can tell whether it is alive."""
+    """Describe this process, so that another one on this machine can tell whether it is alive."""
     return {"host": socket.gethostname(), "boot": _boot(), "pid": os.getpid(), "started": _started(os.getpid())}
 
 
 def _boot() -> str | None:
-    """Tells apart two machines, or containers with process numbers of their own, that bear one name."""
+    """Return an id that distinguishes machines, or containers with process numbers of their own, of one name."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip() + os.readlink("/proc/self/ns/pid")
     except OSError:
@@ -142,7 +144,7 @@ def _boot() -> str | None:
 
 
 def _started(pid: int) -> int | None:
-    """When a process began, in ticks since the machine did; None where it does not run."""
+    """Return when a process began, in ticks since the machine booted; None if it does not run."""
     try:
         state, *numbers = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         return None if state == "Z" else int(numbers[18])

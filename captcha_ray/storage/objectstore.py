@@ -1,8 +1,8 @@
-"""Objects in `s3://` and `gs://` buckets through their clients; knows credentials, retries, and no local file.
+"""Read and write objects in `s3://` and `gs://` buckets. Knows credentials and retries, but no local file.
 
-Keys are data. obstore, the fast client, has no name for some keys that S3 allows (`a//b`, `..`, control characters);
-one of them ends its listing of the whole bucket. S3 is therefore listed with botocore, which also reads those keys.
-Trouble that passes (timeouts, resets, bodies cut off, 429, 5xx) is retried with backoff and jitter.
+Keys are data. obstore, the fast client, cannot name some keys that S3 allows (`a//b`, `..`, control characters); one of
+them ends its listing of a bucket. S3 is therefore listed with botocore, which also reads those keys. Temporary trouble
+(timeouts, resets, truncated bodies, 429, 5xx) is retried with backoff and jitter.
 """
 
 import contextlib
@@ -44,30 +44,33 @@ from captcha_ray.errors import InputError
 T = TypeVar("T")
 
 NUM_LIST_THREADS = 8
-"""Pages of a bucket asked for at once, from different folders."""
+"""Pages of a bucket that are requested at once, from different folders."""
 
 
 ATTEMPTS = 5
-"""Times a request is made before its trouble is reported."""
+"""Times that a request is made before its error is raised."""
 
 BACKOFF_S, MAX_BACKOFF_S = 0.1, 5.0
-"""The wait after attempt k is drawn evenly from 0 to BACKOFF_S * 2^k, at most MAX_BACKOFF_S: "full jitter" of
-M. Brooker, "Exponential Backoff and Jitter" (2015)."""
+"""The wait after attempt k is uniform in 0 to BACKOFF_S * 2^k, at most MAX_BACKOFF_S: "full jitter" of M. Brooker,
+"Exponential Backoff and Jitter" (2015).
+"""
 
 CONNECT_TIMEOUT_S, REQUEST_TIMEOUT_S, PATIENT_TIMEOUT_S = 5, 30, 900
-"""Of one attempt, body included. An image takes less than a second; a table of 128 MB minutes on a slow line."""
+"""Limits of one attempt with its body. An image takes less than a second, a table of 128 MB minutes on a slow line."""
 
 
 class StoreError(OSError, InputError):
-    """What an object store refuses. Caught as OSError it costs a row; left alone it ends a job as bad input does."""
+    """A request that an object store refuses. As an OSError it costs a row; uncaught it ends a job as bad input
+    does.
+    """
 
 
 class DeniedError(StoreError, PermissionError):
-    """A refusal for lack of credentials or rights."""
+    """A request that is refused for lack of credentials or rights."""
 
 
 class Entry(NamedTuple):
-    """What a listing says of one object. etag: without quotes. last_modified: UTC."""
+    """An object in a listing. etag: without quotes. size: bytes. last_modified: UTC."""
 
     uri: str
     etag: str
@@ -76,7 +79,7 @@ class Entry(NamedTuple):
 
 
 def split(uri: str) -> tuple[str, str]:
-    """(URI of the bucket, key) of a URI. Raises InputError where it names no bucket."""
+    """Return the bucket's URI and the key of a URI. Raises InputError if it names no bucket."""
     scheme, _, rest = uri.partition("://")
     bucket, _, key = rest.partition("/")
     if not bucket:
@@ -85,7 +88,7 @@ def split(uri: str) -> tuple[str, str]:
 
 
 def _split_named(uri: str) -> tuple[str, str]:
-    """As `split`. Raises StoreError for a key that can only be read: no job gives objects such names."""
+    """Return what `split` does. Raises StoreError for a key that obstore cannot name; no job writes such keys."""
     root, key = split(uri)
     if not _has_name(key):
         raise StoreError(
@@ -95,9 +98,11 @@ def _split_named(uri: str) -> tuple[str, str]:
 
 
 def get(uri: str, max_bytes: int | None = None) -> tuple[bytes | None, Entry]:
-    """The object, and what its store says of it; None for one of more than `max_bytes`, which is not fetched.
+    """Return an object's bytes and entry; None instead of the bytes if they exceed `max_bytes`.
 
-    Raises FileNotFoundError, DeniedError or another StoreError.
+    Raises:
+        FileNotFoundError: The object is absent.
+        StoreError: The store refuses; DeniedError for lack of rights.
     """
     root, key = split(uri)
 
@@ -115,7 +120,7 @@ def get(uri: str, max_bytes: int | None = None) -> tuple[bytes | None, Entry]:
 
 
 def download(uri: str, path: Path) -> None:
-    """Writes the object to a local file, in bounded memory. Raises as `get` does."""
+    """Write the object to a local file, in bounded memory. Raises as `get` does."""
     root, key = _split_named(uri)
 
     def request() -> None:
@@ -127,7 +132,7 @@ def download(uri: str, path: Path) -> None:
 
 
 def put(uri: str, data: bytes, *, exclusive: bool = False) -> None:
-    """Writes the whole object. Raises FileExistsError where `exclusive` is set and there is one already."""
+    """Write the whole object. Raises FileExistsError if `exclusive` is set and the object exists."""
     root, key = _split_named(uri)
     # Stores that know conditional writes let one of two writers win. Others (rclone's server) ignore the condition and
     # overwrite; for them asking first refuses all but a writer that comes in the instant between.
@@ -154,10 +159,10 @@ def put(uri: str, data: bytes, *, exclusive: bool = False) -> None:
 
 
 def compare_and_swap(uri: str, data: bytes, expected: bytes) -> bool:
-    """Writes the whole object if it holds what is expected; whether it did.
+    """Write the object if it holds the expected bytes, and return whether it did. Raises FileNotFoundError if it is
+    absent.
 
-    Raises FileNotFoundError where it is absent. Stores that know conditional writes let one of several writers win;
-    others overwrite.
+    With stores that support conditional writes one of several writers wins; with others the last one.
     """
     root, key = _split_named(uri)
 
@@ -174,7 +179,7 @@ def compare_and_swap(uri: str, data: bytes, expected: bytes) -> bool:
 
 
 def head(uri: str) -> Entry | None:
-    """What the store says of an object; None where there is none."""
+    """Return the entry of an object; None if it is absent."""
     root, key = split(uri)
 
     def request() -> Entry:
@@ -193,14 +198,14 @@ def head(uri: str) -> Entry | None:
 
 
 def delete(uri: str) -> None:
-    """Removes one object; no error where there is none."""
+    """Remove one object; an absent one is no error."""
     root, key = _split_named(uri)
     with contextlib.suppress(FileNotFoundError):
         persist(lambda: obstore.delete(store_client(root), key), uri)
 
 
 def entry_of(uri: str, meta: Any) -> Entry:
-    """Return what obstore's metadata say of an object."""
+    """Return the entry of an object from obstore's metadata."""
     return Entry(uri, (meta["e_tag"] or "").removeprefix("W/").strip('"'), meta["size"], meta["last_modified"])
 
 
@@ -209,20 +214,20 @@ def _entry_of_answer(uri: str, answer: dict[str, Any]) -> Entry:
 
 
 def _has_name(key: str) -> bool:
-    """Whether obstore can name the key: it drops or refuses empty, `.` and `..` parts and control characters."""
+    """Return whether obstore can name the key: it drops or refuses empty, `.` and `..` parts and control characters."""
     parts = key.split("/")
     return not (any(part in ("", ".", "..") for part in parts) or any(c < " " or c == "\x7f" for c in key))
 
 
 def use_endpoint(url: str) -> None:
-    """Sends requests for `s3://`, of this process and those it starts, to another store than Amazon's."""
+    """Send `s3://` requests of this process and its children to another store than Amazon's."""
     os.environ["AWS_ENDPOINT_URL"] = url
     os.environ.pop("AWS_ENDPOINT_URL_S3", None)
     forget_clients()
 
 
 def endpoint() -> str:
-    """Address of the store that requests for `s3://` go to, from the environment or a profile; "" for Amazon's."""
+    """Return the address of the store for `s3://` from the environment or a profile; "" for Amazon's."""
     return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or _profile_endpoint()
 
 
@@ -235,7 +240,7 @@ def _profile_endpoint() -> str:
 
 
 def forget_clients() -> None:
-    """Lets the next request read the environment anew."""
+    """Let the next request read the environment again."""
     _profile_endpoint.cache_clear()
     store_client.cache_clear()
     s3_client.cache_clear()
@@ -243,7 +248,7 @@ def forget_clients() -> None:
 
 @functools.cache
 def store_client(root: str, patient: bool = False, retried: bool = False) -> Any:
-    """A client of a bucket. patient: for large objects. retried: by obstore itself, as the pages of a listing are."""
+    """Return a client of a bucket. patient: for large objects. retried: by obstore itself, as listings' pages are."""
     plain = endpoint().startswith("http://")  # obstore refuses it unless told
     return from_url(
         root,
@@ -262,7 +267,7 @@ def _anonymous() -> bool:
 
 
 def _amazon(root: str) -> dict[str, Any]:
-    """Region and credentials for obstore, which knows no profiles, from where botocore finds its own."""
+    """Return region and credentials for obstore, which knows no profiles, as botocore finds them."""
     session = botocore.session.Session()
     region = os.environ.get("AWS_REGION") or session.get_config_variable("region")
     options: dict[str, Any] = {"region": region} if region else {}
@@ -305,7 +310,7 @@ def s3_client(root: str) -> Any:
 
 @contextlib.contextmanager
 def store_errors(uri: str) -> Iterator[None]:
-    """Turns the clients' errors into the ones local files raise."""
+    """Turn the clients' errors into those that local files raise."""
     try:
         yield
     except FileNotFoundError:
@@ -323,14 +328,14 @@ def store_errors(uri: str) -> Iterator[None]:
 
 
 def _sentence(error: Exception) -> str:
-    """A client's message on one line: without its debugging dump, of a store's XML answer what is meant for people."""
+    """Return a client's message on one line, without its debugging dump or XML."""
     text, answer = re.split(r"(?=<\?xml|<Error)", str(error).partition("Debug source")[0] + "<Error", maxsplit=1)
     said = re.findall("<(?:Code|Message)>([^<]*)", answer)
     return " ".join(" ".join([type(error).__name__ + ":", text, *said]).split())[:300]
 
 
 def persist(request: Callable[[], T], uri: str) -> T:
-    """What the request gives; made again, up to `ATTEMPTS` times, after trouble that may pass."""
+    """Return the result of a request; repeat it after temporary trouble, up to `ATTEMPTS` times."""
     for attempt in itertools.count(1):
         try:
             with store_errors(uri):
@@ -343,7 +348,7 @@ def persist(request: Callable[[], T], uri: str) -> T:
 
 
 def _may_pass(cause: BaseException | None) -> bool:
-    """Whether trouble is worth another attempt: not a name, a right or a request that is wrong."""
+    """Return whether trouble is temporary, and not a wrong name, right or request."""
     if isinstance(cause, ClientError):
         status: int = cause.response["ResponseMetadata"]["HTTPStatusCode"]
         return status == 429 or status >= 500
