@@ -1,4 +1,4 @@
-"""The ordered alphabet of a model, as a value. Order is part of a model's identity: class k is character k."""
+"""Represent a network's alphabet as a value. Its order matters: class k is character k."""
 
 import dataclasses
 from collections.abc import Iterable
@@ -26,21 +26,30 @@ class Charset:
 
     @classmethod
     def found_in(cls, texts: Iterable[str]) -> "Charset":
-        """The characters of all texts, sorted by code point. Raises InputError if there are none."""
+        """Return the alphabet of all texts, sorted by code point. Raises InputError if there is no character."""
         return cls("".join(sorted(set().union(*texts))))
 
     def __len__(self) -> int:
         return len(self.characters)
 
     def unknown_in(self, text: str) -> str:
-        """The characters of `text` that are not in the alphabet, each once, in order of appearance."""
+        """Return the characters of `text` that are not in the alphabet, each once, in order of appearance."""
         return "".join(dict.fromkeys(c for c in text if c not in self.characters))
 
     def encode(self, texts: list[str], max_length: int, *, variable: bool = False) -> npt.NDArray[np.int64]:
-        """Texts of exactly `slots` characters -> class indices, int64 (len(texts), slots).
+        """Encode texts as class indices.
 
-        variable: texts may have fewer, down to one; class K, one beyond the last character, fills their rows up.
-        Raises InputError for an unknown character or another length.
+        Args:
+            texts: N texts of exactly `max_length` characters.
+            max_length: Characters of a text.
+            variable: Allow fewer characters, down to one; class K, one beyond the last character, fills the rows
+                up.
+
+        Returns:
+            int64 (N, max_length).
+
+        Raises:
+            InputError: A character is unknown or a length does not fit.
         """
         index = {c: i for i, c in enumerate(self.characters)}
         classes = np.full((len(texts), max_length), len(self), np.int64)
@@ -54,7 +63,7 @@ class Charset:
         return classes
 
     def decode(self, classes: npt.NDArray[np.integer]) -> list[str]:
-        """Class indices, integer (N, slots) -> N texts; each ends before its first class K."""
+        """Decode class indices, integer (N, max_length), to N texts; each ends before its first class K."""
         characters = [*self.characters, ""]
         return ["".join(characters[k] for k in row[: _end(row, len(self))]) for row in classes.tolist()]
 

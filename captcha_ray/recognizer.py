@@ -1,4 +1,4 @@
-"""The trained network as one object: images in, texts and confidences out. Evaluation and inference read through it."""
+"""Predict texts and confidences of images with a trained network; evaluation and inference go through it."""
 
 import dataclasses
 import math
@@ -20,17 +20,17 @@ from captcha_ray.models.spec import ModelSpec, Precision
 from captcha_ray.storage import filesystem
 
 MIN_CALIBRATION = 50
-"""Characters that a temperature is fitted by, at least: they let confidence reach about 1 - 1 / their number."""
+"""Least characters for fitting a temperature; they let confidence reach about 1 - 1 / their number."""
 
 Source = str | os.PathLike[str] | bytes | npt.NDArray[np.uint8]
 
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-    """What was read in one image.
+    """The text of one image.
 
-    confidence: the least certain character's, 0 to 1. char_confidence: each character's probability under the
-    network. error: why there is no text, as `Reason: sentence`; None where there is one.
+    confidence: the least certain character's, 0 to 1. char_confidence: probability of each character. error: why there
+    is no text, as `Reason: sentence`; else None.
     """
 
     text: str
@@ -40,11 +40,11 @@ class Prediction:
 
 
 class Recognizer:
-    """Reads images with a trained network. model_id: its checkpoint's fingerprint; empty for one that was not loaded.
+    """A trained network that predicts texts. model_id: its checkpoint's fingerprint; empty if it was not loaded.
 
     recognizer = Recognizer.load("runs/mine")
     recognizer.predict("a.png").text
-    [reading.text for reading in recognizer.predict(["a.png", open("b.png", "rb").read(), array])]
+    [one.text for one in recognizer.predict(["a.png", open("b.png", "rb").read(), array])]
     """
 
     def __init__(
@@ -59,10 +59,15 @@ class Recognizer:
 
     @classmethod
     def load(cls, uri: str, device: str = "cpu", precision: Precision = "auto") -> "Recognizer":
-        """Loads the network of a run or a checkpoint folder, local or `s3://`.
+        """Load the network of a run or checkpoint folder.
 
-        device: as torch names it, such as "cuda"; a GPU that happens to be visible is not taken unasked. Raises
-        InputError where there is no checkpoint, its parts do not belong together, or the device is not there.
+        Args:
+            uri: Local or in a bucket.
+            device: In torch's words, such as "cuda"; a visible GPU is not taken by itself.
+            precision: fp32, bf16, or auto for what the device is fast in.
+
+        Raises:
+            InputError: There is no checkpoint, its parts do not belong together, or there is no such device.
         """
         model, spec, model_id = checkpoint.load_model(uri)
         return cls(model, spec, device, precision, model_id)
@@ -72,9 +77,17 @@ class Recognizer:
     @overload
     def predict(self, sources: Sequence[Source], batch_size: int = ...) -> list[Prediction]: ...
     def predict(self, sources: Source | Sequence[Source], batch_size: int = 256) -> Prediction | list[Prediction]:
-        """Reads one image or a list of them: paths or URIs, files' bytes, or uint8 arrays (H, W[, C]).
+        """Predict the text of one image or of several.
 
-        A single image that cannot be read raises InputError; in a list it becomes a Reading with `error`.
+        Args:
+            sources: Paths or URIs, files' bytes, or uint8 arrays (H, W[, C]); one or a sequence.
+            batch_size: Images per forward pass.
+
+        Returns:
+            A prediction or a list of them; in a list, an unreadable image has an `error`.
+
+        Raises:
+            InputError: A single image cannot be decoded.
         """
         if isinstance(sources, (str, os.PathLike, bytes, np.ndarray)):
             prediction = self.predict([sources])[0]
@@ -95,7 +108,7 @@ class Recognizer:
         ]
 
     def log_probabilities(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        """uint8 (N, H, W, C), already of the model's size -> log-probabilities, float32 (N, slots, classes)."""
+        """Map uint8 (N, H, W, C) of the network's size to log-probabilities, float32 (N, max_length, classes)."""
         with torch.inference_mode():
             outputs = self._outputs(pixels) / self.spec.temperature
             result: npt.NDArray[np.float32] = self._model.log_probabilities(outputs).cpu().numpy()
@@ -109,13 +122,17 @@ class Recognizer:
         return outputs.float()
 
     def fit_temperature(self, pixels: npt.NDArray[np.uint8], truths: list[str], batch_size: int = 256) -> float:
-        """The temperature at which the network's probabilities of the truths' characters are likeliest, 1/8 to 8; 1 for
-        fewer than `MIN_CALIBRATION` characters, from which nothing can be told.
+        """Return the temperature, 1/8 to 8, at which the truths are likeliest; 1 for fewer than `MIN_CALIBRATION`
+        characters.
 
-        uint8 (N, H, W, C), texts that the network can read. C. Guo et al., "On Calibration of Modern Neural Networks"
-        (2017); with a share of 1 / 2 / (characters + 1) of the targets spread over all classes, the estimate of
-        R. Krichevsky and V. Trofimov, "The performance of universal encoding" (1981), where no character was misread:
-        without mistakes among few images, the likeliest temperature would be none at all.
+        C. Guo et al., "On Calibration of Modern Neural Networks" (2017). A share of 1 / 2 / (characters + 1) of the
+        targets is spread over all classes, the estimate of R. Krichevsky and V. Trofimov, "The performance of universal
+        encoding" (1981), for no mistake: otherwise the likeliest temperature of few images without mistakes would be 0.
+
+        Args:
+            pixels: uint8 (N, H, W, C).
+            truths: N texts of the network's charset and length.
+            batch_size: Images per forward pass.
         """
         classes = self._charset.encode(truths, self.spec.max_length, variable=self.spec.variable)
         targets = torch.from_numpy(classes).to(self._arithmetic.device)
@@ -134,9 +151,10 @@ class Recognizer:
             return round(math.exp(_minimum(loss, -math.log(8), math.log(8))), 4)
 
     def predictions(self, log_probabilities: npt.NDArray[np.float32]) -> list[Prediction]:
-        """float32 (N, slots, classes) -> N readings: each slot's likeliest character, up to where the text ends.
+        """Turn log-probabilities, float32 (N, max_length, classes), into N predictions by each position's likeliest
+        character.
 
-        That it ends there counts for the confidence, but is no character.
+        The probability that the text ends counts for the confidence, but is no character.
         """
         texts = self._charset.decode(log_probabilities.argmax(2))
         confidences = np.exp(log_probabilities.max(2)).tolist()
@@ -146,7 +164,9 @@ class Recognizer:
         ]
 
     def losses(self, log_probabilities: npt.NDArray[np.float32], truths: list[str]) -> list[float]:
-        """Cross-entropy of each truth, nats, summed over slots; nan where the network has no such output."""
+        """Return the cross-entropy of each truth, nats, summed over positions; nan if the network has no such
+        output.
+        """
         result = []
         for row, truth in zip(log_probabilities, truths, strict=True):
             if not self.spec.fits(len(truth), len(truth)) or self._charset.unknown_in(truth):
@@ -173,7 +193,9 @@ class Recognizer:
 
 
 def _minimum(function: Callable[[float], float], low: float, high: float, steps: int = 20) -> float:
-    """Where a function with one valley is least, by golden-section search; 20 steps leave a 15,000th of the range."""
+    """Return the minimum of a function with one valley by golden-section search; 20 steps leave a 15,000th of the
+    range.
+    """
     golden = (math.sqrt(5) - 1) / 2
     inner = [high - golden * (high - low), low + golden * (high - low)]
     values = [function(x) for x in inner]

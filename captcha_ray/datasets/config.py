@@ -1,4 +1,4 @@
-"""Settings of `synthesize` and `preprocess`; the docstring under a field is its `--help`."""
+"""Configure `synthesize` and `preprocess`; the docstring under a field is its `--help`."""
 
 import dataclasses
 import re
@@ -12,7 +12,7 @@ Labels = Literal["folder", "filename", "table"]
 
 
 def check_label_rule(labels: Labels, pattern: str, table: str) -> None:
-    """Raises InputError where the three do not fit together or the pattern is no regular expression."""
+    """Raise InputError if the label rule's parts do not fit together, or the pattern is no regular expression."""
     check((labels == "table") == bool(table), f"labels is {labels!r} and table is {table!r}; --table goes with 'table'")
     check(
         not pattern or labels == "filename",
@@ -26,7 +26,7 @@ def check_label_rule(labels: Labels, pattern: str, table: str) -> None:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SynthesizeConfig(Config):
-    """Draws a seeded synthetic corpus, so that everything can be tried without a download."""
+    """Draw a seeded synthetic corpus, to try everything without a download."""
 
     scheme: Literal["digits", "text5", "lines4", "lines4-small", "bits5", "color-digits"] = "digits"
     """Draw this, sizes as width x height. In folders 0 to 9: digits of 18x60, color-digits of 15x30. As <text>.png:
@@ -49,7 +49,7 @@ class SynthesizeConfig(Config):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PreprocessConfig(Config):
-    """Turns a corpus of labeled images into shards, a quarantine and a manifest."""
+    """Turn a corpus of labeled images into shards, a quarantine and a manifest."""
 
     corpus: str = f"{DEMO}/corpus/digits"
     """Folder or s3:// URI of labeled images. The default one is drawn on first use."""
@@ -106,5 +106,5 @@ class PreprocessConfig(Config):
         check(bool(self.corpus) and bool(self.out), "corpus and out must each name a folder or a URI")
 
     def image(self, height: int, width: int, channels: int) -> ImageSpec:
-        """The pixels to produce, at this size."""
+        """Return the specification of images of this size in pixels."""
         return ImageSpec(height=height, width=width, channels=channels, denoise=self.denoise, binarize=self.binarize)

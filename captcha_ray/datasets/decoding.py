@@ -1,7 +1,6 @@
-"""Files of images become rows of shards; what the pixels of a corpus should be follows from a look at some of them.
+"""Decode image files to rows of shards, and choose the size and color of a corpus from a sample.
 
-Reads and decodes, many at a time; bad files become rows of the quarantine. Knows no Ray, no splits and no folders of
-shards.
+Bad files become rows of the quarantine. Knows no Ray, no splits and no folders of shards.
 """
 
 import collections
@@ -25,30 +24,31 @@ from captcha_ray.storage import filesystem
 T = TypeVar("T")
 
 NUM_FETCH_THREADS = 16
-"""Concurrent reads a task keeps in flight against an object store; local files are read one after another."""
+"""Concurrent reads of a task from an object store; local files are read one after another."""
 
 BLOCK_BYTES = 256 << 20
-"""Pixels a task holds at most; it needs about three times as much memory while it writes them."""
+"""Most bytes of pixels in a task; it needs about three times as much memory while it writes them."""
 
 NUM_SAMPLED = 512
-"""Files that are looked at for the size and color of a corpus."""
+"""Files from which size and color of a corpus are chosen."""
 
 HEIGHTS = (32, 64)
-"""Images of a corpus become at least and at most so high, pixels, where nothing else is asked for: less hides strokes
-from convolutions, more is work without use."""
+"""Least and greatest height of images in pixels, if no height is requested. Lower images hide strokes from
+convolutions, higher ones cost work for nothing.
+"""
 
 
 def block_rows(num_files: int, image: ImageSpec) -> int:
-    """Files per task and part: a function of the corpus alone, so that parts are the same for any cluster."""
+    """Return the files per task and part. It depends on the corpus alone, so parts are the same on any cluster."""
     fitting = max(BLOCK_BYTES // math.prod(image.shape), 1)
     return min(max(-(-num_files // 64), 2048), 16_384, fitting)  # a task costs Ray Data about 0.1 s
 
 
 def choose_image(config: PreprocessConfig, uris: list[str]) -> ImageSpec:
-    """The pixels to produce; what the config leaves open follows from a sample of the corpus.
+    """Return the images to produce; what the config leaves open follows from a sample of the corpus.
 
-    The median height, within `HEIGHTS`, and the median of width by height; RGB where more than a tenth are in color.
-    Raises InputError where nothing of the sample can be read.
+    The height is the median, within `HEIGHTS`; the width follows from the median aspect ratio; RGB if more than a tenth
+    are in color. Raises InputError if no file of the sample can be decoded.
     """
     given = (config.height, config.width, config.channels)
     if all(given):
@@ -67,7 +67,16 @@ def choose_image(config: PreprocessConfig, uris: list[str]) -> ImageSpec:
 
 
 def decode_files(files: pa.Table, spec: ImageSpec, max_pixels: int) -> tuple[pa.Table, pa.Table]:
-    """Reads and decodes files. files: columns uri, text -> (shard rows, quarantine rows), both in the order given."""
+    """Read and decode files.
+
+    Args:
+        files: Columns uri, text.
+        spec: Images to produce.
+        max_pixels: Most pixels of a source image; larger ones are not decoded.
+
+    Returns:
+        Rows of shards and rows of the quarantine, both in the order of `files`.
+    """
     uris = files["uri"].to_pylist()
     if uris and filesystem.is_remote(uris[0]):
         with concurrent.futures.ThreadPoolExecutor(NUM_FETCH_THREADS) as pool:
@@ -96,7 +105,7 @@ def _decode_file(uri: str, spec: ImageSpec, max_pixels: int) -> images.Pixels | 
 
 
 def _of_file(uri: str, make: Callable[[bytes], T | images.Unreadable]) -> T | images.Unreadable:
-    """What is made of a file's bytes, or why they cannot be had."""
+    """Return what `make` makes of a file's bytes, or why they cannot be read."""
     try:
         data = filesystem.read(uri)
     except FileNotFoundError:
@@ -108,5 +117,5 @@ def _of_file(uri: str, make: Callable[[bytes], T | images.Unreadable]) -> T | im
 
 
 def counted(reasons: collections.Counter[str]) -> str:
-    """How many files met which reason, for a person."""
+    """Describe for a person how many files met which reason."""
     return ", ".join(f"{count:,} {reason}" for reason, count in reasons.most_common())

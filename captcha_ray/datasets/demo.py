@@ -1,4 +1,4 @@
-"""Makes, on first use, the synthetic corpora and shards that jobs without arguments run on."""
+"""Make, on first use, the synthetic corpora and shards that jobs without arguments run on."""
 
 from captcha_ray.config import DEMO
 from captcha_ray.datasets import preprocess, synthesize, synthetic
@@ -23,14 +23,14 @@ SHARDS = (
 
 
 def ensure_corpus(uri: str) -> None:
-    """Draws the demo corpus at `uri`, if that is its place and nothing is there."""
+    """Draw the demo corpus at `uri` if that is its place and nothing is there."""
     for config in CORPORA:
         if filesystem.absolute(config.out) == filesystem.absolute(uri) and filesystem.is_empty(config.out):
             synthesize.synthesize(config)
 
 
 def ensure_shards(uri: str) -> None:
-    """Makes the demo shards at `uri`, if that is their place and they are not there."""
+    """Make the demo shards at `uri` if that is their place and they are not there."""
     for config in SHARDS:
         unfinished = not filesystem.exists(filesystem.join(config.out, "_SUCCESS"))
         if filesystem.absolute(config.out) == filesystem.absolute(uri) and unfinished:

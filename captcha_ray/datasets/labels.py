@@ -1,4 +1,4 @@
-"""Which label a file bears: by its folder, by its name, or by a table. Does not open images."""
+"""Find the label of a file: by its folder, its name, or a table. Does not open images."""
 
 import csv
 import dataclasses
@@ -25,13 +25,13 @@ class LabelRule:
     table: str = ""
 
     def to_dict(self) -> dict[str, str]:
-        """As it stands in a manifest."""
+        """Return the rule as a manifest holds it."""
         return {"labels": self.labels, "label_pattern": self.pattern, "table": self.table}
 
 
 @dataclasses.dataclass(frozen=True)
 class Listing:
-    """Files of a corpus in listing order. texts[i]: label of uris[i], None where the rule finds none."""
+    """Files of a corpus in listing order. texts[i]: label of uris[i], None if the rule finds none."""
 
     uris: list[str]
     texts: list[str | None]
@@ -39,9 +39,9 @@ class Listing:
 
 
 def list_corpus(corpus: str, rule: LabelRule) -> Listing:
-    """All files of a corpus with their labels; with a table, the files it names are the corpus.
+    """List all files of a corpus with their labels; with a table, the files that it names.
 
-    Raises InputError where the corpus or the table is absent, or the table has no columns `path` and `text`.
+    Raises InputError if corpus or table is absent, or the table has no columns `path` and `text`.
     """
     if rule.labels == "table":
         rows = list(read_table(rule.table))
@@ -59,16 +59,16 @@ def list_corpus(corpus: str, rule: LabelRule) -> Listing:
 
 
 def list_images(folder: str) -> list[str]:
-    """URIs of images without labels. Raises InputError where there are none."""
+    """Return the URIs of unlabeled images. Raises InputError if there are none."""
     uris = list_corpus(filesystem.absolute(folder), LabelRule("filename")).uris
     check(bool(uris), f"{folder} holds no images to read")
     return uris
 
 
 def label_of(uri: str, corpus: str, labels: Labels, pattern: re.Pattern[str] | None) -> str | None:
-    """The label of one file, or None where its name has none or is not UTF-8.
+    """Return the label of one file; None if the rule finds none or its name is not UTF-8.
 
-    A file that stands in the corpus itself, and not in a folder of it, has no label by folder.
+    A file directly in the corpus, in no folder of it, has no label by folder.
     """
     if speakable(uri) != uri:
         return None
@@ -83,11 +83,11 @@ def label_of(uri: str, corpus: str, labels: Labels, pattern: re.Pattern[str] | N
 
 
 def read_table(uri: str) -> Iterator[tuple[str, str | None]]:
-    """(uri of the image, label) for each row of a CSV or Parquet table with columns `path` and `text`.
+    """Yield the image's URI and label for each row of a CSV or Parquet table with columns `path` and `text`.
 
     Paths are relative to the table; absolute ones and URIs stay as they are. Labels are text: "007" stays "007". A row
-    without a path gives the table's own URI with the row's number, from 1, and no label.
-    Raises InputError where the table is absent, cannot be read or lacks a column.
+    without a path yields the table's URI with the row's number, from 1, and no label. Raises InputError if the table is
+    absent, cannot be read or lacks a column.
     """
     uri = filesystem.absolute(uri)
     try:

@@ -1,8 +1,8 @@
-"""The Ray Data graph from a corpus to shards.
+"""Turn a corpus into shards with Ray Data.
 
-Each task reads, decodes, hashes and writes a block of files at once and returns only what the driver needs to find
-duplicates: hash, label, URI. Duplicates are rare, so they are taken out of the few parts that hold one afterwards.
-The driver keeps about 200 bytes per file. Does not train, does not draw images.
+Each task reads, decodes, hashes and writes a block of files and returns only what the driver needs to find duplicates:
+hash, label, URI, about 200 bytes a file. Duplicates are rare, so they are removed afterwards from the few parts that
+hold one.
 """
 
 import collections
@@ -33,7 +33,7 @@ QUARANTINE_ROWS = 1_000_000
 """Rows of one part of the quarantine."""
 
 STARTED = "_STARTED.json"
-"""Marks shards that a job began and has not finished; they are this project's to overwrite."""
+"""Marks unfinished shards of this job, which it may overwrite."""
 
 FILE_SCHEMA = pa.schema(
     [
@@ -46,13 +46,19 @@ FILE_SCHEMA = pa.schema(
         ("block", pa.int64()),
     ]
 )
-"""What a task returns of each file; reason and detail are empty for one that is in a part."""
+"""What a task returns of each file; reason and detail are empty if it is in a part."""
 
 
 def write_block(files: pa.Table, *, config: PreprocessConfig, image: ImageSpec) -> pa.Table:
-    """One task: files of one block -> up to one part per split.
+    """Write one block of files to at most one part per split.
 
-    files: columns uri, text, block (the block's number). Returns a row of `FILE_SCHEMA` per file.
+    Args:
+        files: Columns uri, text, block (the block's number).
+        config: Of the job.
+        image: Images to produce.
+
+    Returns:
+        A row of `FILE_SCHEMA` per file.
     """
     shard, bad = decoding.decode_files(files, image, config.max_pixels)
     splits = pa.array([split_of(h, config.split_seed, config.splits) for h in shard["sha256"].to_pylist()], pa.string())
@@ -69,17 +75,17 @@ def write_block(files: pa.Table, *, config: PreprocessConfig, image: ImageSpec) 
 
 
 def part_name(split: str, block: int) -> str:
-    """Name of a part, relative to the shards folder."""
+    """Return the name of a part, relative to the shards folder."""
     return f"split={split}/part-{block:05d}.parquet"
 
 
 def quarantine_name(number: int) -> str:
-    """Name of a part of the quarantine, relative to the shards folder."""
+    """Return the name of a part of the quarantine, relative to the shards folder."""
     return f"quarantine/part-{number:05d}.parquet"
 
 
 def part_uri(out: str, split: str, block: int) -> str:
-    """URI of a part."""
+    """Return the URI of a part."""
     return filesystem.join(out, part_name(split, block))
 
 
@@ -90,10 +96,10 @@ def _write_part(uri: str, rows: pa.Table) -> None:
 
 
 def preprocess(config: PreprocessConfig) -> schema.Manifest:
-    """Writes shards, quarantine, manifest and `_SUCCESS` below `config.out`; finished shards are left as they are.
+    """Write shards, quarantine, manifest and `_SUCCESS` below `config.out`; finished shards are left as they are.
 
-    Raises InputError for a corpus that is absent, empty or of one class, for refused labels, and for an `out` that
-    holds anything else. Needs a connected Ray.
+    Needs a connected Ray. Raises InputError for a corpus that is absent, empty or of one class, for refused labels, and
+    if `out` holds anything else.
     """
     started = time.monotonic()
     config = _absolute(config)
@@ -131,7 +137,7 @@ def preprocess(config: PreprocessConfig) -> schema.Manifest:
 
 
 def _absolute(config: PreprocessConfig) -> PreprocessConfig:
-    """The config as another process must read it; with a table, its folder is the corpus."""
+    """Return the config with absolute paths; with a table, its folder is the corpus."""
     out = filesystem.absolute(config.out)
     if config.labels != "table":
         return dataclasses.replace(config, corpus=filesystem.absolute(config.corpus), out=out)
@@ -152,7 +158,7 @@ def _finished(config: PreprocessConfig) -> schema.Manifest:
 
 
 def _claim(config: PreprocessConfig) -> None:
-    """Marks the folder as begun. Raises InputError where it holds anything but this job's own unfinished work."""
+    """Mark the folder as begun. Raises InputError if it holds anything but unfinished work of this job."""
     marker = filesystem.join(config.out, STARTED)
     if filesystem.exists(marker):
         if read_json(marker) != config.to_dict():
@@ -163,7 +169,7 @@ def _claim(config: PreprocessConfig) -> None:
 
 
 def _clear(out: str, manifest: schema.Manifest, number_of_quarantine_parts: int) -> None:
-    """Removes parts that an interrupted try of this job left and the finished one has no use for."""
+    """Remove parts of an interrupted attempt that the finished shards do not have."""
     wanted = {part for parts in manifest.parts.values() for part in parts}
     wanted |= {quarantine_name(number) for number in range(number_of_quarantine_parts)}
     for uri in list(filesystem.list_files(out)):
@@ -173,7 +179,7 @@ def _clear(out: str, manifest: schema.Manifest, number_of_quarantine_parts: int)
 
 
 def _check_labels(listing: labels.Listing, config: PreprocessConfig) -> tuple[pa.Table, pa.Table]:
-    """(files to read: uri, text; quarantine rows of those with a bad label)."""
+    """Return the files to read (uri, text), and quarantine rows for those with a bad label."""
     charset = Charset(config.charset) if config.charset else None
     good: list[tuple[str, str]] = []
     bad: list[tuple[str, str, str]] = []
@@ -221,8 +227,11 @@ def _run_blocks(files: pa.Table, config: PreprocessConfig, image: ImageSpec) -> 
 
 
 def find_repeats(kept: pa.Table) -> pa.Table:
-    """Quarantine rows for files with the same pixels as another: `duplicate` but for the first URI, or
-    `conflicting_labels` for all of them where their labels differ. kept: columns uri, text, sha256."""
+    """Return quarantine rows for files with the same pixels as another.
+
+    `duplicate`, except for the first URI; `conflicting_labels`, for all of them, if their labels differ. kept: columns
+    uri, text, sha256.
+    """
     groups = kept.group_by("sha256").aggregate([("uri", "count")])
     repeated = groups.filter(pc.greater(groups["uri_count"], 1))["sha256"]
     members = kept.filter(pc.is_in(kept["sha256"], value_set=repeated.combine_chunks())).sort_by("uri")
@@ -241,7 +250,7 @@ def find_repeats(kept: pa.Table) -> pa.Table:
 
 
 def _remove(kept: pa.Table, removed: pa.Table, out: str) -> pa.Table:
-    """Takes the removed files out of the parts that hold them; returns the rows that stay."""
+    """Remove files from the parts that hold them, and return the rows that stay."""
     gone = pc.is_in(kept["uri"], value_set=removed["uri"].combine_chunks())
     for part in kept.filter(gone).select(["split", "block"]).group_by(["split", "block"]).aggregate([]).to_pylist():
         uri = part_uri(out, part["split"], part["block"])

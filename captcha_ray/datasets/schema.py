@@ -1,8 +1,8 @@
-"""The tables that leave this project, and the manifest that goes with shards.
+"""Define the tables of shards and quarantine, and the manifest of shards.
 
-Shards keep pixels as fixed-size binary, not as Arrow's fixed-shape tensor: Parquet stores the latter as one
-32-bit integer a pixel (40,000 bytes for a 200x50 image against 10,000, written 15 and read 90 times slower,
-measured on pyarrow 26). The shape stands in the field's metadata and in `manifest.json`.
+Shards hold pixels as fixed-size binary, not as Arrow's fixed-shape tensor: Parquet stores the latter as a 32-bit
+integer a pixel (40,000 bytes instead of 10,000 for a 200x50 image, 15 times slower to write and 90 times to read,
+measured on pyarrow 26). The shape is in the field's metadata and in `manifest.json`.
 """
 
 import dataclasses
@@ -18,10 +18,10 @@ from captcha_ray.image_spec import ImageSpec
 
 
 def shard_schema(image: ImageSpec) -> pa.Schema:
-    """One row per image kept.
+    """Return the schema of shards: a row per image.
 
-    image: uint8 pixels, row-major (height, width, channels). text: the label. uri: where the image was read.
-    sha256: of the bytes in `image`.
+    image: uint8 pixels, row-major (height, width, channels). text: label. uri: of the file. sha256: of the bytes in
+    `image`.
     """
     height, width, channels = image.shape
     shape = {"shape": f"[{height}, {width}, {channels}]", "dtype": "uint8"}
@@ -42,23 +42,23 @@ QUARANTINE_SCHEMA = pa.schema(
         pa.field("detail", pa.string(), nullable=False),
     ]
 )
-"""One row per file that is not in the shards. reason: a word to group by. detail: a sentence."""
+"""A row per file that is not in the shards. reason: a word to group by. detail: a sentence."""
 
 
 def quarantine(rows: list[tuple[str, str, str]]) -> pa.Table:
-    """A table of `QUARANTINE_SCHEMA` with these rows."""
+    """Return a table of `QUARANTINE_SCHEMA` with these rows."""
     columns = zip(*rows, strict=True) if rows else ((), (), ())
     return pa.table([pa.array(list(c), pa.string()) for c in columns], schema=QUARANTINE_SCHEMA)
 
 
 def pack_images(images: npt.NDArray[np.uint8]) -> pa.FixedSizeBinaryArray:
-    """uint8 (N, H, W, C) -> the `image` column, without copying."""
+    """Pack uint8 (N, H, W, C) into an `image` column without copying."""
     flat = np.ascontiguousarray(images).reshape(len(images), math.prod(images.shape[1:]))
     return pa.FixedSizeBinaryArray.from_buffers(pa.binary(flat.shape[1]), len(flat), [None, pa.py_buffer(flat)])
 
 
 def unpack_images(column: pa.ChunkedArray | pa.Array, image: ImageSpec) -> npt.NDArray[np.uint8]:
-    """The `image` column -> uint8 (N, H, W, C); without copying where the column is one chunk."""
+    """Unpack an `image` column to uint8 (N, H, W, C), without copying if the column is one chunk."""
     chunks = column.chunks if isinstance(column, pa.ChunkedArray) else [column]
     size = image.height * image.width * image.channels
     arrays = [
@@ -73,7 +73,7 @@ def unpack_images(column: pa.ChunkedArray | pa.Array, image: ImageSpec) -> npt.N
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Manifest(Config):
-    """`manifest.json` of a shards folder."""
+    """The `manifest.json` of shards."""
 
     source: str
     """URI of the corpus."""
@@ -110,11 +110,11 @@ class Manifest(Config):
 
     @property
     def image_spec(self) -> ImageSpec:
-        """The pixels in the shards."""
+        """Return the specification of the images in the shards."""
         return ImageSpec.from_dict(self.image)
 
     def describe(self) -> list[str]:
-        """A few lines for a person: what is in the shards and what is not."""
+        """Return lines for a person: what is in the shards and what is not."""
         size = self.image_spec
         lengths = (
             f"{self.min_length}" if self.min_length == self.max_length else f"{self.min_length} to {self.max_length}"

@@ -1,7 +1,4 @@
-"""Labeled images as Ray Datasets: the splits of finished shards, or a corpus decoded on the fly.
-
-Writes nothing, and trains and measures nothing.
-"""
+"""Open labeled images as Ray Datasets: the splits of finished shards, or a corpus decoded on the fly."""
 
 import dataclasses
 import functools
@@ -25,8 +22,11 @@ from captcha_ray.storage import filesystem
 
 @dataclasses.dataclass(frozen=True)
 class Labeled:
-    """Labeled images to measure a network on: rows as `schema.shard_schema` names them. Those of a corpus have a
-    `reason` too, null but for files that cannot be read, which have no image. num_unlabeled: files that are no rows."""
+    """Labeled images to measure a network on: rows as in `schema.shard_schema`.
+
+    Rows of a corpus have a `reason` too, null except for unreadable files, which have no image. num_unlabeled: files
+    that are no rows.
+    """
 
     name: str
     source: str
@@ -35,7 +35,7 @@ class Labeled:
     num_unlabeled: int = 0
 
     def sample(self, at_most: int) -> pa.Table:
-        """About so many of them, in this process."""
+        """Return about so many rows, in this process."""
         subsample = functools.partial(splits.subsample, at_most=at_most, of=self.num_files)
         few = self.dataset.map_batches(
             subsample, batch_size=None, batch_format="pyarrow", num_cpus=capacity.cpu_request(1)
@@ -45,19 +45,24 @@ class Labeled:
 
 @dataclasses.dataclass(frozen=True)
 class Shards:
-    """Finished shards: where they are and what is in them."""
+    """Finished shards and their manifest."""
 
     uri: str
     manifest: schema.Manifest
 
     def labeled(self, split: Split) -> Labeled:
-        """The split, to measure a network on. Raises InputError where it is empty."""
+        """Return a split to measure a network on. Raises InputError if it is empty."""
         return Labeled(split, self.uri, self.read(split), self.manifest.num_images[split])
 
     def read(self, split: Split | None = None, columns: list[str] | None = None) -> ray.data.Dataset:
-        """A Dataset of the split's rows as `schema.shard_schema` names them, one block per part, in a fixed order.
+        """Return rows of a split as a Dataset, one block per part, in a fixed order.
 
-        split, columns: None for all of them. Raises InputError where the split is empty.
+        Args:
+            split: None for all of them.
+            columns: Of `schema.shard_schema`; None for all of them.
+
+        Raises:
+            InputError: The split is empty.
         """
         parts = [part for name in SPLITS if split in (None, name) for part in self.manifest.parts[name]]
         if not parts:
@@ -68,7 +73,7 @@ class Shards:
 
 
 def read_part(uri: str, columns: list[str] | None = None) -> pa.Table:
-    """Rows of one part; columns: None for all of them."""
+    """Return rows of one part. columns: None for all of them."""
     return pq.read_table(io.BytesIO(filesystem.read(uri)), columns=columns)
 
 
@@ -77,7 +82,7 @@ def _read_parts(table: pa.Table, *, columns: list[str] | None) -> pa.Table:
 
 
 def open_shards(uri: str) -> Shards:
-    """Finished shards. Raises InputError where there are none, or their job has not finished."""
+    """Open finished shards. Raises InputError if there are none or they are unfinished."""
     uri = filesystem.absolute(uri)
     if not filesystem.exists(filesystem.join(uri, "_SUCCESS")):
         raise InputError(f"{uri} holds no finished shards; jobs/preprocess.py makes them")
@@ -86,7 +91,7 @@ def open_shards(uri: str) -> Shards:
 
 
 def in_blocks(files: pa.Table, spec: ImageSpec) -> "MaterializedDataset[Any]":
-    """A Dataset of the table's rows, in blocks of as many as a task can decode."""
+    """Return the table's rows as a Dataset, in blocks of as many as a task can decode."""
     rows = decoding.block_rows(len(files), spec)
     return ray.data.from_arrow([files.slice(start, rows) for start in range(0, max(len(files), 1), rows)])
 

@@ -1,4 +1,4 @@
-"""Which split, fold or sample an image belongs to, by its pixels alone."""
+"""Decide the split, fold or sample of an image from its pixels alone."""
 
 import hashlib
 from typing import Literal
@@ -12,9 +12,15 @@ SPLITS: tuple[Split, Split, Split] = ("train", "val", "test")
 
 
 def split_of(sha256: bytes, seed: int, splits: tuple[float, float, float]) -> Split:
-    """The split of an image, from its pixels' hash and the split seed alone.
+    """Return the split of an image.
 
-    So it is the same for any number of workers and does not move when other images are added.
+    It follows from hash and seed alone: it is the same for any number of workers and does not move when images are
+    added.
+
+    Args:
+        sha256: Of the pixels.
+        seed: The split seed.
+        splits: Shares of train, val and test, adding up to 1.
     """
     point = place(sha256, seed)
     if point < splits[0]:
@@ -23,13 +29,15 @@ def split_of(sha256: bytes, seed: int, splits: tuple[float, float, float]) -> Sp
 
 
 def fold_of(sha256: bytes, seed: int, num_folds: int) -> int:
-    """The fold of an image, 0 to num_folds - 1, from the same."""
+    """Return the fold of an image, 0 to num_folds - 1, from its hash and the seed."""
     return int(place(sha256, seed) * num_folds)
 
 
 def subsample(rows: pa.Table, at_most: int, of: int | None = None) -> pa.Table:
-    """About so many rows of shards, chosen by their pixels; all of them where they are no more. of: how many there are,
-    where `rows` are a part of them."""
+    """Return about `at_most` rows of shards, chosen by their pixels; all of them if they are no more.
+
+    of: number of all rows, if `rows` are a part of them.
+    """
     share = at_most / max(len(rows) if of is None else of, 1)
     if share >= 1:
         return rows
@@ -37,6 +45,6 @@ def subsample(rows: pa.Table, at_most: int, of: int | None = None) -> pa.Table:
 
 
 def place(sha256: bytes, seed: int, purpose: bytes = b"") -> float:
-    """A number from 0 to below 1, spread evenly over images, and drawn anew for each seed and purpose."""
+    """Return a number from 0 to below 1, uniform over images and independent for each seed and purpose."""
     digest = hashlib.sha256(seed.to_bytes(8, "big") + sha256 + purpose).digest()
     return int.from_bytes(digest[:8], "big") / 2**64

@@ -1,4 +1,4 @@
-"""Draws a synthetic corpus on all cores of a cluster. What the pictures look like is `synth`'s business."""
+"""Draw a synthetic corpus on all cores of a cluster. `synthetic` knows what the pictures look like."""
 
 import dataclasses
 import functools
@@ -14,17 +14,17 @@ from captcha_ray.runs.directory import read_json, to_json
 from captcha_ray.storage import filesystem
 
 BLOCK_IMAGES = 256
-"""Images one task draws: about a second's work."""
+"""Images that one task draws: about a second of work."""
 
 
 STARTED = ".synthesis.json"
-"""The config a corpus is drawn by; hidden, so that no label rule takes it for an image."""
+"""Holds the config that a corpus is drawn by; a hidden file, so no label rule takes it for an image."""
 
 
 def synthesize(config: SynthesizeConfig) -> str:
-    """Draws the files that are not there yet; returns the corpus' URI. The same config draws the same files anywhere.
+    """Draw the files that are missing and return the corpus' URI. The same config draws the same files anywhere.
 
-    Raises InputError where `config.out` holds anything else. Needs a connected Ray.
+    Needs a connected Ray. Raises InputError if `config.out` holds anything else.
     """
     out = filesystem.absolute(config.out)
     config = dataclasses.replace(config, out=out)
@@ -50,7 +50,7 @@ def synthesize(config: SynthesizeConfig) -> str:
 
 
 def _claim(config: SynthesizeConfig) -> set[str]:
-    """Marks the folder; returns the URIs that an interrupted job has drawn in it already."""
+    """Mark the folder and return the URIs that an interrupted job has drawn in it."""
     marker = filesystem.join(config.out, STARTED)
     if filesystem.exists(marker):
         if read_json(marker) != config.to_dict():

@@ -1,8 +1,8 @@
-"""Seeded synthetic corpora: what to draw (`plan`, once, by the driver) and how it looks (`render`, by any worker).
+"""Draw seeded synthetic corpora: `plan` says once what to draw, `render` draws it on any worker.
 
-A picture depends on scheme, seed, index and text alone, never on which process draws it or in what order. The bytes are
-the same for the same versions of captcha, numpy and Pillow (with its FreeType and zlib), not across versions. Does not
-write files, does not know Ray or torch.
+A picture depends on scheme, seed, index and text alone, not on the process or the order. The bytes are the same for the
+same versions of captcha, numpy and Pillow (with its FreeType and zlib). Does not write files, does not know Ray or
+torch.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ CHARSETS: dict[Scheme, str] = {
     "bits5": "0123456789",
     "color-digits": "0123456789",
 }
-"""Characters that occur, sorted; those of text5 are the ones in the captcha set of Wilhelmy & Rosas (2013)."""
+"""Characters of each scheme, sorted; those of text5 are the ones of Wilhelmy and Rosas (2013)."""
 
 SIZES: dict[Scheme, tuple[int, int]] = {
     "digits": (18, 60),
@@ -39,31 +39,30 @@ SIZES: dict[Scheme, tuple[int, int]] = {
     "bits5": (80, 25),
     "color-digits": (15, 30),
 }
-"""(width, height) in pixels."""
+"""Width and height of each scheme in pixels."""
 
 TEXT_LENGTHS: dict[Scheme, int] = {"text5": 5, "lines4": 4, "lines4-small": 4, "bits5": 5}
-"""Characters in a picture of the schemes whose files are named by their text; the others have a folder per digit."""
+"""Characters per picture in schemes whose files are named by their text; the others have a folder per digit."""
 
 LABEL_PATTERN = r"^([^-]+)"
-"""Searched in the stem of a file named by its text, finds that in its first group: without a repeated text's suffix."""
+"""Finds the label in the stem of a file named by its text, without the suffix of a repeated text."""
 
 DIGIT_SUPPORT = (142, 695, 268, 289, 338, 290, 278, 321, 266, 536)
-"""Images of 0 to 9 in the published project's test set; `digits` and `color-digits` keep these proportions."""
+"""Images of 0 to 9 in the test set of the published project; `digits` and `color-digits` keep these proportions."""
 
 
 class Planned(NamedTuple):
-    """One image to draw: path relative to the corpus, and what stands in it."""
+    """An image to draw: its path relative to the corpus, and its text."""
 
     path: str
     text: str
 
 
 def plan(scheme: Scheme, seed: int, num_images: int) -> list[Planned]:
-    """What to draw for indices 0 to num_images - 1; paths are unique, the list's position is the index.
+    """Return what to draw for indices 0 to num_images - 1. Paths are unique; the list's position is the index.
 
-    digits, color-digits: `<digit>/<index>.png`, classes by `digit_counts` in seeded order. Others: `<text>.png`,
-    or `<text>-<k>.png` where k earlier indices have the same text; an index has the same text and path whatever
-    num_images.
+    digits, color-digits: `<digit>/<index>.png`, classes by `digit_counts` in seeded order. Others: `<text>.png`, or
+    `<text>-<k>.png` if k earlier indices have the same text; text and path of an index do not depend on num_images.
     """
     rng = np.random.default_rng(seed)
     if scheme not in TEXT_LENGTHS:
@@ -81,9 +80,9 @@ def plan(scheme: Scheme, seed: int, num_images: int) -> list[Planned]:
 
 
 def digit_counts(num_images: int) -> npt.NDArray[np.int64]:
-    """Images of each digit, int64 (10,), adding up to num_images: `DIGIT_SUPPORT` scaled, by largest remainders.
+    """Return the images of each digit, int64 (10,): `DIGIT_SUPPORT` scaled to num_images by largest remainders.
 
-    Ties go to the smaller digit. From 10 images on no digit is left out: the most frequent one gives one up for it.
+    Ties go to the smaller digit. From 10 images on no digit is left out: the most frequent one gives one up.
     """
     support = np.array(DIGIT_SUPPORT, np.int64)
     counts, remainders = np.divmod(support * num_images, support.sum())
@@ -96,9 +95,9 @@ def digit_counts(num_images: int) -> npt.NDArray[np.int64]:
 
 
 def render(scheme: Scheme, seed: int, index: int, text: str) -> bytes:
-    """The PNG of one planned image.
+    """Return the PNG of one planned image.
 
-    Gray ("L") for digits, opaque RGBA, as the real ones are, for text5, black and white ("1") for bits5, else RGB.
+    Gray ("L") for digits, opaque RGBA for text5 as the real ones are, black and white ("1") for bits5, else RGB.
     """
     rng = random.Random(f"{scheme} {seed} {index}")
     drawer = _drawer(scheme)
@@ -115,10 +114,10 @@ _LOCK = threading.Lock()
 
 @contextlib.contextmanager
 def seeded_captcha(rng: random.Random) -> Iterator[None]:
-    """Within it the captcha package draws from `rng`, afterwards (also after an exception) from `secrets` again.
+    """Let the captcha package draw from `rng` within the block; afterwards it draws from `secrets` again.
 
-    The package has no seed: it calls randbelow, choice and randbits of the module it imported as `secrets`. Here that
-    name, in captcha.image alone, stands for the same functions of `rng`. Threads of a process take turns.
+    The package has no seed: it calls randbelow, choice and randbits of the module that it imported as `secrets`. That
+    name is replaced in captcha.image alone. Threads of a process take turns.
     """
     seeded = SimpleNamespace(randbelow=rng.randrange, choice=rng.choice, randbits=rng.getrandbits)
     with _LOCK:
@@ -131,10 +130,10 @@ def seeded_captcha(rng: random.Random) -> Iterator[None]:
 
 
 class _Captcha(captcha.image.ImageCaptcha):
-    """Ink of one scheme: white on black, since the package takes brightness for opacity and so cannot draw dark text.
+    """Ink of one scheme, white on black, as the package takes brightness for opacity and cannot draw dark text.
 
-    paper: gray float32 (height, width), 0 to 255, that the ink darkens by `darkness` (fraction); noise: standard
-    deviation in gray levels; the text is shifted right by `left` pixels and either way by at most `jitter` (x, y).
+    paper: gray float32 (height, width), 0 to 255, that the ink darkens by `darkness` (fraction). noise: standard
+    deviation in gray levels. The text is shifted right by `left` pixels and either way by at most `jitter` (x, y).
     """
 
     word_space_probability = 1.0  # of no space: the package's name says the opposite
@@ -159,7 +158,7 @@ class _Captcha(captcha.image.ImageCaptcha):
 
 
 class _Text5(_Captcha):
-    """One font at one size, about the same place, one strike-through line, paper that brightens to the right."""
+    """One font at one size, one strike-through line, and paper that brightens to the right."""
 
     character_offset_dx = (0, 0)
     character_offset_dy = (0, 0)
@@ -185,7 +184,7 @@ class _Text5(_Captcha):
 
     @staticmethod
     def create_noise_curve(image: Image.Image, color: captcha.image.ColorTuple) -> Image.Image:
-        """Strikes through from left to right, with two bends."""
+        """Strike through from left to right, with two bends."""
         points = [(x, _between(12, 38)) for x in (20, _between(50, 80), _between(100, 140), 180)]
         ImageDraw.Draw(image).line(points, fill=color, width=3)
         return image
@@ -217,21 +216,21 @@ class _Digits(_Captcha):
 
     @staticmethod
     def create_noise_curve(image: Image.Image, color: captcha.image.ColorTuple) -> Image.Image:
-        """None: a strike-through would make a 1, 4 or 7 of the narrow picture."""
+        """Draw nothing: a strike-through would make a 1, 4 or 7 of the narrow picture."""
         return image
 
 
 def _between(low: int, high: int) -> int:
-    """A number from low to high, both included, drawn as the package draws: only within `seeded_captcha`."""
+    """Draw a number from low to high, both included, as the package does; only within `seeded_captcha`."""
     drawn: int = captcha.image.secrets.randbelow(high - low + 1)  # type: ignore[attr-defined]
     return low + drawn
 
 
 class _Plain:
-    """Digits side by side, each turned and shifted on its own, under dots and lines brighter than they are.
+    """Digits side by side, each turned and shifted on its own, under brighter dots and lines.
 
-    Drawn without the captcha package, which has one color a picture. A digit is turned either way by at most `turn`
-    degrees and shifted by at most `jitter` pixels (x, y); noise as in `_Captcha`.
+    Drawn without the captcha package, which has one color a picture. turn: most degrees either way. jitter: most pixels
+    either way (x, y). noise: as in `_Captcha`.
     """
 
     mode = "RGB"
@@ -287,7 +286,7 @@ class _Lines4Small(_Lines4):
 
 
 class _Bits5(_Plain):
-    """Black digits with clean edges; specks, black and white, are the noise that crosses the middle gray."""
+    """Black digits with clean edges, under black and white specks."""
 
     mode = "1"
     font_size = 20
@@ -314,12 +313,12 @@ class _ColorDigits(_Plain):
 
 
 def _color(rng: random.Random, saturation: tuple[int, int], lightness: tuple[int, int]) -> str:
-    """A color of any hue, as Pillow reads it; the ranges are in percent, both ends included."""
+    """Draw a color of any hue for Pillow; ranges in percent, both ends included."""
     return f"hsl({rng.randrange(360)}, {rng.randint(*saturation)}%, {rng.randint(*lightness)}%)"
 
 
 def _glyph(character: str, font: ImageFont.FreeTypeFont) -> Image.Image:
-    """Opacity ("L") of a character amid a square of the font's size, which holds it however it is turned."""
+    """Return the opacity ("L") of a character in a square that holds it however it is turned."""
     size = round(font.size)
     image = Image.new("L", (size, size))
     ImageDraw.Draw(image).text((size / 2, size / 2), character, fill=255, font=font, anchor="mm")
@@ -328,7 +327,7 @@ def _glyph(character: str, font: ImageFont.FreeTypeFont) -> Image.Image:
 
 @functools.cache
 def _drawer(scheme: Scheme) -> _Captcha | _Plain:
-    """One per process: loading its font takes longer than drawing."""
+    """Return the scheme's drawer, one per process, as loading its font takes longer than drawing."""
     match scheme:
         case "digits":
             return _Digits()

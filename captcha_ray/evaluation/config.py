@@ -1,4 +1,4 @@
-"""Settings of `evaluate`; the docstring under a field is its `--help`."""
+"""Configure `evaluate`; the docstring under a field is its `--help`."""
 
 import dataclasses
 from typing import Literal
@@ -10,8 +10,7 @@ from captcha_ray.errors import check
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvaluateConfig(Config):
-    """Reads a split or a labeled corpus with a trained network and measures how well; or measures its recipe, by
-    training it anew on parts of the images."""
+    """Measure a network on a split or a labeled corpus, or its recipe by training it anew on parts of the images."""
 
     run: str = f"{DEMO}/runs/digits"
     """Run or checkpoint folder or s3:// URI. The default one is trained on first use."""
@@ -61,5 +60,5 @@ class EvaluateConfig(Config):
 
     @property
     def trains(self) -> bool:
-        """Whether networks are trained, besides the one there is."""
+        """Return whether networks are trained for the measurement."""
         return self.folds > 0 or self.learning_curve

@@ -1,4 +1,4 @@
-"""Measures a trained network on labeled Datasets, here or on actors."""
+"""Measure a trained network on labeled Datasets, in this process or on actors."""
 
 import collections
 import dataclasses
@@ -26,24 +26,26 @@ NUM_MISTAKES = 30
 """Mistakes whose pictures are kept."""
 
 CALIBRATION_IMAGES = 2000
-"""Validation images the temperature is fitted by, about and at most: their number decides its second digit."""
+"""Most validation images for the temperature: more would change its third digit."""
 
 BATCH_SIZE = 256
-"""Images read at once; larger ones are no faster on a CPU."""
+"""Images per forward pass; larger batches are no faster on a CPU."""
 
 
 class RecognizeImages:
-    """Adds what was read to shard rows: reading, confidence, loss; keeps the image where the reading is wrong.
+    """Adds predictions to rows of shards: text, confidence, loss, and the image if the prediction is wrong.
 
-    Loads the network once, in the constructor, so that it serves as an actor of `map_batches`.
+    The network is loaded once, in the constructor, so an object serves as an actor of `map_batches`.
     """
 
     def __init__(self, uri: str, device: str = "cpu") -> None:
         self._recognizer = Recognizer.load(uri, device)
 
     def __call__(self, rows: pa.Table) -> pa.Table:
-        """Rows of `Labeled` -> uri, text, reading, confidence, loss, wrong_image (null where right); where there is a
-        `reason`, that too, and null for what a file without image has not."""
+        """Turn rows of `Labeled` into uri, text, prediction, confidence, loss, wrong_image (null if right).
+
+        If there is a `reason`, it is kept, and unreadable files have null in the columns of predictions.
+        """
         if "reason" not in rows.column_names:
             return self._read(rows)
         unreadable = rows.filter(pc.is_valid(rows["reason"])).select(["uri", "reason"])
@@ -72,7 +74,7 @@ class RecognizeImages:
 
 
 def _read_rows(dataset: ray.data.Dataset, uri: str, num_workers: int, use_gpu: bool) -> Iterator[pa.Table]:
-    """Tables of readings for all rows of a Dataset. num_workers: actors to read on; 0 reads in this process."""
+    """Yield tables of predictions for all rows. num_workers: actors; 0 computes in this process."""
     if num_workers == 0:
         read = RecognizeImages(uri, capacity.device_of(use_gpu))
         for rows in dataset.iter_batches(batch_size=BATCH_SIZE, batch_format="pyarrow"):
@@ -93,8 +95,11 @@ def _read_rows(dataset: ray.data.Dataset, uri: str, num_workers: int, use_gpu: b
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """source: URI of what was read. mistakes: wrong readings, the surest first, at most `NUM_MISTAKES`. unread: files
-    that do not count, by reason. facts: what else there is to say, JSON types."""
+    """Measurements of a network.
+
+    source: URI of the images. mistakes: surest first, at most `NUM_MISTAKES`. unreadable: files that do not count, by
+    reason. facts: further results as JSON types.
+    """
 
     source: str
     counts: PredictionCounts
@@ -104,16 +109,19 @@ class Evaluation:
     facts: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def summary(self) -> dict[str, Any]:
-        """As it stands in `results.json`."""
+        """Return what `results.json` holds."""
         unreadable = {"unreadable": dict(self.unreadable.most_common())} if self.unreadable else {}
         confidence = self.confidences.summary()
         return {"source": self.source, **self.counts.summary(), "confidence": confidence, **unreadable, **self.facts}
 
 
 def calibrate(val: pa.Table, model: str, device: str = "cpu") -> float:
-    """Sets the temperature of a run's network by labeled images it has not learned from; returns it.
+    """Fit and set the temperature of a run's network, and return it.
 
-    val: rows of shards, which are read in this process, on the device; `CALIBRATION_IMAGES` are enough.
+    Args:
+        val: Rows of shards that the network has not learned from; `CALIBRATION_IMAGES` are enough.
+        model: URI of the run or checkpoint.
+        device: In torch's words; this process computes there.
     """
     recognizer = Recognizer.load(model, device)
     images = schema.unpack_images(val["image"], recognizer.spec.image)
@@ -123,7 +131,7 @@ def calibrate(val: pa.Table, model: str, device: str = "cpu") -> float:
 
 
 class Tally:
-    """Adds up tables of readings, of a network as `spec` describes it. num_unlabeled: files that are in no table."""
+    """Adds up tables of predictions of a network. num_unlabeled: files that are in no table."""
 
     def __init__(self, spec: ModelSpec, num_unlabeled: int = 0) -> None:
         self.spec = spec
@@ -134,7 +142,7 @@ class Tally:
         self._numbers = itertools.count()
 
     def add(self, table: pa.Table) -> None:
-        """Rows as `RecognizeImages` gives them."""
+        """Add rows of `RecognizeImages`."""
         if "reason" in table.column_names:
             self._unread.update(table["reason"].drop_null().to_pylist())
             table = table.filter(pc.is_null(table["reason"]))
@@ -151,7 +159,7 @@ class Tally:
                 heapq.heappop(self._worst)
 
     def evaluation(self, source: str) -> Evaluation:
-        """What was added. source: URI of what was read. Raises InputError where that is nothing."""
+        """Return the sum. source: URI of the images. Raises InputError if nothing was added."""
         if not self._counts.num_images:
             raise InputError(f"no image of {source} can be read: {decoding.counted(self._unread)}")
         mistakes = [mistake for *_, mistake in sorted(self._worst, key=lambda w: (-w[0], w[1]))]
@@ -160,9 +168,16 @@ class Tally:
 
 
 def evaluate(source: Labeled, model: str, num_workers: int = 0, use_gpu: bool = False) -> Evaluation:
-    """Reads labeled images and counts what is right. model: URI of a run or checkpoint.
+    """Predict labeled images and count what is right.
 
-    num_workers: actors to read on; 0 reads in this process. Raises InputError where nothing can be read.
+    Args:
+        source: Images and labels.
+        model: URI of a run or checkpoint.
+        num_workers: Actors that compute; 0 computes in this process.
+        use_gpu: Give a GPU to each of them.
+
+    Raises:
+        InputError: No image can be decoded.
     """
     tally = Tally(fingerprint.load_spec(model), source.num_unlabeled)
     with console.progress(f"evaluate {source.name}", source.num_files, "images") as advance:
@@ -173,13 +188,13 @@ def evaluate(source: Labeled, model: str, num_workers: int = 0, use_gpu: bool = 
 
 
 def describe(results: dict[str, Any]) -> list[str]:
-    """A line for a person per split of `results.json`."""
+    """Return a line for a person per split of `results.json`."""
     splits = {name: summary for name, summary in results.items() if isinstance(summary, dict)}
     return [describe_one(name, summary) for name, summary in splits.items() if summary.get("num_images")]
 
 
 def describe_one(name: str, summary: dict[str, Any]) -> str:
-    """A line for a person."""
+    """Return a line for a person about one split."""
     low, high = summary["exact_match_ci95"]
     return (
         f"{name}: {summary['exact_match']:.2%} of {summary['num_images']:,} strings "

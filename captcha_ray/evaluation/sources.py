@@ -1,4 +1,4 @@
-"""What a network is measured on: a split of shards, or a labeled corpus decoded on the fly."""
+"""Open what a network is measured on: a split of shards, or a labeled corpus decoded on the fly."""
 
 import dataclasses
 import functools
@@ -17,11 +17,16 @@ from captcha_ray.storage import filesystem
 
 
 def open_labeled(config: EvaluateConfig, own_shards: str, spec: ModelSpec) -> Labeled:
-    """A split of shards, or the images of `config.corpus` decoded on the fly to what the network reads.
+    """Open a split of shards or the images of `config.corpus`.
 
-    own_shards: URI of those the network was trained on, the default, or "" for unknown; only their splits go by their
-    own names, others are "shards". Raises InputError where there is nothing to read, or the shards are not for such a
-    network.
+    Args:
+        config: Of the job.
+        own_shards: URI of the shards that the network was trained on, the default; "" if unknown. Splits of other
+            shards are named "shards".
+        spec: Of the network.
+
+    Raises:
+        InputError: There is nothing to read, or the network cannot take such shards.
     """
     if config.corpus or config.table:
         rule = labels.LabelRule(config.labels, config.label_pattern, config.table)
@@ -44,7 +49,7 @@ def open_labeled(config: EvaluateConfig, own_shards: str, spec: ModelSpec) -> La
 
 
 def read_corpus(corpus: str, rule: labels.LabelRule, spec: ImageSpec) -> Labeled:
-    """A labeled corpus, decoded on the fly. Raises InputError where it is absent or holds no labeled file."""
+    """Decode a labeled corpus on the fly. Raises InputError if it is absent or holds no labeled file."""
     listing = labels.list_corpus(filesystem.absolute(corpus), rule)
     labeled = ((u, t) for u, t in zip(listing.uris, listing.texts, strict=True) if t is not None)
     files = list(dict.fromkeys(labeled))  # a table may name a file twice

@@ -1,6 +1,4 @@
-"""Whether confidence means what it says: how often readings of a given confidence are right, and what a threshold on
-the confidence lets through.
-"""
+"""Measure whether confidence means what it says, and what a threshold on it lets through."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -12,31 +10,32 @@ import numpy.typing as npt
 from captcha_ray.metrics.counts import ratio, wilson_interval
 
 NUM_BINS = 15
-"""Bins of equal width for the calibration error, which is that of C. Guo et al., "On Calibration of Modern Neural
-Networks" (2017)."""
+"""Bins of equal width for the calibration error of C. Guo et al., "On Calibration of Modern Neural Networks" (2017)."""
 
 PRECISION = 0.999
-"""Share of right readings that the reported threshold is to reach."""
+"""Share of right predictions that the reported threshold is to reach."""
 
 NUM_POINTS = 200
-"""Points of a risk-coverage curve that are kept."""
+"""Most points of a risk-coverage curve."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Confidences:
-    """confidence: float64 (N,), 0 to 1, of each reading. right: bool (N,), whether it is the whole truth."""
+    """Confidences of N predictions. confidence: float64 (N,), 0 to 1. right: bool (N,), whether the whole string is
+    right.
+    """
 
     confidence: npt.NDArray[np.float64]
     right: npt.NDArray[np.bool_]
 
     @classmethod
     def of(cls, confidence: Sequence[float], right: Sequence[bool]) -> "Confidences":
-        """From one value of each per reading."""
+        """Make it from sequences of one value per prediction."""
         assert len(confidence) == len(right)
         return cls(np.asarray(confidence, np.float64), np.asarray(right, np.bool_))
 
     def bins(self) -> list[dict[str, Any]]:
-        """Bins that hold readings: low, high (edges), num_images, confidence (mean) and accuracy in it."""
+        """Return the bins that are not empty: low, high (edges), num_images, confidence (mean) and accuracy."""
         number = np.minimum((self.confidence * NUM_BINS).astype(int), NUM_BINS - 1)
         found = []
         for k in np.unique(number):
@@ -53,12 +52,16 @@ class Confidences:
         return found
 
     def calibration_error(self) -> float | None:
-        """Expected calibration error: the mean over readings of |accuracy - mean confidence| of their bin, 0 to 1."""
+        """Return the expected calibration error: the mean over predictions of |accuracy - mean confidence| of their
+        bin.
+        """
         gaps = [abs(one["accuracy"] - one["confidence"]) * one["num_images"] for one in self.bins()]
         return ratio(sum(gaps), len(self.right))
 
     def _coverages(self) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.integer], npt.NDArray[np.integer]]:
-        """Every threshold that readings have, descending; readings of at least that confidence; wrong ones of them."""
+        """Return all thresholds, descending, with the predictions of at least that confidence and the wrong ones of
+        them.
+        """
         order = np.argsort(-self.confidence, kind="stable")
         falling = self.confidence[order]
         last = np.flatnonzero(np.append(falling[1:] != falling[:-1], [True] * (len(falling) > 0)))
@@ -66,9 +69,12 @@ class Confidences:
         return falling[last], last + 1, wrong[last]
 
     def risk_coverage(self) -> list[dict[str, float]]:
-        """The curve of R. El-Yaniv and Y. Wiener, "On the Foundations of Noise-free Selective Classification" (2010):
-        for falling thresholds, at most `NUM_POINTS` of them, coverage (share of the readings that are as sure) and
-        risk (share of these that are wrong)."""
+        """Return the risk-coverage curve of R. El-Yaniv and Y. Wiener, "On the Foundations of Noise-free Selective
+        Classification" (2010).
+
+        At most `NUM_POINTS` falling thresholds, each with coverage (share of predictions as sure) and risk (share of
+        these that are wrong).
+        """
         thresholds, covered, wrong = self._coverages()
         kept = np.unique(np.linspace(0, len(thresholds) - 1, min(NUM_POINTS, len(thresholds))).round().astype(int))
         return [
@@ -81,10 +87,10 @@ class Confidences:
         ]
 
     def threshold(self, precision: float = PRECISION) -> dict[str, Any] | None:
-        """The lowest confidence above which at least `precision` of the readings are right; None where there is none.
+        """Return the lowest confidence above which `precision` of the predictions are right; None if there is none.
 
-        coverage: share of the readings that are as sure. precision: share of these that are right, with its interval
-        in precision_ci95; chosen on the same readings, so a little too good.
+        coverage: share of predictions as sure. precision: share of these that are right, with its interval
+        precision_ci95. It is chosen on the same predictions, so a little too good.
         """
         thresholds, covered, wrong = self._coverages()
         enough = np.flatnonzero(1 - wrong / np.maximum(covered, 1) >= precision)
@@ -102,7 +108,7 @@ class Confidences:
         }
 
     def summary(self) -> dict[str, Any]:
-        """As it stands in `results.json`."""
+        """Return what `results.json` holds."""
         return {
             "calibration_error": self.calibration_error(),
             "bins": self.bins(),

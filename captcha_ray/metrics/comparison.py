@@ -1,4 +1,4 @@
-"""Compares two trainings over the same images and seeds. numpy only."""
+"""Compare two trainings over the same images and seeds. numpy only."""
 
 import dataclasses
 
@@ -6,12 +6,12 @@ import numpy as np
 import numpy.typing as npt
 
 NUM_DRAWS = 100_000
-"""Of the noise an interval is made of."""
+"""Random draws behind an interval."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """Whole-string accuracy in validation of the best trial's config and of the recipe, over the same images and seeds.
+    """Exact match in validation of the best trial's config and of the recipe, over the same images and seeds.
 
     difference: best minus recipe. low, high: its 95 % interval.
     """
@@ -26,7 +26,7 @@ class Comparison:
 
     @property
     def verdict(self) -> str:
-        """Which is better, in a sentence."""
+        """Return a sentence that says which is better."""
         luck = "" if self.num_seeds > 1 else ", without the luck of seeds"
         between = f"{self.difference:+.2%} (95 % interval {self.low:+.2%} to {self.high:+.2%}{luck})"
         read = f"the best trial's config reads {self.best:.2%}, the recipe {self.recipe:.2%}"
@@ -38,11 +38,16 @@ class Comparison:
 
 
 def compare(best: npt.NDArray[np.bool_], recipe: npt.NDArray[np.bool_], seed: int = 0) -> Comparison:
-    """bool (seeds, images) each: whether the training of that seed read that image right; the images are the same.
+    """Compare two recipes, each trained with several seeds.
 
-    The interval counts the luck of seeds, which differ between the two, and of images: the difference has the variance
-    of the seeds' means, by Student's t for so few, and that of the images' means beyond what seeds make of it (two-way
-    random effects). With a single seed there is nothing to tell the seeds' luck by, and it is left out.
+    The interval counts the luck of seeds and of images: the difference has the variance of the seeds' means, by
+    Student's t, and that of the images' means beyond what seeds explain (two-way random effects). With a single seed
+    its luck is unknown and left out.
+
+    Args:
+        best: bool (seeds, images), whether the training of that seed gets that image right.
+        recipe: The same of the recipe, over the same images.
+        seed: Of the draws.
     """
     assert best.shape == recipe.shape
     seeds, images = best.shape

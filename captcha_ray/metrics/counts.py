@@ -1,7 +1,7 @@
-"""How well texts were read, as counts that add up. Counts merge by `+`; ratios are taken once, at the end.
+"""Count how well texts are recognized. Counts add up with `+`; ratios are taken once, at the end.
 
-A character counts as read when it stands at its own position; a reading that is too long or too short is wrong as a
-string and right in the positions that agree.
+A character is right if it stands at its own position. A prediction that is too long or too short is wrong as a string,
+and right in the positions that agree.
 """
 
 import dataclasses
@@ -12,13 +12,18 @@ import numpy as np
 import numpy.typing as npt
 
 OTHER = "∅"
-"""Row and column of the confusion matrix for characters outside the alphabet and for missing ones."""
+"""Row and column of the confusion matrix for characters out of the charset and for missing ones."""
 
 
 def wilson_interval(successes: int, trials: int, z: float = 1.959964) -> tuple[float, float] | None:
-    """Wilson's score interval of a proportion, 95 % by default; None for no trials.
+    """Return Wilson's score interval of a proportion, 95 % by default; None for no trials.
 
     E. B. Wilson, "Probable inference, the law of succession, and statistical inference", JASA 22 (1927).
+
+    Args:
+        successes: Of the trials.
+        trials: Number of them.
+        z: Quantile of the normal distribution.
     """
     if trials == 0:
         return None
@@ -30,14 +35,14 @@ def wilson_interval(successes: int, trials: int, z: float = 1.959964) -> tuple[f
 
 
 def ratio(numerator: float, denominator: float) -> float | None:
-    """The quotient, or None where there is nothing to divide by: unknown is not zero."""
+    """Return the quotient; None if the denominator is 0, as unknown is not zero."""
     return numerator / denominator if denominator else None
 
 
 def guess_loss(counts: npt.NDArray[np.int64]) -> float:
-    """Returns the loss, nats per image, of who knows nothing of an image but how often each class stands in each slot.
+    """Return the loss of guessing, nats per image: of who knows only how often each class stands at each position.
 
-    counts: int64 (slots, classes), of all images. It is the sum of the slots' entropies (C. Shannon, 1948).
+    It is the sum of the positions' entropies (C. Shannon, 1948). counts: int64 (max_length, classes), of all images.
     """
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     return float(-(shares * np.log(np.where(shares > 0, shares, 1))).sum())
@@ -45,10 +50,7 @@ def guess_loss(counts: npt.NDArray[np.int64]) -> float:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Mistake:
-    """One image that was misread.
-
-    confidence: probability the network gave its reading, 0 to 1. image: uint8 (H, W, C), C 1 for gray or 3 for RGB.
-    """
+    """A wrong prediction. confidence: 0 to 1. image: uint8 (H, W, C), C 1 for gray or 3 for RGB."""
 
     uri: str
     truth: str
@@ -59,9 +61,9 @@ class Mistake:
 
 @dataclasses.dataclass(frozen=True)
 class PredictionCounts:
-    """What was read of what stood there. Immutable; `a + b` counts both.
+    """Counts of predictions against truths. Immutable; `a + b` counts both.
 
-    confusion: int64 (K + 1, K + 1), truth by reading, K characters of the alphabet and `OTHER` last.
+    confusion: int64 (K + 1, K + 1), truth by prediction, K characters of the alphabet and `OTHER` last.
     position_correct, position_total: int64 (longest truth,).
     """
 
@@ -75,7 +77,14 @@ class PredictionCounts:
 
     @classmethod
     def of(cls, charset: str, truths: list[str], predictions: list[str], losses: list[float]) -> "PredictionCounts":
-        """Counts of N images. losses: per image, nats (nan where the truth has no probability under the network)."""
+        """Count N predictions.
+
+        Args:
+            charset: The network's alphabet.
+            truths: N labels.
+            predictions: N texts.
+            losses: N losses in nats; nan if the network gives the truth no probability.
+        """
         assert len(truths) == len(predictions) == len(losses)
         longest = max((len(t) for t in truths), default=0)
         position_correct, position_total = np.zeros((2, longest), np.int64)
@@ -93,7 +102,7 @@ class PredictionCounts:
 
     @property
     def num_out_of_charset(self) -> int:
-        """Characters of truths that are not in the alphabet."""
+        """Return the number of the truths' characters that are not in the alphabet."""
         return int(self.confusion[-1].sum())
 
     def __add__(self, other: "PredictionCounts") -> "PredictionCounts":
@@ -109,9 +118,9 @@ class PredictionCounts:
         )
 
     def summary(self) -> dict[str, Any]:
-        """Ratios and tables as JSON types; None where nothing was counted.
+        """Return ratios and tables as JSON types; None if nothing was counted.
 
-        loss: nats per image, summed over its characters. classes: precision, recall, F1 and support per character;
+        loss: nats per image, summed over its characters. classes: precision, recall, F1 and support per character.
         averages: the same, unweighted (macro) and by support (weighted), over characters that occur.
         """
         loss = ratio(self.loss_sum, self.num_images)
@@ -148,7 +157,7 @@ class PredictionCounts:
 
 
 def _averages(rows: list[dict[str, float | int | None]]) -> dict[str, dict[str, float | None]]:
-    """Macro and weighted averages over the classes that occur; a class never predicted has precision 0 in them."""
+    """Return macro and weighted averages over the classes that occur; a class never predicted has precision 0."""
     rows = [row for row in rows if row["support"]]
     support = [row["support"] or 0 for row in rows]
     table: dict[str, dict[str, float | None]] = {"macro": {}, "weighted": {}}

@@ -1,7 +1,7 @@
-"""How accuracy grows with the number of training images, and how many more a given accuracy asks for.
+"""Fit how accuracy grows with the number of training images, and how many a given accuracy needs.
 
-The odds of misreading a string fall with a power of the number of images: errors of many networks do (J. Hestness et
-al., "Deep Learning Scaling is Predictable, Empirically", 2017), and odds stay below certainty where there are few.
+The odds of a wrong string fall with a power of the number of images, as errors of many networks do (J. Hestness et al.,
+"Deep Learning Scaling is Predictable, Empirically", 2017); odds stay below certainty.
 """
 
 import dataclasses
@@ -15,21 +15,21 @@ import numpy.typing as npt
 from captcha_ray.metrics.counts import wilson_interval
 
 FRACTIONS = (0.05, 0.1, 0.25, 0.5, 1.0)
-"""Of the training split, that a curve is measured at."""
+"""Shares of the training split that a curve is measured at."""
 
 GOAL = 0.99
-"""Share of whole strings that people ask about."""
+"""Share of whole strings that the answer is about."""
 
 NUM_DRAWS = 500
 """Curves drawn for an interval."""
 
 BEYOND = 100
-"""Times the images there are; numbers above are guesses and not told."""
+"""An answer of more than this many times the images is a guess and is not given."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Point:
-    """What a network read that was trained on so many images: `num_right` of `num_tested` strings."""
+    """A network trained on so many images: `num_right` of `num_tested` strings are right."""
 
     num_images: int
     num_right: int
@@ -37,11 +37,11 @@ class Point:
 
     @property
     def accuracy(self) -> float:
-        """Share of whole strings."""
+        """Return the share of whole strings."""
         return self.num_right / self.num_tested
 
     def to_dict(self) -> dict[str, Any]:
-        """As it stands in `results.json`."""
+        """Return what `results.json` holds."""
         interval = wilson_interval(self.num_right, self.num_tested)
         return {
             "num_images": self.num_images,
@@ -54,22 +54,22 @@ class Point:
 
 @dataclasses.dataclass(frozen=True)
 class Curve:
-    """log odds of an error = intercept - slope * log(images)."""
+    """A fitted curve: log odds of an error = intercept - slope * log(images)."""
 
     intercept: float
     slope: float
 
     @classmethod
     def fit(cls, points: Sequence[Point]) -> "Curve":
-        """The likeliest curve through two points or more, of different numbers of images."""
+        """Return the likeliest curve through points of two or more numbers of images."""
         return cls(*_fit(points, np.array([[point.num_right for point in points]]))[0])
 
     def accuracy(self, num_images: float) -> float:
-        """Share of whole strings after training on so many images."""
+        """Return the share of whole strings after training on so many images."""
         return 1 / (1 + math.exp(self.intercept - self.slope * math.log(num_images)))
 
     def images_for(self, accuracy: float) -> float:
-        """Images for that share; infinite where more do not help."""
+        """Return the images for that share; infinite if more do not help."""
         if self.slope <= 0:
             return math.inf
         exponent = (self.intercept + math.log(accuracy / (1 - accuracy))) / self.slope
@@ -77,9 +77,9 @@ class Curve:
 
 
 def _fit(points: Sequence[Point], right: npt.NDArray[np.integer]) -> npt.NDArray[np.float64]:
-    """Binomial regression by Newton's method. right: (draws, points) -> (draws, 2), intercept and slope.
+    """Return intercept and slope, (draws, 2), by binomial regression with Newton's method. right: (draws, points).
 
-    Half an error and half a success are added to each point, as D. Firth's correction does for one proportion: without
+    Half an error and half a success are added to each point, as in D. Firth's correction for one proportion: without
     errors there would be no likeliest curve.
     """
     tested = np.array([point.num_tested for point in points], float) + 1
@@ -99,12 +99,16 @@ def _fit(points: Sequence[Point], right: npt.NDArray[np.integer]) -> npt.NDArray
 
 
 def summary(points: Sequence[Point], seed: int = 0) -> dict[str, Any]:
-    """Points, curve and answer as JSON types; the curve and its answer are None for fewer than two numbers of images.
+    """Return points, curve and answer as JSON types; curve and answer are None for fewer than two numbers of images.
 
-    images_for_goal: how many training images `GOAL` asks for; None stands for more than `BEYOND` times as many as there
-    are. Its interval comes from curves through numbers drawn anew from the curve, with as many fewer test images as
-    the points lie further off the curve than chance would have them (Pearson's dispersion, from three points on): each
-    point is one training.
+    images_for_goal: training images that `GOAL` needs; None if more than `BEYOND` times as many as there are. Its
+    interval comes from curves through numbers drawn from the curve. From three points on, they are drawn with fewer
+    test images if the points scatter more than chance would have them (Pearson's dispersion), as each point is one
+    training.
+
+    Args:
+        points: Of the curve.
+        seed: Of the draws.
     """
     found: dict[str, Any] = {"points": [point.to_dict() for point in points], "goal": GOAL, "curve": None}
     if len({point.num_images for point in points}) >= 2:
@@ -131,7 +135,7 @@ def summary(points: Sequence[Point], seed: int = 0) -> dict[str, Any]:
 
 
 def _answer(found: dict[str, Any]) -> str:
-    """The sentence people want."""
+    """Return the answer as a sentence."""
     best, goal = found["points"][-1], f"{found['goal']:.0%}"
     have, reads = best["num_images"], f"{best['exact_match']:.1%} of whole strings with {best['num_images']:,} images"
     if best["exact_match"] >= found["goal"]:

@@ -1,7 +1,6 @@
-"""A trained network on a disk or in a bucket: safetensors weights and a JSON description. No pickle anywhere.
+"""Save and load networks as safetensors weights and a JSON description. No pickle anywhere.
 
-What `identity` says of a checkpoint is verified when it is loaded. `resume.safetensors` is one file, and so is written
-whole or not at all.
+The fingerprint is verified on loading.
 """
 
 import dataclasses
@@ -21,16 +20,22 @@ from captcha_ray.storage import filesystem
 
 
 def save_model(folder: str, model: nn.Module, spec: ModelSpec) -> None:
-    """Writes the weights, then the description, below a folder URI."""
+    """Write the weights, then the description.
+
+    Args:
+        folder: URI of the checkpoint.
+        model: Network whose weights to save.
+        spec: Its description.
+    """
     weights = save({name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()})
     filesystem.write(filesystem.join(folder, WEIGHTS), weights)
     _describe(folder, spec, weights)
 
 
 def set_temperature(uri: str, temperature: float) -> None:
-    """Has the network of a run or checkpoint folder divide its outputs by that; it is another network from then on.
+    """Set the divisor of a network's logits; it has another fingerprint from then on.
 
-    Raises InputError where there is none, or its parts do not belong together.
+    Raises InputError if there is no checkpoint, or its parts do not belong together.
     """
     folder = fingerprint.find_checkpoint(uri)
     spec, _, weights = fingerprint.load_verified(folder)
@@ -47,9 +52,9 @@ def _describe(folder: str, spec: ModelSpec, weights: bytes) -> None:
 
 
 def load_model(uri: str) -> tuple[Network, ModelSpec, str]:
-    """(network, what it reads, fingerprint) of a run or of a checkpoint folder, on the CPU, in evaluation mode.
+    """Return network, description and fingerprint of a run or checkpoint folder, on the CPU, in evaluation mode.
 
-    Raises InputError where there is none, or where weights, description and architecture do not belong together.
+    Raises InputError if there is none, or if weights, description and architecture do not belong together.
     """
     folder = fingerprint.find_checkpoint(uri)
     spec, model_id, weights = fingerprint.load_verified(folder)

@@ -1,31 +1,38 @@
-"""Where characters stand along an image's columns: from probabilities per column to probabilities per character.
+"""Compute probabilities of characters from those of columns, over all alignments.
 
-Connectionist temporal classification (A. Graves et al., "Connectionist Temporal Classification", 2006): every column
-says one of K characters or `blank`; equal neighbours are one character, blanks are none. Shape letters: N images, T
-columns, K characters, S slots.
+Connectionist temporal classification (A. Graves et al., "Connectionist Temporal Classification", 2006): each column is
+one of K characters or `blank`; equal neighbors are one character, blanks are none. Shape letters: N images, T columns,
+K characters, S positions (at most `max_length`).
 """
 
 import torch
 from torch import Tensor
 
 CHUNK = 128
-"""Images at a time: what is kept for the backward pass stays within a few megabytes."""
+"""Images at a time, so that what is kept for the backward pass stays within a few megabytes."""
 
 
 def slot_probabilities(columns: Tensor, max_length: int, *, variable: bool) -> Tensor:
-    """Probability of each character in each slot, over all alignments.
+    """Return the probability of each character at each position, over all alignments.
 
-    columns: log-probabilities (N, T, K + 1), the blank last -> (N, S, K), given that an image holds exactly S
-    characters; where `variable`, (N, S, K + 1), given that it holds 1 to S, the last class meaning that the text ends
-    before that slot.
+    Args:
+        columns: Log-probabilities (N, T, K + 1), the blank last.
+        max_length: S.
+        variable: An image holds 1 to S characters instead of exactly S.
+
+    Returns:
+        (N, S, K); if `variable`, (N, S, K + 1), whose last class means that the text ends before that position.
     """
     starts = range(0, len(columns), CHUNK)
     return torch.cat([_slot_probabilities(columns[start : start + CHUNK], max_length, variable) for start in starts])
 
 
 def _slot_probabilities(columns: Tensor, max_length: int, variable: bool) -> Tensor:
-    """The forward-backward algorithm over states (s, c): s characters so far, the last of which is c and goes on; and
-    (s, blank): s characters, and the last has ended. In float64, scaled at every column."""
+    """Run the forward-backward algorithm in float64, scaled at every column.
+
+    States are (s, c): s characters so far, the last of which is c and goes on; and (s, blank): s characters, the last
+    of which has ended.
+    """
     probabilities = columns.double().exp()
     chars, blank = probabilities[..., :-1].unbind(1), probabilities[..., -1:].unbind(1)  # T of (N, K) and of (N, 1)
     n, k = chars[0].shape
@@ -57,7 +64,7 @@ def _slot_probabilities(columns: Tensor, max_length: int, variable: bool) -> Ten
 
 
 def _step(char: Tensor, blank: Tensor, going: Tensor, ended: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """One column on: masses that enter each (s, c) anew; of (s, c); of (s, blank)."""
+    """Advance one column: return the masses that newly enter each (s, c), of (s, c), and of (s, blank)."""
     total = ended + going.sum(2)
     enter = torch.zeros_like(going)
     enter[:, 1:] = (total[:, :-1, None] - going[:, :-1]) * char[:, None]  # the same character needs a blank between
@@ -65,7 +72,7 @@ def _step(char: Tensor, blank: Tensor, going: Tensor, ended: Tensor) -> tuple[Te
 
 
 def _step_back(char: Tensor, blank: Tensor, going: Tensor, ended: Tensor) -> tuple[Tensor, Tensor]:
-    """One column back: probabilities of what follows, from (s, c) and from (s, blank)."""
+    """Go back one column: return the probabilities of what follows from (s, c) and from (s, blank)."""
     going, ended = going * char[:, None], ended * blank
     entered = torch.zeros_like(going)
     entered[:, :-1] = going[:, 1:]
@@ -74,11 +81,15 @@ def _step_back(char: Tensor, blank: Tensor, going: Tensor, ended: Tensor) -> tup
 
 
 def uniform_alignment_loss(columns: Tensor, targets: Tensor, lengths: Tensor) -> Tensor:
-    """Cross-entropy of the alignment in which an image's characters share its width evenly -> float32 (N,), nats.
+    """Return the cross-entropy of the alignment in which characters share the width evenly, float32 (N,), nats.
 
-    columns: log-probabilities (N, T, K + 1), the blank last. targets: int64 (N, S). lengths: int64 (N,), characters
-    of each image. The middle half of a character's share says it, what lies between says blank, which counts a third;
-    the mean over columns, times the number of characters.
+    Columns in the middle half of a character's share target it; those between target blank and weigh a third. The mean
+    over columns is multiplied by the number of characters.
+
+    Args:
+        columns: Log-probabilities (N, T, K + 1), the blank last.
+        targets: int64 (N, S).
+        lengths: int64 (N,), characters of each image.
     """
     num_columns, blank = columns.shape[1], columns.shape[2] - 1
     place = (torch.arange(num_columns, device=columns.device) + 0.5) / num_columns * lengths[:, None]  # (N, T)

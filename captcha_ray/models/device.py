@@ -1,4 +1,4 @@
-"""Chooses where and how precisely a network computes."""
+"""Choose where and how precisely a network computes."""
 
 import contextlib
 import ctypes
@@ -16,32 +16,32 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 
 @dataclasses.dataclass(frozen=True)
 class Arithmetic:
-    """Where and how precisely to compute."""
+    """Device and precision of a computation."""
 
     device: torch.device
     bf16: bool
 
     @classmethod
     def choose(cls, device: torch.device, precision: Precision) -> "Arithmetic":
-        """Raises InputError where bf16 is asked for and the device has none."""
+        """Choose the precision on a device. Raises InputError if bf16 is requested and the device has none."""
         fast = has_fast_bf16(device)
         if precision == "bf16" and device.type == "cuda" and not fast:
             raise InputError("precision bf16 needs a GPU that computes in bf16; use fp32")
         return cls(device, fast if precision == "auto" else precision == "bf16")
 
     def autocast(self) -> contextlib.AbstractContextManager[None]:
-        """A context in which matrix products and convolutions run in bf16, if that is the choice."""
+        """Return a context in which matrix products and convolutions run in bf16, if that is the choice."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
 
     def to_input(self, images: Tensor) -> Tensor:
-        """uint8 (N, H, W, C) on the CPU -> float32 (N, C, H, W) in [0, 1], channels last, on the device."""
+        """Convert uint8 (N, H, W, C) on the CPU to float32 (N, C, H, W) in [0, 1], channels last, on the device."""
         if self.device.type == "cuda":
             images = images.pin_memory().to(self.device, non_blocking=True)
         return images.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.channels_last).div_(255)
 
 
 def has_fast_bf16(device: torch.device) -> bool:
-    """Whether bf16 has instructions of its own there. Emulated, it is ten times slower than fp32 on an AVX2 CPU."""
+    """Return whether the device has bf16 instructions. Emulated, bf16 is ten times slower than fp32 on an AVX2 CPU."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     able = torch.cpu.get_capabilities()
@@ -49,11 +49,11 @@ def has_fast_bf16(device: torch.device) -> bool:
 
 
 def keep_freed_memory() -> None:
-    """Tells glibc to keep large buffers for the next batch instead of giving them back to the kernel.
+    """Tell glibc to keep large buffers for the next batch instead of returning them to the kernel.
 
-    Without it every batch pays for its pages again: 1.4 to 1.8 times slower training of MultiHeadCNN on two cores.
-    The same as MALLOC_MMAP_THRESHOLD_ and MALLOC_TRIM_THRESHOLD_ in the environment, but works in a process that
-    runs already. Does nothing on another C library.
+    Otherwise every batch pays for its pages again: training of MultiHeadCNN is 1.4 to 1.8 times slower on two cores.
+    The same as MALLOC_MMAP_THRESHOLD_ and MALLOC_TRIM_THRESHOLD_, but works in a running process. Does nothing on
+    another C library.
     """
     with contextlib.suppress(OSError, AttributeError):
         libc = ctypes.CDLL("libc.so.6")

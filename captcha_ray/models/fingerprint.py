@@ -1,7 +1,7 @@
-"""What a trained network is, without loading it: its description, its fingerprint, and where its two files stand.
+"""Describe a trained network without loading it: its description, fingerprint and files. Needs no torch.
 
-`model.json` holds the ModelSpec and a fingerprint of it and the weights; both must agree, so that half a checkpoint is
-never taken for a whole one. Needs no torch.
+`model.json` holds the ModelSpec and a fingerprint of it and the weights; both must agree, so half a checkpoint is never
+taken for a whole one.
 """
 
 import hashlib
@@ -17,7 +17,9 @@ DESCRIPTION = "model.json"
 
 
 def fingerprint(spec: ModelSpec, weights: bytes) -> str:
-    """SHA-256, hexadecimal, of all that decides what a network reads: weights, architecture, charset, slots, image."""
+    """Return the SHA-256 of all that decides what a network recognizes: weights, architecture, charset, length,
+    image.
+    """
     decisive = spec.to_dict()
     del decisive["dropout"]
     for name, before in (("variable", False), ("temperature", 1.0)):  # as in checkpoints from before there were others
@@ -28,21 +30,21 @@ def fingerprint(spec: ModelSpec, weights: bytes) -> str:
 
 
 def load_spec(uri: str) -> ModelSpec:
-    """What the network of a run or checkpoint folder reads. Raises InputError where there is no checkpoint."""
+    """Return the description of a run's or checkpoint's network. Raises InputError if there is no checkpoint."""
     return _load_description(find_checkpoint(uri))[0]
 
 
 def load_spec_and_fingerprint(uri: str) -> tuple[ModelSpec, str]:
-    """(what the network reads, its fingerprint), of a run or a checkpoint folder.
+    """Return description and fingerprint of a run's or checkpoint's network.
 
-    Raises InputError where there is none, or where its weights do not have the fingerprint that its description says.
+    Raises InputError if there is none, or if its weights do not have the fingerprint in the description.
     """
     spec, model_id, _ = load_verified(find_checkpoint(uri))
     return spec, model_id
 
 
 def load_verified(folder: str) -> tuple[ModelSpec, str, bytes]:
-    """(spec, fingerprint, weights) of a checkpoint folder whose two files belong together."""
+    """Return description, fingerprint and weights of a checkpoint folder whose files belong together."""
     spec, expected = _load_description(folder)
     try:
         weights = filesystem.read(filesystem.join(folder, WEIGHTS))
@@ -54,7 +56,7 @@ def load_verified(folder: str) -> tuple[ModelSpec, str, bytes]:
 
 
 def _load_description(folder: str) -> tuple[ModelSpec, str]:
-    """(spec, fingerprint that its weights must give)."""
+    """Return the description and the fingerprint that the weights must have."""
     description = read_json(filesystem.join(folder, DESCRIPTION))
     try:
         return ModelSpec.from_dict(description["model"]), description["fingerprint"]
@@ -65,7 +67,7 @@ def _load_description(folder: str) -> tuple[ModelSpec, str]:
 
 
 def find_checkpoint(uri: str) -> str:
-    """The checkpoint folder of a run, or the folder itself where it is one. Raises InputError for neither."""
+    """Return the checkpoint folder of a run, or the folder itself if it is one. Raises InputError for neither."""
     uri = filesystem.absolute(uri)
     for folder in (filesystem.join(uri, "checkpoint"), uri):
         if filesystem.exists(filesystem.join(folder, DESCRIPTION)):

@@ -1,6 +1,6 @@
-"""The networks: float images in [0, 1], (N, C, H, W) -> outputs, and what these mean: losses and readings.
+"""Define the networks: float images in [0, 1], (N, C, H, W), to outputs, and from these to losses and probabilities.
 
-Shape letters: N images, C channels, H height, W width, S slots (characters), K classes (alphabet), T columns.
+Shape letters: N images, C channels, H height, W width, S positions (`max_length`), K classes (alphabet), T columns.
 """
 
 import torch
@@ -14,9 +14,9 @@ from captcha_ray.models.spec import ModelSpec
 
 
 class Network(nn.Module):
-    """A network whose outputs are logits of the characters of each slot, (N, S, K); others say what theirs are.
+    """A network whose outputs are logits of the characters at each position, (N, S, K), unless it says otherwise.
 
-    num_characters: K. Class K, where there is one, means that the text has ended.
+    num_characters: K. Class K, if there is one, means that the text has ended.
     """
 
     def __init__(self, num_characters: int) -> None:
@@ -26,25 +26,29 @@ class Network(nn.Module):
     def losses(
         self, outputs: Tensor, targets: Tensor, label_smoothing: float = 0.0, alignment_prior: float = 0.0
     ) -> Tensor:
-        """Negative log-likelihood of each image's text -> float32 (N,), nats; for slots, summed over them.
+        """Return the negative log-likelihood of each image's text, float32 (N,), nats, summed over positions.
 
-        targets: int64 (N, S). label_smoothing: share of the target spread over all K classes (C. Szegedy et al.,
-        "Rethinking the Inception Architecture", 2016). guidance: 0 to 1, share of the loss that networks which must
-        first find out where characters stand may be told it by.
+        Args:
+            outputs: Of `forward`.
+            targets: int64 (N, S).
+            label_smoothing: Share of the target that is spread over all classes (C. Szegedy et al., "Rethinking the
+                Inception Architecture", 2016).
+            alignment_prior: Weight, 0 to 1, of the uniform-alignment loss in networks that must find where
+                characters stand.
         """
         logits = outputs.float().transpose(1, 2)
         return F.cross_entropy(logits, targets, reduction="none", label_smoothing=label_smoothing).sum(1)
 
     def log_probabilities(self, outputs: Tensor) -> Tensor:
-        """Of the classes in each slot, float32 (N, S, K)."""
+        """Return the classes' log-probabilities at each position, float32 (N, S, K)."""
         return outputs.float().log_softmax(2)
 
 
 class GlyphVGG(Network):
-    """One character. Blocks of 1x32, 2x64 and 3x128 convolutions, then a dense layer of 512.
+    """A network for one character: blocks of 1x32, 2x64 and 3x128 convolutions, then a dense layer of 512.
 
-    After the Wmail project's network for digits of 18x60 (width x height) pixels. Any size from 8x8 works; the
-    dense layer's inputs follow from it. Dropout is `dropout / 2` after each block and `dropout` before the output.
+    After the Wmail project's network for digits of 18x60 (width x height) pixels. Any size from 8x8 works; the dense
+    layer's inputs follow from it. Dropout is `dropout / 2` after each block and `dropout` before the output.
     """
 
     def __init__(self, image: ImageSpec, num_classes: int, dropout: float) -> None:
@@ -68,20 +72,20 @@ class GlyphVGG(Network):
         )
 
     def forward(self, images: Tensor) -> Tensor:
-        """float32 (N, C, H, W) in [0, 1] -> logits (N, 1, K)."""
+        """Map float32 (N, C, H, W) in [0, 1] to logits (N, 1, K)."""
         maps: Tensor = self.features(images)  # (N, 128, H // 8, W // 8)
         logits: Tensor = self.head(maps)  # (N, K)
         return logits.unsqueeze(1)
 
 
 class MaxPool(nn.MaxPool2d):
-    """Max-pooling over 2x2 that keeps odd edges; without gradients on a CPU at twice the speed of torch's own."""
+    """Max-pooling over 2x2 that keeps odd edges; without gradients twice as fast on a CPU as torch's own."""
 
     def __init__(self) -> None:
         super().__init__(2, ceil_mode=True)
 
     def forward(self, maps: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, C, ceil(H / 2), ceil(W / 2))."""
+        """Map (N, C, H, W) to (N, C, ceil(H / 2), ceil(W / 2))."""
         if torch.is_grad_enabled() or maps.is_cuda:
             pooled: Tensor = super().forward(maps)
             return pooled
@@ -95,10 +99,10 @@ class MaxPool(nn.MaxPool2d):
 
 
 class MultiHeadCNN(Network):
-    """A fixed number of characters. Three convolutions, then two dense layers per character.
+    """A network for a fixed number of characters: three convolutions, then two dense layers per character.
 
-    After the Isfahan project's network for five characters in 200x50 (width x height) pixels: 16, 32 and 32 filters
-    of 3x3, each followed by max-pooling that keeps odd edges, batch normalization after the third.
+    After the Isfahan project's network for five characters in 200x50 (width x height) pixels: 16, 32 and 32 filters of
+    3x3, each followed by max-pooling that keeps odd edges, and batch normalization after the third.
     """
 
     def __init__(self, image: ImageSpec, num_classes: int, max_length: int, dropout: float) -> None:
@@ -123,18 +127,19 @@ class MultiHeadCNN(Network):
         )
 
     def forward(self, images: Tensor) -> Tensor:
-        """float32 (N, C, H, W) in [0, 1] -> logits (N, S, K)."""
+        """Map float32 (N, C, H, W) in [0, 1] to logits (N, S, K)."""
         flat = self.features(images)  # (N, 32 * ceil(H / 8) * ceil(W / 8))
         return torch.stack([head(flat) for head in self.heads], dim=1)
 
 
 class ColumnCNN(Network):
-    """Any number of characters. Convolutions down to a row of columns, each of which says one character, or none.
+    """A network for any number of characters: convolutions to a row of columns, each of which is one character or
+    blank.
 
-    All columns share the last layers and see little more than one character, so that the network learns characters
-    and not strings: it needs few images. Trained by connectionist temporal classification; reads by the probability of
-    each character in each slot over all alignments. Outputs: logits (N, T, K + 1), the blank last. `variable`: an
-    image holds 1 to S characters; then class K of a slot says that the text has ended.
+    All columns share the last layers and see little more than one character, so the network learns characters and not
+    strings, from few images. Trained by CTC; predicts by the probability of each character at each position over all
+    alignments. Outputs: logits (N, T, K + 1), the blank last. `variable`: an image holds 1 to S characters; class K at
+    a position means that the text has ended.
     """
 
     def __init__(self, image: ImageSpec, num_classes: int, max_length: int, dropout: float, *, variable: bool) -> None:
@@ -162,7 +167,7 @@ class ColumnCNN(Network):
         )
 
     def forward(self, images: Tensor) -> Tensor:
-        """float32 (N, C, H, W) in [0, 1] -> logits (N, T, K + 1)."""
+        """Map float32 (N, C, H, W) in [0, 1] to logits (N, T, K + 1)."""
         maps = self.features(images)  # (N, 128, H // 8, T)
         columns: Tensor = self.columns(maps)  # (N, K + 1, 1, T)
         return columns.squeeze(2).transpose(1, 2)
@@ -170,10 +175,9 @@ class ColumnCNN(Network):
     def losses(
         self, outputs: Tensor, targets: Tensor, label_smoothing: float = 0.0, alignment_prior: float = 0.0
     ) -> Tensor:
-        """As `Network.losses`, over all alignments. targets: int64 (N, S), K where the text has ended.
+        """Return the losses of `Network.losses`, over all alignments. targets: int64 (N, S), K after the text's end.
 
-        guidance: share of the one alignment with evenly spaced characters. Without any, such networks stay for long
-        where every column says blank.
+        Without an alignment prior such networks stay long where every column is blank.
         """
         columns = outputs.float().log_softmax(2)
         num_columns, blank = columns.shape[1], columns.shape[2] - 1
@@ -188,7 +192,9 @@ class ColumnCNN(Network):
         return losses
 
     def log_probabilities(self, outputs: Tensor) -> Tensor:
-        """As `Network.log_probabilities`, (N, S, K), or (N, S, K + 1) where the number of characters varies."""
+        """Return the log-probabilities of `Network.log_probabilities`, (N, S, K), or (N, S, K + 1) if the length
+        varies.
+        """
         columns = outputs.float().log_softmax(2)
         return slot_probabilities(columns, self._max_length, variable=self._variable).clamp(min=1e-30).log().float()
 
@@ -212,19 +218,19 @@ def _convolution(
 
 
 def column_stride(image: ImageSpec, max_length: int) -> int:
-    """Pixels from one column to the next: 4, or 2 where that leaves fewer than 3 columns a character."""
+    """Return the pixels from one column to the next: 4, or 2 if 4 leaves fewer than 3 columns a character."""
     return 4 if image.width // 4 >= 3 * max_length else 2
 
 
 def num_columns(image: ImageSpec, max_length: int) -> int:
-    """Columns that `ColumnCNN` sees in an image."""
+    """Return the columns that `ColumnCNN` sees in an image."""
     return (image.width + 1) // 2 // (column_stride(image, max_length) // 2)
 
 
 def build_model(spec: ModelSpec) -> Network:
-    """The network of a spec, freshly initialized from torch's random state.
+    """Return the network of a spec, initialized from torch's random state.
 
-    Raises InputError where the architecture cannot read such images or so many characters.
+    Raises InputError if the architecture cannot take such images or so many characters.
     """
     if spec.network == "glyph_vgg":
         if spec.max_length != 1:

@@ -1,4 +1,4 @@
-"""The description that stands in every checkpoint. Needs neither torch nor storage."""
+"""Describe a network as its checkpoint does. Needs neither torch nor storage."""
 
 import dataclasses
 import math
@@ -18,7 +18,7 @@ Precision = Literal["auto", "fp32", "bf16"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelSpec(Config):
-    """Everything that decides a network's shape and the meaning of its outputs; stands in every checkpoint."""
+    """Everything that decides a network's shape and the meaning of its outputs."""
 
     network: Network
     """Architecture."""
@@ -36,12 +36,12 @@ class ModelSpec(Config):
     """What the network's outputs are divided by, so that probabilities mean what they say."""
 
     def fits(self, shortest: int, longest: int) -> bool:
-        """Whether texts of so many characters are what the network reads."""
+        """Return whether the network can give texts of so many characters."""
         return (1 if self.variable else self.max_length) <= shortest <= longest <= self.max_length
 
     @property
     def length_range(self) -> str:
-        """How many characters an image holds, in words."""
+        """Return in words how many characters an image holds."""
         return f"1 to {self.max_length}" if self.variable else f"{self.max_length}"
 
     def __post_init__(self) -> None:
@@ -54,7 +54,7 @@ class ModelSpec(Config):
 
     @classmethod
     def from_dict(cls, values: dict[str, object]) -> "ModelSpec":
-        """As `Config.from_dict`, with the image as JSON too."""
+        """Return the spec from JSON types, with the image as JSON types too."""
         image = values.get("image")
         if not isinstance(image, dict):
             raise InputError("the model's description has no image size")
