@@ -33,8 +33,9 @@ class Config:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
-        """Return the config that `to_dict` gave. Raises InputError for an unknown field, naming the nearest, or a
-        missing one.
+        """Return the config that `to_dict` gave.
+
+        Raises InputError for an unknown field, naming the nearest, or a missing one.
         """
         known = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
         check_keys(list(values), known, f"field of {cls.__name__}")

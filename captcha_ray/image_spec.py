@@ -1,4 +1,4 @@
-"""The pixels that a network is trained on and recognizes: size, channels, preprocessing. Needs no Pillow."""
+"""Specify the pixels of a network: size, channels, preprocessing. Needs no Pillow."""
 
 import dataclasses
 
@@ -11,7 +11,7 @@ MAX_MAX_PIXELS = 178_956_970
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ImageSpec(Config):
-    """The pixels a network reads. Part of a model's identity: training and reading must agree on it."""
+    """The pixels that a network is trained on and predicts from; both must be the same."""
 
     height: int
     """Height every image is resized to, pixels."""
@@ -37,7 +37,7 @@ class ImageSpec(Config):
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(height, width, channels) of one uint8 image."""
+        """Return (height, width, channels) of one uint8 image."""
         return self.height, self.width, self.channels
 
     def __str__(self) -> str:

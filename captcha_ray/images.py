@@ -1,6 +1,6 @@
-"""Bytes -> uint8 pixels `(height, width, channels)`: every Pillow mode, gray or RGB, denoised, resized, binarized.
+"""Decode image bytes to uint8 pixels (height, width, channels): every Pillow mode, gray or RGB, resized.
 
-A file that cannot be read is a value with a reason, not a crash. Does not know labels, does not open files.
+A file that cannot be decoded is a value with a reason, not a crash. Does not know labels, does not open files.
 """
 
 import dataclasses
@@ -14,16 +14,16 @@ from PIL import ExifTags, Image, ImageFilter, ImageOps, UnidentifiedImageError
 from captcha_ray.image_spec import ImageSpec
 
 MAX_PIXELS = 16_000_000
-"""Default limit on the pixels of one source image; a text crop has thousands."""
+"""Default limit on the pixels of a source image; a text crop has thousands."""
 
 MIN_SATURATION = 48
 """Difference between a pixel's channels above which it counts as colored; compression alone makes smaller ones."""
 
 FORMATS = ("PNG", "JPEG", "GIF", "BMP", "DIB", "WEBP", "TIFF", "PPM")
-"""Formats that are tried. Not all that Pillow knows: some start other programs (EPS) or are rarely attacked code."""
+"""Formats that are tried. Others that Pillow knows start programs (EPS) or are rarely tested against attacks."""
 
 EXIF_KEYS = {"exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif"}
-"""Where Pillow's plugins leave metadata that may hold an orientation."""
+"""Keys under which Pillow's plugins keep metadata that may hold an orientation."""
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -39,11 +39,19 @@ class Unreadable:
 def decode(
     data: bytes, spec: ImageSpec, max_pixels: int = MAX_PIXELS, max_stretch: float = math.inf
 ) -> Pixels | Unreadable:
-    """An image file's bytes -> uint8 (H, W, C) as `spec` says.
+    """Decode an image file's bytes.
 
-    The format is told from the bytes, never from a name; of an animation the first frame is read. EXIF orientation is
-    applied. Transparent pixels are laid over white. 16-bit samples keep their high byte. max_stretch: factor by which
-    resizing may change the ratio of width to height.
+    The format follows from the bytes, not from a name; of an animation the first frame is taken. EXIF orientation is
+    applied. Transparent pixels are laid over white. 16-bit samples keep their high byte.
+
+    Args:
+        data: The file.
+        spec: Size, channels and preprocessing of the result.
+        max_pixels: Most pixels of the source.
+        max_stretch: Largest factor by which resizing may change the aspect ratio.
+
+    Returns:
+        uint8 (H, W, C), or why there are no pixels.
     """
     if not data:
         return Unreadable("empty_file", "the file has zero bytes")
@@ -69,7 +77,7 @@ def decode(
 
 @dataclasses.dataclass(frozen=True)
 class Appearance:
-    """Size of an image, pixels, and whether it is in color."""
+    """Size of an image in pixels, and whether it is in color."""
 
     width: int
     height: int
@@ -77,7 +85,7 @@ class Appearance:
 
 
 def inspect(data: bytes, max_pixels: int = MAX_PIXELS) -> Appearance | Unreadable:
-    """Size and color of an image file.
+    """Return size and color of an image file, or why there are none.
 
     In color: at least a fiftieth of its pixels have channels that differ by more than `MIN_SATURATION`.
     """
@@ -93,7 +101,7 @@ def inspect(data: bytes, max_pixels: int = MAX_PIXELS) -> Appearance | Unreadabl
 
 
 def prepare(image: Image.Image, spec: ImageSpec) -> Pixels:
-    """An opened image -> uint8 (H, W, C) as `spec` says. Raises what Pillow raises for damaged data."""
+    """Convert an opened image to uint8 (H, W, C) as `spec` says. Raises what Pillow raises for damaged data."""
     image.load()  # a PNG may hold its EXIF after the pixels
     if not EXIF_KEYS.isdisjoint(image.info):
         image = ImageOps.exif_transpose(image)
@@ -112,7 +120,7 @@ def prepare(image: Image.Image, spec: ImageSpec) -> Pixels:
 
 
 def from_array(array: npt.NDArray[np.uint8], spec: ImageSpec) -> Pixels:
-    """uint8 (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) of any size -> uint8 as `spec` says.
+    """Convert uint8 (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) of any size to uint8 (H, W, C) as `spec` says.
 
     Raises ValueError for another type or shape.
     """
@@ -124,10 +132,10 @@ def from_array(array: npt.NDArray[np.uint8], spec: ImageSpec) -> Pixels:
 
 
 def otsu_threshold(pixels: Pixels) -> int:
-    """The gray level that splits the histogram into the two classes with the largest variance between them.
+    """Return the gray level that splits the histogram into the two classes of largest variance between them.
 
-    N. Otsu, "A threshold selection method from gray-level histograms", IEEE Trans. SMC 9 (1979). Pixels above the
-    threshold are the light class. A flat image gives its own level.
+    N. Otsu, "A threshold selection method from gray-level histograms", IEEE Trans. SMC 9 (1979). Pixels above it are
+    the light class. A flat image gives its own level.
     """
     histogram = np.bincount(pixels.ravel(), minlength=256).astype(np.float64)
     weight = histogram.cumsum()
@@ -140,7 +148,7 @@ def otsu_threshold(pixels: Pixels) -> int:
 
 
 def _flatten(image: Image.Image) -> Image.Image:
-    """Any Pillow mode -> L, RGB or opaque RGBA: high byte of 16-bit samples, transparency over white."""
+    """Convert any Pillow mode to L, RGB or opaque RGBA: high byte of 16-bit samples, transparency over white."""
     if image.mode in ("L", "RGB") and "transparency" not in image.info:
         return image
     if image.mode.startswith("I") or image.mode == "F":

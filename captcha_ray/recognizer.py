@@ -122,12 +122,12 @@ class Recognizer:
         return outputs.float()
 
     def fit_temperature(self, pixels: npt.NDArray[np.uint8], truths: list[str], batch_size: int = 256) -> float:
-        """Return the temperature, 1/8 to 8, at which the truths are likeliest; 1 for fewer than `MIN_CALIBRATION`
-        characters.
+        """Return the temperature, 1/8 to 8, at which the truths are likeliest.
 
-        C. Guo et al., "On Calibration of Modern Neural Networks" (2017). A share of 1 / 2 / (characters + 1) of the
-        targets is spread over all classes, the estimate of R. Krichevsky and V. Trofimov, "The performance of universal
-        encoding" (1981), for no mistake: otherwise the likeliest temperature of few images without mistakes would be 0.
+        It is 1 for fewer than `MIN_CALIBRATION` characters. C. Guo et al., "On Calibration of Modern Neural Networks"
+        (2017). A share of 1 / 2 / (characters + 1) of the targets is spread over all classes, the estimate of R.
+        Krichevsky and V. Trofimov, "The performance of universal encoding" (1981), for no mistake: otherwise the
+        likeliest temperature of few images without mistakes would be 0.
 
         Args:
             pixels: uint8 (N, H, W, C).
@@ -151,8 +151,7 @@ class Recognizer:
             return round(math.exp(_minimum(loss, -math.log(8), math.log(8))), 4)
 
     def predictions(self, log_probabilities: npt.NDArray[np.float32]) -> list[Prediction]:
-        """Turn log-probabilities, float32 (N, max_length, classes), into N predictions by each position's likeliest
-        character.
+        """Decode log-probabilities, float32 (N, max_length, classes), by each position's likeliest character.
 
         The probability that the text ends counts for the confidence, but is no character.
         """
@@ -164,8 +163,9 @@ class Recognizer:
         ]
 
     def losses(self, log_probabilities: npt.NDArray[np.float32], truths: list[str]) -> list[float]:
-        """Return the cross-entropy of each truth, nats, summed over positions; nan if the network has no such
-        output.
+        """Return the cross-entropy of each truth, nats, summed over positions.
+
+        It is nan if the network has no such output.
         """
         result = []
         for row, truth in zip(log_probabilities, truths, strict=True):
@@ -193,8 +193,9 @@ class Recognizer:
 
 
 def _minimum(function: Callable[[float], float], low: float, high: float, steps: int = 20) -> float:
-    """Return the minimum of a function with one valley by golden-section search; 20 steps leave a 15,000th of the
-    range.
+    """Return the minimum of a function with one valley, by golden-section search.
+
+    20 steps leave a 15,000th of the range.
     """
     golden = (math.sqrt(5) - 1) / 2
     inner = [high - golden * (high - low), low + golden * (high - low)]

@@ -1,7 +1,7 @@
-"""Measures what a recipe is worth: trains it anew on all folds but one, which the network then reads.
+"""Measure what a recipe is worth: train it on all folds but one and predict that one, for each fold in turn.
 
-`study` also starts the other experiment on a run, the learning curve. As many networks train at once as the cluster
-holds; an interrupted study goes on where it was.
+`run_experiments` also starts the other experiment on a run, the learning curve. As many networks train at once as the
+cluster holds; an interrupted experiment goes on where it was.
 """
 
 import dataclasses
@@ -36,10 +36,10 @@ DISPUTED = 0.99
 
 
 def run_experiments(config: EvaluateConfig, run: RunDirectory) -> None:
-    """Cross-validates the run's recipe or measures its learning curve, says what was found, and adds it to the run.
+    """Cross-validate the run's recipe or measure its learning curve, print the result and add it to the run.
 
-    Raises InputError where there is no run to take a recipe from, the shards are too few for it, or another study of
-    the run is at work.
+    Raises InputError if there is no run to take a recipe from, its shards are too few, or another experiment of the run
+    is at work.
     """
     check(filesystem.exists(run.path("config.json")), f"{run.uri} holds no run, whose recipe could be trained anew")
     requested = TrainConfig.from_dict(run.read_json("config.json"))
@@ -70,12 +70,24 @@ def run_experiments(config: EvaluateConfig, run: RunDirectory) -> None:
 def cross_validate(
     run: RunDirectory, config: TrainConfig, manifest: schema.Manifest, images: ray.data.Dataset, num_folds: int
 ) -> Evaluation:
-    """Trains as many networks as there are folds, each on the others' images, and has each read its own fold.
+    """Train a network per fold on the other folds' images and let it predict its own.
 
-    config: of the run, as it was asked for, with one worker. images: all splits. Of the images a network is trained on,
-    as large a share is for validation as in the run's shards. Writes `folds.parquet`: what was read of every image.
-    Returns all folds together; facts: `folds`, a summary of each, and `num_disputed`, the labels in whose place another
-    text was read with a confidence of at least `DISPUTED`. Raises InputError where a fold would be empty.
+    As large a share of the training images as in the run's shards is for validation. Writes `folds.parquet`, a
+    prediction for every image.
+
+    Args:
+        run: Directory of the run.
+        config: As requested for the run, with one worker.
+        manifest: Of the shards.
+        images: Rows of all splits.
+        num_folds: At least 2.
+
+    Returns:
+        All folds together. facts: `folds`, a summary of each, and `num_disputed`, labels against which another text
+            was predicted with a confidence of at least `DISPUTED`.
+
+    Raises:
+        InputError: A fold would be empty.
     """
     parts = Parts(images)
     fold = parts.map(lambda sha: fold_of(sha, manifest.split_seed, num_folds))

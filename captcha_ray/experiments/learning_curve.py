@@ -1,7 +1,4 @@
-"""Measures how accuracy grows with the number of training images.
-
-A training without a validation part ends with its last epoch's network.
-"""
+"""Measure how accuracy grows with the number of training images."""
 
 import math
 from collections.abc import Sequence
@@ -30,10 +27,23 @@ def measure_curve(
     test: ray.data.Dataset,
     fractions: Sequence[float] = learning_curve.FRACTIONS,
 ) -> dict[str, Any]:
-    """Trains networks on parts of the training split, each part within the next, and has all read the same images.
+    """Train networks on parts of the training split, each part within the next, and let all predict the same images.
 
-    config: as for `cross_validate`. Returns what `learning_curve.summary` says. Parts in which characters would stand
-    less than once on average, or of fewer than 4 images, are left out. Raises InputError where no part is left.
+    Parts of fewer than 4 images, or in which characters would occur less than once on average, are left out.
+
+    Args:
+        run: Directory of the run.
+        config: As for `cross_validate`.
+        manifest: Of the shards.
+        train: Rows of the training split.
+        test: Rows that are predicted.
+        fractions: Of the training split.
+
+    Returns:
+        What `learning_curve.summary` returns.
+
+    Raises:
+        InputError: No part is left.
     """
     parts, read = Parts(train), test.materialize().to_arrow_refs()
     rank = parts.map(lambda sha: splits.place(sha, manifest.split_seed, b"curve")).argsort().argsort()

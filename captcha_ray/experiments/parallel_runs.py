@@ -1,7 +1,7 @@
-"""Whole trainings as tasks of a cluster, side by side, each of which ends by reading images it has not seen.
+"""Run whole trainings as tasks of a cluster, side by side; each ends by predicting images it has not seen.
 
-Every training keeps its epochs, and at last what it has read, in a directory of its own, so that one that was cut off
-goes on where it was and one that has ended is not repeated.
+Each keeps its epochs, and at last its predictions, in a directory of its own: an interrupted one goes on where it was,
+and a finished one is not repeated.
 """
 
 import dataclasses
@@ -27,22 +27,26 @@ from captcha_ray.training.trainer import RESUME_MAY_DIFFER, model_spec
 from captcha_ray.training.worker import STATE, WorkerJob, fetch, has_diverged
 
 PREDICTIONS = "predictions.parquet"
-"""In a training's directory: what it has read of its test part."""
+"""File in a training's directory with the predictions of its test part."""
 
 MAX_DEATHS = 2
-"""How often a training whose process dies goes on in another before it counts as failed."""
+"""Times that a training whose process dies goes on in another before it counts as failed."""
 
 LOOK_S = 1.0
-"""Seconds between two looks at how far trainings are."""
+"""Seconds between two looks at the progress of trainings."""
 
 HOLDER = 1 << 20
-"""Bytes of memory that a training of several workers asks for itself: its workers take the CPUs."""
+"""Bytes of memory that a training of several workers requests for itself: its workers take the CPUs."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Training:
-    """One training. config: resolved; `run` names its directory. blocks: references of Arrow tables, for train, val
-    (none: the last epoch's network is kept) and test."""
+    """One training.
+
+    config: resolved, `run` is its directory. blocks: references of Arrow tables for train, val and test.
+
+    Without a validation part the last epoch's network is kept.
+    """
 
     config: TrainConfig
     manifest: schema.Manifest
@@ -50,12 +54,14 @@ class Training:
 
     @property
     def name(self) -> str:
-        """Last part of its directory's name."""
+        """Return the last part of its directory's name."""
         return self.config.run.rpartition("/")[2]
 
     def epochs(self, until: int | None = None) -> Generator[dict[str, Any]]:
-        """Trains in this process, up to the epoch `until` or the last; lines of its `metrics.jsonl`, those of before an
-        interruption first."""
+        """Train in this process up to the epoch `until` or the last.
+
+        Yields the lines of `metrics.jsonl`; those of before an interruption come first.
+        """
         keep_freed_memory()
         torch.set_num_threads(self.config.cpus_per_worker)
         spec = model_spec(self.config, self.manifest)
@@ -65,9 +71,9 @@ class Training:
 
 @ray.remote
 def train_in_full(one: Training, calibrated: bool) -> pa.Table:
-    """Trains to the end and reads the test part; what `evaluate.RecognizeImages` gives, in the part's order.
+    """Train to the end and predict the test part; return rows as `evaluate.RecognizeImages` does, in the part's order.
 
-    Raises InputError where the loss stops being a number.
+    Raises InputError if the loss stops being a number.
     """
     device = capacity.device_of(one.config.use_gpu)
     *_, last = one.epochs()
@@ -90,12 +96,19 @@ def train_all(
     watch: Callable[[Training, int], None] | None = None,
     again: str = "the same command repeats it",
 ) -> Iterator[tuple[Training, pa.Table]]:
-    """Trains them, so many at once; gives each with what it has read, as they end. Those that have ended cost nothing.
+    """Train several at once, and yield each with its predictions as it ends. Finished ones cost nothing.
 
-    todo: taken from as there is room, so that what a training needs is only then made. calibrated: fit a temperature
-    by the validation part. watch: told now and then how many epochs a training has done. again: how a failed one is
-    repeated. Raises JobError for a training that cannot be done, InputError for a directory that holds another one,
-    of other images perhaps.
+    Args:
+        pending: Trainings, taken from as capacity becomes free, so that their data is made only then.
+        concurrent: Most trainings at once.
+        gpus: GPUs of each; may be a fraction.
+        calibrated: Fit a temperature on the validation part.
+        watch: Called now and then with a training and its finished epochs.
+        again: How to repeat a failed one, for the error.
+
+    Raises:
+        JobError: A training fails again and again.
+        InputError: A directory holds another training, perhaps of other images.
     """
     waiting: dict[Any, Training] = {}
     tell = watch or (lambda one, epochs: None)
@@ -139,5 +152,5 @@ def train_all(
 
 
 def right_in(rows: pa.Table) -> list[bool]:
-    """Whether each reading is the whole truth."""
+    """Return for each row whether the prediction is the whole truth."""
     return [row["prediction"] == row["text"] for row in rows.select(["prediction", "text"]).to_pylist()]

@@ -1,4 +1,4 @@
-"""Parts of shards that stay in the object store, for trainings on some of the images."""
+"""Select parts of shards in the object store, for trainings on some of the images."""
 
 import contextlib
 import dataclasses
@@ -23,25 +23,24 @@ Mask = npt.NDArray[np.bool_]
 
 
 def with_one_worker(recipe: TrainConfig, use_gpu: bool) -> TrainConfig:
-    """The recipe with one worker, which takes the batch of all: a study trains several networks at once, not one, and
-    on labeled images alone."""
+    """Return the recipe for one worker, which takes the batch of all, and for labeled images alone."""
     together = recipe.batch_size * recipe.workers[1]
     return dataclasses.replace(recipe, num_workers=1, batch_size=together, use_gpu=use_gpu, resume=False, unlabeled="")
 
 
 class Parts:
-    """Rows of shards that stay in the object store, and are told apart by their pixels' hashes."""
+    """Rows of shards that stay in the object store and are told apart by their pixels' hashes."""
 
     def __init__(self, rows: ray.data.Dataset) -> None:
         self._blocks: list[Any] = rows.materialize().to_arrow_refs()
         self._hashes: list[list[bytes]] = ray.get([_hashes.remote(block) for block in self._blocks])
 
     def map(self, function: Callable[[bytes], float]) -> npt.NDArray[Any]:
-        """A number for each row, from its hash."""
+        """Return a number for each row, from its hash."""
         return np.array([function(sha) for block in self._hashes for sha in block])
 
     def select(self, masks: dict[str, Mask]) -> dict[str, list[Any]]:
-        """References of the rows of each mask, bool (N,)."""
+        """Return references of the rows of each mask, bool (N,)."""
         edges = np.cumsum([len(block) for block in self._hashes])[:-1]
         return {
             name: [
@@ -67,7 +66,10 @@ def _filter(block: pa.Table, mask: Mask) -> pa.Table:
 def restrict(
     config: TrainConfig, manifest: schema.Manifest, masks: dict[str, Mask], directory: str
 ) -> tuple[TrainConfig, schema.Manifest]:
-    """Config and manifest of a training on parts of the images: what the config leaves open follows from these."""
+    """Return config and manifest of a training on parts of the images.
+
+    What the config leaves open follows from these parts.
+    """
     counts = {name: int(masks[name].sum()) if name in masks else 0 for name in manifest.num_images}
     part = dataclasses.replace(manifest, num_images=counts)
     patience = config.patience if counts["val"] else 0
@@ -77,7 +79,10 @@ def restrict(
 
 
 def concurrency(config: TrainConfig) -> tuple[int, float]:
-    """How many such trainings the cluster can do at once, and the GPUs of each. Raises InputError where none fits."""
+    """Return how many such trainings the cluster holds at once, and the GPUs of each.
+
+    Raises InputError if none fits.
+    """
     gpus = 1.0 if config.use_gpu else 0.0
     capacity.wait_for_capacity(1, config.cpus_per_worker, gpus, shards=config.shards, run=config.run)
     return capacity.num_fitting(config.cpus_per_worker, gpus), gpus
@@ -85,7 +90,7 @@ def concurrency(config: TrainConfig) -> tuple[int, float]:
 
 @contextlib.contextmanager
 def progress_of(configs: Sequence[TrainConfig]) -> Iterator[Callable[[Training, int], None]]:
-    """A bar over the epochs of all trainings; gives what tells it of them."""
+    """Show a bar over the epochs of all trainings; yield the function that updates it."""
     done: dict[str, int] = {}
     going: dict[str, str] = {}
     with console.progress(f"{len(configs)} trainings", sum(one.epochs for one in configs), "epochs") as advance:

@@ -1,4 +1,4 @@
-"""What a worker of bulk inference is told, and where it finds and leaves a block of objects. Does none of the work."""
+"""Describe a block task of bulk inference: what a worker is told, and where its blocks are. Does none of the work."""
 
 import dataclasses
 
@@ -6,13 +6,15 @@ from captcha_ray.inference.table import BLOCK
 from captcha_ray.storage import filesystem
 
 BATCH_SIZE = 256
-"""Images recognized at once; larger batches are no faster on a CPU."""
+"""Images per forward pass; larger batches are no faster on a CPU."""
 
 
 @dataclasses.dataclass(frozen=True)
 class BlockTask:
-    """The network by URI and fingerprint, limits, and the folder URI of the blocks. min_confidence: of a reading
-    that counts as certain. num_threads: to decode on. device: to recognize on, as torch names it."""
+    """A worker's task: the network by URI and fingerprint, limits, and the folder URI of the blocks.
+
+    min_confidence: least confidence of a certain prediction. num_threads: for decoding. device: in torch's words.
+    """
 
     model: str
     model_id: str
@@ -26,9 +28,9 @@ class BlockTask:
     num_threads: int
 
     def block_uri(self, block: int) -> str:
-        """URI of the objects to read in a block."""
+        """Return the URI of the listed objects of a block."""
         return filesystem.join(self.attempt, f"block-{block:06d}.block")
 
     def staged(self, block: int) -> str:
-        """URI of what was read in it."""
+        """Return the URI of the predictions of a block."""
         return filesystem.join(self.attempt, f"block-{block:06d}{BLOCK}")

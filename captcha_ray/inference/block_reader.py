@@ -1,6 +1,6 @@
-"""A worker's part of bulk inference: the objects of a block -> fetched, decoded, recognized, staged. Knows no Ray.
+"""Fetch, decode and recognize the objects of a block, and stage the rows: a worker's part of bulk inference.
 
-Whatever is wrong with an object becomes its row's error. Does not list, does not commit.
+Whatever is wrong with an object becomes its row's error. Does not list, does not commit, knows no Ray.
 """
 
 import concurrent.futures
@@ -23,13 +23,13 @@ from captcha_ray.storage import filesystem, objectstore
 T = TypeVar("T")
 
 NUM_FETCH_THREADS = 32
-"""Concurrent reads a worker keeps in flight against an object store; local files are read one after another."""
+"""Concurrent reads of a worker from an object store; local files are read one after another."""
 
 
 class BlockReader:
-    """Fetches, decodes and recognizes blocks of objects with one network, loaded once.
+    """Recognizes blocks of objects with one network, which is loaded once.
 
-    report: kept up to date with the `stage` at work, the objects `fetched` and `recognized`, and `seconds` per stage.
+    report: kept up to date with the current `stage`, the objects `fetched` and `recognized`, and `seconds` per stage.
     """
 
     def __init__(self, task: BlockTask, report: dict[str, Any]) -> None:
@@ -44,7 +44,7 @@ class BlockReader:
         self._decoders = concurrent.futures.ThreadPoolExecutor(task.num_threads) if task.num_threads > 1 else None
 
     def read(self, block: int) -> tuple[int, int]:
-        """Reads a block and stages its rows; (rows, errors)."""
+        """Recognize a block and stage its rows; return the number of rows and of errors."""
         listed = table.read(self._task.block_uri(block))
         chunks = [listed.slice(start, BATCH_SIZE).to_pylist() for start in range(0, len(listed), BATCH_SIZE)]
         tables = [self._read_chunk(chunk, fetched) for chunk, fetched in zip(chunks, self._fetch(chunks), strict=True)]
@@ -54,7 +54,7 @@ class BlockReader:
         return len(rows), Counts.of(rows).num_errors
 
     def _fetch(self, chunks: list[list[dict[str, Any]]]) -> Iterator[list[bytes | images.Unreadable]]:
-        """The bytes of each chunk's objects; from a store, those of the next chunk are on their way meanwhile."""
+        """Yield the bytes of each chunk's objects; those of the next chunk are fetched meanwhile from a store."""
         if not any(filesystem.is_remote(row["uri"]) for chunk in chunks for row in chunk):
             for chunk in chunks:
                 yield self._timed("fetch", lambda chunk=chunk: [self._fetch_one(row) for row in chunk])
@@ -65,7 +65,7 @@ class BlockReader:
             yield self._timed("fetch", lambda now=now: [future.result() for future in now])
 
     def _fetch_one(self, row: dict[str, Any]) -> bytes | images.Unreadable:
-        """The object's bytes; what its listing left out is put into `row`."""
+        """Return the object's bytes, and put into `row` what its listing left out."""
         uri, limit = row["uri"], self._task.max_bytes
         try:
             if not filesystem.is_known(uri):
@@ -134,7 +134,7 @@ class BlockReader:
 
 
 def _error(item: images.Unreadable) -> str:
-    """`too_large`, `sentence` -> `TooLarge: sentence`."""
+    """Return `TooLarge: sentence` for `too_large`, `sentence`."""
     return f"{''.join(word.capitalize() for word in item.reason.split('_'))}: {item.detail}"
 
 

@@ -1,4 +1,4 @@
-"""Settings of `infer`; the docstring under a field is its `--help`."""
+"""Configure `infer`; the docstring under a field is its `--help`."""
 
 import dataclasses
 import math
@@ -12,7 +12,7 @@ from captcha_ray.image_spec import MAX_MAX_PIXELS
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class InferConfig(Config):
-    """Reads whatever is new below a folder or in a bucket, and appends a row per object to a Parquet table."""
+    """Recognize whatever is new below a folder or in a bucket, and append a row per object to a Parquet table."""
 
     images: str = f"{DEMO}/corpus/text5"
     """Folder, s3:// or gs:// URI, single image, or a listing: a .csv, .csv.gz or .parquet table of URIs, or the

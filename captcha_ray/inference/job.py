@@ -1,8 +1,8 @@
-"""Reads a bucket's new images on all workers of a cluster: list, skip what is done, fetch, decode, recognize, commit.
+"""Recognize a bucket's new images on all workers: list, skip what is done, fetch, decode, recognize, commit.
 
-A worker does its part for a block of objects and tells only how many rows it has staged; a block that is done twice,
-after a worker's death, is staged once, under its number. The driver holds one page of the listing or the rows of one
-commit, never the bucket. Does not train, does not know labels.
+A worker handles a block of objects and returns only how many rows it has staged; a block that is repeated after a
+worker's death is staged once, under its number. The driver holds a page of the listing or the rows of a commit, never
+the bucket. Does not train, does not know labels.
 """
 
 import concurrent.futures
@@ -42,28 +42,32 @@ from captcha_ray.storage.lock import Lease
 T = TypeVar("T")
 
 MAX_BLOCK = 4096
-"""Objects of one task at most: few enough to lose little with a worker."""
+"""Most objects of a task: few enough to lose little with a worker."""
 
 LOOK_S = 5.0
-"""Seconds the driver waits for the workers' reports."""
+"""Seconds between two looks at the workers' reports."""
 
 MAX_DEATHS = 10
-"""Workers that may die one after another, while no block is finished, before the job fails."""
+"""Workers that may die one after another without a finished block before the job fails."""
 
 SILENCE = "start the workers (none has reported; if they died, for lack of memory perhaps, Ray's log says so)"
-"""The stage of workers that nothing was heard of."""
+"""Stage of workers that have not reported."""
 
 STAGES = ("fetch", "decode", "recognize", "write")
 """What workers do with each object, and so what has a rate; seconds are summed over workers."""
 
 READER = "captcha_ray.inference.block_reader.BlockReader"
-"""What workers read with; by its name, so that only they import torch."""
+"""Class that workers recognize with; by its name, so that only they import torch."""
 
 
 @dataclasses.dataclass(frozen=True)
 class NightSummary:
-    """What a job has done. skipped: listed objects that were done already. adopted: objects read by an earlier,
-    interrupted job. seconds: from start to end, this job's."""
+    """What a job has done.
+
+    skipped: listed objects that were done. adopted: objects that an interrupted job had recognized.
+
+    seconds: of this job, from start to end.
+    """
 
     out: str
     listed: int
@@ -73,7 +77,7 @@ class NightSummary:
     seconds: float
 
     def describe(self) -> str:
-        """A line for a person."""
+        """Return a line for a person."""
         counts = self.committed.counts
         errors = ", ".join(f"{count:,} {kind}" for kind, count in counts.errors.most_common())
         uncertain = f"{counts.uncertain:,} uncertain, " if counts.uncertain else ""
@@ -89,11 +93,18 @@ class NightSummary:
 
 
 def transcribe(config: InferConfig, started: float, reader: str = READER) -> NightSummary:
-    """Reads what is new and commits it; what an interrupted job has staged is taken over.
+    """Recognize what is new and commit it, together with what an interrupted job has staged.
 
-    Starts a Ray of its own only where there is something to read. started: `time.monotonic()` when the job began.
-    reader: what workers run. Raises InputError for images, a network or a table that cannot be used, and where another
-    job is at work on the table; JobError for too many errors, a stall, or workers that die again and again.
+    Ray is started only if there is something to recognize.
+
+    Args:
+        config: Of the job.
+        started: `time.monotonic()` when the job began.
+        reader: Name of the class that workers run.
+
+    Raises:
+        InputError: Images, network or table cannot be used, or another job is at work on the table.
+        JobError: Too many errors, a stall, or workers that die again and again.
     """
     if config.endpoint_url:
         objectstore.use_endpoint(config.endpoint_url)
@@ -122,8 +133,10 @@ def _check_apart(source: str, out: str) -> None:
 
 
 def _num_workers(config: InferConfig) -> int:
-    """How many workers to use. Raises InputError where they do not fit, or where a node, which may have come while the
-    images were listed, does not see what they are to read."""
+    """Return how many workers to use.
+
+    Raises InputError if they do not fit, or if a node, which may have come meanwhile, does not see what they need.
+    """
     ray_session.check_shared(**_shared(config))
     num_workers = config.num_workers or max(capacity.num_fitting(config.cpus_per_worker, config.use_gpu), 1)
     capacity.wait_for_capacity(num_workers, config.cpus_per_worker, config.use_gpu, **_shared(config))
@@ -131,16 +144,16 @@ def _num_workers(config: InferConfig) -> int:
 
 
 def _shared(config: InferConfig) -> dict[str, str]:
-    """What workers read and write, by flag; a list of images is the driver's alone."""
+    """Return what workers read and write, by flag; a table that lists images is the driver's alone."""
     images = "" if listing.is_table(config.images) else config.images
     return {"images": images, "run": config.run, "out": config.out}
 
 
 def block_sizes(num_batches: int, num_workers: int) -> list[int]:
-    """Batches of each block: half of a worker's share of what is left, but at most `MAX_BLOCK` objects.
+    """Return the batches of each block: half of a worker's share of the rest, but at most `MAX_BLOCK` objects.
 
-    Large ones first, and at the end small ones, so that all workers end at about the same time (C. Polychronopoulos and
-    D. Kuck, "Guided Self-Scheduling", 1987).
+    Blocks shrink towards the end, so that all workers end at about the same time (C. Polychronopoulos and D. Kuck,
+    "Guided Self-Scheduling", 1987).
     """
     sizes = []
     while num_batches:
@@ -227,7 +240,7 @@ class _Job:
         self._num_hidden = self._timed("list", listing.write_listing, *arguments)
 
     def _plan(self) -> int:
-        """Awaits the listing, and writes what is to be read to the spool; returns how many objects that is."""
+        """Wait for the listing, write what is to be recognized to the spool, and return how many objects that is."""
         with console.progress("list", None, "objects") as shown:
             for count in watch(self._list, self._config.stall_timeout_s, lambda: "list the images"):
                 self._listed += count
@@ -244,7 +257,7 @@ class _Job:
         return num_rows
 
     def _write_blocks(self, num_rows: int) -> int:
-        """Cuts what is to be read into blocks that workers can get at; returns how many blocks."""
+        """Cut the plan into blocks that workers can read, and return how many."""
         path = self._spool / "todo.parquet"
         batches = map(pa.table, pq.ParquetFile(path).iter_batches(BATCH_SIZE))
         sizes = block_sizes(math.ceil(num_rows / BATCH_SIZE), self._num_workers)
@@ -262,7 +275,7 @@ class _Job:
         return len(sizes)
 
     def _read(self, num_blocks: int) -> None:
-        """Has the workers read all blocks; commits whenever there are rows enough."""
+        """Let the workers recognize all blocks; commit whenever there are rows enough."""
         board: Any = ray_session.Board.options(scheduling_strategy=ray_session.here()).remote()  # type: ignore[attr-defined]
         results = self._dataset(num_blocks, board)
 
@@ -282,7 +295,7 @@ class _Job:
         finished = workers = finished_then = 0
 
         def evidence() -> Any:
-            """What the workers say; Ray starts those that die anew, with the same block, as often as it takes."""
+            """Return what the workers report; Ray restarts those that die, with the same block."""
             nonlocal workers, finished_then
             reports = look()
             if finished > finished_then:
@@ -336,20 +349,20 @@ class _Job:
 
     @property
     def _num_read(self) -> int:
-        """Objects that this job has read, committed or not."""
+        """Return the objects that this job has recognized, committed or not."""
         return self._committed.counts.total + self._rows - self._adopted
 
     def _may_fail(self) -> bool:
-        """Whether so many objects have failed so far that nothing should be committed before the night is over."""
+        """Return whether so many objects have failed that nothing should be committed before the end."""
         return self._errors > self._max_error_fraction * (self._committed.counts.total + self._rows)
 
     @property
     def _max_error_fraction(self) -> float:
-        """Of objects that are known to fail, all may fail again."""
+        """Return the share of objects that may fail: all, if they are known to fail."""
         return 1.0 if self._config.retry_errors else self._config.max_error_fraction
 
     def _check_errors(self) -> None:
-        """Stops as soon as the errors are more than the whole night allows."""
+        """Stop as soon as the errors are more than the whole night allows."""
         allowed = self._max_error_fraction * max(self._total, self._rows)
         if self._total and self._errors > allowed:
             kinds, example = Counter[str](), ""
@@ -366,7 +379,7 @@ class _Job:
             )
 
     def _commit(self) -> None:
-        """Makes runs of all that is staged, each of about `objects_per_run` rows: their sum may be more than fits."""
+        """Commit all that is staged as runs of about `objects_per_run` rows, as all may be more than memory holds."""
         while self._blocks:
             self._lease.check()
             taken: list[str] = []
@@ -379,7 +392,7 @@ class _Job:
             self._rows -= num_rows
 
     def _describe(self, counts: Counts) -> dict[str, Any]:
-        """The manifest of a run with such counts."""
+        """Return the manifest of a run with such counts."""
         wall = time.monotonic() - self._started
         seconds = dict(self._seconds)
         for report in self._reports.values():
@@ -412,7 +425,7 @@ class _Job:
         }
 
     def _measure(self, rows: int, errors: int, seconds: float) -> None:
-        """Tells Prometheus of a block."""
+        """Report a block to Prometheus."""
         self._telemetry.add("captcha_objects", rows)
         self._telemetry.add("captcha_errors", errors)
         self._telemetry.set("captcha_progress", (self._adopted + self._num_read) / max(self._total, 1))

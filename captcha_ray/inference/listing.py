@@ -1,6 +1,6 @@
-"""What there is to read: a folder, a bucket or a table of URIs -> one local Parquet file, in bounded memory.
+"""List what there is to recognize: a folder, a bucket or a table of URIs, as one local Parquet file, in bounded memory.
 
-Everything after works from that file, so that a bucket is listed once. Does not know what is done already.
+Everything after works from that file, so a bucket is listed once. Does not know what is done already.
 """
 
 import contextlib
@@ -27,16 +27,18 @@ from captcha_ray.storage.filesystem import is_hidden, speakable
 from captcha_ray.storage.objectstore import Entry
 
 TABLES = (".csv", ".csv.gz", ".parquet")
-"""Names of files that list images; so does an inventory's manifest. Anything else is an image, a folder or a prefix."""
+"""Suffixes of files that list images, beside an inventory's manifest. Anything else is an image, a folder or a
+prefix.
+"""
 
 MANIFEST = "/manifest.json"
-"""Name of the file by which an inventory of Amazon S3 says where its tables are and what their columns mean."""
+"""Name of the file by which an Amazon S3 inventory says where its tables are and what their columns mean."""
 
 GROUP_ROWS = 65_536
 """Rows that are held until they are written: about 10 MB."""
 
 MEMORY_LIMIT = "1GB"
-"""What DuckDB may hold before it spills to its temporary folder."""
+"""Memory of DuckDB before it spills to its temporary folder."""
 
 ALIASES = {
     "uri": ("uri", "path", "url"),
@@ -44,8 +46,9 @@ ALIASES = {
     "size": ("size", "sizebytes"),
     "last_modified": ("lastmodified", "lastmodifieddate"),
 }
-"""Names of a table's columns, as people and as Amazon's inventory write them, in small letters and without underscores;
-`bucket` and `key` make a URI as well."""
+"""Names of a table's columns, as people and Amazon's inventory write them, in lower case without underscores;
+`bucket` and `key` make a URI as well.
+"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,16 +61,24 @@ class _Table:
 
 
 def is_table(images: str) -> bool:
-    """Whether that names a list of objects and not a folder or prefix that holds them."""
+    """Return whether the URI names a list of objects and not a folder or prefix that holds them."""
     return images.endswith((*TABLES, MANIFEST))
 
 
 def write_listing(images: str, path: Path, match: str, advance: Callable[[int], None]) -> int:
-    """Writes `schema.LISTING_SCHEMA` rows of all objects whose URI holds the pattern `match`.
+    """Write `schema.LISTING_SCHEMA` rows of all objects whose URI holds a pattern.
 
-    images: absolute URI. advance: told how many more were found. Returns how many hidden files and such of operating
-    systems (`.DS_Store`, `Thumbs.db`, ...) were passed over. Raises InputError where there is nothing of that name or a
-    table cannot be read.
+    Args:
+        images: Absolute URI.
+        path: Of the Parquet file to write.
+        match: Regular expression.
+        advance: Called with the number of further objects.
+
+    Returns:
+        The number of hidden and system files (`.DS_Store`, `Thumbs.db`, ...) that were passed over.
+
+    Raises:
+        InputError: There is nothing of that name, or a table cannot be read.
     """
     if is_table(images):
         tables = _open_inventory(images) if images.endswith(MANIFEST) else [_Table(images)]
@@ -106,7 +117,7 @@ def _grouped(pages: Iterator[list[Entry]]) -> Iterator[list[Entry]]:
 
 
 def _open_inventory(manifest: str) -> list[_Table]:
-    """The tables of an S3 inventory, as the S3 User Guide describes it ("Locating your inventory list")."""
+    """Return the tables of an S3 inventory, as the S3 User Guide describes it ("Locating your inventory list")."""
     try:
         said = json.loads(filesystem.read(manifest))
         bucket = said["destinationBucket"].rpartition(":")[2]  # an ARN
@@ -123,7 +134,7 @@ def _open_inventory(manifest: str) -> list[_Table]:
 
 
 def _read_tables(tables: list[_Table], spool: Path, match: str) -> Iterator[pa.Table]:
-    """Rows of CSV or Parquet tables, a group at a time; one table at a time is copied to the spool."""
+    """Yield rows of CSV or Parquet tables in groups; one table at a time is copied to the spool."""
     for table in tables:
         source = spool / f"source{Path(table.uri.removesuffix('.gz')).suffix}"  # a name that is no pattern of names
         try:
@@ -143,7 +154,7 @@ def _read_tables(tables: list[_Table], spool: Path, match: str) -> Iterator[pa.T
 
 
 def _copy(table: str, source: Path) -> None:
-    """Copies, and unzips what Amazon and people zip: DuckDB takes a zipped file that was cut off for a whole one."""
+    """Copy and unzip a table: DuckDB takes a truncated zipped file for a whole one."""
     filesystem.copy(table, source)
     if table.endswith(".gz"):
         zipped = source.rename(f"{source}.gz")
@@ -155,7 +166,7 @@ def _copy(table: str, source: Path) -> None:
 
 
 def _query(table: _Table, source: Path, match: str, database: duckdb.DuckDBPyConnection) -> Iterator[pa.Table]:
-    """Relative paths stand beside the table; a URI twice is one object."""
+    """Yield the objects of a table. Relative paths are relative to the table; a repeated URI is one object."""
     if source.suffix == ".parquet":
         read = "read_parquet($source, hive_partitioning = false)"
     else:
@@ -184,8 +195,10 @@ def _query(table: _Table, source: Path, match: str, database: duckdb.DuckDBPyCon
 
 
 def _columns(names: list[str], table: _Table) -> tuple[str, str]:
-    """SQL for the columns given, etag, size, last_modified from those a table has, and for whether a row is an object
-    of today: in a bucket with versions there are older ones, and marks that an object was deleted."""
+    """Return SQL for uri, etag, size, last_modified from a table's columns, and for whether a row is a current object.
+
+    Buckets with versions list older ones, and marks that an object was deleted.
+    """
     known = {name.lower().replace("_", ""): f'"{quoted(name, chr(34))}"' for name in reversed(names)}
 
     def found(wanted: str) -> str | None:
@@ -210,7 +223,7 @@ def _columns(names: list[str], table: _Table) -> tuple[str, str]:
 
 @contextlib.contextmanager
 def connect(folder: Path) -> Iterator[duckdb.DuckDBPyConnection]:
-    """A database in memory that spills to a folder beyond `MEMORY_LIMIT`. Raises OSError where the disk is full."""
+    """Open a database in memory that spills to a folder beyond `MEMORY_LIMIT`. Raises OSError if the disk is full."""
     settings: dict[str, Any] = {
         "memory_limit": MEMORY_LIMIT,
         "temp_directory": str(folder / "spill"),
@@ -230,5 +243,5 @@ def connect(folder: Path) -> Iterator[duckdb.DuckDBPyConnection]:
 
 
 def quoted(value: Path | str, quote: str = "'") -> str:
-    """The inside of an SQL literal or name."""
+    """Return the inside of an SQL literal or name."""
     return str(value).replace(quote, quote * 2)

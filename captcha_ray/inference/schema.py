@@ -1,4 +1,4 @@
-"""Columns of a listing and of the predictions table."""
+"""Define the columns of a listing and of the table of predictions."""
 
 import pyarrow as pa
 
@@ -13,9 +13,7 @@ LISTING_SCHEMA = pa.schema(
         pa.field("last_modified", TIMESTAMP),
     ]
 )
-"""One row per object to read. etag: changes with the object's content; empty where a listing does not tell.
-
-size: bytes."""
+"""A row per listed object. etag: changes with the content; empty if a listing has none. size: bytes."""
 
 
 PREDICTION_SCHEMA = pa.schema(
@@ -31,10 +29,10 @@ PREDICTION_SCHEMA = pa.schema(
         pa.field("predicted_at", TIMESTAMP, nullable=False),
     ]
 )
-"""One row per object, read or not.
+"""A row per object, recognized or not.
 
-uri, etag, size, last_modified: the object as it was listed. text: what was read; null where nothing was. confidence:
-the least certain character's probability, 0 to 1. char_confidence: each character's. status: `ok`,
-`uncertain` (read, with less confidence than the job was asked for) or `error`. error: `<Class>: <sentence>`, null where
-there is a text. model_id: fingerprint of weights, charset and preprocessing. run_id: the
-run that committed the row. predicted_at: when it was read, UTC."""
+uri, etag, size, last_modified: the object as listed. text: prediction, null if there is none. confidence: the least
+certain character's probability, 0 to 1. char_confidence: each character's. status: `ok`, `uncertain` (less confidence
+than the job requires) or `error`. error: `<Class>: <sentence>`, null if there is a text. model_id: fingerprint of
+weights, charset and preprocessing. run_id: the run that committed the row. predicted_at: UTC.
+"""

@@ -1,14 +1,14 @@
-"""The table of predictions: what is committed, what is staged, what is left to do, and the one act that commits.
+"""Keep the table of predictions: what is committed, what is staged, what is left to do, and the act that commits.
 
     run=000001/predictions.parquet  run=000001/_manifest.json      committed, never changed again
     date=2026-11-20/run=000001/...                                 the same, one sequence of runs per date
-    _staging/<work>/<attempt>/block-*.staged                       read and not yet committed
-    _lease.json                                                    who is at work
+    _staging/<work>/<attempt>/block-*.staged                       recognized and not yet committed
+    _lease.json                                                    the job at work
 
-A run is one Parquet object, written under the next free number only if nothing stands there: that write is the commit.
-So plain readers see a whole run or none of it, on a disk and in a bucket, and of two writers one finds the number
-taken, takes out of its rows what the other has committed, and goes on with the next. Staged names bear no `.parquet`,
-so no reader takes them for rows. What is done is read from the committed rows themselves; there is no second book.
+A run is one Parquet object, written under the next free number only if nothing is there: that write is the commit.
+Plain readers see a whole run or none of it, on a disk and in a bucket. Of two writers, one finds the number taken,
+drops the rows that the other has committed, and takes the next number. Staged names do not end in `.parquet`, so no
+reader takes them for rows. What is done is read from the committed rows themselves.
 """
 
 import concurrent.futures
@@ -44,23 +44,23 @@ GROUP_ROWS = 131_072
 """Rows per row group of a committed file."""
 
 KEY_COLUMNS = ["uri", "etag", "size", "last_modified", "model_id", "status"]
-"""What decides whether an object is done."""
+"""Columns that decide whether an object is done."""
 
 SAME_OBJECT = """done.uri = listed.uri AND CASE WHEN listed.etag <> '' THEN done.etag = listed.etag
     ELSE coalesce(done.size = listed.size, true) AND coalesce(done.last_modified >= listed.last_modified, true) END"""
-"""SQL: whether a row is of the object as it is listed. Where the listing has no etag, its size and date have to do."""
+"""SQL: whether a row is of the object as listed. Without an etag in the listing, size and date decide."""
 
 STAGED_SCHEMA = pa.schema([field for field in schema.PREDICTION_SCHEMA if field.name != "run_id"])
 """Staged rows: predictions that no run has committed yet."""
 
 NO_DATE = "date=unknown"
-"""Where rows stand whose URI holds no date. Not Hive's own name for null: pandas cannot read a table that has it."""
+"""Partition of rows whose URI holds no date. Not Hive's name for null: pandas cannot read a table that has it."""
 
 BLOCK = ".staged"
 """Suffix of staged blocks."""
 
 BEGUN = "begun.json"
-"""Holds the runs that were there when a work began, before any interruption."""
+"""Holds the runs that were there when the work began, before any interruption."""
 
 FOOTER = b"captcha_ray.manifest"
 """Key of the manifest in the footer of a committed file."""
@@ -75,30 +75,30 @@ class Run:
 
     @property
     def folder(self) -> str:
-        """Relative to the table."""
+        """Return its folder, relative to the table."""
         return "/".join([*([self.partition] if self.partition else []), f"run={self.number:06d}"])
 
     @property
     def file(self) -> str:
-        """Of its rows, relative to the table."""
+        """Return the file of its rows, relative to the table."""
         return f"{self.folder}/predictions.parquet"
 
     @property
     def run_id(self) -> str:
-        """As it stands in its rows."""
+        """Return its id in rows."""
         date = self.partition.removeprefix("date=")
         return f"{date}/{self.number:06d}" if date else f"{self.number:06d}"
 
     @classmethod
     def parse(cls, name: str) -> "Run | None":
-        """The run of a file's name relative to the table; None for other files."""
+        """Return the run of a file's name relative to the table; None for other files."""
         found = re.fullmatch(r"(?:(date=[^/]+)/)?run=(\d+)/predictions\.parquet", name)
         return cls(found[1] or "", int(found[2])) if found else None
 
 
 @dataclasses.dataclass
 class Counts:
-    """Rows of a run. uncertain: read, but with less confidence than was asked for. errors: by class."""
+    """Rows of a run. uncertain: predictions with less confidence than required. errors: by class."""
 
     ok: int = 0
     uncertain: int = 0
@@ -106,17 +106,17 @@ class Counts:
 
     @property
     def total(self) -> int:
-        """All rows."""
+        """Return the number of all rows."""
         return self.ok + self.uncertain + self.num_errors
 
     @property
     def num_errors(self) -> int:
-        """Rows without a reading."""
+        """Return the number of rows without a prediction."""
         return sum(self.errors.values())
 
     @classmethod
     def of(cls, rows: pa.Table) -> "Counts":
-        """Of rows with columns status and error."""
+        """Count rows with columns status and error."""
         bad = rows.filter(pc.equal(rows["status"], "error"))["error"].to_pylist()
         uncertain = pc.sum(pc.equal(rows["status"], "uncertain")).as_py() or 0
         kinds = Counter(sentence.partition(":")[0] for sentence in bad)
@@ -126,14 +126,14 @@ class Counts:
         return Counts(self.ok + other.ok, self.uncertain + other.uncertain, self.errors + other.errors)
 
     def to_dict(self) -> dict[str, Any]:
-        """As it stands in a manifest."""
+        """Return what a manifest holds."""
         errors = dict(self.errors.most_common())
         return {"objects": self.total, "ok": self.ok, "uncertain": self.uncertain, "errors": errors}
 
 
 @dataclasses.dataclass
 class Committed:
-    """What was committed: the runs, and the rows in them."""
+    """Committed runs and the rows in them."""
 
     runs: list[Run] = dataclasses.field(default_factory=list)
     counts: Counts = dataclasses.field(default_factory=Counts)
@@ -143,7 +143,7 @@ class Committed:
 
 
 class PredictionTable:
-    """The table below one URI, as one job that reads with one network works on it.
+    """The table below one URI, as a job with one network works on it.
 
     spool: a local scratch folder. attempt: URI of the folder for what this process stages.
     """
@@ -164,7 +164,7 @@ class PredictionTable:
         self._adopted = spool / "adopted.parquet"
 
     def open(self) -> Counts:
-        """Takes over what earlier, interrupted attempts at the same work have staged; returns what that is.
+        """Take over what interrupted attempts at the same work have staged, and return its counts.
 
         Completes what a kill between a commit and its manifest has left undone.
         """
@@ -183,7 +183,7 @@ class PredictionTable:
         return adopted
 
     def _begin(self) -> set[Run]:
-        """Runs that were committed when this work began, before any interruption."""
+        """Return the runs that were committed when this work began, before any interruption."""
         marker = filesystem.join(self._task, BEGUN)
         if filesystem.exists(marker):
             return {run for file in read_json(marker) if (run := Run.parse(file))}
@@ -191,7 +191,7 @@ class PredictionTable:
         return set(self._runs)
 
     def _adopt(self, blocks: list[str]) -> Counts:
-        """Makes one block of others' blocks: each object once, without those that were committed meanwhile."""
+        """Merge others' blocks into one: each object once, without those that were committed meanwhile."""
         if not blocks:
             return Counts()
         blocks = [path for path in self._copies(blocks, None) if _is_whole(path)]
@@ -211,19 +211,19 @@ class PredictionTable:
 
     @property
     def adopted_block(self) -> str:
-        """URI of the block of rows that earlier attempts have read."""
+        """Return the URI of the block of rows from earlier attempts."""
         return filesystem.join(self.attempt, f"adopted{BLOCK}")
 
     @property
     def _runs_that_count(self) -> set[Run]:
-        """Runs whose rows resolve an object for this work: all of them, or only its own where it reads things again."""
+        """Return the runs by which an object is done: all of them, or only this work's own if it repeats objects."""
         return self._runs - self._before if self._config.retry_errors or self._config.skip == "never" else self._runs
 
     def plan(self, listed: Path, path: Path) -> int:
-        """Writes the rows of a listing that are still to be read to `path`; returns how many.
+        """Write the rows of a listing that are still to be recognized to `path`, and return how many.
 
-        An anti-join of the listing with the committed and the adopted rows, by DuckDB, which partitions both by hash
-        and spills what does not fit its memory.
+        DuckDB anti-joins the listing with the committed and adopted rows; it partitions both by hash and spills what
+        exceeds its memory.
         """
         done = [self._done(self._runs_that_count)]
         if self._adopted.exists():
@@ -244,7 +244,7 @@ class PredictionTable:
         return num_rows
 
     def _done(self, settling: set[Run]) -> str:
-        """SQL for uri, etag, size, date and status of what committed runs hold."""
+        """Return SQL for uri, etag, size, date and status of what committed runs hold."""
         if not settling:
             nothing = "NULL::BIGINT AS size, NULL::TIMESTAMPTZ AS last_modified"
             return f"SELECT '' AS uri, '' AS etag, {nothing}, '' AS status WHERE false"
@@ -253,9 +253,9 @@ class PredictionTable:
         return f"SELECT uri, etag, size, last_modified, status FROM {_sql_table(files)} {this}"
 
     def _copies(self, uris: list[str], columns: list[str] | None) -> list[str]:
-        """Local paths of Parquet files; those of a bucket are copied here, their wanted columns only.
+        """Return local paths of Parquet files; those of a bucket are copied here, with the wanted columns only.
 
-        Paths below the spool: DuckDB would take brackets and stars in another folder's name for a pattern.
+        Paths are below the spool: DuckDB would take brackets and stars in another folder's name for a pattern.
         """
 
         def copy(uri: str) -> str:
@@ -272,9 +272,9 @@ class PredictionTable:
             return list(pool.map(copy, uris))
 
     def commit(self, blocks: list[str], describe: Callable[[Counts], dict[str, Any]]) -> Committed:
-        """Makes a run, or one per date, of staged blocks, and removes them. Holds the rows in memory meanwhile.
+        """Commit staged blocks as a run, or one per date, and remove them. The rows are held in memory meanwhile.
 
-        describe: gives the manifest of a run with such counts.
+        describe: returns the manifest of a run with such counts.
         """
         with concurrent.futures.ThreadPoolExecutor(NUM_THREADS) as pool:
             rows = pa.concat_tables(table.cast(STAGED_SCHEMA) for table in pool.map(read, blocks))
@@ -302,14 +302,14 @@ class PredictionTable:
         return Committed()
 
     def _without(self, rows: pa.Table, others: pa.Table) -> pa.Table:
-        """Rows whose object is not among others' rows of the same network."""
+        """Return the rows whose object is not among others' rows of the same network."""
         if self._config.skip != "any-model":
             others = others.filter(pc.equal(others["model_id"], self._model_id))
         keys, taken = (pc.binary_join_element_wise(t["uri"], t["etag"], "\n") for t in (rows, others))
         return rows.filter(pc.invert(pc.is_in(keys, value_set=taken)))
 
     def _partitions(self, rows: pa.Table) -> pa.Array:
-        """The partition of each row."""
+        """Return the partition of each row."""
         if not self._config.date_pattern:
             return pa.repeat("", len(rows))
         date = re.compile(self._config.date_pattern)
@@ -322,30 +322,33 @@ class PredictionTable:
         return filesystem.join(self._config.out, name)
 
     def discard(self, uris: Iterable[str]) -> None:
-        """Removes what was staged."""
+        """Remove what was staged."""
         with concurrent.futures.ThreadPoolExecutor(NUM_THREADS) as pool:
             list(pool.map(filesystem.delete, uris))
 
     def give_up(self) -> None:
-        """After a refusal: where nothing was read for this work, the next one begins anew, later runs included."""
+        """Forget this work after a refusal if nothing was recognized.
+
+        The next job then counts later runs as well.
+        """
         if self._runs == self._before and not any(uri.endswith(BLOCK) for uri in filesystem.list_files(self._task)):
             self.close()
 
     def close(self) -> None:
-        """Marks the work as complete: nothing of it is staged any more."""
+        """Mark the work as complete: nothing of it stays staged."""
         self.discard(filesystem.list_files(self._task))
         filesystem.prune(filesystem.join(self._config.out, "_staging"))
 
 
 def stage(rows: pa.Table, uri: str) -> None:
-    """Writes one block: objects to read, or `STAGED_SCHEMA` rows of what was read."""
+    """Write one block: listed objects, or rows of `STAGED_SCHEMA`."""
     buffer = io.BytesIO()
     pq.write_table(rows, buffer, compression="zstd")
     filesystem.write(uri, buffer.getbuffer())
 
 
 def _encode(rows: pa.Table, run: Run, manifest: dict[str, Any]) -> memoryview:
-    """Rows as a Parquet file that carries its manifest, so that both are committed by one act."""
+    """Return rows as a Parquet file with its manifest, so that one act commits both."""
     columns = [
         pa.repeat(pa.scalar(run.run_id), len(rows)) if name == "run_id" else rows[name]
         for name in schema.PREDICTION_SCHEMA.names
@@ -357,24 +360,24 @@ def _encode(rows: pa.Table, run: Run, manifest: dict[str, Any]) -> memoryview:
 
 
 def _footer(data: bytes) -> dict[str, Any]:
-    """The manifest that a committed file carries."""
+    """Return the manifest in a committed file."""
     manifest: dict[str, Any] = json.loads(pq.read_schema(io.BytesIO(data)).metadata[FOOTER])
     return manifest
 
 
 def read(uri: str, columns: list[str] | None = None) -> pa.Table:
-    """Rows of one Parquet object of the table."""
+    """Return the rows of one Parquet object of the table."""
     return pq.read_table(io.BytesIO(filesystem.read(uri)), columns=columns)
 
 
 def _sql_table(paths: list[str]) -> str:
-    """SQL that reads local Parquet files. Without what DuckDB would take from the names of folders above them."""
+    """Return SQL that reads local Parquet files, without partition columns from the names of folders above them."""
     names = ", ".join(f"'{listing.quoted(path)}'" for path in paths)
     return f"read_parquet([{names}], hive_partitioning = false)"
 
 
 def _is_whole(path: str) -> bool:
-    """Whether a staged block can be read; the power may have failed while it was written."""
+    """Return whether a staged block can be read; a power failure may have cut it off."""
     try:
         pq.read_metadata(path)
     except pa.ArrowException:
@@ -383,7 +386,7 @@ def _is_whole(path: str) -> bool:
 
 
 def _partition_of(uri: str, date: re.Pattern[str]) -> str:
-    """The Hive-style folder of an object's date; of several dates the last that there is in the calendar."""
+    """Return the Hive-style folder of the last valid date in a URI."""
     for year, month, day in reversed(date.findall(uri)):
         with contextlib.suppress(ValueError):
             return f"date={datetime.date(int(year), int(month), int(day))}"

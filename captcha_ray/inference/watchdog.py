@@ -1,4 +1,4 @@
-"""Work in a thread that must get on: what it gives, or, after too long without progress, an error that says where."""
+"""Watch work in a thread: yield its results, or raise an error that names the stage after too long without progress."""
 
 import queue
 import threading
@@ -20,9 +20,16 @@ def watch(
     stage: Callable[[], str],
     evidence: Callable[[], Any] = lambda: None,
 ) -> Iterator[T]:
-    """Starts `work` in a thread at once; yields what it gives.
+    """Start work in a thread at once, and yield its results.
 
-    Raises what it raises, and JobError where for `timeout_s` seconds it gives nothing and `evidence` stays the same.
+    Args:
+        task: Called with the function that takes a result.
+        timeout_s: Seconds without a result and with unchanged evidence after which the work has stalled.
+        stage: Names the stage of the work for the error.
+        evidence: Changes while there is progress.
+
+    Raises:
+        JobError: The work has stalled. Otherwise what the work raises.
     """
     given: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
 
@@ -57,7 +64,7 @@ def watch(
 
 
 def _plain(error: BaseException) -> BaseException:
-    """The sentence meant for the user, where there is one among the causes that others have wrapped."""
+    """Return the error whose sentence is meant for the user, if others have wrapped one."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, (InputError, JobError)):

@@ -1,6 +1,6 @@
-"""A worker's part of bulk inference on Ray: reads blocks, and tells the driver where it is and what has gone wrong.
+"""Run bulk inference's block tasks on Ray: recognize blocks, and report progress and failures to the driver.
 
-Does not list, does not commit; what reading is, `reader` knows.
+Does not list, does not commit; `block_reader` knows how a block is recognized.
 """
 
 import importlib
@@ -23,7 +23,7 @@ REPORT_S = 1.0
 
 
 class RecognizeBlocks:
-    """A `BlockReader` as an actor of `map_batches`, which tells the board every second where it is."""
+    """A `BlockReader` as an actor of `map_batches` that reports its state every second."""
 
     def __init__(self, task: BlockTask, board: Any, reader: str) -> None:
         self._report: dict[str, Any] = {"stage": "load the network", "fetched": 0, "recognized": 0, "seconds": {}}
@@ -37,8 +37,12 @@ class RecognizeBlocks:
             self._refusal = str(error)
 
     def __call__(self, batch: dict[str, npt.NDArray[np.int64]]) -> dict[str, npt.NDArray[Any]]:
-        """Block numbers -> per block: rows staged, errors among them, the sentence that ends the job, if any: of bad
-        input, or of a failure."""
+        """Recognize blocks by their numbers.
+
+        Returns:
+            Per block its rows, its errors, and a sentence that ends the job, if any: `refusal` of bad input, or
+                `failure`.
+        """
         counts = [(0, 0)] * len(batch["block"])
         try:
             if not self._refusal:

@@ -21,8 +21,9 @@ NUM_POINTS = 200
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Confidences:
-    """Confidences of N predictions. confidence: float64 (N,), 0 to 1. right: bool (N,), whether the whole string is
-    right.
+    """Confidences of N predictions.
+
+    confidence: float64 (N,), 0 to 1. right: bool (N,), whether the whole string is right.
     """
 
     confidence: npt.NDArray[np.float64]
@@ -52,16 +53,15 @@ class Confidences:
         return found
 
     def calibration_error(self) -> float | None:
-        """Return the expected calibration error: the mean over predictions of |accuracy - mean confidence| of their
-        bin.
+        """Return the expected calibration error, 0 to 1.
+
+        It is the mean over predictions of |accuracy - mean confidence| of their bin.
         """
         gaps = [abs(one["accuracy"] - one["confidence"]) * one["num_images"] for one in self.bins()]
         return ratio(sum(gaps), len(self.right))
 
     def _coverages(self) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.integer], npt.NDArray[np.integer]]:
-        """Return all thresholds, descending, with the predictions of at least that confidence and the wrong ones of
-        them.
-        """
+        """Return all thresholds, descending, with the predictions of at least that confidence and the wrong ones."""
         order = np.argsort(-self.confidence, kind="stable")
         falling = self.confidence[order]
         last = np.flatnonzero(np.append(falling[1:] != falling[:-1], [True] * (len(falling) > 0)))
@@ -69,11 +69,10 @@ class Confidences:
         return falling[last], last + 1, wrong[last]
 
     def risk_coverage(self) -> list[dict[str, float]]:
-        """Return the risk-coverage curve of R. El-Yaniv and Y. Wiener, "On the Foundations of Noise-free Selective
-        Classification" (2010).
+        """Return the risk-coverage curve: at most `NUM_POINTS` falling thresholds with coverage and risk.
 
-        At most `NUM_POINTS` falling thresholds, each with coverage (share of predictions as sure) and risk (share of
-        these that are wrong).
+        R. El-Yaniv and Y. Wiener, "On the Foundations of Noise-free Selective Classification" (2010). Coverage is the
+        share of predictions that are as sure, risk the share of these that are wrong.
         """
         thresholds, covered, wrong = self._coverages()
         kept = np.unique(np.linspace(0, len(thresholds) - 1, min(NUM_POINTS, len(thresholds))).round().astype(int))

@@ -17,8 +17,9 @@ DESCRIPTION = "model.json"
 
 
 def fingerprint(spec: ModelSpec, weights: bytes) -> str:
-    """Return the SHA-256 of all that decides what a network recognizes: weights, architecture, charset, length,
-    image.
+    """Return the SHA-256 of all that decides what a network recognizes.
+
+    That is weights, architecture, charset, length and image.
     """
     decisive = spec.to_dict()
     del decisive["dropout"]

@@ -133,8 +133,7 @@ class MultiHeadCNN(Network):
 
 
 class ColumnCNN(Network):
-    """A network for any number of characters: convolutions to a row of columns, each of which is one character or
-    blank.
+    """A network for any number of characters: convolutions to a row of columns, each a character or blank.
 
     All columns share the last layers and see little more than one character, so the network learns characters and not
     strings, from few images. Trained by CTC; predicts by the probability of each character at each position over all
@@ -192,9 +191,7 @@ class ColumnCNN(Network):
         return losses
 
     def log_probabilities(self, outputs: Tensor) -> Tensor:
-        """Return the log-probabilities of `Network.log_probabilities`, (N, S, K), or (N, S, K + 1) if the length
-        varies.
-        """
+        """Return log-probabilities as `Network` does, (N, S, K), or (N, S, K + 1) if the length varies."""
         columns = outputs.float().log_softmax(2)
         return slot_probabilities(columns, self._max_length, variable=self._variable).clamp(min=1e-30).log().float()
 

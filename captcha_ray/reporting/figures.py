@@ -1,8 +1,7 @@
-"""Pictures of a training run and of what was misread, as PNG bytes.
+"""Draw pictures of a training run and of its mistakes, as PNG bytes.
 
-Draws with matplotlib's objects on the Agg canvas: no pyplot, no display, no state shared between calls. Computes no
-accuracy and reads or writes no file. Texts are drawn as they are, never as formulas; a character the font lacks
-becomes a box.
+Uses matplotlib's objects on the Agg canvas: no pyplot, no display, no state shared between calls. Computes no accuracy,
+reads and writes no file. Texts are drawn as they are, never as formulas; a character that the font lacks becomes a box.
 """
 
 import io
@@ -28,10 +27,10 @@ DPI = 110
 """Pixels per inch of every picture."""
 
 MAX_MISTAKES = 30
-"""Pictures on a contact sheet, at most."""
+"""Most pictures on a contact sheet."""
 
 MAX_COUNTED_LABELS = 40
-"""A confusion matrix of more labels than this has colors only, no counts in its cells."""
+"""Most labels of a confusion matrix with counts in its cells; larger ones have colors only."""
 
 _COLUMNS = 5
 _CELL = 2.1
@@ -45,12 +44,12 @@ Epochs = Sequence[Mapping[str, Any]]
 
 
 def visible(text: str) -> str:
-    """The text with a sign for what the eye would miss: a space is ␣, a control character its escape."""
+    """Return the text with signs for what cannot be seen: a space is ␣, a control character its escape."""
     return "".join("␣" if c == " " else c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def loss_curves(epochs: Epochs) -> bytes:
-    """PNG of `train_loss` and `val_loss` against the epoch. Values that are unknown or not finite leave gaps."""
+    """Draw `train_loss` and `val_loss` against the epoch. Values that are unknown or not finite leave gaps."""
     figure, axes = _curves("loss, nats per image")
     _line(axes, epochs, "train_loss", "training", color="tab:blue", linestyle="--")
     _line(axes, epochs, "val_loss", "validation", color="tab:orange")
@@ -60,7 +59,7 @@ def loss_curves(epochs: Epochs) -> bytes:
 
 
 def accuracy_curves(epochs: Epochs) -> bytes:
-    """PNG of characters read in training and validation and of whole strings read in validation, against the epoch."""
+    """Draw accuracy of characters in training and validation and of whole strings in validation, against the epoch."""
     figure, axes = _curves("accuracy")
     _line(axes, epochs, "train_char_accuracy", "characters, training", color="tab:blue", linestyle="--")
     _line(axes, epochs, "val_char_accuracy", "characters, validation", color="tab:orange")
@@ -71,9 +70,9 @@ def accuracy_curves(epochs: Epochs) -> bytes:
 
 
 def position_curves(epochs: Epochs) -> bytes:
-    """PNG of the accuracy per position against the epoch: solid for validation, dashed for training.
+    """Draw the accuracy per position against the epoch: solid for validation, dashed for training.
 
-    Reads the lists `val_position_accuracy` and `train_position_accuracy`, a value per position; lists may be absent.
+    Takes the lists `val_position_accuracy` and `train_position_accuracy`, which may be absent.
     """
     figure, axes = _curves("accuracy per position")
     handles: list[Line2D] = []
@@ -99,17 +98,20 @@ def position_curves(epochs: Epochs) -> bytes:
 
 
 def num_positions(epochs: Epochs) -> int:
-    """The most positions that any epoch has an accuracy for; 0 where none has."""
+    """Return the most positions that any epoch has an accuracy for; 0 if none has."""
     fields = ("val_position_accuracy", "train_position_accuracy")
     return max((len(e.get(field) or ()) for e in epochs for field in fields), default=0)
 
 
 def confusion_matrix(labels: Sequence[str], matrix: Sequence[Sequence[int]]) -> bytes:
-    """PNG of truth (rows) by reading (columns): color is the share of the row, the cell holds the count.
+    """Draw truth (rows) by prediction (columns): color is the share of the row, the cell holds the count.
 
-    labels: K texts. matrix: K rows of K counts. The label `OTHER` is left out where it was neither there nor read.
-    Zeros are blank, and so are all cells of more than `MAX_COUNTED_LABELS` labels. Color is the square root of the
-    share, so that rare confusions can be seen.
+    The label `OTHER` is left out if it was neither there nor predicted. Zeros are blank, and so are all cells of more
+    than `MAX_COUNTED_LABELS` labels. Color is the square root of the share, so that rare confusions can be seen.
+
+    Args:
+        labels: K texts.
+        matrix: K rows of K counts.
     """
     counts = np.asarray(matrix, np.int64)
     if len(labels) > 1 and labels[-1] == OTHER and not counts[-1].any() and not counts[:, -1].any():
@@ -135,9 +137,9 @@ def confusion_matrix(labels: Sequence[str], matrix: Sequence[Sequence[int]]) -> 
 
 
 def mistakes(rows: Sequence[Mistake]) -> bytes:
-    """PNG of the first `MAX_MISTAKES` rows, in order, from left to right and then down.
+    """Draw the first `MAX_MISTAKES` wrong predictions, from left to right and then down.
 
-    Above each picture stand its number, the truth, the reading and the confidence; long texts are cut with an ellipsis.
+    Above each picture stand its number, truth, prediction and confidence; long texts are cut with an ellipsis.
     """
     rows = rows[:MAX_MISTAKES]
     columns = max(1, min(_COLUMNS, len(rows)))
@@ -159,7 +161,7 @@ def mistakes(rows: Sequence[Mistake]) -> bytes:
 
 
 def calibration(bins: Sequence[Mapping[str, Any]]) -> bytes:
-    """PNG of the accuracy against the mean confidence of each bin; on the diagonal, confidence means what it says.
+    """Draw the accuracy against the mean confidence of each bin; on the diagonal, confidence means what it says.
 
     bins: confidence, accuracy and num_images of each; a dot's area grows with the logarithm of its images.
     """
@@ -174,7 +176,7 @@ def calibration(bins: Sequence[Mapping[str, Any]]) -> bytes:
 
 
 def risk_coverage(points: Sequence[Mapping[str, float]]) -> bytes:
-    """PNG of the share of wrong readings against the share of images read, for all thresholds on the confidence."""
+    """Draw the share of wrong predictions against the share of images, for all thresholds on the confidence."""
     figure, axes = _axes("coverage: images at least as sure", "risk: share of these that is wrong")
     axes.plot([point["coverage"] for point in points], [point["risk"] for point in points], color="tab:orange")
     axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
@@ -185,7 +187,7 @@ def risk_coverage(points: Sequence[Mapping[str, float]]) -> bytes:
 
 
 def learning_curve(curve: Mapping[str, Any]) -> bytes:
-    """PNG of `learning_curve.summary`: points with their intervals, the fitted curve, and the goal."""
+    """Draw `learning_curve.summary`: points with their intervals, the fitted curve, and the goal."""
     figure, axes = _axes("training images", "whole strings read")
     points = curve["points"]
     images, read = [point["num_images"] for point in points], [point["exact_match"] for point in points]
@@ -220,7 +222,7 @@ def _axes(across: str, up: str) -> tuple[Figure, Axes]:
 
 
 def _line(axes: Axes, epochs: Epochs, field: str, label: str, **style: Any) -> None:
-    """Adds one field as a line with a marker per epoch; nothing where it is unknown in all epochs."""
+    """Add one field as a line with a marker per epoch; nothing if it is unknown in all epochs."""
     values = [e[field] if e.get(field) is not None and math.isfinite(e[field]) else math.nan for e in epochs]
     if all(math.isnan(value) for value in values):
         return
@@ -236,14 +238,14 @@ def _line(axes: Axes, epochs: Epochs, field: str, label: str, **style: Any) -> N
 
 
 def _percent(axes: Axes) -> None:
-    """A percent axis from below the lowest value to a little above 100 %."""
+    """Set a percent axis from below the lowest value to a little above 100 %."""
     span = max(1 - min(_heights(axes), default=0.0), 0.02)
     axes.set_ylim(1 - 1.05 * span, 1 + 0.05 * span)
     axes.yaxis.set_major_formatter(PercentFormatter(1))
 
 
 def _heights(axes: Axes) -> list[float]:
-    """All known values that are drawn."""
+    """Return all known values that are drawn."""
     return [float(y) for line in axes.get_lines() for y in np.asarray(line.get_ydata()) if not math.isnan(y)]
 
 
@@ -257,13 +259,13 @@ def _at(values: Sequence[float | None] | None, index: int) -> float | None:
 
 
 def _box(figure: Figure, left: float, bottom: float, width: float, height: float) -> Axes:
-    """Axes at a place given in inches from the lower left corner."""
+    """Return axes at a place in inches from the lower left corner."""
     across, up = figure.get_size_inches()
     return figure.add_axes((left / across, bottom / up, width / across, height / up))
 
 
 def _name_cells(axes: Axes, labels: Sequence[str], cell: float) -> None:
-    """Writes the labels on both axes, every n-th where they would touch. cell: side of one cell, inches."""
+    """Write the labels on both axes, every n-th if they would touch. cell: side of a cell, inches."""
     size = min(11.0, max(cell * 72 * 0.72, 6.0))
     places = range(0, len(labels), math.ceil(size / (cell * 72)))
     names = [visible(labels[place]) for place in places]
@@ -295,7 +297,7 @@ def _confidence(value: float) -> str:
 
 
 def png(figure: Figure) -> bytes:
-    """The figure as a PNG file; a character the font lacks becomes a box."""
+    """Return the figure as a PNG file; a character that the font lacks becomes a box."""
     buffer = io.BytesIO()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")

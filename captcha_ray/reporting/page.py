@@ -1,6 +1,6 @@
-"""The parts of a page that stands alone: pictures are inside it, it runs no script and asks no server for anything.
+"""Build the parts of a page that stands alone: pictures are inside, it runs no script and asks no server.
 
-Everything that came from data is escaped; unknown values are shown as a dash. Knows what no value means.
+Everything that came from data is escaped; unknown values are shown as a dash.
 """
 
 import base64
@@ -15,7 +15,7 @@ from captcha_ray.runs.directory import RunDirectory
 from captcha_ray.storage import filesystem
 
 UNKNOWN = "–"
-"""Stands for a value that is not known."""
+"""Stands for an unknown value."""
 
 _PAGE = string.Template("""<!DOCTYPE html>
 <html lang="en">
@@ -56,12 +56,12 @@ $body
 
 
 def text(value: Any) -> str:
-    """A value for a person: numbers with three digits."""
+    """Return a value for a person: numbers with three digits."""
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def write(run: RunDirectory, what: str, parts: Sequence[str]) -> str:
-    """Writes `report.html` of a run; gives its URI. Raises OSError where it cannot be written."""
+    """Write a run's `report.html` and return its URI. Raises OSError if it cannot be written."""
     title = f"{what} of {run.uri.rpartition('/')[2] or run.uri}"
     uri = run.path("report.html")
     filesystem.write(uri, _PAGE.substitute(title=escape(title), uri=escape(run.uri), body="\n".join(parts)).encode())
@@ -69,8 +69,7 @@ def write(run: RunDirectory, what: str, parts: Sequence[str]) -> str:
 
 
 def origins(run: RunDirectory) -> list[str]:
-    """Sections of the run's config, of what the shards made of it, and of its environment, where it has them. Raises
-    InputError for what is not JSON."""
+    """Return sections of the run's config, resolved config and environment. Raises InputError for what is not JSON."""
     names = ("config.json", "resolved_config.json", "environment.json")
     found = {name: flat(run.read_json(name)) for name in names if filesystem.exists(run.path(name))}
     if resolved := found.get("resolved_config.json"):
@@ -83,12 +82,12 @@ def origins(run: RunDirectory) -> list[str]:
 
 
 def percent(value: float | None) -> str:
-    """A ratio of 0 to 1 as a percentage with two decimals; a dash for None and nan."""
+    """Return a ratio of 0 to 1 as a percentage with two decimals; a dash for None and nan."""
     return number(value, ".2%")
 
 
 def duration(seconds: float | None) -> str:
-    """12.3 s below a minute, else h:mm:ss; a dash for None and nan."""
+    """Return 12.3 s below a minute, else h:mm:ss; a dash for None and nan."""
     if seconds is None or math.isnan(seconds) or round(seconds, 1) < 60:
         text = number(seconds, ".1f")
         return text if text == UNKNOWN else f"{text} s"
@@ -97,12 +96,12 @@ def duration(seconds: float | None) -> str:
 
 
 def number(value: float | None, form: str) -> str:
-    """The value in a format of `format`; a dash for None and nan."""
+    """Return the value in a format of `format`; a dash for None and nan."""
     return UNKNOWN if value is None or math.isnan(value) else format(value, form)
 
 
 def flat(values: Mapping[str, Any], above: str = "") -> dict[str, str]:
-    """Nested mappings as one, keys joined by a space; values as text."""
+    """Flatten nested mappings, keys joined by a space, values as text."""
     rows: dict[str, str] = {}
     for name, value in values.items():
         if isinstance(value, dict):
@@ -125,34 +124,37 @@ def _text(value: Any) -> str:
 
 
 def escape(text: str) -> str:
-    """Text as HTML; half a surrogate pair, which no encoding has, as its escape."""
+    """Return text as HTML; half a surrogate pair, which no encoding has, as its escape."""
     return html.escape(text.encode("utf-8", "backslashreplace").decode())
 
 
 def section(title: str, *parts: str) -> str:
-    """Parts under a heading; the title is escaped, the parts are HTML already."""
+    """Return parts under a heading; the title is escaped, the parts are HTML already."""
     return "\n".join(["<section>", f"<h2>{escape(title)}</h2>", *parts, "</section>"])
 
 
 def paragraph(text: str) -> str:
-    """Text as a paragraph."""
+    """Return text as a paragraph."""
     return f"<p>{escape(text)}</p>"
 
 
 def figure(run: RunDirectory, name: str, alt: str, png: bytes) -> str:
-    """Writes `figures/<name>.png`; gives the same picture as an element."""
+    """Write `figures/<name>.png` and return the same picture as an element."""
     filesystem.write(run.path("figures", f"{name}.png"), png)
     return f'<img alt="{escape(alt)}" src="data:image/png;base64,{base64.b64encode(png).decode()}">'
 
 
 def pairs(rows: Mapping[str, str]) -> str:
-    """A table of names and values."""
+    """Return a table of names and values."""
     lines = [f'<tr><th scope="row">{escape(name)}</th><td>{escape(value)}</td></tr>' for name, value in rows.items()]
     return "\n".join(['<div class="wide"><table><tbody>', *lines, "</tbody></table></div>"])
 
 
 def table(head: list[str], body: Iterable[list[str]], foot: Sequence[list[str]] = (), kind: str = "texts") -> str:
-    """A table with a row of titles; foot: rows set off below. kind: texts, or numbers from the second column on."""
+    """Return a table with a row of titles.
+
+    foot: rows set off below. kind: texts, or numbers from the second column on.
+    """
     titles = "".join(f'<th scope="col">{escape(title)}</th>' for title in head)
     lines = [f"<thead><tr>{titles}</tr></thead>", "<tbody>", *map(_row, body), "</tbody>"]
     if foot:

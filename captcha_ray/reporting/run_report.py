@@ -1,4 +1,4 @@
-"""One page that tells how well a run reads: `report.html` and the pictures in `figures/`. Measures nothing itself."""
+"""Write the report of a run: `report.html` and the pictures in `figures/`. Measures nothing itself."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -20,13 +20,19 @@ DISPUTED = (
 
 
 def write(run: RunDirectory, results: Mapping[str, Any], mistakes: Mapping[str, Sequence[Mistake]]) -> str:
-    """Writes `report.html` and `figures/*.png` of a run; gives the URI of the page.
+    """Write `report.html` and `figures/*.png` of a run and return the URI of the page.
 
-    results: `PredictionCounts.summary()` per split name, and anything else worth a line; "seconds" is how long the last
-    session of the training took.
-    mistakes: per split name, worst first; kept in that order. A split without an entry keeps the picture it has.
-    `config.json`, `environment.json` and `metrics.jsonl` are shown where the folder has them. Raises InputError where
-    one is there and is not JSON, OSError where the folder cannot be written.
+    `config.json`, `environment.json` and `metrics.jsonl` are shown if the run has them.
+
+    Args:
+        run: Directory of the run.
+        results: `PredictionCounts.summary()` per split name, and further results; "seconds" is how long the last
+            session of the training took.
+        mistakes: Per split name, worst first. A split without an entry keeps the picture it has.
+
+    Raises:
+        InputError: One of the files is not JSON.
+        OSError: The folder cannot be written.
     """
     epochs = run.read_metrics()
     splits = {name: value for name, value in results.items() if isinstance(value, dict) and "num_images" in value}
@@ -87,7 +93,7 @@ def _measures(summary: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _folds(folds: Sequence[Mapping[str, Any]]) -> str:
-    """A row per fold: what its network, trained on the others, read of it."""
+    """Return a row per fold: what its network, trained on the others, recognizes of it."""
     body = []
     for one in folds:
         low, high = (page.percent(value) for value in one["exact_match_ci95"])
@@ -97,7 +103,7 @@ def _folds(folds: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _confidence(run: RunDirectory, name: str, summary: Mapping[str, Any]) -> str:
-    """Calibration error, and the threshold for a precision, with what they look like."""
+    """Return calibration error and the threshold for a precision, with their pictures."""
     rows = {"Expected calibration error": page.percent(summary["calibration_error"])}
     found = summary["threshold"]
     if found is None:
@@ -126,7 +132,7 @@ def _confidence(run: RunDirectory, name: str, summary: Mapping[str, Any]) -> str
 
 
 def _learning_curve(run: RunDirectory, curve: Mapping[str, Any]) -> str:
-    """What networks read that were trained on parts of the images, and how many images would do."""
+    """Return what networks trained on parts of the images recognize, and how many images would do."""
     body = []
     for point in curve["points"]:
         low, high = (page.percent(value) for value in point["exact_match_ci95"])
@@ -140,7 +146,7 @@ def _learning_curve(run: RunDirectory, curve: Mapping[str, Any]) -> str:
 
 
 def _classes(summary: Mapping[str, Any]) -> str:
-    """Precision, recall, F1 and support per character, in the alphabet's order, and their averages."""
+    """Return precision, recall, F1 and support per character, in the alphabet's order, and their averages."""
     ratios = ("precision", "recall", "f1")
     body = [
         [figures.visible(character), *(page.percent(row[name]) for name in ratios), str(row["support"])]
@@ -192,7 +198,7 @@ def _training(run: RunDirectory, epochs: list[dict[str, Any]]) -> str:
 
 
 def _durations(seconds: float | None, epochs: list[dict[str, Any]]) -> dict[str, str]:
-    """seconds: of the last session, None where unknown."""
+    """Return durations for a person. seconds: of the last session, None if unknown."""
     rows = {"Last session of the training, with start-up": page.duration(seconds)}
     if epochs:
         rows["Epochs"] = str(len(epochs))

@@ -150,8 +150,9 @@ def wait_for_capacity(num_workers: int, cpus_per_worker: int, gpus_per_worker: f
 
 @dataclasses.dataclass(frozen=True)
 class Autoscaler:
-    """State of an autoscaler. num_starting: requested nodes that have not joined. refuses: whether it can never
-    serve the request.
+    """State of an autoscaler.
+
+    num_starting: requested nodes that have not joined. refuses: whether it can never serve the request.
     """
 
     num_starting: int

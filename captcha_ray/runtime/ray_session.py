@@ -306,8 +306,9 @@ def _exists(path: str) -> bool:
 
 
 def here() -> NodeAffinitySchedulingStrategy:
-    """Return the scheduling of actors that the driver depends on: on its own node, which is lost only with the
-    driver.
+    """Return the scheduling of actors that the driver depends on.
+
+    They run on its own node, which is lost only with the driver.
     """
     return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
 

@@ -25,8 +25,9 @@ PATIENCE_S = 20.0
 
 
 class Lease:
-    """A lock that expires if its holder dies; held while its block runs. Raises InputError if another process holds
-    it.
+    """A lock that expires if its holder dies; held while its block runs.
+
+    Raises InputError if another process holds it.
     """
 
     def __init__(self, uri: str) -> None:

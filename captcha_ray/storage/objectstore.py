@@ -60,8 +60,9 @@ CONNECT_TIMEOUT_S, REQUEST_TIMEOUT_S, PATIENT_TIMEOUT_S = 5, 30, 900
 
 
 class StoreError(OSError, InputError):
-    """A request that an object store refuses. As an OSError it costs a row; uncaught it ends a job as bad input
-    does.
+    """A request that an object store refuses.
+
+    As an OSError it costs a row; uncaught it ends a job as bad input does.
     """
 
 
@@ -159,8 +160,9 @@ def put(uri: str, data: bytes, *, exclusive: bool = False) -> None:
 
 
 def compare_and_swap(uri: str, data: bytes, expected: bytes) -> bool:
-    """Write the object if it holds the expected bytes, and return whether it did. Raises FileNotFoundError if it is
-    absent.
+    """Write the object if it holds the expected bytes, and return whether it did.
+
+    Raises FileNotFoundError if it is absent.
 
     With stores that support conditional writes one of several writers wins; with others the last one.
     """

@@ -1,9 +1,9 @@
-"""Random distortion of a batch, on the device the batch is on, seeded by a generator.
+"""Distort a batch at random, on its device, seeded by a generator.
 
-The affine parameters mean what they mean in Keras' `ImageDataGenerator` since its axes were put right
+The affine parameters mean what they mean in Keras' `ImageDataGenerator` since its axes were corrected
 (keras-preprocessing pull request 318, 2020): each image draws a rotation, a shift per axis, a shear (a slant along x)
-and a zoom per axis, uniformly; pixels from outside repeat the nearest edge. Unlike there, the center is the image's own
-where it is not square.
+and a zoom per axis, uniformly; pixels from outside repeat the nearest edge. Unlike there, the center of an image that
+is not square is its own.
 """
 
 import dataclasses
@@ -16,12 +16,12 @@ from torch import Tensor
 from captcha_ray.training.config import TrainConfig
 
 MIN_STROKE_HEIGHT = 24
-"""Height of an image, pixels, below which a stroke is too thin to become a pixel thinner."""
+"""Height of an image in pixels below which a stroke is too thin to lose a pixel."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Affine:
-    """Ranges of the distortion; zero everywhere leaves images alone."""
+    """Ranges of an affine distortion; zeros leave images as they are."""
 
     rotation_degrees: float = 0.0
     shift_fraction: float = 0.0
@@ -29,27 +29,26 @@ class Affine:
     zoom_fraction: float = 0.0
 
     def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """float (N, C, H, W) -> the same shape. The generator must live on the images' device."""
+        """Distort float (N, C, H, W). The generator must be on the images' device."""
         if not any(dataclasses.astuple(self)):
             return images
         return _sample(images, self.grid(images.shape, generator))
 
     def grid(self, shape: torch.Size, generator: torch.Generator) -> Tensor:
-        """Where each pixel comes from, in normalized coordinates, float (N, H, W, 2)."""
+        """Return where each pixel comes from, in normalized coordinates, float (N, H, W, 2)."""
         return F.affine_grid(affine_matrices(self, shape, generator), list(shape), align_corners=False)
 
 
 @dataclasses.dataclass(frozen=True)
 class Augment:
-    """Lines, affine and elastic distortion, thicker and thinner strokes, contrast, brightness, inversion and noise, in
-    this order.
+    """Lines, affine and elastic distortion, stroke width, contrast, brightness, inversion and noise, in this order.
 
-    lines_fraction: share of the images that a line in about the color of their ink crosses, and of those that a second
-    one does. elastic_fraction: standard deviation of local displacements, of the height; they vary over 12 pixels, as
-    in P. Simard et al., "Best practices for convolutional neural networks" (2003). stroke_fraction: share of the images
-    whose dark parts grow by a pixel, and share of those whose light parts do. contrast_fraction: largest change of
-    contrast, of each color on its own; brightness changes by up to two thirds of it. invert_fraction: share of the
-    images whose light and dark change places. noise_fraction: largest standard deviation of noise, of the range.
+    lines_fraction: share of images crossed by a line in about their ink's color, and of those crossed by a second one.
+    elastic_fraction: standard deviation of local displacements, of the height; they vary over 12 pixels, as in P.
+    Simard et al., "Best practices for convolutional neural networks" (2003). stroke_fraction: share of images whose
+    dark parts grow by a pixel, and share whose light parts do. contrast_fraction: largest change of contrast, of each
+    color on its own; brightness changes by up to two thirds of it. invert_fraction: share of images whose light and
+    dark change places. noise_fraction: largest standard deviation of noise, of the range.
     """
 
     affine: Affine = Affine()
@@ -62,13 +61,13 @@ class Augment:
 
     @classmethod
     def of(cls, config: TrainConfig) -> "Augment":
-        """As the config says."""
+        """Return the distortion that a config names."""
         affine = Affine(config.rotation_degrees, config.shift_fraction, config.shear_degrees, config.zoom_fraction)
         own = (field.name for field in dataclasses.fields(cls) if field.name != "affine")
         return cls(affine, **{name: getattr(config, name) for name in own})
 
     def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """float (N, C, H, W) in [0, 1] -> the same shape. The generator must live on the images' device."""
+        """Distort float (N, C, H, W) in [0, 1]. The generator must be on the images' device."""
         n, channels, height, width = images.shape
         device = images.device
 
@@ -103,8 +102,11 @@ class Augment:
 
 
 def _cross(images: Tensor, fraction: float, generator: torch.Generator) -> Tensor:
-    """Draws a straight line over that share of the images: anywhere, rather flat than steep, a tenth to seven tenths of
-    the width long, 1/60 to 1/15 of the height thick, from halfway between paper and ink to ink."""
+    """Draw a straight line over that share of the images.
+
+    It is anywhere, rather flat than steep, a tenth to seven tenths of the width long, 1/60 to 1/15 of the height thick,
+    and from halfway between paper and ink to ink.
+    """
     n, channels, height, width = images.shape
     device = images.device
     place = torch.rand((7, n, 1, 1), generator=generator, device=device)
@@ -127,9 +129,9 @@ def _sample(images: Tensor, grid: Tensor) -> Tensor:
 
 
 def affine_matrices(ranges: Affine, shape: torch.Size, generator: torch.Generator) -> Tensor:
-    """Random output-to-input maps in normalized coordinates, float (N, 2, 3), for images of (N, C, H, W).
+    """Return random output-to-input maps in normalized coordinates, float (N, 2, 3), for images of (N, C, H, W).
 
-    R(rotation) @ T(shift) @ S(shear) @ Z(zoom) about the center, in pixels, as Keras composes them; width and height
+    R(rotation) @ T(shift) @ S(shear) @ Z(zoom) about the center, in pixels, as Keras composes them. Width and height
     are divided out last, so that a rotation stays one on images that are not square.
     """
     n, _, height, width = shape

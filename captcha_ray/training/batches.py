@@ -1,4 +1,4 @@
-"""Cuts the images of one worker into batches."""
+"""Cut the images of one worker into batches."""
 
 import dataclasses
 import itertools
@@ -13,7 +13,7 @@ from torch import Tensor
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """images: uint8 (N, H, W, C). targets: int64 (N, S). step_images: images in this step over all workers."""
+    """A batch. images: uint8 (N, H, W, C). targets: int64 (N, S). step_images: images of this step over all workers."""
 
     images: Tensor
     targets: Tensor
@@ -23,9 +23,9 @@ class Batch:
 class EpochFeed:
     """One worker's images in memory, cut into batches anew every epoch.
 
-    images: uint8 (n, H, W, C). targets: int64 (n, S). counts: images held by each worker, this one's at [rank]. All
-    workers make the same number of steps. A share is cut into nearly equal batches instead of full ones and a
-    remainder, so no step normalizes over one or two images, and every image is seen once an epoch.
+    images: uint8 (n, H, W, C). targets: int64 (n, S). counts: images of each worker, this one's at [rank]. All workers
+    make the same number of steps. A share is cut into nearly equal batches instead of full ones and a remainder, so no
+    step normalizes over one or two images, and every image is seen once an epoch.
     """
 
     def __init__(
@@ -47,17 +47,17 @@ class EpochFeed:
         self._rank = rank
 
     def count_classes(self, num_classes: int) -> npt.NDArray[np.int64]:
-        """Count each class in each slot of this worker's images -> int64 (slots, classes)."""
+        """Count each class at each position of this worker's images; return int64 (max_length, classes)."""
         positions = self._targets.numpy().T
         return np.stack([np.bincount(position, minlength=num_classes) for position in positions]).astype(np.int64)
 
     @property
     def smallest_batch(self) -> int:
-        """Images in the smallest batch of any worker."""
+        """Return the images in the smallest batch of any worker."""
         return min(b - a for edges in self._edges for a, b in itertools.pairwise(edges))
 
     def epoch(self, seed: int | None) -> Iterator[Batch]:
-        """The batches of an epoch, shuffled by the seed, or in order for None."""
+        """Yield the batches of an epoch, shuffled by the seed, or in order for None."""
         order = (
             None if seed is None else torch.randperm(len(self._images), generator=torch.Generator().manual_seed(seed))
         )
@@ -69,5 +69,5 @@ class EpochFeed:
 
 
 def derive_seed(*parts: int) -> int:
-    """One 63-bit seed from several numbers, such as (seed, epoch, rank): well mixed, the same everywhere."""
+    """Mix several numbers, such as (seed, epoch, rank), to one 63-bit seed that is the same everywhere."""
     return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> 1)

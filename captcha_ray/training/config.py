@@ -1,4 +1,4 @@
-"""Settings of `train`; the docstring under a field is its `--help`."""
+"""Configure `train`; the docstring under a field is its `--help`."""
 
 import dataclasses
 import math
@@ -16,15 +16,16 @@ Schedule = Literal["constant", "one_cycle", "warmup_stable_decay"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainConfig(Config):
-    """Trains one network on shards, data-parallel, evaluates it on the test split and writes a report."""
+    """Train one network on shards, data-parallel, measure it on the test split and write a report."""
 
     recipe: str = "auto"
     """Named set of defaults for the fields below; auto takes text, text-ctc or glyph by the labels of the shards."""
     shards: str = f"{DEMO}/shards/digits"
     """Folder or s3:// URI that jobs/preprocess.py wrote. The default one is made on first use."""
     unlabeled: str = ""
-    """Folder or s3:// URI of images without labels, to learn from as well: a network trained on the shards reads them,
-    and those it is sure of are trained on like labeled ones. Default: none."""
+    """Folder or s3:// URI of unlabeled images, to learn from as well: a network trained on the shards predicts their
+    texts, and predictions with a confidence of 90 % or more count as labels. Empty for none.
+    """
     run: str = f"{DEMO}/runs/digits"
     """Folder or s3:// URI for checkpoints, metrics and report; must not hold another run."""
     network: Network = "auto"
@@ -34,9 +35,9 @@ class TrainConfig(Config):
     width: int = 0
     """Image width the shards must have, pixels; 0 takes what they have."""
     max_length: int = 0
-    """Characters per image the network reads; 0 takes the length of the shards' labels."""
+    """Characters per image that the network recognizes; 0 takes the length of the shards' labels."""
     variable_length: bool = False
-    """Read 1 to --max-length characters per image instead of exactly as many; column_cnn only."""
+    """Recognize 1 to --max-length characters per image instead of exactly as many; column_cnn only."""
     charset: str = ""
     """Alphabet the shards must have; default: take theirs."""
     epochs: int = 0
@@ -108,7 +109,7 @@ class TrainConfig(Config):
 
     @property
     def workers(self) -> tuple[int, int]:
-        """The least and the most workers. Raises InputError where `num_workers` does not say them."""
+        """Return the least and the most workers. Raises InputError if `num_workers` does not say them."""
         parts = str(self.num_workers).split(":")
         if len(parts) > 2 or not all(part.isdecimal() for part in parts):
             raise InputError(f"num_workers is {self.num_workers!r}; it must be a number, or LEAST:MOST like 1:4")

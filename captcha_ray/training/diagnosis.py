@@ -1,6 +1,6 @@
-"""Tells a network that reads next to nothing from one that reads, and names what may be the cause. Pure arithmetic.
+"""Tell a useless network from one that recognizes text, and name the likely causes. Pure arithmetic.
 
-Does not guess: every sentence has this corpus' own figures, in the order in which the causes are worth looking at.
+Every sentence has this corpus' own figures, in the order in which the causes are worth looking at.
 """
 
 import dataclasses
@@ -18,28 +18,28 @@ from captcha_ray.training import auto_config
 from captcha_ray.training.config import TrainConfig
 
 HARDLY_ANY = 0.02
-"""Share of whole strings at or below which a network counts as reading nothing."""
+"""Share of whole strings at or below which a network counts as useless."""
 
 FEW_STRINGS, MANY_CHARACTERS = 10, 0.5
-"""A network that reads this share of the characters may miss so few whole strings by bad luck."""
+"""A network with this share of characters may miss so few whole strings by bad luck."""
 
 MIN_PIXELS = 12
-"""Pixels of width a character below which networks seldom read: eight letters in 64 pixels were read by none."""
+"""Pixels of width a character below which networks seldom work: none recognized eight letters in 64 pixels."""
 
 GOOD_PIXELS = 24
 """Pixels of width a character to try instead."""
 
 MIN_OCCURRENCES = 20
-"""Times that the rarest character should stand in the training images: 50 captchas with 13 a character are read."""
+"""Times that the rarest character should occur in training: 50 captchas with 13 a character are recognized."""
 
 LEARNED = 0.5
 """Share of the loss of guessing below which a network has learned its training images."""
 
 NO_LABEL_AT_ALL = 0.1
-"""Share of the files that were kept out for their labels, above which the label rule is looked at first."""
+"""Share of files kept out for their labels above which the label rule is suspected first."""
 
 OWN_SPLITS = ("train", "val", "test", "cross_validation")
-"""Evaluations of images that a run was made of; others say nothing of its training."""
+"""Evaluations of the run's own images; others say nothing about its training."""
 
 LABEL_REASONS = ("no_label", "unknown_character", "wrong_length", "conflicting_labels")
 """Reasons in a quarantine that are about labels."""
@@ -51,9 +51,13 @@ def diagnose(
     config: TrainConfig,
     manifest: Manifest,
 ) -> list[str]:
-    """Return sentences for a person: what is useless, likely causes, and last the next command. Empty where it reads.
+    """Return sentences for a person: what is useless, likely causes, and last the next command. Empty if all is well.
 
-    splits: `counts.PredictionCounts.summary()` by split. epochs: lines of `metrics.jsonl`. config: the run's, resolved.
+    Args:
+        splits: `counts.PredictionCounts.summary()` by split.
+        epochs: Lines of `metrics.jsonl`.
+        config: Of the run, resolved.
+        manifest: Of the shards.
     """
     useless = [said for name in OWN_SPLITS if name in splits and (said := describe_useless(name, splits[name]))]
     strings, characters = (_best(epochs, name) for name in ("val_exact_match", "val_char_accuracy"))
@@ -68,7 +72,7 @@ def diagnose(
 
 
 def _best(epochs: Sequence[Mapping[str, Any]], name: str) -> float | None:
-    """Return the largest value of any epoch; None where none has one."""
+    """Return the largest value of any epoch; None if none has one."""
     return max((epoch[name] for epoch in epochs if epoch.get(name) is not None), default=None)
 
 
@@ -77,7 +81,7 @@ def _reads_nothing(strings: float, characters: float, num_images: int) -> bool:
 
 
 def describe_useless(name: str, summary: Mapping[str, Any]) -> str:
-    """Return why a network that has read this is of no use; an empty text where it is of some."""
+    """Return why a network with such results is of no use; "" if it is of some."""
     strings, characters = summary.get("exact_match"), summary.get("char_accuracy")
     if strings is None or characters is None:
         return ""

@@ -22,20 +22,22 @@ from captcha_ray.training.batches import Batch
 
 @dataclasses.dataclass(frozen=True)
 class EpochCounts:
-    """Sums over images; they add up over batches and workers. sums: float64 (3 + 2 S,): images, loss, strings right,
-    characters right in each slot, characters there are in each slot."""
+    """Sums over images; they add up over batches and workers.
+
+    sums: float64 (3 + 2 S,): images, loss, right strings, then per position the right characters and all characters.
+    """
 
     sums: npt.NDArray[np.float64]
 
     @property
     def num_images(self) -> int:
-        """Images counted."""
+        """Return the number of images."""
         return round(float(self.sums[0]))
 
     def ratios(self, prefix: str) -> dict[str, Any]:
-        """Loss per image, accuracies over characters and whole strings, and per slot, named `prefix_...`.
+        """Return loss per image and accuracies of characters, strings and positions, named `prefix_...`.
 
-        Characters count as in `counts.PredictionCounts`; that a text ends is none. Slots without any have nan.
+        Characters count as in `counts.PredictionCounts`; the end of a text is none. Positions without any have nan.
         """
         n, loss, strings, *positions = (float(x) for x in self.sums)
         right, there = positions[: len(positions) // 2], positions[len(positions) // 2 :]
@@ -95,7 +97,7 @@ def train_epoch(
 
 @torch.inference_mode()
 def evaluate(model: Network, batches: Iterable[Batch], arithmetic: Arithmetic) -> EpochCounts:
-    """This worker's counts over its batches; the model's mode is left at evaluation."""
+    """Return this worker's counts over its batches; the model stays in evaluation mode."""
     model.eval()
     counter = _Counter(arithmetic.device)
     for batch in batches:

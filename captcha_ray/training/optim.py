@@ -1,4 +1,4 @@
-"""Builds the optimizer that a config names."""
+"""Build the optimizer that a config names."""
 
 import torch
 from torch import nn
@@ -7,7 +7,7 @@ from captcha_ray.training.config import TrainConfig
 
 
 def build_optimizer(config: TrainConfig, model: nn.Module) -> torch.optim.Optimizer:
-    """The config's update rule over all parameters, fused where torch has a fused one."""
+    """Return the config's update rule over all parameters, fused if torch has a fused one."""
     parameters = list(model.parameters())
     lr, decay = config.learning_rate, config.weight_decay
     match config.optimizer:

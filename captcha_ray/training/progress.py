@@ -1,4 +1,4 @@
-"""The way from the workers of a training to its driver: what rank 0 announces is shown and counted there."""
+"""Carry the progress of a training from rank 0 to its driver, and show and count it there."""
 
 import contextlib
 import threading
@@ -19,14 +19,14 @@ LOOK_S = 0.25
 """Seconds between two looks at what was announced."""
 
 WAITING_S = 30.0
-"""Seconds without a step, above which the driver says what workers wait for; again after twice as many."""
+"""Seconds without a step after which the driver says what workers wait for; again after twice as many."""
 
 Announcement = tuple[str, tuple[Any, ...]]
 """Name and arguments of a method of TrainingProgress."""
 
 
 class TrainingProgress:
-    """One bar for a whole training run and one line per finished epoch."""
+    """One bar for a whole training and one line per finished epoch."""
 
     def __init__(self, num_epochs: int) -> None:
         self.num_epochs = num_epochs
@@ -43,7 +43,7 @@ class TrainingProgress:
         self._bar.stop()
 
     def begin(self, num_epochs: int, num_workers: int) -> None:
-        """Workers begin, so many epochs being done; again where some were lost, or more have come."""
+        """Note that workers begin after so many epochs; again if some were lost or more have come."""
         if before := self._num_workers:
             why = "more workers have come" if num_workers > before else "workers were lost"
             console.say(
@@ -54,7 +54,7 @@ class TrainingProgress:
         self._num_workers, self._started = num_workers, None  # what was waited for says nothing of what is left
 
     def plan(self, num_epochs: int, change: str) -> None:
-        """Set the number of epochs planned. change: a sentence on what has changed it; may be empty."""
+        """Set the number of planned epochs. change: a sentence on the reason; may be empty."""
         self.num_epochs = num_epochs
         if self._started is not None:
             self._bar.update(self._task, total=num_epochs)
@@ -62,7 +62,7 @@ class TrainingProgress:
             console.say(f"{change}; {num_epochs} epochs in all", num_epochs=num_epochs)
 
     def step(self, epoch: int, fraction: float, images_per_second: float) -> None:
-        """epoch: from 1. fraction: of the epoch that is done, 0 to 1."""
+        """Move the bar. epoch: from 1. fraction: finished part of the epoch, 0 to 1."""
         done = epoch - 1 + fraction
         if self._started is None:
             self._started = (time.monotonic(), done)
@@ -72,7 +72,7 @@ class TrainingProgress:
         )
 
     def epoch(self, record: dict[str, Any], best: bool) -> None:
-        """record: a line of `metrics.jsonl`."""
+        """Print a finished epoch. record: a line of `metrics.jsonl`."""
         self.step(record["epoch"], 1.0, record["images_per_second"])
         left = ""
         if self._started is not None and not console.is_terminal():
@@ -92,7 +92,7 @@ class TrainingProgress:
 
 @ray.remote(num_cpus=0)
 class _Mailbox:
-    """Carries announcements from a worker on another machine to the driver."""
+    """An actor that carries announcements from a worker to the driver."""
 
     def __init__(self) -> None:
         self._messages: list[Announcement] = []
@@ -106,7 +106,7 @@ class _Mailbox:
 
 
 class Relay:
-    """Shows on the driver's terminal what rank 0 announces, and what is waited for while it announces nothing."""
+    """Shows at the driver what rank 0 announces, and what is waited for while it announces nothing."""
 
     def __init__(self, show: Callable[[Announcement], Any], config: TrainConfig) -> None:
         self._show, self._config = show, config
@@ -115,7 +115,7 @@ class Relay:
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
     def announcer(self) -> Callable[[Announcement], Any]:
-        """A function for rank 0; it travels to any machine."""
+        """Return a function for rank 0, which travels to any machine."""
         mailbox = self._mailbox
 
         def announce(message: Announcement) -> None:
@@ -151,7 +151,7 @@ class Relay:
             self._show_all()
 
     def _show_all(self) -> int:
-        """Returns how many there were."""
+        """Show what has come and return how many announcements there were."""
         messages = ray.get(self._mailbox.take.remote())
         for message in messages:
             self._show(message)
@@ -159,7 +159,7 @@ class Relay:
 
 
 def measure(telemetry: Telemetry, num_epochs: int, message: Announcement) -> None:
-    """Tells Prometheus what an announcement says."""
+    """Report an announcement to Prometheus."""
     name, arguments = message
     if name == "step":
         epoch, fraction, images_per_second = arguments

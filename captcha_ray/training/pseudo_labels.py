@@ -1,6 +1,7 @@
-"""Images without labels, to learn from as well: a first network reads them, and what it is sure of counts as labeled.
+"""Learn from unlabeled images as well: a first network predicts them, and sure predictions count as labels.
 
-After D.-H. Lee, "Pseudo-Label" (2013): from 50 captchas and 400 unlabeled ones, two to four times fewer are misread.
+After D.-H. Lee, "Pseudo-Label" (2013): from 50 captchas and 400 unlabeled ones, two to four times fewer strings are
+wrong.
 """
 
 import dataclasses
@@ -27,13 +28,13 @@ from captcha_ray.training.config import TrainConfig
 from captcha_ray.training.trainer import MoreImages, fit
 
 MIN_CONFIDENCE = 0.9
-"""Of a reading that counts as a label. From 50 captchas, 98 to 99 % of those are right."""
+"""Least confidence of a pseudo-label. From 50 captchas, 98 to 99 % of those are right."""
 
 TEACHER = "teacher"
-"""In the run's directory: the run of the network that reads the unlabeled images."""
+"""Folder in the run's directory: the run of the network that predicts the unlabeled images."""
 
 PREDICTIONS = "predictions.parquet"
-"""In the teacher's directory: what it read, a row of `PREDICTIONS_SCHEMA` for every file that can be decoded."""
+"""File in the teacher's directory with a row of `PREDICTIONS_SCHEMA` for every file that can be decoded."""
 
 PREDICTIONS_SCHEMA = pa.schema(
     [("uri", pa.string()), ("sha256", pa.binary(32)), ("text", pa.string()), ("confidence", pa.float64())]
@@ -42,13 +43,13 @@ PREDICTIONS_SCHEMA = pa.schema(
 
 
 class RecognizeFiles:
-    """Files (columns uri, text) -> rows of `PREDICTIONS_SCHEMA`. An actor of `map_batches`."""
+    """An actor of `map_batches` that turns files (columns uri, text) into rows of `PREDICTIONS_SCHEMA`."""
 
     def __init__(self, model: str, device: str = "cpu") -> None:
         self._recognizer = Recognizer.load(model, device)
 
     def __call__(self, files: pa.Table) -> pa.Table:
-        """As many rows as files can be decoded."""
+        """Return a row for each file that can be decoded."""
         rows, _ = decoding.decode_files(files, self._recognizer.spec.image, images.MAX_PIXELS)
         predictions = []
         if len(rows):
@@ -67,9 +68,16 @@ class RecognizeFiles:
 def prepare(
     config: TrainConfig, shards: Shards, val: Labeled | None, resources: Cluster
 ) -> Callable[[TrainConfig], MoreImages] | None:
-    """What `trainer.fit` may ask for images besides the shards'; None where the config names none.
+    """Return the function that gives `trainer.fit` further images; None if the config names none.
 
-    Raises InputError where it names a folder without any.
+    Args:
+        config: Of the training.
+        shards: Labeled images.
+        val: Their validation split, if any.
+        resources: Of the cluster.
+
+    Raises:
+        InputError: The config names a folder without images.
     """
     if not config.unlabeled:
         return None
@@ -80,12 +88,11 @@ def prepare(
 def label(
     config: TrainConfig, *, uris: list[str], shards: Shards, val: Labeled | None, resources: Cluster
 ) -> MoreImages:
-    """Trains a network on the shards, in a run of its own below the run, and labels the files by it.
+    """Train a network on the shards, in a run of its own below the run, and label the files with it.
 
-    Pictures that are in the shards, of whatever split, are left out, and of pictures alike all but one. A network whose
-    training was cut off goes on where it was; one that is trained is not trained again, and what it has read is kept,
-    so that a run that is continued learns from the same. Raises InputError as `trainer.fit` does, and where no file
-    can be decoded.
+    Pictures that are in the shards, of whatever split, are left out, and all but one of equal pictures. An interrupted
+    training goes on where it was; a finished one is not repeated and its predictions are kept, so a run that is
+    continued learns from the same. Raises InputError as `trainer.fit` does, and if no file can be decoded.
     """
     teacher = RunDirectory(filesystem.join(config.run, TEACHER))
     if not teacher.finished:
@@ -118,7 +125,7 @@ def label(
 
 
 def _read(uris: list[str], shards: Shards, model: str, use_gpu: bool) -> pa.Table:
-    """Rows of `PREDICTIONS_SCHEMA`, in the order of the URIs."""
+    """Return rows of `PREDICTIONS_SCHEMA`, in the order of the URIs."""
     compute: Any = ray.data.ActorPoolStrategy(min_size=1, max_size=max(capacity.num_fitting(1, use_gpu), 1))
     files = pa.table({"uri": uris, "text": pa.repeat("", len(uris))})
     dataset = in_blocks(files, shards.manifest.image_spec).map_batches(
@@ -138,9 +145,11 @@ def _read(uris: list[str], shards: Shards, model: str, use_gpu: bool) -> pa.Tabl
 
 
 def choose(predictions: pa.Table, known: pa.Table) -> pa.Table:
-    """The readings that count as labels: sure ones, of pictures that are not known, and one of each picture.
+    """Return the predictions that count as labels: sure ones, of unknown pictures, one of each picture.
 
-    readings: of `PREDICTIONS_SCHEMA`. known: column sha256.
+    Args:
+        predictions: Of `PREDICTIONS_SCHEMA`.
+        known: Column sha256.
     """
     new = pc.invert(pc.is_in(predictions["sha256"], value_set=known["sha256"].combine_chunks()))
     sure = predictions.filter(pc.and_(new, pc.greater_equal(predictions["confidence"], MIN_CONFIDENCE)))
@@ -150,7 +159,7 @@ def choose(predictions: pa.Table, known: pa.Table) -> pa.Table:
 
 
 def _decode(chosen: pa.Table, shards: Shards) -> ray.data.Dataset:
-    """Rows of shards with what was read as their texts, materialized; without files that have changed since."""
+    """Return rows of shards with predictions as texts, materialized; without files that have changed since."""
     spec = shards.manifest.image_spec
     files = in_blocks(chosen.select(["uri", "text", "sha256"]), spec)
     found: ray.data.Dataset = map_tables(files, functools.partial(_unchanged, spec=spec)).materialize()

@@ -1,4 +1,4 @@
-"""Finds a recipe by its name, or reads one from a JSON file."""
+"""Find a recipe by its name, or read one from a JSON file."""
 
 import dataclasses
 
@@ -10,9 +10,9 @@ from captcha_ray.training.config import TrainConfig
 
 
 def load_recipe(name: str) -> TrainConfig:
-    """The recipe of that name, or the config in a JSON file, such as a search's `best.json`.
+    """Return the recipe of that name, or the config in a JSON file, such as a search's `best.json`.
 
-    Raises InputError where there is no such recipe or file, or the file holds no training config.
+    Raises InputError if there is no such recipe or file, or the file holds no training config.
     """
     if not name.endswith(".json"):
         return recipes.get(name)

@@ -1,4 +1,4 @@
-"""Named training set-ups, as small functions that return a config. A variant is a difference, not a copy."""
+"""Define recipes as small functions that return a config. A variant is a difference, not a copy."""
 
 import dataclasses
 from collections.abc import Callable
@@ -9,9 +9,9 @@ from captcha_ray.training.config import TrainConfig
 
 
 def wmail() -> TrainConfig:
-    """Single digits of 18x60 pixels, after the Wmail project: SGD at Keras' default rate, augmented, 75 epochs.
+    """Return the recipe for single digits of 18x60 pixels, after the Wmail project: SGD, augmented, 75 epochs.
 
-    The project names rotation, shift, shear and zoom; their amounts here are ours.
+    The learning rate is Keras' default. The project names rotation, shift, shear and zoom; their amounts here are ours.
     """
     return TrainConfig(
         recipe="wmail",
@@ -32,7 +32,7 @@ def wmail() -> TrainConfig:
 
 
 def isfahan() -> TrainConfig:
-    """Five characters in 200x50 pixels, after the Isfahan project: Adam at 1e-3, dropout .5, 60 epochs, as they are."""
+    """Return the recipe for five characters in 200x50 pixels, after the Isfahan project: Adam at 1e-3, 60 epochs."""
     return TrainConfig(
         recipe="isfahan",
         network="multi_head_cnn",
@@ -48,7 +48,7 @@ def isfahan() -> TrainConfig:
 
 
 def demo_digits() -> TrainConfig:
-    """`wmail`, short: a one-cycle schedule with momentum gets there in a few epochs."""
+    """Return a short `wmail`: a one-cycle schedule with momentum gets there in a few epochs."""
     return dataclasses.replace(
         wmail(),
         recipe="demo-digits",
@@ -61,7 +61,7 @@ def demo_digits() -> TrainConfig:
 
 
 def demo_text5() -> TrainConfig:
-    """`isfahan`, short: one-cycle, and less dropout because there is less time to overfit."""
+    """Return a short `isfahan`: one-cycle, and less dropout as there is less time to overfit."""
     return dataclasses.replace(
         isfahan(),
         recipe="demo-text5",
@@ -75,9 +75,9 @@ def demo_text5() -> TrainConfig:
 
 
 def auto() -> TrainConfig:
-    """What reads best here, for any images: `text`, `text-ctc` or `glyph`, by the labels of the shards.
+    """Return the best recipe for any images: `text`, `text-ctc` or `glyph`, by the labels of the shards.
 
-    Epochs and batch size follow from the shards as well, see `rules`.
+    Epochs and batch size follow from the shards as well, see `auto_config`.
     """
     return TrainConfig(
         recipe="auto",
@@ -100,17 +100,17 @@ def auto() -> TrainConfig:
 
 
 def text() -> TrainConfig:
-    """A fixed number of characters, in images of any size."""
+    """Return the recipe for a fixed number of characters, in images of any size."""
     return dataclasses.replace(auto(), recipe="text", network="column_cnn")
 
 
 def text_ctc() -> TrainConfig:
-    """1 to as many characters as the longest label, in images of any size."""
+    """Return the recipe for 1 to as many characters as the longest label, in images of any size."""
     return dataclasses.replace(text(), recipe="text-ctc", variable_length=True)
 
 
 def glyph() -> TrainConfig:
-    """Single characters, in images of any size."""
+    """Return the recipe for single characters, in images of any size."""
     return dataclasses.replace(text(), recipe="glyph", max_length=1)
 
 
@@ -127,6 +127,6 @@ RECIPES: dict[str, Callable[[], TrainConfig]] = {
 
 
 def get(name: str) -> TrainConfig:
-    """The recipe of that name. Raises InputError for an unknown one, naming the nearest."""
+    """Return the recipe of that name. Raises InputError for an unknown one, naming the nearest."""
     check_keys([name], list(RECIPES), "recipe")
     return RECIPES[name]()

@@ -1,4 +1,4 @@
-"""Publishes what was measured of a run: `results.json`, the report, and a warning where the network is of no use."""
+"""Publish the measurements of a run: `results.json`, the report, and a warning if the network is of no use."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -14,9 +14,12 @@ from captcha_ray.training.config import TrainConfig
 
 
 def publish(run: RunDirectory, evaluations: Mapping[str, Evaluation], **facts: Any) -> dict[str, Any]:
-    """Adds evaluations to the run's `results.json` under their names, and renews `report.html`. Returns all results.
+    """Add evaluations to the run's `results.json`, renew `report.html`, and return all results.
 
-    A name that is there already is replaced; `source` says what was read. `warnings`: what `diagnosis.diagnose` says.
+    Args:
+        run: Directory of the run.
+        evaluations: By name; one of the same name is replaced.
+        facts: Further results, as JSON types.
     """
     results = run.read_json("results.json") if filesystem.exists(run.path("results.json")) else {}
     results |= {name: evaluation.summary() for name, evaluation in evaluations.items()} | facts
@@ -27,7 +30,7 @@ def publish(run: RunDirectory, evaluations: Mapping[str, Evaluation], **facts: A
 
 
 def diagnose_run(run: RunDirectory, results: dict[str, Any]) -> list[str]:
-    """Return what there is to warn of in all results of a run; nothing where the run does not know its shards."""
+    """Return the warnings about all results of a run; none if the run does not know its shards."""
     if not all(filesystem.exists(run.path(name)) for name in ("resolved_config.json", "manifest.json")):
         return []
     config = TrainConfig.from_dict(run.read_json("resolved_config.json"))
@@ -37,6 +40,6 @@ def diagnose_run(run: RunDirectory, results: dict[str, Any]) -> list[str]:
 
 
 def warn(results: dict[str, Any]) -> None:
-    """Say the warnings of `results.json`, if there are any."""
+    """Print the warnings of `results.json`, if there are any."""
     for sentence in results["warnings"]:
         console.warn(sentence)

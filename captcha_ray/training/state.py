@@ -1,4 +1,4 @@
-"""Saves and loads what a training resumes from: weights, optimizer, epochs."""
+"""Save and load what a training resumes from: weights, optimizer, epochs."""
 
 import json
 from typing import Any
@@ -11,7 +11,7 @@ from captcha_ray.storage import filesystem
 
 
 def save_state(uri: str, model: nn.Module, optimizer: torch.optim.Optimizer, progress: dict[str, Any]) -> None:
-    """Writes all that continues a training run into one file. progress: JSON types."""
+    """Write all that continues a training into one file. progress: JSON types."""
     state = optimizer.state_dict()
     tensors = {f"model.{name}": t.detach().cpu().contiguous() for name, t in model.state_dict().items()}
     for index, states in state["state"].items():
@@ -22,7 +22,7 @@ def save_state(uri: str, model: nn.Module, optimizer: torch.optim.Optimizer, pro
 
 
 def load_state(uri: str, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Restores what `save_state` wrote; returns its progress.
+    """Restore what `save_state` wrote, and return its progress.
 
     An optimizer's tensors get the memory layout of their parameter: fused updates walk both by address, not by index.
     """

@@ -1,7 +1,7 @@
-"""Data-parallel training: what is trained, on how many workers, and what happens when they are lost.
+"""Train a network data-parallel: on how many workers, and what happens if they are lost.
 
-Progress is kept in the run directory after every epoch; a restarted worker and `--resume` both continue from there.
-Does not read corpora, does not evaluate the test split.
+Progress is kept in the run directory after every epoch; a restarted worker and `--resume` continue from there. Does not
+read corpora, does not evaluate the test split.
 """
 
 import concurrent.futures
@@ -42,12 +42,14 @@ from captcha_ray.training.progress import Announcement, Relay, TrainingProgress,
 from captcha_ray.training.worker import Worker, WorkerJob, best_epoch, has_diverged, train_worker
 
 RESIZE_S = 60.0
-"""Seconds after which an elastic training that lacks workers looks for room for more. A change costs it the epoch that
-it is at, and some seconds for new processes."""
+"""Seconds after which an elastic training that lacks workers looks for capacity. A change costs the epoch it is at,
+and some seconds for new processes.
+"""
 
 START_TIMEOUT_S = 10.0
-"""Seconds an elastic training waits for room for as many workers as it decided on. Ray looks at the nodes every
-20 seconds, so it may have counted one that is gone; its own patience, of a minute, was most of a recovery."""
+"""Seconds that an elastic training waits for its number of workers. Ray looks at the nodes every 20 seconds, so it
+may have counted a lost one; its default of a minute was most of a recovery.
+"""
 
 POLL_S = 1.0
 """Seconds between two looks at the metrics of workers elsewhere."""
@@ -58,8 +60,7 @@ RESUME_MAY_DIFFER = ("resume", "run", "num_workers", "cpus_per_worker", "use_gpu
 
 @dataclasses.dataclass(frozen=True)
 class MoreImages:
-    """What a training learns from beside its shards. rows: as `schema.shard_schema` has them. facts: for
-    `results.json`."""
+    """Images to learn from beside the shards. rows: as in `schema.shard_schema`. facts: for `results.json`."""
 
     rows: ray.data.Dataset
     num_images: int
@@ -67,7 +68,7 @@ class MoreImages:
 
 
 def model_spec(config: TrainConfig, manifest: schema.Manifest) -> ModelSpec:
-    """The network for these shards. Raises InputError where they are not what the config or network reads."""
+    """Return the network for these shards. Raises InputError if config, shards and network do not fit together."""
     image = manifest.image_spec
     for name in ("height", "width"):
         requested, found = getattr(config, name), getattr(image, name)
@@ -107,16 +108,26 @@ def fit(
     cluster: Cluster,
     find_more: Callable[[TrainConfig], MoreImages] | None = None,
 ) -> dict[str, Any]:
-    """Trains until the last epoch, or until patience runs out; afterwards the best network stands in `checkpoint/`.
-    Returns what `results.json` says of the training.
+    """Train until the last epoch, or until patience runs out; the best network is then in `checkpoint/`.
 
-    val: None where all labels are to be learned from; then the last epoch's network counts as the best. find_more:
-    asked for images besides `train`, once the run's directory is claimed and the config found to fit.
+    A single CPU worker of an embedded Ray trains in this process (Ray Train's local mode): there is no other machine,
+    and starting a worker takes longer than a small training.
 
-    A single CPU worker of an embedded Ray trains in this process (Ray Train's local mode: no other machine is to be
-    had, and starting a worker takes longer than the small corpora people try first). Raises InputError for shards,
-    workers or run directories that do not fit, for a run that another job is at work on, and where the loss stops
-    being a number; JobError where workers are lost again and again.
+    Args:
+        config: As requested.
+        manifest: Of the shards.
+        train: Rows of the training split.
+        val: Rows for validation; None keeps the last epoch's network.
+        cluster: Where to train.
+        find_more: Called for images besides `train`, once the run's directory is claimed and the config fits.
+
+    Returns:
+        What `results.json` says about the training.
+
+    Raises:
+        InputError: Shards, workers or the run directory do not fit, another job is at work on the run, or the loss
+            stops being a number.
+        JobError: Workers are lost again and again.
     """
     started = time.perf_counter()
     run = RunDirectory(config.run)
@@ -168,7 +179,7 @@ def fit(
 
 
 def _train(config: TrainConfig, spec: ModelSpec, blocks: dict[str, list[Any]], cluster: Cluster) -> None:
-    """All epochs that are left, shown and measured. config: resolved."""
+    """Train all epochs that are left, and show and measure them. config: resolved."""
     telemetry = Telemetry("train", config.run)
     with TrainingProgress(config.epochs) as progress:
 
@@ -186,7 +197,7 @@ def _train(config: TrainConfig, spec: ModelSpec, blocks: dict[str, list[Any]], c
 
 
 def _resolved(config: TrainConfig, manifest: schema.Manifest, run: RunDirectory) -> TrainConfig:
-    """The config with nothing left open; a run that is continued goes on as it was begun, whatever the rules now."""
+    """Return the config with nothing left open; a run that is continued keeps what it was begun with."""
     if not config.resume or not filesystem.exists(run.path("resolved_config.json")):
         return resolve(config, manifest)
     begun = TrainConfig.from_dict(run.read_json("resolved_config.json"))
@@ -194,7 +205,7 @@ def _resolved(config: TrainConfig, manifest: schema.Manifest, run: RunDirectory)
 
 
 def describe(config: TrainConfig, spec: ModelSpec, manifest: schema.Manifest) -> str:
-    """What is to be trained, in a line for a person. config: resolved."""
+    """Describe the training in a line for a person. config: resolved."""
     with torch.device("meta"):
         size = sum(parameter.numel() for parameter in build_model(spec).parameters())
     longest = f" (up to {config.max_epochs} where that helps)" if config.max_epochs > config.epochs else ""
@@ -206,7 +217,7 @@ def describe(config: TrainConfig, spec: ModelSpec, manifest: schema.Manifest) ->
 
 
 def check_batches(config: TrainConfig, manifest: schema.Manifest) -> None:
-    """Raises InputError where a step would have fewer images than batch normalization needs."""
+    """Raise InputError if a step would have fewer images than batch normalization needs."""
     images, workers = manifest.num_images["train"], config.workers[1]
     num_steps = math.ceil(math.ceil(images / workers) / config.batch_size)
     smallest = images // workers // max(num_steps, 1)
@@ -222,8 +233,10 @@ def check_batches(config: TrainConfig, manifest: schema.Manifest) -> None:
 
 
 def _run_trainer(job: WorkerJob, local: bool) -> None:
-    """Trains until the last epoch. Ray Train counts all losses of a training, however long it takes; here as many are
-    allowed again whenever an epoch was finished. Raises JobError where they are too many."""
+    """Train until the last epoch. Raises JobError if workers are lost too often without an epoch between.
+
+    Ray Train counts all losses of a training; here as many are allowed again after every finished epoch.
+    """
     run = RunDirectory(job.config.run)
     while True:
         before = len(run.read_metrics())
@@ -248,7 +261,7 @@ def _run_trainer(job: WorkerJob, local: bool) -> None:
 
 
 def _why_lost(failure: Exception) -> str:
-    """The sentence that tells the most, of the page that Ray writes."""
+    """Return the most telling sentence of Ray's page about a lost worker."""
     said = str(getattr(failure, "health_check_failure", failure))
     found = re.search(r"Worker exit detail: ([^.]+)", said)
     return found.group(1) if found else said.splitlines()[0]
@@ -286,16 +299,16 @@ def _run_trainer_once(job: WorkerJob, local: bool) -> None:
 
 
 class _Trainer(ray.train.torch.TorchTrainer):
-    """Leaves Ctrl-C to Python: Ray Train's own handler ends the process with status 1 and without a word."""
+    """A TorchTrainer that leaves Ctrl-C to Python: Ray Train's handler ends the process with status 1 and no word."""
 
     def _register_sigint_handler(self, controller: Any) -> None:
         pass
 
 
 def epochs(job: WorkerJob, device: torch.device) -> Generator[dict[str, Any]]:
-    """Trains, and gives each epoch's line of `metrics.jsonl`; those of before an interruption come first.
+    """Train and yield the lines of `metrics.jsonl`; those of before an interruption come first.
 
-    A single worker trains in this process on the device, several on Ray Train. Raises InputError where the metrics of
+    A single worker trains in this process on the device, several on Ray Train. Raises InputError if the metrics of
     several workers cannot be read here.
     """
     if job.config.workers[1] == 1:

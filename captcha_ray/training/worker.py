@@ -1,4 +1,4 @@
-"""What each worker of a training does: epochs over its own rows, in step with the others, kept after each.
+"""Train as one worker: epochs over its own rows, in step with the others, kept after each.
 
 The driver reads the shards once into Ray's object store; each worker copies its rows from there and keeps them, so an
 epoch waits for no disk and needs no CPU for reading. A worker's share of the training split must fit its memory.
@@ -48,14 +48,17 @@ EVALUATION_BATCH_SIZE = 256
 ANNOUNCE_INTERVAL_S = 0.25
 
 BLOCK_TIMEOUT_S = 120.0
-"""Seconds within which a block of images comes: Ray itself waits for ever where an object store has no room for it. Ray
-Train then starts the workers again, as often as `--max-failures` says."""
+"""Seconds within which a block of images must come: Ray waits for ever if an object store is full. Ray Train then
+restarts the workers, as often as `--max-failures` says.
+"""
 
 
 @dataclasses.dataclass(frozen=True)
 class WorkerJob:
-    """What every worker is told. blocks: object references of Arrow tables, train and val. until: epoch to stop after,
-    before the config's last one; None for none."""
+    """What every worker is told.
+
+    blocks: references of Arrow tables, train and val. until: epoch to stop after, or None.
+    """
 
     config: TrainConfig
     spec: ModelSpec
@@ -65,8 +68,10 @@ class WorkerJob:
 
 
 def train_worker(arguments: dict[str, Any]) -> None:
-    """The loop of one worker, under Ray Train. arguments: {"job": WorkerJob, "num_threads": of torch; 0 for its own
-    choice}."""
+    """Run the loop of one worker under Ray Train.
+
+    arguments: "job", a WorkerJob, and "num_threads" of torch, 0 for its choice.
+    """
     job: WorkerJob = arguments["job"]
     logging.getLogger().setLevel(logging.WARNING)  # Ray Train's would say each epoch's metrics on the terminal
     keep_freed_memory()
@@ -81,7 +86,7 @@ def train_worker(arguments: dict[str, Any]) -> None:
 
 
 def fetch(block: Any) -> pa.Table:
-    """A block of images, for its reference. Raises JobError where it does not come."""
+    """Return the table of a reference. Raises JobError if it does not come."""
     try:
         table: pa.Table = ray.get(block, timeout=BLOCK_TIMEOUT_S)
     except ray.exceptions.GetTimeoutError:
@@ -94,8 +99,11 @@ def fetch(block: Any) -> pa.Table:
 
 
 class Worker:
-    """State of one worker between epochs. Every epoch's random numbers follow from (seed, epoch, rank) alone, so a run
-    that is continued with as many workers draws what an undisturbed one would have drawn."""
+    """State of one worker between epochs.
+
+    Every epoch's random numbers follow from (seed, epoch, rank) alone, so a run that is continued with as many workers
+    draws what an undisturbed one would have drawn.
+    """
 
     def __init__(self, job: WorkerJob, rank: int, world_size: int, device: torch.device) -> None:
         config = job.config
@@ -133,8 +141,11 @@ class Worker:
             job.announce(("plan", (self._plan.num_epochs, "")))
 
     def _feed(self, split: str, batch_size: int) -> EpochFeed:
-        """This worker's rows: every world_size-th of the split. Copied out of the object store, but for a single
-        worker's single block, which several trainings on one machine share."""
+        """Return this worker's rows: every world_size-th of the split.
+
+        They are copied out of the object store, except for a single worker's single block, which trainings of a machine
+        share.
+        """
         image, charset = self._job.spec.image, Charset(self._job.spec.charset)
         images: list[npt.NDArray[np.uint8]] = []
         texts: list[str] = []
@@ -155,7 +166,7 @@ class Worker:
         )
 
     def _count_classes(self) -> npt.NDArray[np.int64]:
-        """Count each class in each slot of all workers' training images -> int64 (slots, classes)."""
+        """Count each class at each position of all workers' training images; return int64 (max_length, classes)."""
         counts = self._train.count_classes(len(self._job.spec.charset) + 1)
         if self._world_size > 1:
             summed = torch.from_numpy(counts).to(self._arithmetic.device)
@@ -171,18 +182,18 @@ class Worker:
         return network.to(self._arithmetic.device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
     def _begin_anew(self) -> None:
-        """Replace the weights by those of a new attempt, in place, and the optimizer with them."""
+        """Replace the weights, in place, and the optimizer by those of a new attempt."""
         self._network.load_state_dict(self._fresh_network(self._plan.attempt).state_dict())
         self._optimizer = build_optimizer(self._job.config, self._network)
 
     @property
     def epochs(self) -> list[dict[str, Any]]:
-        """Lines of `metrics.jsonl` so far, those of before an interruption too."""
+        """Return the lines of `metrics.jsonl` so far, those of before an interruption too."""
         return list(self._history)
 
     @property
     def wants_epoch(self) -> bool:
-        """Whether there is an epoch to do: not past the last, not diverged, patience not spent."""
+        """Return whether another epoch follows: it is not the last, the loss has not diverged, patience is left."""
         done, last = len(self._history), min(self._job.until or self._plan.num_epochs, self._plan.num_epochs)
         diverged = done > 0 and has_diverged(self._history[-1])
         patience = self._job.config.patience
@@ -191,7 +202,7 @@ class Worker:
         return done < last and not diverged and not spent
 
     def run_epoch(self) -> dict[str, Any]:
-        """Trains and validates one epoch; rank 0 keeps it on disk. Returns its line of `metrics.jsonl`."""
+        """Train and validate one epoch, keep it on disk (rank 0), and return its line of `metrics.jsonl`."""
         config = self._job.config
         started = time.perf_counter()
         number = len(self._history) + 1
@@ -256,13 +267,13 @@ class Worker:
         return on_step
 
     def _share_buffers(self) -> None:
-        """Gives all workers rank 0's batch statistics: what is validated must be the network that is kept."""
+        """Give all workers rank 0's batch statistics, as the validated network must be the one that is kept."""
         if self._world_size > 1:
             for buffer in self._network.buffers():
                 torch.distributed.broadcast(buffer, 0)
 
     def _sum(self, counts: loop.EpochCounts) -> loop.EpochCounts:
-        """The counts of all workers together."""
+        """Return the counts of all workers together."""
         if self._world_size == 1:
             return counts
         sums: Tensor = torch.from_numpy(counts.sums).to(self._arithmetic.device)
@@ -270,7 +281,10 @@ class Worker:
         return loop.EpochCounts(sums.cpu().numpy())
 
     def _keep(self) -> None:
-        """The state last but for what follows from it: a kill before repeats the epoch, which gives the same again."""
+        """Save the epoch.
+
+        The state comes last but for what follows from it: a kill before repeats the epoch identically.
+        """
         record = self._history[-1]
         best = best_epoch(self._history) == record["epoch"]
         if best and ("val_loss" in record or record["epoch"] == self._plan.num_epochs):
@@ -288,22 +302,21 @@ class Worker:
             self._job.announce(("epoch", (record, best)))
 
     def close(self) -> None:
-        """Ends the event file."""
+        """End the event file."""
         if self._events:
             self._events.close()
 
 
 def best_epoch(epochs: list[dict[str, Any]]) -> int:
-    """Return the number of the epoch that reads the most validation strings, then the most characters, then comes last.
+    """Return the number of the epoch with most validation strings right, then most characters, then the last.
 
     The last one is preferred because the learning rate was lower there. Without validation all are equal.
     """
-
     return int(max(epochs, key=lambda epoch: (*_read(epoch), epoch["epoch"]))["epoch"])
 
 
 def epochs_without_gain(epochs: list[dict[str, Any]]) -> int:
-    """Count the epochs since validation last got better: more strings, or as many and more characters or less loss."""
+    """Count the epochs since validation last improved: more strings, or as many and more characters or less loss."""
 
     def rank(epoch: dict[str, Any]) -> tuple[float, float, float]:
         loss = epoch.get("val_loss")
@@ -313,9 +326,9 @@ def epochs_without_gain(epochs: list[dict[str, Any]]) -> int:
 
 
 def _read(epoch: dict[str, Any]) -> tuple[float, float]:
-    """Return the shares of the validation strings and characters that were read.
+    """Return the shares of validation strings and characters that are right.
 
-    They are 0 where there is no validation, and -1 where a loss is not a number.
+    They are 0 without validation, and -1 if a loss is not a number.
     """
     if has_diverged(epoch):
         return -1.0, -1.0
@@ -323,12 +336,12 @@ def _read(epoch: dict[str, Any]) -> tuple[float, float]:
 
 
 def has_diverged(epoch: dict[str, Any]) -> bool:
-    """Whether a loss of the epoch is not a number."""
+    """Return whether a loss of the epoch is not a number."""
     return epoch["train_loss"] is None or epoch.get("val_loss", 0.0) is None
 
 
 def _finite(value: Any) -> Any:
-    """The value, with None for numbers that JSON has no word for."""
+    """Return the value, with None for numbers that JSON cannot hold."""
     if isinstance(value, list):
         return [_finite(v) for v in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

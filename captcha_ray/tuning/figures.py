@@ -1,7 +1,4 @@
-"""Pictures of a search, as PNG bytes. Computes no accuracy and reads or writes no file.
-
-Trials that diverged or failed are crosses at zero.
-"""
+"""Draw pictures of a search, as PNG bytes."""
 
 import itertools
 import math
@@ -141,7 +138,7 @@ def _style(axes: Axes, x: str, y: str) -> None:
 
 
 def _dots(axes: Axes, at: Sequence[float], trials: Sequence[Trial], order: Sequence[float]) -> None:
-    """A dot a trial, darker the earlier; crosses for those that went wrong."""
+    """Draw a dot a trial, darker the earlier, and crosses for failed ones."""
     good = [k for k, trial in enumerate(trials) if trial.score >= 0]
     bad = [k for k, trial in enumerate(trials) if trial.score < 0]
     axes.scatter(

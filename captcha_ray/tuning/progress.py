@@ -45,12 +45,12 @@ class SearchProgress:
             self._live.stop()
 
     def begin(self, number: int, values: dict[str, Any], epochs: int, accuracy: float) -> None:
-        """A trial starts, or goes on after so many epochs, the best of which had that accuracy."""
+        """Note that a trial starts, or goes on after so many epochs with that best accuracy."""
         self._running[number] = (values, epochs, accuracy)
         self._know(number, epochs)
 
     def epoch(self, number: int, epoch: int, accuracy: float) -> None:
-        """A trial has done an epoch. accuracy: in validation, of its best epoch."""
+        """Note a trial's finished epoch. accuracy: in validation, of its best epoch."""
         if epoch <= self._running[number][1]:
             return  # one it has repeated after an interruption
         self._running[number] = (self._running[number][0], epoch, accuracy)
@@ -59,7 +59,10 @@ class SearchProgress:
     def end(
         self, number: int, values: dict[str, Any], epochs: int, accuracy: float, score: float, how: str = ""
     ) -> None:
-        """A trial is over. score: what trials are ranked by. how: its status and a reason; empty: known from before."""
+        """Print how a trial ended.
+
+        score: what trials are ranked by. how: its status and a reason; empty if known from before.
+        """
         self._running.pop(number, None)
         self._ended.add(number)
         if first := score > self._score:
@@ -77,12 +80,12 @@ class SearchProgress:
             self._know(number, epochs)
 
     def compared(self, name: str, accuracy: float, done: int, total: int) -> None:
-        """A training in full at the end has read that share of the validation images."""
+        """Print the accuracy in validation of a training of the final comparison."""
         self._note = f"comparison: {done} of {total} trainings in full"
         console.say(f"final {name:<9} {accuracy:7.2%}  ({done}/{total})", name=name, accuracy=accuracy)
 
     def _know(self, number: int, epochs: int) -> None:
-        """Epochs of an earlier session do not count for the speed of this one."""
+        """Count a trial's epochs; those of an earlier session do not count for the speed of this one."""
         if number not in self._epochs:
             self._epochs[number] = epochs
             self._known_epochs += epochs

@@ -1,4 +1,4 @@
-"""One page that tells what a search has found: `report.html` and pictures in `figures/`. Measures nothing itself."""
+"""Write the report of a search: `report.html` and pictures in `figures/`. Measures nothing itself."""
 
 from collections.abc import Sequence
 
@@ -12,7 +12,7 @@ from captcha_ray.tuning.trials import SearchResult, Trial, seconds_searched
 
 
 def write(run: RunDirectory, space: Space, findings: SearchResult) -> str:
-    """Writes `report.html` and `figures/*.png` of a search; gives the URI of the page.
+    """Write `report.html` and `figures/*.png` of a search and return the URI of the page.
 
     `config.json` and `environment.json` are shown too.
     """

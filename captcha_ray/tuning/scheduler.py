@@ -1,8 +1,8 @@
-"""Asynchronous successive halving: which trials go on after a few epochs. Knows no Ray and no files.
+"""Decide which trials go on after a few epochs, by asynchronous successive halving. Knows no Ray and no files.
 
 L. Li et al., "A System for Massively Parallel Hyperparameter Tuning" (2020), algorithm 2 (ASHA with promotions). Ray
-Tune's scheduler of that name lets a trial on as soon as it is among the best so far, which in a search of twenty nearly
-every second one once was, and never goes back to one that it has stopped.
+Tune's scheduler of that name lets a trial go on as soon as it is among the best so far, which in a search of twenty
+nearly every second one once was, and never returns to a stopped one.
 """
 
 from collections.abc import Sequence
@@ -11,31 +11,35 @@ from captcha_ray.tuning import trials
 from captcha_ray.tuning.trials import Trial
 
 REDUCTION = 4
-"""The best quarter of the trials at a rung goes on to the next, as in the paper."""
+"""The best quarter of the trials at a rung is promoted, as in the paper."""
 
 RUNGS = (1 / 6, 1 / 2)
-"""Where trials stop, as shares of the epochs. Networks that begin with a plateau, as `multi_head_cnn` does, tell
-nothing before the first."""
+"""Rungs as shares of the epochs. Networks that begin with a plateau, as `multi_head_cnn`, tell nothing before the
+first.
+"""
 
 HELD = 2 / 3
-"""Nobody goes on before this share of the trials has been to the first rung: among few, poor ones are the best."""
+"""No trial is promoted before this share of all has reached the first rung: among few, poor ones are the best."""
 
 
 def rungs(epochs: int) -> list[int]:
-    """Epochs after which trials are compared, the last of which is the end."""
+    """Return the epochs after which trials are compared, the last of which is the end."""
     return sorted({*(max(int(epochs * share), 1) for share in RUNGS), epochs})
 
 
 def next_rung(rungs: Sequence[int], num_epochs: int) -> int:
-    """The first rung of at least so many epochs."""
+    """Return the first rung of at least so many epochs."""
     return next(rung for rung in rungs if rung >= num_epochs)
 
 
 def promotable(rungs: Sequence[int], found: Sequence[Trial], num_trials: int, last: bool) -> Trial | None:
-    """The stopped trial to go on with; None where none has earned it. The highest rung is looked at first.
+    """Return the stopped trial to promote, from the highest rung down; None if none has earned it.
 
-    found: all trials that were begun. num_trials: of the whole search. last: no trial runs or will begin, so that,
-    where a rung has too few for a quarter of them, its best one goes on.
+    Args:
+        rungs: Of the search.
+        found: All trials that were begun.
+        num_trials: Of the whole search.
+        last: No trial runs or will begin; then a rung with too few trials for a quarter promotes its best.
     """
     judged = sum(trial.outcome is not None or _reached(trial, rungs[0]) for trial in found)
     if judged < HELD * num_trials and not last:
@@ -53,7 +57,7 @@ def promotable(rungs: Sequence[int], found: Sequence[Trial], num_trials: int, la
 
 
 def expected_epochs(rungs: Sequence[int], num_trials: int) -> int:
-    """Epochs of a search, were no trial let on that a later one has outdone."""
+    """Return the epochs of a search in which no promoted trial is outdone by a later one."""
     total = before = 0
     for rung in rungs:
         total += num_trials * (rung - before)
@@ -62,5 +66,5 @@ def expected_epochs(rungs: Sequence[int], num_trials: int) -> int:
 
 
 def _reached(trial: Trial, rung: int) -> bool:
-    """A trial whose patience was spent has been everywhere."""
+    """Return whether a trial was at a rung; one whose patience was spent has been at all."""
     return len(trial.epochs) >= rung or trial.status == "finished"

@@ -1,7 +1,7 @@
-"""What a search may vary: ranges and choices over the fields of a training config, in one place.
+"""Define what a search may vary: ranges and choices over the fields of a training config.
 
-`OFFERED` is what a name alone stands for; a TOML file and `--vary` narrow, widen, add and take away. Knows no Ray and
-no Optuna, samples nothing.
+`OFFERED` is what a name alone stands for; a TOML file and `--vary` narrow, widen, add and remove. Knows no Ray and no
+Optuna, samples nothing.
 """
 
 import dataclasses
@@ -16,18 +16,18 @@ from captcha_ray.storage import filesystem
 from captcha_ray.training.config import TrainConfig
 
 GRID_POINTS = 3
-"""Values a range has in a grid: its ends and its middle."""
+"""Values of a range in a grid: its ends and its middle."""
 
 AUGMENTATION = "augmentation"
 """Not a field but four: a factor, 0 to 1, of the amounts in `FULL_AUGMENTATION`."""
 
 FULL_AUGMENTATION = {"rotation_degrees": 5.0, "shift_fraction": 0.05, "shear_degrees": 5.0, "zoom_fraction": 0.1}
-"""What an augmentation of 1 means. Twice as much kept `multi_head_cnn` from learning 675 captchas in 60 epochs."""
+"""Amounts of an augmentation of 1. Twice as much kept `multi_head_cnn` from learning 675 captchas in 60 epochs."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Range:
-    """All numbers from low to high, both included. log: drawn evenly over orders of magnitude. whole: integers."""
+    """All numbers from low to high, both included. log: uniform over orders of magnitude. whole: integers."""
 
     low: float
     high: float
@@ -35,14 +35,14 @@ class Range:
     whole: bool = False
 
     def points(self) -> list[Any]:
-        """`GRID_POINTS` values from end to end, evenly spaced."""
+        """Return `GRID_POINTS` values from end to end, evenly spaced."""
         a, b = (math.log(self.low), math.log(self.high)) if self.log else (self.low, self.high)
         inner = [a + (b - a) * k / (GRID_POINTS - 1) for k in range(1, GRID_POINTS - 1)]
         values = [self.low, *((math.exp(v) if self.log else v) for v in inner), self.high]
         return list(dict.fromkeys(round(v) for v in values)) if self.whole else values
 
     def ends(self) -> list[Any]:
-        """The lowest and the highest value."""
+        """Return the lowest and the highest value."""
         return [self.low, self.high]
 
     def __str__(self) -> str:
@@ -56,7 +56,7 @@ class Choice:
     values: tuple[Any, ...]
 
     def points(self) -> list[Any]:
-        """All values."""
+        """Return all values."""
         return list(self.values)
 
     ends = points
@@ -83,19 +83,24 @@ OFFERED: Space = {
     "shear_degrees": Range(0.0, 15.0),
     "zoom_fraction": Range(0.0, 0.25),
 }
-"""Every parameter a search can vary, and the values it takes where no others are given."""
+"""Every parameter that a search can vary, and its values if no others are given."""
 
 DEFAULT = ("learning_rate", "batch_size", "dropout", "schedule", AUGMENTATION)
-"""Varied where nothing else is said."""
+"""Parameters that are varied by default."""
 
 
 def build(recipe: TrainConfig, toml: str, vary: Sequence[str], *, only: bool = False) -> Space:
-    """`DEFAULT`, then the TOML file (URI, or empty), then `name[=values]` words; of a name the last one counts.
+    """Return the space of `DEFAULT`, then a TOML file, then `name[=values]` words; of a name the last one counts.
 
-    only: without `DEFAULT`.
+    Args:
+        recipe: Whose fields are varied.
+        toml: URI of the file, or "".
+        vary: Words of the command line.
+        only: Leave `DEFAULT` out.
 
-    Raises InputError for unknown names (naming the nearest), values that the field cannot take, an empty space, and
-    a parameter together with one of those it is made of.
+    Raises:
+        InputError: A name is unknown (the nearest is named), a value does not fit its field, the space is empty, or
+            a parameter stands together with one of its parts.
     """
     space: Space = {} if only else {name: OFFERED[name] for name in DEFAULT}
     given: list[tuple[str, Any]] = list(_read_toml(toml).items()) if toml else []
@@ -114,7 +119,7 @@ def build(recipe: TrainConfig, toml: str, vary: Sequence[str], *, only: bool = F
 
 
 def apply(recipe: TrainConfig, values: dict[str, Any]) -> TrainConfig:
-    """The recipe with a trial's values. Raises InputError where they cannot be."""
+    """Return the recipe with a trial's values. Raises InputError if they cannot be."""
     fields = dict(values)
     if AUGMENTATION in fields:
         strength = fields.pop(AUGMENTATION)
@@ -123,7 +128,7 @@ def apply(recipe: TrainConfig, values: dict[str, Any]) -> TrainConfig:
 
 
 def values_of(recipe: TrainConfig, space: Space) -> dict[str, Any]:
-    """The recipe's own values of the space's parameters; without `augmentation` where its amounts are others."""
+    """Return the recipe's own values of the space's parameters; without `augmentation` if its amounts are others."""
     values = {name: getattr(recipe, name) for name in space if name != AUGMENTATION}
     if AUGMENTATION in space:
         strengths = [getattr(recipe, name) / amount for name, amount in FULL_AUGMENTATION.items()]
@@ -133,7 +138,7 @@ def values_of(recipe: TrainConfig, space: Space) -> dict[str, Any]:
 
 
 def grid(space: Space) -> Iterator[dict[str, Any]]:
-    """Every combination of the parameters' points, the last parameter changing fastest."""
+    """Yield every combination of the parameters' points, the last parameter changing fastest."""
     for values in itertools.product(*(parameter.points() for parameter in space.values())):
         yield dict(zip(space, values, strict=True))
 
@@ -162,7 +167,7 @@ def _read_toml(uri: str) -> dict[str, Any]:
 
 
 def _split(word: str) -> tuple[str, Any]:
-    """`name`, `name=off`, `name=low..high[:log]`, `name=a,b` -> name and value as a TOML file would say it."""
+    """Parse `name`, `name=off`, `name=low..high[:log]` or `name=a,b` to a name and the value a TOML file would have."""
     name, equals, text = word.partition("=")
     name = name.strip().replace("-", "_")
     if not equals:
@@ -184,7 +189,7 @@ def _is_off(value: Any) -> bool:
 
 
 def _parameter(name: str, value: Any) -> Parameter:
-    """What a TOML value, or a word's, means for that parameter."""
+    """Return what a value of a TOML file or word means for a parameter."""
     if value is True:
         return OFFERED[name]
     if isinstance(value, dict):
@@ -203,7 +208,7 @@ def _parameter(name: str, value: Any) -> Parameter:
 
 
 def _value(name: str, value: Any) -> Any:
-    """One value of the field's type, from TOML or from a word."""
+    """Return one value of the field's type, from TOML or from a word."""
     kind = _kind(name)
     if kind in (int, float) and not isinstance(value, bool):
         try:
@@ -220,7 +225,7 @@ def _value(name: str, value: Any) -> Any:
 
 
 def _kind(name: str) -> Any:
-    """float, int, or the Literal of the words a field takes."""
+    """Return float, int, or the Literal of the words that a field takes."""
     kind = float if name == AUGMENTATION else get_type_hints(TrainConfig)[name]
     assert kind in (int, float) or get_origin(kind) is not None
     return kind

@@ -1,4 +1,4 @@
-"""Proposes the values of a search's next trial: Optuna's TPE, random values, or a grid. Knows no Ray and no files."""
+"""Propose the values of a search's next trial: Optuna's TPE, random values, or a grid. Knows no Ray and no files."""
 
 import dataclasses
 import itertools
@@ -18,12 +18,12 @@ Values = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Sampler:
-    """Proposes trials; holds nothing back: the same number after the same earlier trials gets the same values.
+    """Proposes trials: the same number after the same earlier trials gets the same values.
 
     optuna: tree-structured Parzen estimator (J. Bergstra et al., "Algorithms for Hyper-Parameter Optimization", 2011)
-    after a quarter of the trials at random; trials that still run count as bad ones, so that two at once do not try
-    the same. start: values of the recipe, proposed first where the space holds them, except in a grid. at_most: trials
-    of the whole search. Raises InputError for a grid of more combinations than that.
+    after a quarter of the trials at random; running trials count as bad ones, so that two at once do not try the same.
+    start: values of the recipe, proposed first if the space holds them, except in a grid. at_most: trials of the whole
+    search. Raises InputError for a grid of more combinations than that.
     """
 
     search: Search
@@ -41,12 +41,14 @@ class Sampler:
 
     @property
     def num_trials(self) -> int:
-        """How many there are to propose."""
+        """Return how many trials there are to propose."""
         return math.prod(len(one.points()) for one in self.space.values()) if self.search == "grid" else self.at_most
 
     def propose(self, number: int, earlier: Sequence[tuple[Values, float | None]]) -> Values:
-        """The values of trial `number`, below `num_trials`. earlier: values of the other trials and their scores, the
-        higher the better; None where one has none yet."""
+        """Return the values of trial `number`, below `num_trials`.
+
+        earlier: values of the other trials and their scores, higher is better; None for a trial without one.
+        """
         if self.search == "grid":
             return next(itertools.islice(grid(self.space), number, None))
         if number == 0 and all(_holds(one, self.start.get(name)) for name, one in self.space.items()):
@@ -63,10 +65,10 @@ class Sampler:
 
 
 def importance(space: Space, trials: Sequence[tuple[Values, float]]) -> dict[str, float]:
-    """Share of each parameter in what tells good trials from the rest, adding up to 1; empty where nothing tells.
+    """Return each parameter's share in what tells good trials from the rest, adding up to 1; empty if nothing tells.
 
     PED-ANOVA (S. Watanabe et al., "PED-ANOVA: Efficiently Quantifying Hyperparameter Importance in Arbitrary
-    Subspaces", 2023), for trials of (values, score); it looks at the best tenth, so fewer than ten tell nothing.
+    Subspaces", 2023), which looks at the best tenth, so fewer than ten trials tell nothing.
     """
     if len({score for _, score in trials}) < 2 or len(trials) < 10:
         return {}
@@ -79,7 +81,7 @@ def importance(space: Space, trials: Sequence[tuple[Values, float]]) -> dict[str
 def _study(
     space: Space, trials: Sequence[tuple[Values, float | None]], sampler: optuna.samplers.BaseSampler | None = None
 ) -> optuna.Study:
-    """What Optuna would know, had it proposed the trials."""
+    """Return the study that Optuna would have after proposing these trials."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(direction="maximize", sampler=sampler)
     for values, score in trials:

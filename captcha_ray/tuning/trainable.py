@@ -1,4 +1,4 @@
-"""What the process of a trial does: trains one network after another, epoch by epoch, where its driver tells it to."""
+"""Train one trial after another in a trial's process, epoch by epoch, as its driver says."""
 
 import dataclasses
 from typing import Any
@@ -12,19 +12,19 @@ from captcha_ray.training.worker import has_diverged
 from captcha_ray.tuning import trials
 
 NO_CAPACITY = "no room"
-"""Status of a trial that met a full disk, which ends the search: the next would meet it too."""
+"""Status of a trial that met a full disk, which ends the search, as the next trial would meet it too."""
 
 
 class Trainable(ray.tune.Trainable):
     """One trial after another in one process, each up to a given epoch; a step is an epoch."""
 
     def setup(self, config: dict[str, Any], training: Training) -> None:  # type: ignore[override]  # with_parameters
-        """Begins the first trial. training: of the recipe; a trial's differs in its config."""
+        """Begin the first trial. training: of the recipe; a trial's differs in its config."""
         self._training = training
         self._begin(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Begins another trial; spares the start of a process and its imports."""
+        """Begin another trial, which spares the start of a process and its imports."""
         self._epochs.close()
         self._begin(new_config)
         return True
@@ -36,8 +36,7 @@ class Trainable(ray.tune.Trainable):
         self._epochs = dataclasses.replace(self._training, config=told).epochs(self._until)
 
     def step(self) -> dict[str, Any]:
-        """One epoch, or the word that there is none left; what goes wrong ends this trial only, but for a full
-        disk."""
+        """Train an epoch, or report that none is left; an error ends this trial only, except for a full disk."""
         status = reason = ""
         try:
             self._done.append(next(self._epochs))
@@ -60,5 +59,5 @@ class Trainable(ray.tune.Trainable):
         }
 
     def cleanup(self) -> None:
-        """Ends the last trial."""
+        """End the last trial."""
         self._epochs.close()

@@ -25,7 +25,7 @@ WORST = -1.0
 """Score of a trial that diverged or failed: below any accuracy."""
 
 CHARACTER_WEIGHT = 1e-6
-"""Of the characters' accuracy in a score: it only tells trials apart that read equally many whole strings."""
+"""Weight of the characters' accuracy in a score: it only orders trials with equally many strings right."""
 
 
 EPOCH_FIELDS = {
@@ -39,14 +39,16 @@ EPOCH_FIELDS = {
     "images_per_second": pa.float64(),
     "seconds": pa.float64(),
 }
-"""What `trials.parquet` keeps of a line of `metrics.jsonl`."""
+"""Fields of `metrics.jsonl` that `trials.parquet` keeps."""
 
 
 @dataclasses.dataclass(frozen=True)
 class TrialOutcome:
-    """How a trial ended. status: finished (all epochs, or patience spent), stopped (at a rung, from where it may be let
-    on), diverged or failed. reason: of the last two. ended_s: seconds of searching until then, pauses between resumes
-    left out."""
+    """How a trial ended.
+
+    status: finished (all epochs, or patience spent), stopped (at a rung, from where it may be promoted), diverged or
+    failed. reason: of the last two. ended_s: seconds of searching until then, without pauses between resumes.
+    """
 
     status: str
     reason: str
@@ -55,7 +57,7 @@ class TrialOutcome:
 
 @dataclasses.dataclass(frozen=True)
 class Trial:
-    """One trial as it stands on disk. values: of the searched parameters. outcome: None while it is not over."""
+    """One trial as it is on disk. values: of the searched parameters. outcome: None while it is not over."""
 
     number: int
     values: dict[str, Any]
@@ -64,32 +66,32 @@ class Trial:
 
     @property
     def status(self) -> str:
-        """As its outcome says, or running."""
+        """Return its outcome's status, or running."""
         return self.outcome.status if self.outcome else "running"
 
     @property
     def score(self) -> float:
-        """Of its best epoch; `WORST` where it diverged or failed."""
+        """Return the score of its best epoch; `WORST` if it diverged or failed."""
         return WORST if self.status in ("diverged", "failed") else score(self.epochs)
 
     @property
     def accuracy(self) -> float:
-        """Share of the validation images read as a whole, of its best epoch; 0 where it diverged or failed."""
+        """Return the exact match in validation of its best epoch; 0 if it diverged or failed."""
         return accuracy(self.epochs) if self.score > WORST else 0.0
 
     @property
     def seconds(self) -> float:
-        """Time its epochs took."""
+        """Return the seconds of its epochs."""
         return float(sum(epoch["seconds"] for epoch in self.epochs))
 
 
 def score(epochs: Sequence[dict[str, Any]]) -> float:
-    """Whole-string accuracy in validation, and a trace of the characters', of the best epoch; `WORST` without any."""
+    """Return the exact match in validation of the best epoch, and a trace of its characters; `WORST` without any."""
     return max((_score(epoch) for epoch in epochs), default=WORST)
 
 
 def accuracy(epochs: Sequence[dict[str, Any]]) -> float:
-    """Share of the validation images read as a whole, in the best epoch; 0 without any."""
+    """Return the exact match in validation of the best epoch; 0 without any."""
     return max((epoch["val_exact_match"] or 0.0 for epoch in epochs), default=0.0)
 
 
@@ -100,19 +102,19 @@ def _score(epoch: dict[str, Any]) -> float:
 
 
 def trial_directory(run: RunDirectory, number: int) -> RunDirectory:
-    """The directory of one trial."""
+    """Return the directory of one trial."""
     return RunDirectory(run.path("trials", f"{number:04d}"))
 
 
 def begin(run: RunDirectory, number: int, values: dict[str, Any], config: TrainConfig) -> None:
-    """Writes down that a trial was proposed; `trial.json` last."""
+    """Record that a trial was proposed; `trial.json` is written last."""
     directory = trial_directory(run, number)
     directory.write_json("config.json", config.to_dict())
     directory.write_json("trial.json", {"values": values})
 
 
 def end(run: RunDirectory, number: int, outcome: TrialOutcome) -> Trial:
-    """Writes down how a trial ended; the trial as it then stands."""
+    """Record how a trial ended, and return the trial."""
     trial_directory(run, number).write_json("outcome.json", dataclasses.asdict(outcome))
     ended = _load(run, number)
     assert ended is not None
@@ -120,13 +122,13 @@ def end(run: RunDirectory, number: int, outcome: TrialOutcome) -> Trial:
 
 
 def reopen(run: RunDirectory, trial: Trial) -> Trial:
-    """Writes down that a trial that was stopped goes on; the trial as it then stands."""
+    """Record that a stopped trial goes on, and return the trial."""
     filesystem.delete(trial_directory(run, trial.number).path("outcome.json"))
     return dataclasses.replace(trial, outcome=None)
 
 
 def load(run: RunDirectory) -> list[Trial]:
-    """All trials that were begun, by number."""
+    """Return all trials that were begun, by number."""
     found = (_load(run, number) for number in itertools.count())
     return list(itertools.takewhile(lambda trial: trial is not None, found))  # type: ignore[arg-type]
 
@@ -141,18 +143,18 @@ def _load(run: RunDirectory, number: int) -> Trial | None:
 
 
 def best(trials: Sequence[Trial]) -> Trial | None:
-    """The trial of the highest score, of equals the first; None where none has any."""
+    """Return the trial of the highest score, of equals the first; None if none has any."""
     able = [trial for trial in trials if trial.score > WORST]
     return max(able, key=lambda trial: (trial.score, -trial.number), default=None)
 
 
 def seconds_searched(trials: Sequence[Trial]) -> float:
-    """Time of searching until the last trial ended, pauses between resumes left out."""
+    """Return the seconds of searching until the last trial ended, without pauses between resumes."""
     return max((trial.outcome.ended_s for trial in trials if trial.outcome), default=0.0)
 
 
 def table(trials: Sequence[Trial]) -> pa.Table:
-    """A row a trial, its values under their parameters' names, its epochs as a list."""
+    """Return a row a trial, its values under their parameters' names, its epochs as a list."""
     names = list(trials[0].values) if trials else []
     columns: dict[str, Any] = {
         "trial": pa.array([t.number for t in trials], pa.int32()),
@@ -174,8 +176,10 @@ def table(trials: Sequence[Trial]) -> pa.Table:
 
 @dataclasses.dataclass(frozen=True)
 class SearchResult:
-    """What a search has found. comparison: None where none was asked for, or where the best trial is the recipe.
-    importance: share of each parameter, empty where it cannot be told."""
+    """The result of a search. comparison: None if none was requested, or the best trial is the recipe.
+
+    importance: share of each parameter, empty if it is unknown.
+    """
 
     trials: list[Trial]
     best: Trial
@@ -185,7 +189,7 @@ class SearchResult:
 
     @property
     def verdict(self) -> str:
-        """What the search has proved, in a sentence."""
+        """Return a sentence on what the search has proved."""
         if self.comparison:
             count = self.comparison.num_seeds
             return f"trained in full with {count} seed{'s' * (count > 1)} each: {self.comparison.verdict}"
@@ -195,26 +199,26 @@ class SearchResult:
 
     @property
     def better(self) -> bool:
-        """Whether the best trial's config is proved to be better than the recipe, or nobody asked for a proof."""
+        """Return whether the best trial's config is proved to be better, or nobody requested a proof."""
         return self.comparison.low > 0 if self.comparison else not self.best_is_recipe
 
     @property
     def num_epochs(self) -> int:
-        """Of all trials."""
+        """Return the epochs of all trials."""
         return sum(len(trial.epochs) for trial in self.trials)
 
     @property
     def epoch_seconds(self) -> float:
-        """Time all epochs took, one after another."""
+        """Return the seconds of all epochs, one after another."""
         return sum(trial.seconds for trial in self.trials)
 
     @property
     def states(self) -> Counter[str]:
-        """How many trials ended how."""
+        """Return how many trials ended how."""
         return Counter(trial.status for trial in self.trials)
 
     def to_dict(self) -> dict[str, Any]:
-        """What `results.json` says."""
+        """Return what `results.json` holds."""
         return {
             "num_trials": len(self.trials),
             "trials": dict(self.states),
@@ -227,7 +231,7 @@ class SearchResult:
         }
 
     def describe(self) -> list[str]:
-        """Lines for a person."""
+        """Return lines for a person."""
         values = ", ".join(f"{name} {text(value)}" for name, value in self.best.values.items())
         states = ", ".join(f"{count} {status}" for status, count in self.states.most_common())
         return [

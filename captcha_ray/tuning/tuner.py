@@ -1,8 +1,8 @@
-"""Searches a recipe's parameters on Ray Tune: Optuna proposes the trials, ASHA lets the good ones on.
+"""Search a recipe's parameters on Ray Tune: Optuna proposes the trials, ASHA promotes the good ones.
 
 A trial is a training run that keeps every epoch in a directory of its own. What to do next follows from those
-directories alone, so a kill loses nothing: a trial that was cut off trains on from its last epoch, as does one that
-was stopped and is let on later. Reads the training and validation splits only.
+directories alone, so a kill loses nothing: an interrupted trial trains on from its last epoch, as does a stopped one
+that is promoted later. Reads the training and validation splits only.
 """
 
 import dataclasses
@@ -48,17 +48,17 @@ RESUME_MAY_DIFFER = (
     "resume", "run", "space", "vary", "only", "num_trials", "final_seeds", "max_concurrent", "cpus_per_worker",
     "gpus_per_trial",
 )  # fmt: skip
-"""Fields that may change between the start of a search and its continuation; what the space comes to may not."""
+"""Fields that may change between the start of a search and its continuation, if the space stays the same."""
 
 FEW_EPOCHS = 5
-"""Fewer before the first stop are worth a warning."""
+"""Fewer epochs before the first rung are worth a warning."""
 
 QUIET = {
     "RAY_AIR_NEW_OUTPUT": "0",  # its box of settings is printed even where nothing else is
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # every trial's directory has its metrics
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # an interrupt ends the job; nothing has to be saved first
 }
-"""Settings of Ray Tune; what the environment says goes first."""
+"""Settings of Ray Tune; the environment's own values win."""
 
 
 def run(
@@ -69,11 +69,22 @@ def run(
     train: ray.data.Dataset,
     val: ray.data.Dataset,
 ) -> SearchResult:
-    """Runs all trials, or those that are left, then trains the best one's config and the recipe in full and compares
-    them, unless no comparison was asked for, or the best trial is the recipe itself.
+    """Run all trials that are left, then train the best one's config and the recipe in full and compare them.
 
-    Writes all of the run directory but the report. Raises InputError for shards, workers, a space or a run directory
-    that do not fit, JobError where no trial gave a network.
+    There is no comparison if none is requested, or if the best trial is the recipe. Writes all of the run directory
+    except the report.
+
+    Args:
+        config: Of the search.
+        recipe: Whose fields are varied.
+        searched: The space.
+        manifest: Of the shards.
+        train: Rows of the training split.
+        val: Rows of the validation split.
+
+    Raises:
+        InputError: Shards, workers, space or run directory do not fit.
+        JobError: No trial gave a network.
     """
     directory = RunDirectory(config.run)
     told = {f"recipe.{name}": value for name, value in recipe.to_dict().items()}
@@ -128,7 +139,7 @@ def _reasons(found: list[Trial]) -> str:
 
 
 def _starting_point(config: TuneConfig, recipe: TrainConfig) -> TrainConfig:
-    """The recipe as the trials train it, on images of the shards' size."""
+    """Return the recipe as the trials train it, on images of the shards' size."""
     return dataclasses.replace(
         recipe,
         height=0,
@@ -148,7 +159,7 @@ def _starting_point(config: TuneConfig, recipe: TrainConfig) -> TrainConfig:
 
 
 def _check_trials(recipe: TrainConfig, searched: Space, manifest: schema.Manifest) -> None:
-    """Raises InputError where the shards are not what the recipe reads, or a batch is larger than the split."""
+    """Raise InputError if the shards do not fit the recipe, or a batch is larger than the split."""
     model_spec(recipe, manifest)
     images = manifest.num_images["train"] // recipe.workers[1]
     for size in searched["batch_size"].ends() if "batch_size" in searched else [recipe.batch_size]:
@@ -161,7 +172,7 @@ def _check_trials(recipe: TrainConfig, searched: Space, manifest: schema.Manifes
 
 
 def num_concurrent(config: TuneConfig) -> int:
-    """How many trials to run at once. Raises InputError where not even one fits."""
+    """Return how many trials to run at once. Raises InputError if not even one fits."""
     workers, gpus = config.workers_per_trial, config.gpus_per_trial / config.workers_per_trial
     capacity.wait_for_capacity(workers, config.cpus_per_worker, gpus, shards=config.shards, run=config.run)
     fitting = capacity.num_fitting(config.cpus_per_worker, gpus) // workers
@@ -169,7 +180,7 @@ def num_concurrent(config: TuneConfig) -> int:
 
 
 def merge(split: ray.data.Dataset) -> Any:
-    """A reference of the whole split as one table, which all trials of a machine read where it lies."""
+    """Return a reference of the whole split as one table, which all trials of a machine read in place."""
     return _concatenate.remote(*split.materialize().to_arrow_refs())
 
 
@@ -179,7 +190,7 @@ def _concatenate(*tables: pa.Table) -> pa.Table:
 
 
 class _Searcher(ray.tune.search.Searcher):
-    """Between Ray Tune and what is kept: says which trial to run up to which rung, and writes how it ended there."""
+    """The link between Ray Tune and the disk: says which trial to run up to which rung, and records how it ended."""
 
     def __init__(
         self,
@@ -206,19 +217,19 @@ class _Searcher(ray.tune.search.Searcher):
                 progress.end(trial.number, trial.values, len(trial.epochs), trial.accuracy, trial.score)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Nothing: Ray Tune writes a copy to resume from, which nobody reads."""
+        """Return nothing: Ray Tune writes a copy to resume from, which nobody reads."""
         return {}
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing, for the same reason."""
+        """Save nothing, for the same reason."""
 
     @property
     def has_pending(self) -> bool:
-        """Whether there is a trial to run. Only while none runs."""
+        """Return whether there is a trial to run. Only while none runs."""
         return self._choose() is not None
 
     def _choose(self) -> tuple[Trial, int] | None:
-        """The trial to run now, perhaps a new one, and up to which epoch; None where none can be until others end."""
+        """Return the trial to run now, perhaps a new one, and up to which epoch; None if others must end first."""
         found, running = list(self._trials.values()), self._running.values()
         for trial in found:
             if trial.outcome is None and trial.number not in running:
@@ -236,13 +247,13 @@ class _Searcher(ray.tune.search.Searcher):
         return scheduler.promotable(self._rungs, found, self._sampler.num_trials, last)
 
     def check(self) -> None:
-        """Raises JobError where the search cannot go on; each time that Ray Tune comes, as it tries again."""
+        """Raise JobError if the search cannot go on; at each call of Ray Tune, as it tries again."""
         self._lease.check()
         if self._no_room:
             raise JobError(self._no_room)
 
     def suggest(self, trial_id: str) -> Any:
-        """Number, config and last epoch of what to run; on disk before it starts."""
+        """Return number, config and last epoch of the trial to run; it is on disk before it starts."""
         self.check()
         if (chosen := self._choose()) is None:
             return None if self._running else self.FINISHED
@@ -259,11 +270,11 @@ class _Searcher(ray.tune.search.Searcher):
         return {"config": config.to_dict(), "until": until}
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """An epoch of a trial that goes on."""
+        """Show an epoch of a trial that goes on."""
         self._progress.epoch(self._running[trial_id], result["epoch"], result["accuracy"])
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """A trial has ended, or come to its rung, or its process has died."""
+        """Record that a trial has ended, or come to its rung, or that its process has died."""
         if result and result["status"] == NO_CAPACITY:
             self._no_room = result["reason"]
         self.check()
@@ -290,7 +301,7 @@ class _Searcher(ray.tune.search.Searcher):
 
 
 def _resources(config: TuneConfig) -> tuple[float, float]:
-    """CPUs and GPUs of a trial's own process; its workers, where it has several, take theirs."""
+    """Return CPUs and GPUs of a trial's own process; its workers, if it has several, take theirs."""
     alone = config.workers_per_trial == 1
     return (capacity.cpu_request(config.cpus_per_worker), config.gpus_per_trial) if alone else (0, 0)
 
@@ -326,8 +337,10 @@ def _tune(config: TuneConfig, recipe: Training, searcher: _Searcher, concurrent:
 def _compare(
     config: TuneConfig, recipe: Training, winner: TrainConfig, number: int, concurrent: int, progress: SearchProgress
 ) -> Comparison | None:
-    """Trains both with seeds that the search has not used, as many at once as fit. number: the winner's. None where
-    there is nothing to compare: no seeds are asked for, or the best trial is the recipe."""
+    """Train both with seeds that the search has not used, as many at once as fit, and compare them.
+
+    number: the winner's. Returns None if no seeds are requested, or the best trial is the recipe.
+    """
     seeds = range(config.final_seeds)
     if not seeds or winner == recipe.config:
         return None
