@@ -1,9 +1,8 @@
-"""Images a second through both networks on this machine's GPU, or on its CPU where there is none, and whether bf16
-reads what fp32 reads.
+"""Time both networks on this machine's GPU, or on its CPU, and check that bf16 predicts what fp32 predicts.
 
-Needs torch and numpy alone, no Ray and no data on a disk, so it runs on a bare machine from the repository's root:
+Figures are images a second. Needs torch and numpy alone, no Ray and no data on a disk, so it runs on a bare machine from the repository's root:
 `PYTHONPATH=. python benchmarks/gpu.py`. Training steps are `loop.train_epoch`, upload and augmentation included;
-reading is what `Recognizer` does once pixels are decoded. Exits with status 1 where bf16 and fp32 disagree.
+reading is what `Recognizer` does once pixels are decoded. Exits with status 1 if bf16 and fp32 disagree.
 """
 
 import argparse

@@ -52,9 +52,11 @@ class Costs:
 
 @dataclasses.dataclass(frozen=True)
 class NightNeeds:
-    """What so many new images need. reading_hours: what is left of the night when all is listed, by an inventory where
-    requests take more than an hour, and planned; a job does that first. cores: to be done by then, besides the
-    driver's. gpus: instead of most of these, and cores_beside_gpus with them."""
+    """Needs of a night with so many new images.
+
+    reading_hours: left of the night once all is listed (by an inventory if requests take more than an hour) and
+    planned. cores: for recognizing in that time, besides the driver's. gpus, cores_beside_gpus: instead of most of them.
+    """
 
     num_images: int
     listing_hours: float

@@ -64,13 +64,27 @@ def train_epoch(
     alignment_prior: Callable[[int], float] = lambda step: 0.0,
     on_step: Callable[[int, int], None] = lambda step, images: None,
 ) -> tuple[EpochCounts, float]:
-    """One pass of optimizer steps. Returns this worker's counts and the seconds it waited for data.
+    """Train for one epoch.
 
-    parallel: what wraps the model where several workers train it. seed: of dropout and augmentation, different for each
-    worker. learning_rate: by step of this epoch. label_smoothing, and guidance by step of this epoch (see
-    `Network.losses`): shape the gradient, not the counts. The gradient is that of the mean over all workers' images of
-    a step, however unevenly they hold them: each worker's sum is scaled by world_size / step_images, since
-    data-parallel gradients are averaged over workers.
+    Args:
+        model: Its weights are updated.
+        optimizer: Of the model's parameters.
+        batches: Of this worker.
+        arithmetic: Device and precision.
+        parallel: The model wrapped for data-parallel training, if there are several workers.
+        augment: Distorts a batch.
+        seed: Of dropout and distortion, different for each worker.
+        world_size: Number of workers.
+        learning_rate: Returns the rate of a step, from 0.
+        label_smoothing: As in `Network.losses`; it shapes the gradient, not the counts.
+        alignment_prior: Returns the weight of a step, as in `Network.losses`; it shapes the gradient, not the
+            counts.
+        on_step: Called with a step and its images.
+
+    Returns:
+        This worker's counts and the seconds it waited for data. The gradient is that of the mean over all workers'
+            images of a step, however unevenly they hold them: each worker's sum is scaled by world_size /
+            step_images, as data-parallel gradients are averaged over workers.
     """
     forward = parallel or model
     forward.train()

@@ -226,5 +226,5 @@ def _one_cycle(fraction: float, warmup: float) -> float:
 
 
 def _cosine(fraction: float) -> float:
-    """Fall from 1 to 0 as the fraction rises from 0 to 1."""
+    """Return the share that falls from 1 to 0 as the fraction rises from 0 to 1."""
     return 0.5 * (1 + math.cos(math.pi * fraction))

@@ -24,7 +24,7 @@ _COLUMNS = 3
 
 
 def best_so_far(trials: Sequence[Trial]) -> bytes:
-    """PNG of the best accuracy known at any time: a step at each trial that raises it, a dot for each trial's end."""
+    """Draw the best accuracy known at any time: a step at each trial that raises it, a dot for each trial's end."""
     ended = sorted((t for t in trials if t.outcome), key=lambda t: t.outcome.ended_s if t.outcome else 0.0)
     seconds = [trial.outcome.ended_s for trial in ended if trial.outcome]
     unit, name = (60, "minutes") if max(seconds, default=0) < 7200 else (3600, "hours")
@@ -39,7 +39,7 @@ def best_so_far(trials: Sequence[Trial]) -> bytes:
 
 
 def learning_curves(trials: Sequence[Trial], best: int) -> bytes:
-    """PNG of each trial's whole-string accuracy in validation against the epoch; the best trial on top."""
+    """Draw each trial's exact match in validation against the epoch; the best trial on top."""
     figure, axes = _axes("epoch", "whole strings read in validation")
     for trial in sorted(trials, key=lambda t: t.number == best):
         values = [math.nan if e["val_exact_match"] is None else e["val_exact_match"] for e in trial.epochs]
@@ -54,7 +54,7 @@ def learning_curves(trials: Sequence[Trial], best: int) -> bytes:
 
 
 def parameters(space: Space, trials: Sequence[Trial]) -> bytes:
-    """PNG of a panel per parameter: its value against the accuracy."""
+    """Draw a panel per parameter: its value against the accuracy."""
     rows = math.ceil(len(space) / _COLUMNS)
     columns = min(len(space), _COLUMNS)
     figure = Figure(figsize=(3.4 * columns + 0.4, 2.9 * rows), dpi=DPI, layout="constrained")
@@ -73,7 +73,7 @@ def parameters(space: Space, trials: Sequence[Trial]) -> bytes:
 
 
 def parallel_coordinates(space: Space, trials: Sequence[Trial], best: int) -> bytes:
-    """PNG of a line per trial across an axis per parameter, colored by its accuracy; the best is thick."""
+    """Draw a line per trial across an axis per parameter, colored by its accuracy; the best is thick."""
     names = list(space)
     figure = Figure(figsize=(max(1.7 * len(names), 4) + 1.6, 4.2), dpi=DPI, layout="constrained")
     axes = figure.add_subplot()
@@ -110,7 +110,7 @@ def parallel_coordinates(space: Space, trials: Sequence[Trial], best: int) -> by
 
 
 def importance(shares: Mapping[str, float]) -> bytes:
-    """PNG of a bar per parameter, the largest on top. shares: add up to 1."""
+    """Draw a bar per parameter, the largest on top. shares: add up to 1."""
     names = sorted(shares, key=lambda name: shares[name])
     figure = Figure(figsize=(7.2, 0.6 + 0.4 * len(names)), dpi=DPI, layout="constrained")
     axes = figure.add_subplot()
@@ -153,12 +153,12 @@ def _dots(axes: Axes, at: Sequence[float], trials: Sequence[Trial], order: Seque
 
 
 def _position(parameter: Parameter, value: Any) -> float:
-    """Where a value stands on its axis, in data coordinates."""
+    """Return where a value is on its axis, in data coordinates."""
     return float(value) if isinstance(parameter, Range) else float(parameter.values.index(value))
 
 
 def _height(parameter: Parameter, value: Any) -> float:
-    """0 to 1 between the parameter's ends."""
+    """Return a value's height, 0 to 1 between the parameter's ends."""
     if isinstance(parameter, Range):
         low, high = parameter.low, parameter.high
         if parameter.log:
@@ -168,7 +168,7 @@ def _height(parameter: Parameter, value: Any) -> float:
 
 
 def _marks(parameter: Parameter) -> list[tuple[float, str]]:
-    """Heights with a text: the ends of a range, all values of a choice."""
+    """Return heights with a text: the ends of a range, all values of a choice."""
     return [(_height(parameter, v), text(v)) for v in parameter.ends()]
 
 
