@@ -19,7 +19,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
-demo: install ## draw two corpora, train both networks, write reports, read a folder into Parquet (5 minutes on two cores)
+demo: install ## draw two corpora, train both networks, write reports, recognize a folder (5 minutes on two cores)
 	$(BIN)/python jobs/synthesize.py --scheme digits --num-images 4000 --out $(DEMO)/corpus/digits
 	$(BIN)/python jobs/preprocess.py --corpus $(DEMO)/corpus/digits --labels folder --out $(DEMO)/shards/digits
 	$(BIN)/python jobs/train.py --recipe demo-digits --shards $(DEMO)/shards/digits --run $(DEMO)/runs/digits --resume
@@ -31,7 +31,7 @@ demo: install ## draw two corpora, train both networks, write reports, read a fo
 	@echo "one character:   $(CURDIR)/$(DEMO)/runs/digits/report.html"
 	@echo "five characters: $(CURDIR)/$(DEMO)/runs/text5/report.html"
 	@echo "networks: $(DEMO)/runs/*/checkpoint   corpora: $(DEMO)/corpus   shards: $(DEMO)/shards"
-	@echo "what was read: $(DEMO)/predictions; the same command again reads only what is new"
+	@echo "predictions: $(DEMO)/predictions; the same command again recognizes only what is new"
 
 lint: install ## style
 	$(BIN)/ruff check .

@@ -107,7 +107,7 @@ def measure(part: Part, options: Options, where: Place, num_workers: int, folder
         if part == "inference":
             night = ("--images", "images", "--run", "network", "--out", out, "--num-workers", str(num_workers))
             said = where.run("infer", *night, cwd=folder)
-            found = re.search(r"^read: ([\d,]+) objects in ([\d.]+) s", said, re.MULTILINE)
+            found = re.search(r"^recognize: ([\d,]+) objects in ([\d.]+) s", said, re.MULTILINE)
             assert found, said
             return int(found.group(1).replace(",", "")) / float(found.group(2))
         flags = ("--recipe", TRAININGS[part], "--shards", "shards", "--run", out, "--num-workers", str(num_workers))

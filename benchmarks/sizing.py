@@ -55,7 +55,7 @@ class NightNeeds:
     """Needs of a night with so many new images.
 
     reading_hours: left of the night once all is listed (by an inventory if requests take more than an hour) and
-    planned. cores: for recognizing in that time, besides the driver's. gpus, cores_beside_gpus: instead of most of them.
+    planned. cores: for recognizing in that time, besides the driver's. gpus, cores_beside_gpus: instead of most.
     """
 
     num_images: int

@@ -56,7 +56,7 @@ class Charset:
         for row, text in zip(classes, texts, strict=True):
             if not (1 if variable else max_length) <= len(text) <= max_length:
                 reads = f"1 to {max_length}" if variable else f"{max_length}"
-                raise InputError(f"label {text!r} has {len(text)} characters where the network reads {reads}")
+                raise InputError(f"label {text!r} has {len(text)} characters where the network recognizes {reads}")
             if unknown := self.unknown_in(text):
                 raise InputError(f"label {text!r} holds {unknown!r}, which the charset {self.characters!r} lacks")
             row[: len(text)] = [index[c] for c in text]

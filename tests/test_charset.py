@@ -55,7 +55,7 @@ def test_a_character_that_stands_twice_is_refused() -> None:
 
 
 def test_a_label_of_another_length_is_refused_with_both_lengths() -> None:
-    with pytest.raises(InputError, match="label '123' has 3 characters where the network reads 2"):
+    with pytest.raises(InputError, match="label '123' has 3 characters where the network recognizes 2"):
         Charset("123").encode(["12", "123"], 2)
 
 
@@ -71,5 +71,5 @@ def test_shorter_texts_are_filled_up_with_the_class_after_the_last() -> None:
     assert charset.decode(encoded) == ["ba", "a", "bbb"]
     assert charset.decode(np.array([[0, 2, 1]])) == ["a"], "what stands behind the end is not read"
     for text in ("", "abab"):
-        with pytest.raises(InputError, match=f"has {len(text)} characters where the network reads 1 to 3"):
+        with pytest.raises(InputError, match=f"has {len(text)} characters where the network recognizes 1 to 3"):
             charset.encode([text], 3, variable=True)

@@ -115,7 +115,7 @@ def test_probabilities_add_up_to_one_and_the_largest_is_the_confidence(recognize
         assert prediction.text == "".join(SPEC.charset[k] for k in row.argmax(1))
 
 
-def test_readings_are_made_of_log_probabilities(recognizer: Recognizer) -> None:
+def test_predictions_are_made_of_log_probabilities(recognizer: Recognizer) -> None:
     probabilities = np.full((1, 3, 5), 0.05, np.float32)
     probabilities[0, [0, 1, 2], [4, 0, 2]] = 0.8
     probabilities[0, 1, 0] = 0.5

@@ -61,7 +61,7 @@ def list_corpus(corpus: str, rule: LabelRule) -> Listing:
 def list_images(folder: str) -> list[str]:
     """Return the URIs of unlabeled images. Raises InputError if there are none."""
     uris = list_corpus(filesystem.absolute(folder), LabelRule("filename")).uris
-    check(bool(uris), f"{folder} holds no images to read")
+    check(bool(uris), f"{folder} holds no images")
     return uris
 
 

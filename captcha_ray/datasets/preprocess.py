@@ -109,7 +109,7 @@ def preprocess(config: PreprocessConfig) -> schema.Manifest:
     rule = labels.LabelRule(config.labels, config.label_pattern, config.table)
     listing = labels.list_corpus(config.corpus, rule)
     if not listing.uris:
-        raise InputError(f"{config.corpus} holds no images to read")
+        raise InputError(f"{config.corpus} holds no images")
     files, refused = _check_labels(listing, config)
     if not len(files):
         raise InputError(

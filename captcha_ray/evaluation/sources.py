@@ -32,7 +32,7 @@ def open_labeled(config: EvaluateConfig, own_shards: str, spec: ModelSpec) -> La
         rule = labels.LabelRule(config.labels, config.label_pattern, config.table)
         return read_corpus(config.corpus, rule, spec.image)
     if not config.shards and not own_shards:
-        raise InputError("there is no run to tell which shards to read; name --shards or --corpus")
+        raise InputError("there is no run to tell which shards to measure on; name --shards or --corpus")
     shards = open_shards(config.shards or own_shards)
     manifest = shards.manifest
     if out_of_charset := Charset(spec.charset).unknown_in(manifest.charset):
@@ -41,9 +41,11 @@ def open_labeled(config: EvaluateConfig, own_shards: str, spec: ModelSpec) -> La
         )
     if not spec.fits(manifest.min_length, manifest.max_length):
         lengths = f"{manifest.min_length} to {manifest.max_length}"
-        raise InputError(f"labels of {shards.uri} have {lengths} characters, the network reads {spec.length_range}")
+        raise InputError(
+            f"labels of {shards.uri} have {lengths} characters, the network recognizes {spec.length_range}"
+        )
     if manifest.image_spec != spec.image:
-        raise InputError(f"{shards.uri} holds images of {manifest.image_spec}, the network reads {spec.image}")
+        raise InputError(f"{shards.uri} holds images of {manifest.image_spec}, the network takes {spec.image}")
     labeled = shards.labeled(config.split)
     return labeled if shards.uri == own_shards else dataclasses.replace(labeled, name="shards")
 

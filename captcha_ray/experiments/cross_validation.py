@@ -56,7 +56,7 @@ def run_experiments(config: EvaluateConfig, run: RunDirectory) -> None:
             console.say(evaluate.describe_one(f"all {config.folds} folds", found.summary()))
             disputed = f"{found.facts['num_disputed']:,} of {found.counts.num_images:,}"
             console.say(f"labels disputed with a confidence of at least {DISPUTED:.0%}: {disputed}")
-            console.say(f"all readings: {found.source}")
+            console.say(f"all predictions: {found.source}")
         else:
             test: Split = "test" if manifest.num_images["test"] else "val"
             curve = measure_curve(run, recipe, manifest, shards.read("train"), shards.read(test))

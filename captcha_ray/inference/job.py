@@ -85,7 +85,7 @@ class NightSummary:
         where = ", ".join(run.folder for run in self.committed.runs[:3])
         more = f" and {len(self.committed.runs) - 3:,} more" if len(self.committed.runs) > 3 else ""
         return (
-            f"{total:,} of {self.listed:,} objects read: {counts.ok:,} ok, {uncertain}{counts.num_errors:,} errors"
+            f"{total:,} of {self.listed:,} objects done: {counts.ok:,} ok, {uncertain}{counts.num_errors:,} errors"
             f"{f' ({errors})' if errors else ''}; {self.skipped:,} skipped as done; "
             f"{f'committed as {where}{more} in' if where else 'nothing to add to'} {self.out}; "
             f"{self.seconds:.1f} s, {max(total - self.adopted, 0) / self.seconds:,.0f} objects/s"
@@ -208,7 +208,7 @@ class _Job:
     def run(self) -> NightSummary:
         adopted = self._timed("resume", self._table.open)
         if adopted.total:
-            console.say(f"{adopted.total:,} objects were read before an interruption and are kept")
+            console.say(f"{adopted.total:,} objects were recognized before an interruption and are kept")
             self._adopted = adopted.total
             self._add(self._table.adopted_block, adopted.total, adopted.num_errors)
         try:
@@ -308,7 +308,7 @@ class _Job:
             return [(name, report["fetched"], report["recognized"]) for name, report in reports.items()]
 
         began = time.monotonic()
-        with console.progress("read", self._total - self._rows, "objects") as shown:
+        with console.progress("recognize", self._total - self._rows, "objects") as shown:
             for row in watch(read_all, self._config.stall_timeout_s, stage, evidence):
                 if row["refusal"]:
                     raise InputError(row["refusal"])
@@ -373,7 +373,7 @@ class _Job:
             said = ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common())
             since = f"after {self._committed.runs[-1].folder}" if self._committed.runs else "of them"
             raise TooManyErrorsError(
-                f"{self._errors:,} of {self._total:,} objects cannot be read ({said}), more than "
+                f"{self._errors:,} of {self._total:,} objects cannot be recognized ({said}), more than "
                 f"--max-error-fraction {self._config.max_error_fraction:g} allows; nothing {since} was committed; "
                 f"the first is {example!a}"
             )

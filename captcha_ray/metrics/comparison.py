@@ -29,7 +29,7 @@ class Comparison:
         """Return a sentence that says which is better."""
         luck = "" if self.num_seeds > 1 else ", without the luck of seeds"
         between = f"{self.difference:+.2%} (95 % interval {self.low:+.2%} to {self.high:+.2%}{luck})"
-        read = f"the best trial's config reads {self.best:.2%}, the recipe {self.recipe:.2%}"
+        read = f"the best trial's config recognizes {self.best:.2%}, the recipe {self.recipe:.2%}"
         if self.low > 0:
             return f"{read}, which is more: {between}"
         if self.high < 0:

@@ -231,9 +231,7 @@ def build_model(spec: ModelSpec) -> Network:
     """
     if spec.network == "glyph_vgg":
         if spec.max_length != 1:
-            raise InputError(
-                f"glyph_vgg reads one character an image, not {spec.max_length}; multi_head_cnn reads several"
-            )
+            raise InputError(f"glyph_vgg recognizes one character an image, not {spec.max_length}; use multi_head_cnn")
         if min(spec.image.height, spec.image.width) < 8:
             raise InputError(f"glyph_vgg needs images of at least 8x8 pixels, not {spec.image}")
         return GlyphVGG(spec.image, len(spec.charset), spec.dropout)
@@ -244,8 +242,8 @@ def build_model(spec: ModelSpec) -> Network:
         )  # a blank parts equal characters
         if spec.image.height < 7 or columns < needed:
             raise InputError(
-                f"column_cnn reads {spec.max_length} characters in images of at least {2 * needed}x7 pixels (width x "
-                f"height), not {spec.image}"
+                f"column_cnn recognizes {spec.max_length} characters in images of at least {2 * needed}x7 pixels "
+                f"(width x height), not {spec.image}"
             )
         return ColumnCNN(spec.image, len(spec.charset), spec.max_length, spec.dropout, variable=spec.variable)
     return MultiHeadCNN(spec.image, len(spec.charset), spec.max_length, spec.dropout)

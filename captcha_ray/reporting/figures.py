@@ -154,7 +154,7 @@ def mistakes(rows: Sequence[Mistake]) -> bytes:
         axes.set_axis_off()
         _show(axes, row.image)
         title = (
-            f"{index + 1:>2} truth {_cut(row.truth)}\n   read  {_cut(row.prediction)}  {_confidence(row.confidence)}"
+            f"{index + 1:>2} truth {_cut(row.truth)}\n   pred. {_cut(row.prediction)}  {_confidence(row.confidence)}"
         )
         axes.set_title(title, loc="left", fontsize=8, family="monospace", parse_math=False, pad=3)
     return png(figure)
@@ -188,7 +188,7 @@ def risk_coverage(points: Sequence[Mapping[str, float]]) -> bytes:
 
 def learning_curve(curve: Mapping[str, Any]) -> bytes:
     """Draw `learning_curve.summary`: points with their intervals, the fitted curve, and the goal."""
-    figure, axes = _axes("training images", "whole strings read")
+    figure, axes = _axes("training images", "whole strings right")
     points = curve["points"]
     images, read = [point["num_images"] for point in points], [point["exact_match"] for point in points]
     below = [max(r - point["exact_match_ci95"][0], 0) for r, point in zip(read, points, strict=True)]

@@ -13,9 +13,9 @@ from captcha_ray.storage import filesystem
 NO_MISTAKES = "No mistakes on this split."
 
 DISPUTED = (
-    "In place of {} labels another text was read with a confidence of at least 99 %, by a network that had not seen "
-    "the image: often the label is wrong. Below, all images that were read otherwise than labeled, the surest readings "
-    "first; folds.parquet has every reading."
+    "In place of {} labels another text was predicted with a confidence of at least 99 %, by a network that had not "
+    "seen the image: often the label is wrong. Below, all predictions that dispute a label, the surest "
+    "first; folds.parquet has every prediction."
 )
 
 
@@ -70,7 +70,7 @@ def _split(run: RunDirectory, name: str, summary: Mapping[str, Any], rows: Seque
         ),
         _mistakes(run, name, summary, rows),
         "<h3>Confusion of characters</h3>",
-        page.figure(run, f"confusion_{name}", f"Confusion matrix of split {name}: truth by reading", confusion),
+        page.figure(run, f"confusion_{name}", f"Confusion matrix of split {name}: truth by prediction", confusion),
         "<h3>Characters</h3>",
         _classes(summary),
     )
@@ -110,7 +110,7 @@ def _confidence(run: RunDirectory, name: str, summary: Mapping[str, Any]) -> str
         said = "no confidence is high enough"
     else:
         low, high = (page.percent(value) for value in found["precision_ci95"])
-        enough = "" if found["precision_ci95"][0] >= found["target"] else "; too few readings to be sure of it"
+        enough = "" if found["precision_ci95"][0] >= found["target"] else "; too few predictions to be sure of it"
         requested = math.floor(found["confidence"] * 1e6) / 1e6  # rounded up, it would leave that reading out
         said = (
             f"{requested:.6f}, which {page.percent(found['coverage'])} of the images reach; of these "
@@ -140,7 +140,9 @@ def _learning_curve(run: RunDirectory, curve: Mapping[str, Any]) -> str:
     return page.section(
         "Learning curve",
         page.paragraph(f"{curve['answer']}."),
-        page.figure(run, "learning_curve", "Whole strings read against training images", figures.learning_curve(curve)),
+        page.figure(
+            run, "learning_curve", "Whole strings right against training images", figures.learning_curve(curve)
+        ),
         page.table(["Training images", "Whole strings", "95% interval"], body, kind="numbers"),
     )
 
@@ -164,7 +166,7 @@ def _mistakes(run: RunDirectory, name: str, summary: Mapping[str, Any], rows: Se
     total = summary["num_images"] - summary["num_exact_match"]
     picture = run.path("figures", f"mistakes_{name}.png")
     if rows is None and total and filesystem.exists(picture):
-        figure = page.figure(run, f"mistakes_{name}", f"Misread images of split {name}", filesystem.read(picture))
+        figure = page.figure(run, f"mistakes_{name}", f"Mistakes in split {name}", filesystem.read(picture))
         return page.paragraph(f"Mistakes: {total}.") + "\n" + figure
     if not rows:
         filesystem.delete(picture)
@@ -180,7 +182,7 @@ def _mistakes(run: RunDirectory, name: str, summary: Mapping[str, Any], rows: Se
     return "\n".join(
         [
             page.paragraph(f"Mistakes: {total}. Shown: {len(rows)}, worst first."),
-            page.figure(run, f"mistakes_{name}", f"Misread images of split {name}", figures.mistakes(rows)),
+            page.figure(run, f"mistakes_{name}", f"Mistakes in split {name}", figures.mistakes(rows)),
             f"<details>\n<summary>The same as a table</summary>\n{table}\n</details>",
         ]
     )

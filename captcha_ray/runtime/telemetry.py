@@ -10,16 +10,16 @@ from ray.util import metrics
 
 GAUGES = {
     "captcha_progress": "Share of the work that is done, 0 to 1.",
-    "captcha_images_per_second": "Images trained on, or objects read, a second; all workers together.",
+    "captcha_images_per_second": "Images trained on, or objects recognized, a second; all workers together.",
     "captcha_data_wait_fraction": "Share of the last epoch in which training waited for data, 0 to 1.",
     "captcha_train_loss": "Loss of the last epoch on the training split, nats per image.",
-    "captcha_val_exact_match": "Share of validation strings read right after the last epoch, or by the best trial.",
+    "captcha_val_exact_match": "Share of validation strings recognized after the last epoch, or by the best trial.",
     "captcha_workers": "Workers that train.",
 }
 
 COUNTERS = {
-    "captcha_objects": "Objects read, those with an error too.",
-    "captcha_errors": "Objects that could not be read.",
+    "captcha_objects": "Objects done, those with an error too.",
+    "captcha_errors": "Objects that could not be recognized.",
     "captcha_stage_seconds": "Seconds that workers spent on a stage (fetch, decode, recognize, write), all together.",
 }
 """Prometheus appends `_total` to each name."""

@@ -122,7 +122,7 @@ class TrainConfig(Config):
         check(1 <= least <= most, f"num_workers is {self.num_workers}; it must be at least 1, or LEAST:MOST like 1:4")
         check(
             not self.variable_length or self.network in ("auto", "column_cnn"),
-            f"{self.network} reads the same number of characters in every image; --variable-length needs column_cnn",
+            f"{self.network} recognizes a fixed number of characters; --variable-length needs column_cnn",
         )
         check(
             self.batch_size == 0 or self.batch_size >= 2,

@@ -62,7 +62,7 @@ def diagnose(
     useless = [said for name in OWN_SPLITS if name in splits and (said := describe_useless(name, splits[name]))]
     strings, characters = (_best(epochs, name) for name in ("val_exact_match", "val_char_accuracy"))
     if strings is not None and _reads_nothing(strings, characters or 0.0, manifest.num_images["val"]):
-        useless.append(f"in the best of {len(epochs)} epochs it has read {strings:.2%} of the validation strings")
+        useless.append(f"in the best of {len(epochs)} epochs it has recognized {strings:.2%} of the validation strings")
     if len(manifest.charset) == 1 and manifest.min_length == manifest.max_length:
         useless.append(f"every label is {manifest.charset * manifest.max_length!r}: there is nothing to tell apart")
     if not useless:
@@ -91,7 +91,7 @@ def describe_useless(name: str, summary: Mapping[str, Any]) -> str:
     if not guessed and not _reads_nothing(strings, characters, summary["num_images"]):
         return ""
     return (
-        f"it reads {strings:.2%} of the {summary['num_images']:,} strings of {name} and {characters:.2%} of their "
+        f"it recognizes {strings:.2%} of the {summary['num_images']:,} strings of {name} and {characters:.2%} of their "
         f"characters, of which the commonest alone are {commonest:.2%}"
     )
 

@@ -96,7 +96,7 @@ def label(
     """
     teacher = RunDirectory(filesystem.join(config.run, TEACHER))
     if not teacher.finished:
-        console.say(f"first a network to read {len(uris):,} files of {config.unlabeled}")
+        console.say(f"first a network to label {len(uris):,} files of {config.unlabeled}")
         first = dataclasses.replace(config, run=teacher.uri, unlabeled="", resume=True)
         fit(first, shards.manifest, shards.read("train"), val.dataset if val else None, resources)
         if val:
@@ -115,10 +115,10 @@ def label(
     rows = _decode(chosen, shards)
     number = rows.count()
     if changed := len(chosen) - number:
-        console.warn(f"{changed:,} files of {config.unlabeled} are gone or others since they were read")
+        console.warn(f"{changed:,} files of {config.unlabeled} are gone or have changed since they were predicted")
     console.say(
-        f"{number:,} pictures that are not in the shards are read with a confidence of at least {MIN_CONFIDENCE:.0%}, "
-        f"and learned from"
+        f"{number:,} pictures that are not in the shards are predicted with a confidence of at least "
+        f"{MIN_CONFIDENCE:.0%}, and learned from"
     )
     facts = {"source": config.unlabeled, "num_files": len(uris), "num_read": len(predictions)}
     return MoreImages(rows, number, facts | {"num_learned_from": number})
@@ -137,7 +137,7 @@ def _read(uris: list[str], shards: Shards, model: str, use_gpu: bool) -> pa.Tabl
         num_gpus=1 if use_gpu else None,
     )
     tables = [PREDICTIONS_SCHEMA.empty_table()]
-    with console.progress("read what has no labels", len(uris), "images") as advance:
+    with console.progress("label what has no labels", len(uris), "images") as advance:
         for table in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
             tables.append(pa.table(table))
             advance(len(table))

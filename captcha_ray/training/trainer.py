@@ -75,7 +75,7 @@ def model_spec(config: TrainConfig, manifest: schema.Manifest) -> ModelSpec:
         check(
             requested in (0, found),
             f"the shards hold images of {image.width}x{image.height} pixels (width x height), but recipe "
-            f"{config.recipe} reads {name} {requested}; preprocess to that size, or pass --{name} 0 to take theirs",
+            f"{config.recipe} needs {name} {requested}; preprocess to that size, or pass --{name} 0 to take theirs",
         )
     check(
         config.charset in ("", manifest.charset),
@@ -91,8 +91,8 @@ def model_spec(config: TrainConfig, manifest: schema.Manifest) -> ModelSpec:
     )
     check(
         spec.fits(manifest.min_length, manifest.max_length),
-        f"labels in the shards have {manifest.min_length} to {manifest.max_length} characters, but the network reads "
-        f"{spec.length_range} in every image; keep those by preprocessing with --length {spec.max_length}, pass "
+        f"labels in the shards have {manifest.min_length} to {manifest.max_length} characters, but the network "
+        f"recognizes {spec.length_range} in every image; keep those by preprocessing with --length {spec.max_length}, pass "
         f"--max-length 0 where all have another length, or train column_cnn with --variable-length",
     )
     with torch.device("meta"):

@@ -29,7 +29,7 @@ def best_so_far(trials: Sequence[Trial]) -> bytes:
     seconds = [trial.outcome.ended_s for trial in ended if trial.outcome]
     unit, name = (60, "minutes") if max(seconds, default=0) < 7200 else (3600, "hours")
     at = [s / unit for s in seconds]
-    figure, axes = _axes(f"{name} of searching", "whole strings read in validation")
+    figure, axes = _axes(f"{name} of searching", "whole strings right in validation")
     _dots(axes, at, ended, at)
     best = list(itertools.accumulate((trial.accuracy for trial in ended), max))
     axes.step(at, best, where="post", color="tab:orange", linewidth=1.8, label="best so far")
@@ -40,7 +40,7 @@ def best_so_far(trials: Sequence[Trial]) -> bytes:
 
 def learning_curves(trials: Sequence[Trial], best: int) -> bytes:
     """Draw each trial's exact match in validation against the epoch; the best trial on top."""
-    figure, axes = _axes("epoch", "whole strings read in validation")
+    figure, axes = _axes("epoch", "whole strings right in validation")
     for trial in sorted(trials, key=lambda t: t.number == best):
         values = [math.nan if e["val_exact_match"] is None else e["val_exact_match"] for e in trial.epochs]
         style: dict[str, Any] = {"color": "0.65", "linewidth": 1.0}
@@ -64,7 +64,7 @@ def parameters(space: Space, trials: Sequence[Trial]) -> bytes:
     for axes, (name, parameter) in zip(panels.flat, space.items(), strict=False):
         positions = [_position(parameter, trial.values[name]) for trial in trials]
         _dots(axes, positions, trials, [trial.number for trial in trials])
-        _style(axes, name, "whole strings read in validation")
+        _style(axes, name, "whole strings right in validation")
         axes.label_outer()
         axes.set_xlabel(name)
         _ticks(axes, parameter)
@@ -105,7 +105,7 @@ def parallel_coordinates(space: Space, trials: Sequence[Trial], best: int) -> by
     scale = _mappable(low, high)
     bar = figure.colorbar(scale, ax=axes, fraction=0.03, pad=0.02)
     bar.ax.yaxis.set_major_formatter(PercentFormatter(1))
-    bar.set_label("whole strings read in validation", fontsize=9)
+    bar.set_label("whole strings right in validation", fontsize=9)
     return png(figure)
 
 

@@ -56,17 +56,17 @@ def write(run: RunDirectory, space: Space, findings: SearchResult) -> str:
 
 
 def _result(best: Trial, comparison: Comparison | None) -> dict[str, str]:
-    rows = {"Best trial": str(best.number), "Whole strings it read in the search": percent(best.accuracy)}
+    rows = {"Best trial": str(best.number), "Whole strings right in the search": percent(best.accuracy)}
     rows |= {name: text(value) for name, value in best.values.items()}
     if comparison:
-        rows["Whole strings read, its config"] = percent(comparison.best)
-        rows["Whole strings read, the recipe"] = percent(comparison.recipe)
+        rows["Whole strings right, its config"] = percent(comparison.best)
+        rows["Whole strings right, the recipe"] = percent(comparison.recipe)
         rows["Validation images, seeds"] = f"{comparison.num_images:,}, {comparison.num_seeds}"
     return rows
 
 
 def _rows(space: Space, found: Sequence[Trial]) -> tuple[list[str], list[list[str]]]:
-    head = ["Trial", "Strings read", "Epochs", "Seconds", *space, "Status"]
+    head = ["Trial", "Strings right", "Epochs", "Seconds", *space, "Status"]
     ranked = sorted(found, key=lambda trial: (-trial.score, trial.number))
     return head, [
         [

@@ -270,7 +270,7 @@ def test_a_corpus_without_anything_to_learn_is_one_sentence(tmp_path: Path) -> N
     with pytest.raises(InputError, match=r"corpus does not exist$"):
         preprocess.preprocess(config_for(tmp_path))
     (tmp_path / "corpus").mkdir()
-    with pytest.raises(InputError, match="holds no images to read"):
+    with pytest.raises(InputError, match="holds no images"):
         preprocess.preprocess(config_for(tmp_path))
     (tmp_path / "corpus/ab-0.png").write_bytes(b"")
     with pytest.raises(InputError, match="no image that can be used: 1 empty_file"):

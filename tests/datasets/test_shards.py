@@ -60,9 +60,9 @@ def test_a_network_is_only_measured_on_shards_it_could_read(glyph_shards: Shards
     assert sources.open_labeled(config, "", dataclasses.replace(spec, max_length=5, variable=True)).name == "shards"
     for change, sentence in (
         ({"charset": "abc"}, "hold 'd', which the network's charset 'abc' lacks"),
-        ({"max_length": 5}, "have 2 to 2 characters, the network reads 5"),
-        ({"max_length": 1, "variable": True}, "have 2 to 2 characters, the network reads 1 to 1"),
-        ({"image": dataclasses.replace(image, denoise=3)}, "the network reads"),
+        ({"max_length": 5}, "have 2 to 2 characters, the network recognizes 5"),
+        ({"max_length": 1, "variable": True}, "have 2 to 2 characters, the network recognizes 1 to 1"),
+        ({"image": dataclasses.replace(image, denoise=3)}, "the network takes"),
     ):
         with pytest.raises(InputError, match=sentence):
             sources.open_labeled(config, "", dataclasses.replace(spec, **change))

@@ -166,7 +166,7 @@ def check_rows(rows: list[dict[str, Any]], expected: dict[str, str], task: Block
             assert len(row["text"]) == len(row["char_confidence"]) == 2
 
 
-def check_readings(rows: list[dict[str, Any]], network: str) -> None:
+def check_predictions(rows: list[dict[str, Any]], network: str) -> None:
     """The good rows say what the recognizer says of the same bytes."""
     names = [row["uri"].rpartition("/")[2] for row in rows if row["status"] == "ok"]
     data = [OBJECTS[name][0] or b"" for name in names]
@@ -193,7 +193,7 @@ def test_a_block_of_good_and_broken_files_gives_every_row_in_its_place(
     }
     rows = read(task, listed(list(expected)))
     check_rows(rows, expected, task)
-    check_readings(rows, network)
+    check_predictions(rows, network)
 
 
 def test_folders_among_the_images_take_no_file_numbers(task: BlockTask, tmp_path: Path) -> None:
@@ -299,7 +299,7 @@ def test_a_bucket_gives_the_rows_that_a_folder_gives_and_a_denied_object_is_one_
         rows = read(remote, listed(list(expected)))
         requests = proxy.requests
     check_rows(rows, expected, task)
-    check_readings_by_uri(rows, network)
+    check_predictions_by_uri(rows, network)
     assert requests["GET", "/images/a.png"] == 1
     assert requests["GET", "/images/denied.png"] == 1
     assert requests["GET", "/images/lost.png"] == objectstore.ATTEMPTS
@@ -310,8 +310,8 @@ def test_a_bucket_gives_the_rows_that_a_folder_gives_and_a_denied_object_is_one_
             assert row["last_modified"].tzinfo is not None
 
 
-def check_readings_by_uri(rows: list[dict[str, Any]], network: str) -> None:
-    """As `check_readings`, of batches that are not the recognizer's own: the last digits may differ."""
+def check_predictions_by_uri(rows: list[dict[str, Any]], network: str) -> None:
+    """As `check_predictions`, of batches that are not the recognizer's own: the last digits may differ."""
     recognizer = Recognizer.load(network)
     for row in rows:
         if row["status"] == "ok":
@@ -330,7 +330,7 @@ def test_an_object_that_its_listing_calls_too_large_is_not_asked_for(
     check_rows(rows, {"s3://images/a.png": "TooLarge: "}, task)
 
 
-def test_readings_of_less_confidence_than_asked_for_are_uncertain(task: BlockTask, tmp_path: Path) -> None:
+def test_predictions_of_less_confidence_than_asked_for_are_uncertain(task: BlockTask, tmp_path: Path) -> None:
     folder = fill(tmp_path / "images")
     uris = [str(folder / name) for name in OBJECTS]
     confidences = sorted(row["confidence"] for row in read(task, listed(uris)) if row["status"] == "ok")

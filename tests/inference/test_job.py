@@ -164,7 +164,7 @@ def test_too_many_errors_end_the_night_and_a_later_one_that_allows_them_reads_al
         night(images, network, out, max_error_fraction=0.24)
     said, first = str(caught.value).split("; the first is ")
     assert said == (
-        "10 of 40 objects cannot be read (10 EmptyFile), more than --max-error-fraction 0.24 allows; "
+        "10 of 40 objects cannot be recognized (10 EmptyFile), more than --max-error-fraction 0.24 allows; "
         "nothing of them was committed"
     )
     empty = {str(path) for path in images.iterdir() if not path.stat().st_size}
@@ -355,17 +355,17 @@ def a_night(ok: int, errors: dict[str, int], runs: int, skipped: int = 0) -> Nig
     [
         (
             a_night(0, {}, 0, skipped=1234),
-            "0 of 1,234 objects read: 0 ok, 0 errors; 1,234 skipped as done; nothing to add to s3://b/out; "
+            "0 of 1,234 objects done: 0 ok, 0 errors; 1,234 skipped as done; nothing to add to s3://b/out; "
             "2.0 s, 0 objects/s",
         ),
         (
             a_night(2000, {"Missing": 1, "Denied": 3}, 1, skipped=5),
-            "2,004 of 2,009 objects read: 2,000 ok, 4 errors (3 Denied, 1 Missing); 5 skipped as done; "
+            "2,004 of 2,009 objects done: 2,000 ok, 4 errors (3 Denied, 1 Missing); 5 skipped as done; "
             "committed as run=000001 in s3://b/out; 2.0 s, 1,002 objects/s",
         ),
         (
             a_night(10, {}, 5),
-            "10 of 10 objects read: 10 ok, 0 errors; 0 skipped as done; committed as run=000001, run=000002, "
+            "10 of 10 objects done: 10 ok, 0 errors; 0 skipped as done; committed as run=000001, run=000002, "
             "run=000003 and 2 more in s3://b/out; 2.0 s, 5 objects/s",
         ),
     ],
@@ -376,13 +376,13 @@ def test_a_night_is_said_in_one_line(done: NightSummary, line: str) -> None:
 
 
 @pytest.mark.usefixtures("ray_cluster")
-def test_a_night_tells_uncertain_readings_from_certain_ones(images: Path, network: Path, tmp_path: Path) -> None:
+def test_a_night_tells_uncertain_predictions_from_certain_ones(images: Path, network: Path, tmp_path: Path) -> None:
     every = night(images, network, tmp_path / "every")
     assert " uncertain, " not in every.describe()
     confidences = sorted(row["confidence"] for row in pq.read_table(tmp_path / "every").to_pylist())
     middle = (confidences[9] + confidences[10]) / 2
     found = night(images, network, tmp_path / "some", min_confidence=middle)
-    assert "40 of 40 objects read: 30 ok, 10 uncertain, 0 errors" in found.describe()
+    assert "40 of 40 objects done: 30 ok, 10 uncertain, 0 errors" in found.describe()
     rows = pq.read_table(tmp_path / "some").to_pylist()
     assert all((row["status"] == "ok") == (row["confidence"] >= middle) for row in rows)
     manifest = json.loads((tmp_path / "some/run=000001/_manifest.json").read_text())

@@ -228,7 +228,7 @@ def test_a_list_of_images_is_read_by_the_driver_alone(nodes: Nodes, tmp_path: Pa
     env = {**nodes.env, "RAY_ADDRESS": nodes.address}
     status, out, err = run_job("infer", *night, cwd=tmp_path, env=env)
     assert status == 0, err
-    assert "30 of 30 objects read" in out
+    assert "30 of 30 objects done" in out
 
 
 def measured(nodes: Nodes, name: str) -> dict[str, float]:

@@ -98,12 +98,12 @@ def test_three_nights_over_a_bucket(network: Path, tmp_path: Path) -> None:
                  "--endpoint-url", proxy.url, "--date-pattern", r"(\d{4})[-/](\d\d)[-/](\d\d)")  # fmt: skip
         status, said, err = run_job("infer", *night, cwd=tmp_path, env=env)
         assert (status, err) == (0, "")
-        assert "60 of 60 objects read: 60 ok, 0 errors; 0 skipped as done; committed as " in said.splitlines()[-1]
+        assert "60 of 60 objects done: 60 ok, 0 errors; 0 skipped as done; committed as " in said.splitlines()[-1]
         assert seen["GET"] == 60
 
         status, said, _ = run_job("infer", *night, cwd=tmp_path, env=env)
         assert status == 0
-        assert "0 of 60 objects read" in said
+        assert "0 of 60 objects done" in said
         assert "60 skipped as done; nothing to add" in said
         assert seen["GET"] == 60, "a night with nothing new reads no image"
 
@@ -115,7 +115,7 @@ def test_three_nights_over_a_bucket(network: Path, tmp_path: Path) -> None:
                 filesystem.write(f"s3://images/2026-11-22/{name}.png", png(24, 16, seed=ord(name[0])))
         status, said, _ = run_job("infer", *night, cwd=tmp_path, env=env)
         assert status == 0
-        assert "3 of 61 objects read" in said
+        assert "3 of 61 objects done" in said
         assert seen["GET"] == 63
 
         with client_of(server):
@@ -168,14 +168,14 @@ def test_every_object_of_a_bucket_in_trouble_has_its_row(network: Path, tmp_path
 
         status, said, err = run_job("infer", *night, cwd=tmp_path, env=env)
         assert (status, err) == (0, "")
-        assert "50 of 50 objects read: 40 ok, 10 errors" in said
+        assert "50 of 50 objects done: 40 ok, 10 errors" in said
         with client_of(server):  # neither what is deleted, nor new, nor changed is a failure to try again
             filesystem.delete("s3://images/lost.png")
             filesystem.write("s3://images/new.png", whole)
             filesystem.write("s3://images/text.png", b"still not an image")
         status, said, err = run_job("infer", *night, "--retry-errors", cwd=tmp_path, env=env)
     assert (status, err) == (0, ""), "all that is left of the errors may fail again"
-    assert "8 of 50 objects read: 0 ok, 8 errors" in said
+    assert "8 of 50 objects done: 0 ok, 8 errors" in said
     found = {row["uri"].rpartition("/")[2]: row for row in rows(tmp_path / "s3/out/table")}
     assert len(found) == 50
     errors = {name: row["error"] for name, row in found.items() if row["status"] == "error"}
@@ -205,10 +205,12 @@ def test_a_killed_job_continues_and_a_second_one_keeps_out_of_its_way(
     with Job("infer", *night, cwd=tmp_path) as second:
         assert second.wait() == 0, second.said
         kept = int(
-            second.said.partition(" objects were read before an interruption")[0].splitlines()[-1].replace(",", "")
+            second.said.partition(" objects were recognized before an interruption")[0]
+            .splitlines()[-1]
+            .replace(",", "")
         )
         assert kept >= 3 * 256
-        assert "4,000 of 4,000 objects read: 4,000 ok" in second.said
+        assert "4,000 of 4,000 objects done: 4,000 ok" in second.said
     found = rows(out)
     assert Counter(row["uri"] for row in found) == {str(path): 1 for path in corpus.rglob("*.png")}
     assert not (out / "_staging").exists()

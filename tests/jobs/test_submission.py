@@ -59,7 +59,7 @@ def test_what_the_readme_says_of_submitting(nodes: Nodes, glyph_shards: Shards, 
         "s3://captcha-data/runs/captchas": str(factories.save_network(tmp_path / "network", factories.GLYPHS)),
         "s3://captcha-data/tables/captchas": f"{tmp_path}/out",
     }
-    assert "20 of 20 objects read" in said(night)
+    assert "20 of 20 objects done" in said(night)
 
 
 def test_a_job_that_ray_stops_leaves_a_run_to_resume_and_nothing_on_the_cluster(

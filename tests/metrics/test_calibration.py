@@ -6,7 +6,7 @@ import pytest
 from captcha_ray.metrics.calibration import NUM_POINTS, Confidences
 
 
-def test_the_calibration_error_is_the_gap_of_each_bin_weighted_by_its_readings() -> None:
+def test_the_calibration_error_is_the_gap_of_each_bin_weighted_by_its_predictions() -> None:
     # three of confidence .95 of which two are right, one of .1 that is wrong
     found = Confidences.of([0.95, 0.95, 0.95, 0.1], [True, True, False, False])
     assert found.calibration_error() == pytest.approx(3 / 4 * (0.95 - 2 / 3) + 1 / 4 * 0.1)
@@ -24,7 +24,7 @@ def test_a_confidence_of_one_belongs_to_the_last_bin() -> None:
     assert [one["high"] for one in Confidences.of([1.0, 0.0], [True, True]).bins()] == [1 / 15, 1.0]
 
 
-def test_readings_that_gaps_are_drawn_for_are_calibrated() -> None:
+def test_predictions_that_gaps_are_drawn_for_are_calibrated() -> None:
     rng = np.random.default_rng(0)
     confidence = rng.uniform(0, 1, 100_000)
     right = rng.uniform(size=100_000) < confidence
@@ -48,7 +48,7 @@ def test_the_threshold_is_the_lowest_that_is_precise_enough() -> None:
     assert found["precision_ci95"][0] < 0.5 < found["precision_ci95"][1] == 1.0
 
 
-def test_readings_of_the_same_confidence_are_taken_or_left_together() -> None:
+def test_predictions_of_the_same_confidence_are_taken_or_left_together() -> None:
     found = Confidences.of([0.9, 0.9, 0.9, 0.2], [True, False, True, True])
     assert found.threshold(0.99) is None
     assert found.risk_coverage() == [

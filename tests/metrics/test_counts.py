@@ -90,7 +90,7 @@ def test_accuracies_agree_with_numbers_worked_by_hand() -> None:
     assert summary["position_accuracy"] == pytest.approx([2 / 3, 2 / 3, 2 / 3])
 
 
-def test_the_confusion_matrix_has_truths_in_rows_and_readings_in_columns() -> None:
+def test_the_confusion_matrix_has_truths_in_rows_and_predictions_in_columns() -> None:
     assert WORKED.summary()["confusion"] == {
         "labels": ["a", "b", "c", "d", OTHER],
         "matrix": [[3, 1, 0, 0, 0], [0, 1, 1, 0, 0], [0, 0, 1, 0, 0], [0, 0, 0, 0, 0], [0, 0, 0, 0, 0]],

@@ -16,7 +16,7 @@ def points(curve: Curve = TRUE, tested: int = 200_000, sizes: tuple[int, ...] = 
     return [Point(size, round(tested * curve.accuracy(size)), tested) for size in sizes]
 
 
-def test_the_fit_finds_the_curve_behind_many_readings() -> None:
+def test_the_fit_finds_the_curve_behind_many_predictions() -> None:
     found = Curve.fit(points())
     assert found.intercept == pytest.approx(TRUE.intercept, abs=0.02)
     assert found.slope == pytest.approx(TRUE.slope, abs=0.005)

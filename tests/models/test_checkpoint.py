@@ -181,7 +181,7 @@ def test_a_pickle_in_place_of_weights_is_refused_and_not_run(folder: Path, tmp_p
         (lambda d: d["model"].update(max_length=1), "Unexpected key"),
         (lambda d: d["model"]["image"].update(height=20), "size mismatch"),
         (lambda d: d["model"]["image"].update(channels=1), "size mismatch"),
-        (lambda d: d["model"].update(network="glyph_vgg"), "reads one character an image, not 2"),
+        (lambda d: d["model"].update(network="glyph_vgg"), "recognizes one character an image, not 2"),
         (lambda d: d["model"].update(network="glyph_vgg", max_length=1), "Missing key|at least"),
     ],
     ids=["charset", "more slots", "fewer slots", "height", "channels", "network", "network and slots"],

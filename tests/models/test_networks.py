@@ -189,7 +189,7 @@ def test_guidance_is_the_share_of_the_loss_of_evenly_spaced_characters() -> None
 @pytest.mark.parametrize(("width", "height", "max_length"), [(70, 6, 4), (13, 30, 5)])
 def test_column_cnn_refuses_images_that_are_too_small(width: int, height: int, max_length: int) -> None:
     image = ImageSpec(height=height, width=width)
-    with pytest.raises(InputError, match=f"column_cnn reads {max_length} characters in images of at least"):
+    with pytest.raises(InputError, match=f"column_cnn recognizes {max_length} characters in images of at least"):
         build_model(dataclasses.replace(COLUMNS, image=image, max_length=max_length))
 
 
@@ -215,7 +215,7 @@ def test_a_seed_gives_the_same_weights() -> None:
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"max_length": 2}, "glyph_vgg reads one character an image, not 2"),
+        ({"max_length": 2}, "glyph_vgg recognizes one character an image, not 2"),
         ({"image": ImageSpec(height=60, width=7)}, "at least 8x8 pixels, not 7x60x1"),
         ({"image": ImageSpec(height=7, width=60)}, "at least 8x8 pixels, not 60x7x1"),
     ],

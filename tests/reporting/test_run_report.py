@@ -268,9 +268,9 @@ def test_mistakes_keep_their_order_in_the_picture_and_in_the_page(tmp_path: Path
     sheet = max(figure, key=lambda drawn: len(drawn.axes))
     titles = [axes.get_title(loc="left").split() for axes in sheet.axes]
     assert titles == [
-        ["1", "truth", "bb", "read", "ab", "20.0%"],
-        ["2", "truth", "aa", "read", "ab", "90.0%"],
-        ["3", "truth", "ba", "read", "ab", "50.0%"],
+        ["1", "truth", "bb", "pred.", "ab", "20.0%"],
+        ["2", "truth", "aa", "pred.", "ab", "90.0%"],
+        ["3", "truth", "ba", "pred.", "ab", "50.0%"],
     ]
     lefts = [axes.get_position().x0 for axes in sheet.axes]
     assert lefts == sorted(lefts)
@@ -488,11 +488,11 @@ def test_the_threshold_is_told_so_that_it_can_be_asked_for(tmp_path: Path, figur
     assert heights(curve) == [0.0, 0.2]
 
 
-def test_a_threshold_from_few_readings_is_called_that(tmp_path: Path) -> None:
+def test_a_threshold_from_few_predictions_is_called_that(tmp_path: Path) -> None:
     few = {**GOOD, "confidence": sure(*[(0.9, True)] * 86)}
     said = write(tmp_path, {"test": few}).pairs()["--min-confidence for 99.9% precision"]
     assert said.startswith("0.900000, which 100.00% of the images reach; of these 86, 100.00% are right")
-    assert said.endswith("; too few readings to be sure of it")
+    assert said.endswith("; too few predictions to be sure of it")
     none = {**GOOD, "confidence": sure((0.9, False), (0.5, True))}
     pairs = write(tmp_path, {"test": none}).pairs()
     assert pairs["--min-confidence for 99.9% precision"] == "no confidence is high enough"
@@ -510,7 +510,7 @@ def test_folds_have_a_row_each_and_disputes_their_number(tmp_path: Path) -> None
         [f"fold-{k}", "20", "19", "95.00%", "76.39% to 99.11%", "97.50%"] for k in range(2)
     ]
     said = " ".join(page.texts["p"])
-    assert "In place of 7 labels another text was read" in said
+    assert "In place of 7 labels another text was predicted" in said
     assert "Cross-validation in 2 folds" in page.texts["h2"]
     assert "Disputed labels" in page.texts["h3"]
 

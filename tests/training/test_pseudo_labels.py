@@ -92,7 +92,7 @@ def test_what_a_first_network_is_sure_of_is_learned_from(
     assert RunDirectory(str(tmp_path / "run")).read_json("config.json")["unlabeled"] == str(more)
 
 
-def test_only_sure_readings_are_learned_from(
+def test_only_sure_predictions_are_learned_from(
     few: tuple[Shards, Path], ray_cluster: ray_session.Cluster, tmp_path: Path
 ) -> None:
     _, more = few
@@ -186,7 +186,7 @@ def test_the_job_says_what_it_has_learned_from(few: tuple[Shards, Path], tmp_pat
     assert status == 0, err
     results = RunDirectory(str(tmp_path / "run")).read_json("results.json")
     number = results["unlabeled"]["num_learned_from"]
-    assert f"{number:,} pictures that are not in the shards are read with a confidence of at least 90%" in out
+    assert f"{number:,} pictures that are not in the shards are predicted with a confidence of at least 90%" in out
     assert "1 files of" in err
     assert f"epochs of {shards.manifest.num_images['train'] + number:,} images" in out
 
@@ -196,6 +196,6 @@ def test_a_folder_without_images_is_refused_before_a_run_is_begun(
 ) -> None:
     shards, _ = few
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match="empty holds no images to read"):
+    with pytest.raises(InputError, match="empty holds no images"):
         fit(config_for(shards, tmp_path / "empty", tmp_path / "run"), shards, ray_cluster)
     assert not (tmp_path / "run").exists()

@@ -318,8 +318,8 @@ def test_more_workers_than_the_cluster_holds_is_one_sentence_before_any_work(
         ({"height": 60}, "hold images of 24x16 pixels .* reads height 60"),
         ({"width": 200}, "reads width 200; preprocess to that size, or pass --width 0"),
         ({"charset": "xyz"}, "made for charset 'abcd', not 'xyz'"),
-        ({"max_length": 5}, "have 2 to 2 characters, but the network reads 5 in every"),
-        ({"network": "glyph_vgg"}, "glyph_vgg reads one character an image, not 2"),
+        ({"max_length": 5}, "have 2 to 2 characters, but the network recognizes 5 in every"),
+        ({"network": "glyph_vgg"}, "glyph_vgg recognizes one character an image, not 2"),
     ],
 )
 def test_shards_made_for_something_else_are_one_sentence(
@@ -331,7 +331,7 @@ def test_shards_made_for_something_else_are_one_sentence(
 
 def test_labels_of_several_lengths_are_one_sentence(glyph_shards: Shards) -> None:
     manifest = Manifest.from_dict({**glyph_shards.manifest.to_dict(), "max_length": 7})
-    with pytest.raises(InputError, match=r"have 2 to 7 characters, but .* reads 5 in every"):
+    with pytest.raises(InputError, match=r"have 2 to 7 characters, but .* recognizes 5 in every"):
         model_spec(config_for(glyph_shards, Path("unused"), max_length=5), manifest)
 
 

@@ -248,7 +248,7 @@ def test_what_cannot_be_searched_is_refused_and_nothing_is_overwritten(glyph_sha
         ),
         ("and 1 GPU", lambda: find(glyph_shards, tmp_path / "a", gpus_per_trial=1)),
         (
-            "reads one character an image, not 2",
+            "recognizes one character an image, not 2",
             lambda: find(glyph_shards, tmp_path / "a", recipe=get("wmail")),
         ),
     ]
