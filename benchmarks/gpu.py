@@ -1,8 +1,8 @@
 """Time both networks on this machine's GPU, or on its CPU, and check that bf16 predicts what fp32 predicts.
 
 Figures are images a second. Needs torch and numpy alone, no Ray and no data on a disk, so it runs on a bare machine
-from the repository's root: `PYTHONPATH=. python benchmarks/gpu.py`. Training steps are `loop.train_epoch`, upload and augmentation included;
-recognizing is what `Recognizer` does once pixels are decoded. Exits with status 1 if bf16 and fp32 disagree.
+from the repository's root: `PYTHONPATH=. python benchmarks/gpu.py`. Training steps are `loop.train_epoch`, upload and
+augmentation included; recognizing is what `Recognizer` does once pixels are decoded. Exits with status 1 if bf16 and fp32 disagree.
 """
 
 import argparse

@@ -92,8 +92,8 @@ def model_spec(config: TrainConfig, manifest: schema.Manifest) -> ModelSpec:
     check(
         spec.fits(manifest.min_length, manifest.max_length),
         f"labels in the shards have {manifest.min_length} to {manifest.max_length} characters, but the network "
-        f"recognizes {spec.length_range} in every image; keep those by preprocessing with --length {spec.max_length}, pass "
-        f"--max-length 0 where all have another length, or train column_cnn with --variable-length",
+        f"recognizes {spec.length_range} in every image; keep those by preprocessing with --length {spec.max_length}, "
+        f"pass --max-length 0 where all have another length, or train column_cnn with --variable-length",
     )
     with torch.device("meta"):
         build_model(spec)

@@ -236,6 +236,6 @@ class SearchResult:
         states = ", ".join(f"{count} {status}" for status, count in self.states.most_common())
         return [
             f"{len(self.trials)} trials: {states}; {self.num_epochs:,} epochs",
-            f"best: trial {self.best.number} recognizes {self.best.accuracy:.2%} of the validation images with {values}",
+            f"best: trial {self.best.number} recognizes {self.best.accuracy:.2%} of validation images with {values}",
             self.verdict,
         ]
