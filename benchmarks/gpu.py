@@ -2,7 +2,8 @@
 
 Figures are images a second. Needs torch and numpy alone, no Ray and no data on a disk, so it runs on a bare machine
 from the repository's root: `PYTHONPATH=. python benchmarks/gpu.py`. Training steps are `loop.train_epoch`, upload and
-augmentation included; recognizing is what `Recognizer` does once pixels are decoded. Exits with status 1 if bf16 and fp32 disagree.
+augmentation included; recognizing is what `Recognizer` does once pixels are decoded. Exits with status 1 if bf16 and
+fp32 disagree.
 """
 
 import argparse

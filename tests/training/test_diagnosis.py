@@ -69,8 +69,8 @@ def test_a_network_that_reads_no_string_is_told_with_all_figures_and_causes_in_o
     said = diagnosis.diagnose(NOTHING, [epoch(strings=share)], CONFIG, manifest())
     assert said == [
         "this network is of no use: it recognizes 0.00% of the 50 strings of test and 30.00% of their characters, of "
-        f"which the commonest alone are 30.00%; in the best of 1 epochs it has recognized {share:.2%} of the validation "
-        "strings",
+        f"which the commonest alone are 30.00%; in the best of 1 epochs it has recognized {share:.2%} of the "
+        "validation strings",
         "pixels: images of 160x32 leave 40 pixels of width to each of up to 4 characters, usually enough",
         "images: 400 to train on, in which the rarest of 4 characters, 'd', stands 100 times, usually enough",
         "labels: 22 of 529 files were kept out because their labels do not fit (--labels filename --label-pattern "
