@@ -46,6 +46,12 @@ QUIET_ALONE = {
 }
 """Further settings for a Ray that this process starts."""
 
+DEBUG = os.environ.get("CAPTCHA_RAY_DEBUG") == "1"
+"""Whether Ray's own logs and progress bars are shown, for those who look into its behavior."""
+
+SLOW_START_S = 20.0
+"""Seconds after which a start of Ray is said to be slow; it takes three on an idle machine."""
+
 WORKERS = {
     # glibc gives threads arenas that cannot hold more than 64 MiB at a stretch; larger buffers go back to the kernel
     # after every batch. Ray runs what actors do in threads: there inference was 2.5 times slower without this.
@@ -109,7 +115,8 @@ def connect(meanwhile: str = "") -> Iterator[Cluster]:
         JobError: Memory, or the object store and its disk, are used up.
     """
     address = os.environ.get("RAY_ADDRESS")
-    for name, value in (QUIET if address else QUIET | QUIET_ALONE | WORKERS).items():
+    quiet = {name: value for name, value in QUIET.items() if not (DEBUG and name == "RAY_BACKEND_LOG_LEVEL")}
+    for name, value in (quiet if address else quiet | QUIET_ALONE | WORKERS).items():
         os.environ.setdefault(name, value)
     ours = not ray.is_initialized()
     importing = threading.Thread(target=importlib.import_module, args=(meanwhile,)) if meanwhile else None
@@ -121,10 +128,11 @@ def connect(meanwhile: str = "") -> Iterator[Cluster]:
     if importing:
         importing.join()
     context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
+    context.enable_progress_bars = DEBUG
     context.execution_options.preserve_order = True
     context.raise_original_map_exception = True  # else only the text of what our code raised comes back
-    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # its errors come as exceptions, and are told once
+    if not DEBUG:
+        logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # its errors come as exceptions, and are told once
     try:
         console.bind(ray_job=ray.get_runtime_context().get_job_id())
         resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
@@ -150,7 +158,7 @@ def _start(address: str | None) -> None:
         if address:
             _check_answers(address)
             _check_is_a_node(address)
-            with _silent():  # as below; where it fails, native code says so once a second
+            with _kept_stderr(shown_on_failure=False):  # native code repeats every second what the error says
                 ray.init(address=address, logging_level=logging.WARNING, runtime_env={"env_vars": WORKERS})
         else:
             _ensure_token()
@@ -158,8 +166,9 @@ def _start(address: str | None) -> None:
             logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
             # "local", because without an address Ray joins whatever cluster was last started on this machine, or
             # waits for it in vain where it is gone.
-            with _silent():  # of native code, which says that it was told its log level
-                ray.init("local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+            level = logging.INFO if DEBUG else logging.ERROR
+            with _kept_stderr(), _slow_start_said():  # native code says that it was told its log level
+                ray.init("local", include_dashboard=False, log_to_driver=DEBUG, logging_level=level)
     except (ConnectionError, RuntimeError, ray.exceptions.AuthenticationError) as error:
         raise InputError(_why_not(address, error)) from error
     except InputError:
@@ -207,17 +216,38 @@ def _keeping_sigterm() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _silent() -> Iterator[None]:
-    """Discard what this process writes to file descriptor 2."""
+def _kept_stderr(*, shown_on_failure: bool = True) -> Iterator[None]:
+    """Keep what this process and its native code write to standard error in a file; show it only if the block fails."""
+    if DEBUG:
+        yield
+        return
     sys.stderr.flush()
-    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    kept = os.dup(2)
+    with tempfile.TemporaryFile() as file:
+        try:
+            os.dup2(file.fileno(), 2)
+            yield
+        except BaseException:
+            os.dup2(kept, 2)
+            file.seek(0)
+            if shown_on_failure:
+                sys.stderr.write(file.read().decode(errors="replace"))
+            raise
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+
+
+@contextlib.contextmanager
+def _slow_start_said() -> Iterator[None]:
+    """Print a line if the block takes longer than `SLOW_START_S`."""
+    timer = threading.Timer(SLOW_START_S, console.say, ["Ray is still starting; the machine may be busy"])
+    timer.daemon = True
+    timer.start()
     try:
-        os.dup2(nowhere, 2)
         yield
     finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
+        timer.cancel()
 
 
 def _is_host_and_port(address: str) -> bool:

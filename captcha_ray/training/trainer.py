@@ -23,7 +23,6 @@ import ray.train.torch
 import torch
 import torch._dynamo  # the first optimizer would import it, when nothing else goes on meanwhile
 import torch.distributed
-from ray.train.v2._internal.exceptions import RayTrainError
 
 from captcha_ray import console
 from captcha_ray.datasets import schema
@@ -33,6 +32,7 @@ from captcha_ray.models.spec import ModelSpec
 from captcha_ray.runs.directory import RunDirectory
 from captcha_ray.runtime import capacity
 from captcha_ray.runtime.ray_session import Cluster
+from captcha_ray.runtime.ray_train import LOST_WORKER_ERROR, InterruptibleTrainer
 from captcha_ray.runtime.telemetry import Telemetry
 from captcha_ray.storage import filesystem
 from captcha_ray.storage.lock import Lease
@@ -251,7 +251,9 @@ def _run_trainer(job: WorkerJob, local: bool) -> None:
                 continue
             if told:
                 raise told[0] from None
-            lost = [failure for failure in failures if isinstance(failure, (RayTrainError, ray.exceptions.RayError))]
+            lost = [
+                failure for failure in failures if isinstance(failure, (LOST_WORKER_ERROR, ray.exceptions.RayError))
+            ]
             if not lost:
                 raise  # of our code, with its trace; the others of a worker that is lost fail as well
             raise JobError(
@@ -288,7 +290,7 @@ def _run_trainer_once(job: WorkerJob, local: bool) -> None:
             failure_config=ray.train.FailureConfig(max_failures=config.max_failures),
             logging_config=ray.train.LoggingConfig(log_level="WARNING"),  # type: ignore[call-arg]
         )
-        trainer = _Trainer(
+        trainer = InterruptibleTrainer(
             train_worker,
             # Ray gives a process threads by the whole CPUs it has, and a little of the last one is left to others.
             train_loop_config={"job": job, "num_threads": 0 if local else config.cpus_per_worker},
@@ -296,13 +298,6 @@ def _run_trainer_once(job: WorkerJob, local: bool) -> None:
             run_config=run_config,
         )
         trainer.fit()
-
-
-class _Trainer(ray.train.torch.TorchTrainer):
-    """A TorchTrainer that leaves Ctrl-C to Python: Ray Train's handler ends the process with status 1 and no word."""
-
-    def _register_sigint_handler(self, controller: Any) -> None:
-        pass
 
 
 def epochs(job: WorkerJob, device: torch.device) -> Generator[dict[str, Any]]:
