@@ -5,6 +5,7 @@ Checks what can be checked without data. Does not read files, does not know Ray 
 
 import dataclasses
 import json
+import math
 from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
 
 from captcha_ray.errors import check, check_keys
@@ -13,19 +14,48 @@ DEMO = "demo"
 """Folder, relative to the working directory, for what jobs without arguments make."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Limit:
+    """Values that a field takes, from low to high, as its annotation: `epochs: Annotated[int, at_least(1)]`.
+
+    must_be: end of the error's sentence. above, below: low, or high, is excluded.
+    """
+
+    low: float
+    high: float
+    must_be: str
+    above: bool = False
+    below: bool = False
+
+    def holds(self, value: float) -> bool:
+        """Return whether a value is within the limit."""
+        return (self.low < value if self.above else self.low <= value) and (
+            value < self.high if self.below else value <= self.high
+        )
+
+
+def at_least(low: float) -> Limit:
+    """Return the limit of values from `low` on."""
+    return Limit(low, math.inf, f"at least {low}")
+
+
+NOT_NEGATIVE = Limit(0, math.inf, "finite and not negative", below=True)
+POSITIVE = Limit(0, math.inf, "finite and above 0", above=True, below=True)
+SHARE = Limit(0, 1, "0 to 1")
+SHARE_BELOW_1 = Limit(0, 1, "0 to below 1", below=True)
+
+
 class Config:
-    """A config with JSON both ways and a check of fields that take one of a few words."""
+    """A config with JSON both ways and a check of its fields' words and limits."""
 
     def __post_init__(self) -> None:
-        for name, kind in get_type_hints(type(self)).items():
-            if get_origin(kind) is Literal:
-                value, words = getattr(self, name), get_args(kind)
-                check(value in words, f"{name} is {value!r}; it must be one of {', '.join(words)}")
-
-    def _check_at_least(self, least: int, *names: str) -> None:
-        for name in names:
+        for name, kind in get_type_hints(type(self), include_extras=True).items():
             value = getattr(self, name)
-            check(value >= least, f"{name} is {value}; it must be at least {least}")
+            if get_origin(kind) is Literal:
+                words = get_args(kind)
+                check(value in words, f"{name} is {value!r}; it must be one of {', '.join(words)}")
+            for limit in getattr(kind, "__metadata__", ()):
+                check(limit.holds(value), f"{name} is {value}; it must be {limit.must_be}")
 
     def to_dict(self) -> dict[str, Any]:
         """Return all fields as JSON types; tuples become lists."""

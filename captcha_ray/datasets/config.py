@@ -2,9 +2,9 @@
 
 import dataclasses
 import re
-from typing import Literal
+from typing import Annotated, Literal
 
-from captcha_ray.config import DEMO, Config
+from captcha_ray.config import DEMO, Config, at_least
 from captcha_ray.errors import InputError, check
 from captcha_ray.image_spec import MAX_MAX_PIXELS, ImageSpec
 
@@ -32,17 +32,15 @@ class SynthesizeConfig(Config):
     """Draw this, sizes as width x height. In folders 0 to 9: digits of 18x60, color-digits of 15x30. As <text>.png:
     text5, five characters in 200x50; lines4, four digits in colors with lines in 152x42; lines4-small, the same in
     70x30; bits5, five digits in one bit in 80x25."""
-    num_images: int = 4000
+    num_images: Annotated[int, at_least(1)] = 4000
     """Draw so many images."""
-    seed: int = 0
+    seed: Annotated[int, at_least(0)] = 0
     """The same seed draws the same files, whatever the number of workers."""
     out: str = ""
     """Folder or s3:// URI to write to; must be empty or absent. Default: demo/corpus/<scheme>."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._check_at_least(1, "num_images")
-        self._check_at_least(0, "seed")
         if not self.out:
             object.__setattr__(self, "out", f"{DEMO}/corpus/{self.scheme}")
 
@@ -59,11 +57,11 @@ class PreprocessConfig(Config):
     """Regular expression searched in the file's stem; its first group, or all it matches, is the label."""
     table: str = ""
     """CSV or Parquet with columns path,text (paths relative to the table), for --labels table."""
-    height: int = 0
+    height: Annotated[int, at_least(0)] = 0
     """Height every image is resized to, pixels; 0 takes the corpus' own, the median of a sample, but 32 to 64."""
-    width: int = 0
+    width: Annotated[int, at_least(0)] = 0
     """Width every image is resized to, pixels; 0 takes the corpus' own at that height."""
-    channels: int = 0
+    channels: Annotated[int, at_least(0)] = 0
     """1 for gray, 3 for RGB; 0 for RGB where a sample of the corpus is in color, else gray."""
     denoise: int = 0
     """Side of a median filter, pixels, odd; 0 for none."""
@@ -86,7 +84,6 @@ class PreprocessConfig(Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._check_at_least(0, "height", "width", "channels")
         _ = self.image(self.height or 4, self.width or 4, self.channels or 1)
         check(
             all(f >= 0 for f in self.splits) and abs(sum(self.splits) - 1) < 1e-6,

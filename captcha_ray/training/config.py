@@ -1,10 +1,9 @@
 """Configure `train`; the docstring under a field is its `--help`."""
 
 import dataclasses
-import math
-from typing import Literal
+from typing import Annotated, Literal
 
-from captcha_ray.config import DEMO, Config
+from captcha_ray.config import DEMO, NOT_NEGATIVE, POSITIVE, SHARE, SHARE_BELOW_1, Config, at_least
 from captcha_ray.errors import InputError, check
 from captcha_ray.models.spec import Network, Precision
 
@@ -24,26 +23,25 @@ class TrainConfig(Config):
     """Folder or s3:// URI that jobs/preprocess.py wrote. The default one is made on first use."""
     unlabeled: str = ""
     """Folder or s3:// URI of unlabeled images, to learn from as well: a network trained on the shards predicts their
-    texts, and predictions with a confidence of 90 % or more count as labels. Empty for none.
-    """
+    texts, and predictions with a confidence of 90 % or more count as labels. Empty for none."""
     run: str = f"{DEMO}/runs/digits"
     """Folder or s3:// URI for checkpoints, metrics and report; must not hold another run."""
     network: Network = "auto"
     """Architecture; auto is column_cnn."""
-    height: int = 0
+    height: Annotated[int, NOT_NEGATIVE] = 0
     """Image height the shards must have, pixels; 0 takes what they have."""
-    width: int = 0
+    width: Annotated[int, NOT_NEGATIVE] = 0
     """Image width the shards must have, pixels; 0 takes what they have."""
-    max_length: int = 0
+    max_length: Annotated[int, NOT_NEGATIVE] = 0
     """Characters per image that the network recognizes; 0 takes the length of the shards' labels."""
     variable_length: bool = False
     """Recognize 1 to --max-length characters per image instead of exactly as many; column_cnn only."""
     charset: str = ""
     """Alphabet the shards must have; default: take theirs."""
-    epochs: int = 0
+    epochs: Annotated[int, NOT_NEGATIVE] = 0
     """Passes over the training split. 0 chooses a number by its images and characters, and adds to it while the network
-    does not read yet or still gets better; a number that is given is kept, unless --max-epochs allows more."""
-    max_epochs: int = 0
+    does not recognize text yet or still improves; a number that is given is kept, unless --max-epochs allows more."""
+    max_epochs: Annotated[int, NOT_NEGATIVE] = 0
     """Most passes over the training split that schedule warmup_stable_decay may add up to. 0 means --epochs where that
     is given, else four times the number that is chosen."""
     batch_size: int = 0
@@ -51,58 +49,58 @@ class TrainConfig(Config):
     over all workers, by the size of the training split."""
     optimizer: Optimizer = "adam"
     """Update rule; sgd and rmsprop use --momentum."""
-    learning_rate: float = 1e-3
+    learning_rate: Annotated[float, POSITIVE] = 1e-3
     """Step size; the peak of it where the schedule is not constant."""
     schedule: Schedule = "constant"
     """constant; one_cycle: linear warm-up, then cosine to zero; or warmup_stable_decay: linear warm-up, then the peak
-    until the network reads, then cosine to zero; a network that does not come to read begins anew, with more time."""
-    warmup_fraction: float = 0.3
-    """Share of the steps that the schedule warms up for; warmup_stable_decay for 150 at most."""
-    momentum: float = 0.0
+    until the network recognizes text, then cosine to zero; a network that does not get there starts over."""
+    warmup_fraction: Annotated[float, SHARE_BELOW_1] = 0.3
+    """Share of the steps that the schedule warms up for; warmup_stable_decay for 200 at most."""
+    momentum: Annotated[float, NOT_NEGATIVE] = 0.0
     """Momentum of sgd and rmsprop."""
-    weight_decay: float = 0.0
+    weight_decay: Annotated[float, NOT_NEGATIVE] = 0.0
     """L2 penalty (decoupled for adamw)."""
-    label_smoothing: float = 0.0
+    label_smoothing: Annotated[float, SHARE_BELOW_1] = 0.0
     """Share of the target that goes to all characters alike, 0 to below 1; reported losses are without it."""
-    dropout: float = 0.5
+    dropout: Annotated[float, SHARE_BELOW_1] = 0.5
     """Dropout before the last layer; glyph_vgg uses half of it after each convolution block."""
-    rotation_degrees: float = 0.0
+    rotation_degrees: Annotated[float, NOT_NEGATIVE] = 0.0
     """Augmentation: largest rotation either way, degrees."""
-    shift_fraction: float = 0.0
+    shift_fraction: Annotated[float, NOT_NEGATIVE] = 0.0
     """Augmentation: largest shift either way, fraction of width and of height."""
-    shear_degrees: float = 0.0
+    shear_degrees: Annotated[float, NOT_NEGATIVE] = 0.0
     """Augmentation: largest shear either way, degrees."""
-    zoom_fraction: float = 0.0
+    zoom_fraction: Annotated[float, SHARE_BELOW_1] = 0.0
     """Augmentation: largest zoom in or out per axis, fraction."""
-    elastic_fraction: float = 0.0
+    elastic_fraction: Annotated[float, NOT_NEGATIVE] = 0.0
     """Augmentation: standard deviation of local displacements, fraction of the height."""
     stroke_fraction: float = 0.0
     """Augmentation: share of images whose strokes become thicker, and of those whose become thinner, by a pixel; not of
     images less than 24 pixels high."""
-    contrast_fraction: float = 0.0
+    contrast_fraction: Annotated[float, SHARE_BELOW_1] = 0.0
     """Augmentation: largest change of contrast, fraction; brightness changes by up to two thirds of it."""
-    lines_fraction: float = 0.0
+    lines_fraction: Annotated[float, SHARE] = 0.0
     """Augmentation: share of images that a random line crosses, and of those that a second one does; not of single
     characters."""
-    invert_fraction: float = 0.0
+    invert_fraction: Annotated[float, SHARE] = 0.0
     """Augmentation: share of images whose light and dark change places."""
-    noise_fraction: float = 0.0
+    noise_fraction: Annotated[float, NOT_NEGATIVE] = 0.0
     """Augmentation: largest standard deviation of noise, fraction of the range from black to white."""
-    patience: int = 0
+    patience: Annotated[int, NOT_NEGATIVE] = 0
     """Stop after this many epochs without a better validation accuracy; 0 never stops early."""
-    seed: int = 0
+    seed: Annotated[int, NOT_NEGATIVE] = 0
     """Seeds weights, order, dropout and augmentation."""
     num_workers: int | str = 1
     """Data-parallel workers, such as 4; or LEAST:MOST, such as 1:4, to go on with fewer while a node is gone and with
-    more when there is room again, on a cluster that does nothing else: Ray counts what its nodes have, not what is
+    more when there is capacity again, on a cluster that does nothing else: Ray counts what its nodes have, not what is
     free. A step has --batch-size images of MOST workers then, however many they are."""
-    cpus_per_worker: int = 1
+    cpus_per_worker: Annotated[int, at_least(1)] = 1
     """CPU cores each worker reserves on a cluster; a single worker on this machine uses all of them."""
     use_gpu: bool = False
     """Reserve one GPU per worker and train on it."""
     precision: Precision = "auto"
     """auto: bf16 autocast where the processor has fast bf16 arithmetic, else fp32."""
-    max_failures: int = 3
+    max_failures: Annotated[int, NOT_NEGATIVE] = 3
     """How often in a row, with no epoch finished between, lost workers are replaced before the job fails."""
     resume: bool = False
     """Continue the run in --run after an interruption; start it where there is none."""
@@ -117,7 +115,6 @@ class TrainConfig(Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._check_at_least(1, "cpus_per_worker")
         least, most = self.workers
         check(1 <= least <= most, f"num_workers is {self.num_workers}; it must be at least 1, or LEAST:MOST like 1:4")
         check(
@@ -128,33 +125,6 @@ class TrainConfig(Config):
             self.batch_size == 0 or self.batch_size >= 2,
             f"batch_size is {self.batch_size}; batch normalization needs at least 2 images",
         )
-        not_negative = (
-            "height",
-            "width",
-            "max_length",
-            "epochs",
-            "max_epochs",
-            "momentum",
-            "weight_decay",
-            "rotation_degrees",
-            "shift_fraction",
-            "shear_degrees",
-            "elastic_fraction",
-            "noise_fraction",
-            "patience",
-            "seed",
-            "max_failures",
-        )
-        for name in not_negative:
-            value = getattr(self, name)
-            check(0 <= value < math.inf, f"{name} is {value}; it must be finite and not negative")
-        check(
-            0 < self.learning_rate < math.inf, f"learning_rate is {self.learning_rate}; it must be finite and above 0"
-        )
-        for name in ("label_smoothing", "dropout", "zoom_fraction", "contrast_fraction", "warmup_fraction"):
-            check(0 <= getattr(self, name) < 1, f"{name} is {getattr(self, name)}; it must be 0 to below 1")
-        for name in ("lines_fraction", "invert_fraction"):
-            check(0 <= getattr(self, name) <= 1, f"{name} is {getattr(self, name)}; it must be 0 to 1")
         check(
             0 <= self.stroke_fraction <= 0.5,
             f"stroke_fraction is {self.stroke_fraction}; it must be 0 to .5, as many images become thinner as thicker",

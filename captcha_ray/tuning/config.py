@@ -2,9 +2,9 @@
 
 import dataclasses
 import math
-from typing import Literal
+from typing import Annotated, Literal
 
-from captcha_ray.config import DEMO, Config
+from captcha_ray.config import DEMO, Config, at_least
 from captcha_ray.errors import check
 
 Scheduler = Literal["asha", "none"]
@@ -24,9 +24,9 @@ class TuneConfig(Config):
     first use."""
     run: str = f"{DEMO}/tune/digits"
     """Folder or s3:// URI for trials, table and report; must not hold another run."""
-    num_trials: int = 20
+    num_trials: Annotated[int, at_least(1)] = 20
     """Configs to try; the first is the recipe's own, where the space holds it. A resumed search may be given more."""
-    epochs: int = 0
+    epochs: Annotated[int, at_least(0)] = 0
     """Passes over the training split of a trial, at most; 0 takes the recipe's."""
     search: Search = "optuna"
     """Who proposes values: optuna (tree-structured Parzen estimator), random, or grid (all combinations)."""
@@ -39,26 +39,24 @@ class TuneConfig(Config):
     which are varied anyway: name, name=a,b,c, name=low..high, name=low..high:log or name=off."""
     only: bool = False
     """Vary nothing but what --space and --vary name."""
-    final_seeds: int = 3
+    final_seeds: Annotated[int, at_least(0)] = 3
     """Trainings in full, each, of the best trial's config and of the recipe at the end; 0 for no comparison, 1 leaves
     the luck of seeds out of it."""
-    workers_per_trial: int = 1
+    workers_per_trial: Annotated[int, at_least(1)] = 1
     """Data-parallel workers of one trial."""
-    cpus_per_worker: int = 1
+    cpus_per_worker: Annotated[int, at_least(1)] = 1
     """CPU cores each worker reserves."""
     gpus_per_trial: float = 0.0
     """GPUs a trial reserves; a fraction lets several trials share one. For several workers, one GPU each."""
-    max_concurrent: int = 0
+    max_concurrent: Annotated[int, at_least(0)] = 0
     """Trials at a time, at most; 0 for as many as fit."""
-    seed: int = 0
+    seed: Annotated[int, at_least(0)] = 0
     """Seeds proposals and trainings; the trainings at the end use the seeds after it."""
     resume: bool = False
     """Continue the search in --run after an interruption, or with more --num-trials; start it where there is none."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._check_at_least(1, "num_trials", "workers_per_trial", "cpus_per_worker")
-        self._check_at_least(0, "epochs", "final_seeds", "max_concurrent", "seed")
         gpus = self.gpus_per_trial
         check(
             0 <= gpus < 1 or (math.isfinite(gpus) and gpus > 0 and gpus == int(gpus)),
