@@ -58,7 +58,8 @@ WITHOUT_RAY = {
     "datasets.synthetic", "training.config", "training.auto_config", "training.recipes", "training.recipe_file",
     "training.schedule", "training.diagnosis", "training.loop", "training.batches", "training.optim", "training.state",
     "training.augment",
-    "tuning.config", "tuning.search_space", "tuning.suggest", "tuning.scheduler", "tuning.trials", "tuning.report",
+    "tuning.config", "tuning.search_space",
+    "tuning.search_state", "tuning.suggest", "tuning.scheduler", "tuning.trials", "tuning.report",
     "tuning.figures",
 }  # fmt: skip
 """Modules of those rooms that may not."""

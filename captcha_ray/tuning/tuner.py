@@ -10,7 +10,6 @@ import logging
 import os
 import tempfile
 import time
-from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -40,6 +39,7 @@ from captcha_ray.tuning import scheduler, search_space, trials
 from captcha_ray.tuning.config import TuneConfig
 from captcha_ray.tuning.progress import SearchProgress
 from captcha_ray.tuning.search_space import Space
+from captcha_ray.tuning.search_state import SearchState
 from captcha_ray.tuning.suggest import Sampler, importance
 from captcha_ray.tuning.trainable import NO_CAPACITY, Trainable
 from captcha_ray.tuning.trials import SearchResult, Trial, TrialOutcome
@@ -117,8 +117,9 @@ def run(
         if begun:
             ended = sum(trial.outcome is not None for trial in begun)
             console.say(f"{ended} trials are kept; {len(begun) - ended} were cut off and go on after their last epoch")
-        searcher = _Searcher(directory, recipe, sampler, rungs, begun, progress, lease)
-        if searcher.has_pending:
+        state = SearchState(sampler, rungs, begun, MAX_DEATHS)
+        searcher = _Searcher(directory, recipe, state, begun, progress, lease)
+        if state.next_step():
             _tune(config, training_, searcher, concurrent)
         found = trials.load(directory)
         directory.write_table("trials.parquet", trials.table(found))
@@ -196,18 +197,15 @@ class _Searcher(ray.tune.search.Searcher):
         self,
         directory: RunDirectory,
         recipe: TrainConfig,
-        sampler: Sampler,
-        rungs: list[int],
+        state: SearchState,
         begun: list[Trial],
         progress: SearchProgress,
         lease: Lease,
     ) -> None:
         super().__init__()
-        self._directory, self._rungs = directory, rungs
-        self._recipe, self._sampler, self._progress, self._lease = recipe, sampler, progress, lease
-        self._trials = {trial.number: trial for trial in begun}
+        self._directory, self._recipe, self._state = directory, recipe, state
+        self._progress, self._lease = progress, lease
         self._running: dict[str, int] = {}
-        self._deaths: Counter[int] = Counter()
         self._no_room = ""
         self._telemetry = Telemetry("tune", directory.uri)
         self._before_s = trials.seconds_searched(begun)
@@ -223,29 +221,6 @@ class _Searcher(ray.tune.search.Searcher):
     def save(self, checkpoint_path: str) -> None:
         """Save nothing, for the same reason."""
 
-    @property
-    def has_pending(self) -> bool:
-        """Return whether there is a trial to run. Only while none runs."""
-        return self._choose() is not None
-
-    def _choose(self) -> tuple[Trial, int] | None:
-        """Return the trial to run now, perhaps a new one, and up to which epoch; None if others must end first."""
-        found, running = list(self._trials.values()), self._running.values()
-        for trial in found:
-            if trial.outcome is None and trial.number not in running:
-                return trial, scheduler.next_rung(self._rungs, len(trial.epochs))
-        better = self._promotable(last=False)
-        if better is None and (number := len(found)) < self._sampler.num_trials:
-            known = [(t.values, None if t.outcome is None and not t.epochs else t.score) for t in found]
-            return Trial(number, self._sampler.propose(number, known), [], None), self._rungs[0]
-        if better is None and not running:
-            better = self._promotable(last=True)
-        return (better, scheduler.next_rung(self._rungs, len(better.epochs) + 1)) if better else None
-
-    def _promotable(self, last: bool) -> Trial | None:
-        found = list(self._trials.values())
-        return scheduler.promotable(self._rungs, found, self._sampler.num_trials, last)
-
     def check(self) -> None:
         """Raise JobError if the search cannot go on; at each call of Ray Tune, as it tries again."""
         self._lease.check()
@@ -255,19 +230,19 @@ class _Searcher(ray.tune.search.Searcher):
     def suggest(self, trial_id: str) -> Any:
         """Return number, config and last epoch of the trial to run; it is on disk before it starts."""
         self.check()
-        if (chosen := self._choose()) is None:
-            return None if self._running else self.FINISHED
-        trial, until = chosen
+        if (step := self._state.next_step()) is None:
+            return self.FINISHED if self._state.is_idle else None
+        trial = step.trial
         config = search_space.apply(self._recipe, trial.values)
         config = dataclasses.replace(config, run=trials.trial_directory(self._directory, trial.number).uri)
         if trial.outcome:
             trial = trials.reopen(self._directory, trial)
         else:
             trials.begin(self._directory, trial.number, trial.values, config)
-        self._trials[trial.number] = trial
+        self._state.begin(trial)
         self._running[trial_id] = trial.number
         self._progress.begin(trial.number, trial.values, len(trial.epochs), trial.accuracy)
-        return {"config": config.to_dict(), "until": until}
+        return {"config": config.to_dict(), "until": step.until}
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Show an epoch of a trial that goes on."""
@@ -280,8 +255,7 @@ class _Searcher(ray.tune.search.Searcher):
         self.check()
         number = self._running.pop(trial_id)
         if error or not result:
-            self._deaths[number] += 1
-            if self._deaths[number] <= MAX_DEATHS:
+            if not self._state.die(number):
                 return  # it goes on where it was, as after a resume
             status, reason = "failed", f"its process died {MAX_DEATHS + 1} times, perhaps for lack of memory"
         else:
@@ -290,9 +264,10 @@ class _Searcher(ray.tune.search.Searcher):
         if status in ("stopped", "finished") and not directory.read_metrics():
             status, reason = "failed", f"no metrics in {directory.uri}; for several machines --run must be a bucket"
         ended_s = self._before_s + time.monotonic() - self._started
-        self._trials[number] = ended = trials.end(self._directory, number, TrialOutcome(status, reason, ended_s))
-        ended_trials = [trial for trial in self._trials.values() if trial.outcome]
-        self._telemetry.set("captcha_progress", len(ended_trials) / self._sampler.num_trials)
+        ended = trials.end(self._directory, number, TrialOutcome(status, reason, ended_s))
+        self._state.end(ended)
+        ended_trials = self._state.ended
+        self._telemetry.set("captcha_progress", len(ended_trials) / self._state.num_trials)
         self._telemetry.set("captcha_val_exact_match", max(trial.accuracy for trial in ended_trials))
         if status != "stopped":
             filesystem.delete(directory.path(STATE))
