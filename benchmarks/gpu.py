@@ -66,7 +66,7 @@ class Agreement:
 
     @classmethod
     def of(cls, one: Tensor, other: Tensor) -> "Agreement":
-        """The largest difference of a probability and the share of slots with the same likeliest character."""
+        """The largest difference of a probability and the share of positions with the same likeliest character."""
         difference = float((one - other).abs().max())
         same = float((one.argmax(2) == other.argmax(2)).double().mean())
         return cls(difference, same, float(one.amax(2).mean()))

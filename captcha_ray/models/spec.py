@@ -29,7 +29,7 @@ class ModelSpec(Config):
     max_length: int
     """Characters per image."""
     variable: bool = False
-    """Whether an image may hold fewer characters than slots, down to one."""
+    """Whether an image may hold fewer characters than `max_length`, down to one."""
     dropout: float = 0.5
     """Rate before the last layer; only training uses it."""
     temperature: float = 1.0

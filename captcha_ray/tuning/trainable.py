@@ -11,7 +11,7 @@ from captcha_ray.training.config import TrainConfig
 from captcha_ray.training.worker import has_diverged
 from captcha_ray.tuning import trials
 
-NO_CAPACITY = "no room"
+DISK_FULL = "disk full"
 """Status of a trial that met a full disk, which ends the search, as the next trial would meet it too."""
 
 
@@ -47,7 +47,7 @@ class Trainable(ray.tune.Trainable):
             status = "stopped" if at_rung else "finished"
         except Exception as error:
             if told := full_disk(error):
-                status, reason = NO_CAPACITY, told
+                status, reason = DISK_FULL, told
             else:
                 status, reason = "failed", f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
         return {

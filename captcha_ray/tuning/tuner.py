@@ -41,7 +41,7 @@ from captcha_ray.tuning.progress import SearchProgress
 from captcha_ray.tuning.search_space import Space
 from captcha_ray.tuning.search_state import SearchState
 from captcha_ray.tuning.suggest import Sampler, importance
-from captcha_ray.tuning.trainable import NO_CAPACITY, Trainable
+from captcha_ray.tuning.trainable import DISK_FULL, Trainable
 from captcha_ray.tuning.trials import SearchResult, Trial, TrialOutcome
 
 RESUME_MAY_DIFFER = (
@@ -206,7 +206,7 @@ class _Searcher(ray.tune.search.Searcher):
         self._directory, self._recipe, self._state = directory, recipe, state
         self._progress, self._lease = progress, lease
         self._running: dict[str, int] = {}
-        self._no_room = ""
+        self._refusal = ""
         self._telemetry = Telemetry("tune", directory.uri)
         self._before_s = trials.seconds_searched(begun)
         self._started = time.monotonic()
@@ -224,8 +224,8 @@ class _Searcher(ray.tune.search.Searcher):
     def check(self) -> None:
         """Raise JobError if the search cannot go on; at each call of Ray Tune, as it tries again."""
         self._lease.check()
-        if self._no_room:
-            raise JobError(self._no_room)
+        if self._refusal:
+            raise JobError(self._refusal)
 
     def suggest(self, trial_id: str) -> Any:
         """Return number, config and last epoch of the trial to run; it is on disk before it starts."""
@@ -250,8 +250,8 @@ class _Searcher(ray.tune.search.Searcher):
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Record that a trial has ended, or come to its rung, or that its process has died."""
-        if result and result["status"] == NO_CAPACITY:
-            self._no_room = result["reason"]
+        if result and result["status"] == DISK_FULL:
+            self._refusal = result["reason"]
         self.check()
         number = self._running.pop(trial_id)
         if error or not result:
