@@ -68,6 +68,12 @@ def save_network(run: Path, spec: ModelSpec, seed: int = 0) -> Path:
     return run
 
 
+def network_of_size(folder: Path, height: int, width: int) -> Path:
+    """Save an untrained network for larger images: the more pixels, the longer a job takes."""
+    image = dataclasses.replace(GLYPHS.image, height=height, width=width)
+    return save_network(folder, dataclasses.replace(GLYPHS, image=image))
+
+
 def epoch(number: int, strings: float | None, loss: float | None = 1.0, characters: float = 0.5) -> dict[str, Any]:
     return {
         "epoch": number,

@@ -18,8 +18,7 @@ import pyarrow.dataset
 import pytest
 
 from captcha_ray.storage import filesystem
-from tests.factories import SHORT_RECIPE
-from tests.jobs.conftest import network_of_size
+from tests.factories import SHORT_RECIPE, network_of_size
 from tests.support.disasters import Cluster, cut_off, rank_0, strike
 from tests.support.namespace import Namespace
 from tests.support.processes import TRAIN, Job, kill, preprocessed

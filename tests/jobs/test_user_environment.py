@@ -35,7 +35,7 @@ def test_tests_pass_with_a_constraint_in_pips_configuration_and_other_tests_on_t
     (tmp_path / "pip.conf").write_text(f"[global]\nconstraint = {tmp_path}/constraint.txt\n")
     (tmp_path / "tests.py").write_text("raise SystemExit('these are not the tests')\n")
     out_of_charset = {"PIP_CONFIG_FILE": f"{tmp_path}/pip.conf", "PYTHONPATH": str(tmp_path), "PIP_CONSTRAINT": "c.txt"}
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "tests/deployment/test_manifests.py"]
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "tests/deployment/test_image.py"]
     command += ["-k", "shell_that_pip_understands"]
     env = os.environ | out_of_charset
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False, timeout=120)
