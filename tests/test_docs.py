@@ -1,4 +1,4 @@
-"""Every command, link and program in the documents is right, as far as it can be told without running it."""
+"""Checks every command, link and program in the documents, without running them."""
 
 import ast
 import re
@@ -21,12 +21,12 @@ def name_of(path: Path) -> str:
 
 
 def blocks(path: Path, language: str) -> list[str]:
-    """The blocks of a language in a page."""
+    """Return the blocks of a language in a page."""
     return re.findall(rf"```{language}\n(.*?)```", path.read_text(), re.DOTALL)
 
 
 def anchors(path: Path) -> set[str]:
-    """Anchors that a code host gives the headings of a page."""
+    """Return the anchors that a code host gives the headings of a page."""
     headings = re.findall(r"^#+ (.+)$", path.read_text(), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 

@@ -1,4 +1,4 @@
-"""Which room may import which, read from the source; a new room has to be given its place here."""
+"""Checks from the source which room imports which; a new room has to be given its place here."""
 
 import ast
 import graphlib
@@ -38,7 +38,7 @@ ROOMS: dict[str, set[str]] = {
     },
     "inference": {"models", "recognizer", "runs", "runtime", "storage"},
 }  # fmt: skip
-"""Each room, and those that it may import besides itself."""
+"""Each room, with the rooms that it may import besides itself."""
 
 TORCH = {"models", "recognizer", "training", "experiments"}
 """Rooms that may import torch."""
@@ -47,7 +47,7 @@ WITHOUT_TORCH = {
     "models.spec", "models.fingerprint", "training.config", "training.auto_config", "training.recipes",
     "training.recipe_file", "training.schedule", "training.diagnosis",
 }  # fmt: skip
-"""Modules of those rooms that may not: what is known before a network is loaded."""
+"""Modules of those rooms that may not import torch, because they are used before a network is loaded."""
 
 RAY = {"runtime", "datasets", "evaluation", "training", "experiments", "tuning", "inference"}
 """Rooms that may import Ray."""
@@ -62,25 +62,25 @@ WITHOUT_RAY = {
     "tuning.search_state", "tuning.suggest", "tuning.scheduler", "tuning.trials", "tuning.report",
     "tuning.figures",
 }  # fmt: skip
-"""Modules of those rooms that may not."""
+"""Modules of those rooms that may not import Ray."""
 
 LOADS_TORCH = {"inference.block_reader"}
-"""Modules that may import neither, and a module that does."""
+"""Modules that the check of imports leaves out, because they load torch."""
 
 
 def module_of(path: Path) -> str:
-    """Dotted name of a module below the package."""
+    """Return the dotted name of a module below the package."""
     return ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
 
 
 def room_of(name: str) -> str:
-    """The room of a module below the package; empty for a module of none."""
+    """Return the room of a module below the package; empty for a module of none."""
     room = name.partition(".")[0]
     return "" if room in ROOT_MODULES | TOP_MODULES else room
 
 
 def imported(path: Path) -> set[str]:
-    """Dotted names of modules a file imports, wherever in it; of this package `from a import b` gives a and a.b."""
+    """Return the dotted names that a file imports anywhere; of this package `from a import b` gives a and a.b."""
     names: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -94,12 +94,12 @@ def imported(path: Path) -> set[str]:
 
 
 def roots(path: Path) -> set[str]:
-    """Distributions' top-level modules a file imports."""
+    """Return the top-level modules that a file imports."""
     return {name.partition(".")[0] for name in imported(path)}
 
 
 def arrows(path: Path) -> set[str]:
-    """Modules of this package that a file imports, by their dotted names below it."""
+    """Return the modules of this package that a file imports, by their dotted names below it."""
     known = {module_of(one) for one in FILES}
     names = {name.removeprefix("captcha_ray.") for name in imported(path)}
     return (names & known) - {module_of(path)}

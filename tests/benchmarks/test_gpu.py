@@ -1,4 +1,4 @@
-"""The GPU benchmark: runs where nothing but torch and numpy is installed, and notices a network that bf16 spoils."""
+"""Checks the GPU benchmark: it needs torch and numpy only, and notices a network that bf16 spoils."""
 
 import importlib.util
 import os
@@ -33,7 +33,7 @@ def gpu() -> ModuleType:
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """The script in a process that has none of the packages that a bare GPU machine lacks."""
+    """Run the script in a process without the packages that a bare GPU machine lacks."""
     program = (
         "import runpy, sys\n"
         f"sys.modules.update(dict.fromkeys({ABSENT!r}))\n"
@@ -92,7 +92,7 @@ def test_a_probability_off_by_more_than_the_tolerance_is_no_agreement(gpu: Modul
 def test_disagreement_ends_with_status_one_and_a_sentence(
     gpu: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """With a tolerance of less than nothing, and without the timing."""
+    """Set a negative tolerance, and skip the timing."""
 
     def nothing(*_: Any) -> list[Any]:
         return []

@@ -25,13 +25,13 @@ FIELDS = json.loads(Path(__file__).with_name("kuberay_fields.json").read_text())
 
 
 def cores(quantity: str) -> float:
-    """A quantity of CPUs."""
+    """Return the CPUs of a quantity such as `500m`."""
     return int(quantity[:-1]) / 1000 if quantity.endswith("m") else int(quantity)
 
 
 @functools.cache
 def validator(kind: str) -> jsonschema.Draft202012Validator:
-    """Of a whole manifest of this kind."""
+    """Return the validator of whole manifests of this kind."""
     schema = {**FIELDS, "$ref": f"#/$defs/{kind}"}
     jsonschema.Draft202012Validator.check_schema(schema)
     return jsonschema.Draft202012Validator(schema)
@@ -190,7 +190,7 @@ BROKEN = [
     (check_workers, (*WORKER, *IN_POD, "terminationGracePeriodSeconds"), 120),
     (check_workers, (*WORKER, *IN_POD, "tolerations"), []),
 ]
-"""Places below a RayClusterSpec, and what must not stand there."""
+"""Places below a RayClusterSpec, with values that are wrong there."""
 
 ONLY = "python jobs/train.py --shards s3://a --run s3://b --num-workers 1:4 --cpus-per-worker 4"
 BROKEN_JOBS = [
@@ -207,7 +207,7 @@ BROKEN_JOBS = [
     (check_entrypoint, ("entrypoint",), f"{ONLY} --num-workers 4 --resume"),
     (check_entrypoint, ("rayClusterSpec", *WORKER, "replicas"), 3),
 ]
-"""Places below a RayJobSpec, and what must not stand there."""
+"""Places below a RayJobSpec, with values that are wrong there."""
 
 FAILURES = (AssertionError, jsonschema.ValidationError, KeyError, ValueError, subprocess.SubprocessError)
 

@@ -24,7 +24,7 @@ from tests.support.manifests import (
 
 @pytest.fixture
 def up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """ray-up.yaml as read; the home is an empty one with a token, and credentials lead nowhere."""
+    """Load ray-up.yaml, with a home folder that holds only a token, and credentials that lead nowhere."""
     (tmp_path / ".ray").mkdir()
     (tmp_path / ".ray" / "auth_token").write_text("token of tests")
     monkeypatch.setenv("HOME", str(tmp_path))

@@ -29,13 +29,13 @@ pytestmark = [pytest.mark.slow, pytest.mark.chaos]
 SEED = int(os.environ.get("CAPTCHA_RAY_KILL_SEED", "0"))
 
 NUM_EPOCHS = 80
-"""Of a training: a minute or so on two cores, within which a recovery falls."""
+"""Epochs of a training: about a minute on two cores, so that a recovery falls within it."""
 
 TRIAL_EPOCHS = 120
-"""Of a trial of a search: some ten seconds."""
+"""Epochs of a trial of a search: about ten seconds."""
 
 TITLES = {"train": "ray::RayTrainWorker", "tune": "ray::ResourceTrainable", "infer": "ray::MapWorker"}
-"""What the command line of a worker holds."""
+"""Parts of the command lines of workers, by job."""
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def namespace() -> Iterator[Namespace]:
 
 @pytest.fixture
 def cluster_with_a_cable(namespace: Namespace, tmp_path: Path) -> Iterator[Cluster]:
-    """One of its nodes is behind a cable that can be pulled."""
+    """Start a cluster with one node behind a cable that can be pulled."""
     cluster = Cluster(tmp_path, namespace=namespace)
     yield cluster
     cluster.close()
@@ -61,7 +61,7 @@ def cluster_with_a_cable(namespace: Namespace, tmp_path: Path) -> Iterator[Clust
 
 @pytest.fixture(scope="module")
 def undisturbed(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """Epochs of a training of two workers that nothing befell."""
+    """Return the epochs of an undisturbed training of two workers."""
     folder = tmp_path_factory.mktemp("undisturbed")
     cluster = Cluster(folder)
     try:
@@ -79,18 +79,18 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def epochs_of(run: Path) -> list[dict[str, Any]]:
-    """Lines of `metrics.jsonl` so far."""
+    """Return the lines of `metrics.jsonl` so far."""
     path = run / "metrics.jsonl"
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def metrics(epochs: list[dict[str, Any]]) -> list[tuple[float, ...]]:
-    """What is measured of each epoch, but for times."""
+    """Return the measures of each epoch, without times."""
     return [tuple(epoch[name] for name in ("train_loss", "val_loss", "val_exact_match")) for epoch in epochs]
 
 
 class Training:
-    """A training of two workers, and what must be true of it afterwards."""
+    """A training of two workers, with checks of its result."""
 
     def __init__(
         self, cluster: Cluster, shards: Path, folder: Path, num_workers: str, epochs: int = NUM_EPOCHS
@@ -107,7 +107,7 @@ class Training:
         return len(epochs_of(self.run))
 
     def check(self, kept: list[dict[str, Any]]) -> list[int]:
-        """Returns how many workers did each epoch."""
+        """Check the finished run; return the number of workers of each epoch."""
         epochs = epochs_of(self.run)
         assert epochs[: len(kept)] == kept, "an epoch that was kept is not done again"
         assert [epoch["epoch"] for epoch in epochs] == list(range(1, self._epochs + 1))
@@ -118,7 +118,7 @@ class Training:
 
 
 def survive(training: Training, how: str, disaster: Callable[[], None], moment: random.Random) -> list[int]:
-    """Trains, has the disaster happen somewhere in the first epochs, and sees the training to its end."""
+    """Train, strike in one of the first epochs, and wait for the end of the training."""
     with training.start() as job:
         after = moment.randrange(2, 25)
         wait_until(lambda: training.progress() >= after, job.process, 180, lambda: job.said)
@@ -205,14 +205,14 @@ def test_a_training_outlives_a_node_that_is_cut_off(
 
 
 def committed(table: Path) -> Counter[str]:
-    """URIs that a plain reader finds, and how often."""
+    """Count each URI that a plain reader sees."""
     if not list(table.rglob("run=*/*.parquet")):
         return Counter()
     return Counter(pyarrow.dataset.dataset(str(table), partitioning="hive").to_table(["uri"])["uri"].to_pylist())
 
 
 @pytest.mark.parametrize("how", ["worker", "node", "both nodes", "drain", "head", "cut off"])
-def test_every_object_is_read_once(
+def test_every_object_is_recognized_once(
     how: str,
     request: pytest.FixtureRequest,
     corpus: Path,

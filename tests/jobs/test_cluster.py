@@ -1,4 +1,4 @@
-"""Jobs on a cluster of several nodes: who is let in, what they are told, and what is left of a job that was ended."""
+"""Checks jobs on a cluster of several nodes: access, messages, metrics, and the remains of an ended job."""
 
 import contextlib
 import dataclasses
@@ -73,7 +73,7 @@ client, key = GcsClient(address=os.environ["RAY_ADDRESS"]), (b"CLUSTER_METADATA"
 metadata = json.loads(client.internal_kv_get(*key))
 client.internal_kv_put(key[0], json.dumps(metadata | {"%s": "%s"}).encode(), True, key[1])
 """
-"""A program that gives the cluster another version of something, as drivers are told it."""
+"""A program that changes a version in the metadata that the cluster gives to drivers."""
 
 
 @pytest.mark.parametrize(("software", "version"), [("ray_version", "1.2.3"), ("python_version", "3.9.1")])
@@ -103,7 +103,7 @@ def test_the_address_for_submitting_is_told_from_that_for_a_driver(nodes: Nodes,
 
 
 ELSEWHERE = ("unshare", "--pid", "--fork", "--mount-proc")
-"""Runs a command as another machine would see it: without this one's processes. Takes root."""
+"""A prefix that hides this machine's processes from a command, as on another machine. Takes root."""
 
 
 @pytest.mark.skipif(subprocess.run([*ELSEWHERE, "true"], check=False).returncode != 0, reason="takes root and unshare")
@@ -140,7 +140,7 @@ def test_a_gpu_that_no_node_has_is_asked_for_in_vain(
 
 
 def test_a_folder_that_another_node_does_not_see_is_refused(nodes: Nodes, glyph_shards: Shards, tmp_path: Path) -> None:
-    """What /proc/self/cwd is depends on the process, as a local path depends on the machine."""
+    """Use /proc/self/cwd: it differs by process, as a local path differs by machine."""
     env = {**nodes.env, "RAY_ADDRESS": nodes.address}
     train = (*TRAIN, "--shards", glyph_shards.uri)
     status, _, err = run_job("train", *train, "--run", "/proc/self/cwd/run", cwd=tmp_path, env=env)
@@ -151,7 +151,7 @@ def test_a_folder_that_another_node_does_not_see_is_refused(nodes: Nodes, glyph_
 
 
 def test_every_job_works_where_all_stands_in_a_bucket(tmp_path: Path) -> None:
-    """On three nodes, which have the keys of the bucket in their environment, as pods do."""
+    """Run all jobs on three nodes with the bucket's keys in their environment, as pods have them."""
     factories.draw_glyphs(tmp_path / "bucket/images", factories.glyph_texts(160, 2))
     here = tmp_path / "here"
     here.mkdir()
@@ -189,7 +189,7 @@ def test_every_job_works_where_all_stands_in_a_bucket(tmp_path: Path) -> None:
 def test_a_bucket_that_may_not_be_written_is_found_before_the_work(
     name: str, refusal: Fault, nodes: Nodes, glyph_shards: Shards, tmp_path: Path
 ) -> None:
-    """Or one that refuses everything, to a clock that is off by an hour."""
+    """Try a bucket without rights to write, and one that refuses a clock an hour off."""
     bucket = tmp_path / "bucket"
     factories.draw_glyphs(bucket / "images", factories.glyph_texts(20, 2))
     shutil.copytree(glyph_shards.uri, bucket / "shards")
@@ -220,7 +220,7 @@ def test_a_bucket_that_may_not_be_written_is_found_before_the_work(
 
 
 def test_a_list_of_images_is_read_by_the_driver_alone(nodes: Nodes, tmp_path: Path) -> None:
-    """It may lie where no other node sees it; the images it names may not."""
+    """Put the list where no other node sees it; the images stand where all nodes see them."""
     images = factories.draw_glyphs(tmp_path / "images", factories.glyph_texts(30, 2))
     pq.write_table(pa.table({"uri": [str(path) for path in images.iterdir()]}), tmp_path / "list.parquet")
     run = factories.save_network(tmp_path / "run", factories.GLYPHS)
@@ -232,7 +232,7 @@ def test_a_list_of_images_is_read_by_the_driver_alone(nodes: Nodes, tmp_path: Pa
 
 
 def measured(nodes: Nodes, name: str) -> dict[str, float]:
-    """What Prometheus would find of a metric on any node, by its labels."""
+    """Return the values of a metric on all nodes by their labels, as Prometheus finds them."""
     found: dict[str, float] = {}
     for node in nodes.started:
         with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{node.metrics}/metrics") as page:
@@ -263,7 +263,7 @@ def test_prometheus_finds_how_a_training_goes(nodes: Nodes, glyph_shards: Shards
 
 
 def test_prometheus_finds_how_a_night_goes(nodes: Nodes, tmp_path: Path) -> None:
-    """Some of it: counters end with the job."""
+    """Look while the night runs: counters end with the job."""
     images = factories.draw_glyphs(tmp_path / "images", factories.glyph_texts(400, 2))
     (images / "broken.png").write_bytes(b"no image")
     image = dataclasses.replace(factories.GLYPHS.image, height=256, width=768)

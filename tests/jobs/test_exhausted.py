@@ -1,5 +1,4 @@
-"""Disk, memory and Ray's object store used up: jobs end with a sentence, nothing is corrupt, and they go on later
-once there is room."""
+"""Checks jobs that run out of disk, memory or object store: they end with a sentence and go on later."""
 
 import contextlib
 import json
@@ -24,13 +23,13 @@ pytestmark = pytest.mark.slow
 
 
 class SmallDisk:
-    """A file system in memory at `path`. Takes root to mount."""
+    """A file system in memory at `path`; mounting it takes root."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def resize(self, kilobytes: int) -> None:
-        """What it holds stays."""
+        """Change the size and keep the files."""
         subprocess.run(["mount", "-o", f"remount,size={kilobytes}k", str(self.path)], check=True)
 
 
@@ -46,7 +45,7 @@ def disk(tmp_path: Path) -> Iterator[SmallDisk]:
 
 
 def ends_full_and_goes_on(disk: SmallDisk, kilobytes: int, *command: str | Path, cwd: Path) -> None:
-    """The job fails in so much room, and succeeds in more."""
+    """Check that the job fails on a small disk and succeeds on a larger one."""
     disk.resize(kilobytes)
     status, _, err = run_job(*map(str, command), cwd=cwd)
     assert status == 1
@@ -57,7 +56,7 @@ def ends_full_and_goes_on(disk: SmallDisk, kilobytes: int, *command: str | Path,
     assert status == 0, err
 
 
-def test_a_training_ends_with_a_sentence_and_goes_on_once_there_is_room(
+def test_a_training_ends_with_a_sentence_and_goes_on_once_there_is_space(
     disk: SmallDisk, glyph_shards: Shards, tmp_path: Path
 ) -> None:
     train = (*TRAIN, "--shards", glyph_shards.uri, "--run", disk.path / "run", "--epochs", "3", "--resume")
@@ -65,7 +64,7 @@ def test_a_training_ends_with_a_sentence_and_goes_on_once_there_is_room(
     assert len((disk.path / "run/metrics.jsonl").read_text().splitlines()) == 3
 
 
-def test_bulk_inference_ends_with_a_sentence_and_goes_on_once_there_is_room(disk: SmallDisk, tmp_path: Path) -> None:
+def test_bulk_inference_ends_with_a_sentence_and_goes_on_once_there_is_space(disk: SmallDisk, tmp_path: Path) -> None:
     images = factories.draw_glyphs(tmp_path / "images", factories.glyph_texts(2000, 2))
     run = factories.save_network(tmp_path / "run", factories.GLYPHS)
     night = ("--images", images, "--run", run, "--out", disk.path / "out", "--num-workers", "2")
@@ -74,7 +73,7 @@ def test_bulk_inference_ends_with_a_sentence_and_goes_on_once_there_is_room(disk
     assert sorted(table["uri"].to_pylist()) == sorted(str(path) for path in images.iterdir())
 
 
-def test_preprocessing_and_a_search_end_with_a_sentence_and_go_on_once_there_is_room(
+def test_preprocessing_and_a_search_end_with_a_sentence_and_go_on_once_there_is_space(
     disk: SmallDisk, tmp_path: Path
 ) -> None:
     images = factories.draw_glyphs(tmp_path / "images", factories.glyph_texts(2000, 2))
@@ -90,7 +89,7 @@ def test_preprocessing_and_a_search_end_with_a_sentence_and_go_on_once_there_is_
     assert "failed" not in outcomes
 
 
-def test_a_database_that_finds_no_room_to_write_says_so(disk: SmallDisk) -> None:
+def test_a_database_that_finds_no_space_to_write_says_so(disk: SmallDisk) -> None:
     disk.resize(100)
     with pytest.raises(OSError, match="No space left on device") as caught, listing.connect(disk.path) as database:
         database.execute(f"COPY (SELECT random() FROM range(1000000)) TO '{disk.path}/table.parquet'")
@@ -99,7 +98,7 @@ def test_a_database_that_finds_no_room_to_write_says_so(disk: SmallDisk) -> None
 
 @contextlib.contextmanager
 def two_nodes(folder: Path, *options: str, **env: str) -> Iterator[Nodes]:
-    """A head that takes no work, and one node of these options and environment that does."""
+    """Start a head without CPUs, and one node with these options and environment."""
     nodes = Nodes(folder)
     with nodes.head(0), nodes.add(2, "", (), *options, **env):
         nodes.await_alive(2)
@@ -109,7 +108,7 @@ def two_nodes(folder: Path, *options: str, **env: str) -> Iterator[Nodes]:
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("name", ["train", "infer"])
 def test_workers_without_memory_end_a_job_with_a_sentence(name: str, glyph_shards: Shards, tmp_path: Path) -> None:
-    """Ray ends workers where a node's memory is used up to a threshold, which here is always passed."""
+    """Set the threshold of memory, at which Ray ends workers, so low that it is always passed."""
     if name == "train":
         flags: tuple[str | Path, ...] = (*TRAIN, "--shards", glyph_shards.uri, "--run", "run", "--num-workers", "2")
     else:
@@ -129,8 +128,8 @@ def test_workers_without_memory_end_a_job_with_a_sentence(name: str, glyph_shard
 
 
 @pytest.mark.timeout(600)  # Ray may wait for ever, and our own patience is minutes
-def test_an_object_store_without_room_ends_a_job_with_a_sentence(tmp_path: Path) -> None:
-    """More pixels than it holds, and a disk that is called full at any use."""
+def test_a_full_object_store_ends_a_job_with_a_sentence(tmp_path: Path) -> None:
+    """Train on more pixels than the store holds, while Ray calls the disk full."""
     images = factories.draw_glyphs(tmp_path / "images", factories.glyph_texts(203, 2))
     made = ("--labels", "filename", "--label-pattern", "^([a-d]+)", "--height", "512", "--width", "1024")
     assert run_job("preprocess", "--corpus", images, *made, "--out", "shards", cwd=tmp_path)[0] == 0

@@ -1,4 +1,4 @@
-"""jobs/infer.py as a user starts it every night: real processes, an S3 server, kills, and other projects' readers."""
+"""Runs jobs/infer.py as a user does every night: real processes, an S3 server, kills, other projects' readers."""
 
 import io
 import json
@@ -30,7 +30,7 @@ def network(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def rows(table: Path) -> list[dict[str, Any]]:
-    """All that a plain reader of another project sees, in the order of URIs."""
+    """Return all rows that a plain reader of another project sees, by URI."""
     found = pyarrow.dataset.dataset(str(table), partitioning="hive").to_table()
     return sorted(found.to_pylist(), key=lambda row: (row["uri"], row["predicted_at"]))
 
@@ -42,7 +42,7 @@ def png(width: int, height: int, seed: int = 0) -> bytes:
 
 
 def bomb(side: int) -> bytes:
-    """A PNG that says it is side x side pixels and holds none of them."""
+    """Return a PNG whose header claims side x side pixels, without any pixel."""
     data = bytearray(png(8, 8))
     data[16:24] = side.to_bytes(4, "big") * 2
     data[29:33] = zlib.crc32(data[12:29]).to_bytes(4, "big")
@@ -126,6 +126,19 @@ def test_three_nights_over_a_bucket(network: Path, tmp_path: Path) -> None:
         assert SECRET_KEY.encode() not in path.read_bytes()
 
 
+def troubles(method: str, path: str, attempt: int) -> Fault | None:
+    """Deny one object, lose another, and let the first request of most others fail."""
+    if "denied.png" in path:
+        return Fault.DENIED
+    if "lost.png" in path and method == "GET" and not path.startswith("/images?"):
+        return Fault.INTERNAL
+    first = {"/images/good/": [Fault.SLOW_DOWN, Fault.RESET, Fault.CUT, Fault.INTERNAL, None]}
+    for prefix, faults in first.items():
+        if path.startswith(prefix) and attempt == 0:
+            return faults[sum(path.encode()) % len(faults)]
+    return Fault.SLOW_DOWN if "list-type" in path and attempt == 0 else None
+
+
 def test_every_object_of_a_bucket_in_trouble_has_its_row(network: Path, tmp_path: Path) -> None:
     bucket = tmp_path / "s3/images"
     (tmp_path / "s3/out").mkdir(parents=True)
@@ -146,18 +159,7 @@ def test_every_object_of_a_bucket_in_trouble_has_its_row(network: Path, tmp_path
     for name, (data, _) in broken.items():
         (bucket / name).write_bytes(data)
 
-    def plan(method: str, path: str, attempt: int) -> Fault | None:
-        if "denied.png" in path:
-            return Fault.DENIED
-        if "lost.png" in path and method == "GET" and not path.startswith("/images?"):
-            return Fault.INTERNAL
-        first = {"/images/good/": [Fault.SLOW_DOWN, Fault.RESET, Fault.CUT, Fault.INTERNAL, None]}
-        for prefix, faults in first.items():
-            if path.startswith(prefix) and attempt == 0:
-                return faults[sum(path.encode()) % len(faults)]
-        return Fault.SLOW_DOWN if "list-type" in path and attempt == 0 else None
-
-    with serve_s3(tmp_path / "s3") as server, fault_proxy(server["AWS_ENDPOINT_URL"], plan) as proxy:
+    with serve_s3(tmp_path / "s3") as server, fault_proxy(server["AWS_ENDPOINT_URL"], troubles) as proxy:
         env = environment(**server) | {"AWS_ENDPOINT_URL": proxy.url}
         night = ("--images", "s3://images", "--run", network, "--out", "s3://out/table")
         status, said, err = run_job("infer", *night, "--max-error-fraction", "0.1", cwd=tmp_path, env=env)

@@ -29,17 +29,17 @@ NUM_KILLS = 30
 NUM_ON_DISK = 20
 
 LONGEST_S = 16.0
-"""A whole job of these tests takes about so long here; a kill comes at any moment of it."""
+"""Seconds that a whole job of these tests takes here; a kill comes at any moment of it."""
 
 TITLES = {"driver": "jobs/infer.py", "worker": "ray::MapWorker", "node": "/raylet/raylet", "cluster": ""}
-"""What a victim's command line holds; of the cluster all are killed."""
+"""Parts of the victims' command lines; of the cluster, all processes are killed."""
 
 MAX_TRIES = 20
 
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-    """Where a job reads and writes. out: for the job. table: the same for a plain reader."""
+    """The input and output of a job. out: for the job. table: the same for a plain reader."""
 
     images: str
     out: str
@@ -48,7 +48,7 @@ class Place:
     table: str
 
     def committed(self) -> Counter[str]:
-        """URIs that a plain reader finds, and how often."""
+        """Count each URI that a plain reader sees."""
         found = self.files.get_file_info(pyarrow.fs.FileSelector(self.table, allow_not_found=True, recursive=True))
         if not any(file.path.endswith(".parquet") for file in found):
             return Counter()

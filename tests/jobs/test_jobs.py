@@ -1,4 +1,4 @@
-"""The jobs as a user starts them: real processes, exit statuses, kills, an S3 server, and a submitted job."""
+"""Runs the jobs as a user does: real processes, exit statuses, kills, an S3 server, and a submitted job."""
 
 import dataclasses
 import json
@@ -39,7 +39,7 @@ CONFIGS = {
 
 @pytest.fixture(scope="module")
 def corpus_and_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with `corpus/` and the `shards/` that jobs/preprocess.py made of it."""
+    """Make a folder with `corpus/`, and its `shards/` by jobs/preprocess.py."""
     folder = tmp_path_factory.mktemp("jobs")
     draw_glyphs(folder / "corpus", glyph_texts(160, 2))
     (folder / "corpus/ab-broken.png").write_bytes(b"broken")
@@ -178,7 +178,9 @@ def test_a_run_killed_and_resumed_ends_as_an_undisturbed_one_and_explains_itself
     assert {p: p.stat().st_mtime_ns for p in (folder / "whole").rglob("*")} == before
 
 
-def test_a_network_that_reads_nothing_is_called_that_in_the_last_lines_and_the_report(corpus_and_shards: Path) -> None:
+def test_a_network_that_recognizes_nothing_is_called_that_in_the_last_lines_and_the_report(
+    corpus_and_shards: Path,
+) -> None:
     folder = corpus_and_shards
     useless = ("--learning-rate", "1e-9", "--epochs", "1")
     status, _, err = run_job("train", *TRAIN, *useless, "--shards", "shards", "--run", "useless", cwd=folder)
@@ -265,7 +267,7 @@ def test_the_same_commands_work_on_an_object_store(tmp_path: Path) -> None:
 
 @pytest.fixture
 def token_cluster(tmp_path: Path) -> Iterator[dict[str, str]]:
-    """The environment of a client of a Ray head node with token authentication, started and stopped here."""
+    """Start a Ray head node with token authentication; yield the environment of its client."""
     with start_head(tmp_path) as env:
         yield env
 

@@ -33,15 +33,15 @@ def test_jobs_without_arguments_make_what_they_need_and_run(tmp_path: Path) -> N
 
 
 def real(folder: str) -> Path:
-    """A folder of real images."""
+    """Return a folder of real images."""
     data = os.environ.get("CAPTCHA_RAY_DATA")
     if not data:
         pytest.skip("CAPTCHA_RAY_DATA names no folder of real images")
     return Path(data).resolve() / folder
 
 
-def read_by_default(corpus: Path, rule: tuple[str, ...], folder: Path) -> dict[str, Any]:
-    """What a training with no flag but the label rule reads of a fifth of a corpus, after learning the rest."""
+def recognized_by_default(corpus: Path, rule: tuple[str, ...], folder: Path) -> dict[str, Any]:
+    """Train with no flag but the label rule; return the measures of a fifth that was kept for testing."""
     splits = ("--splits", "0.8", "0", "0.2")
     assert run_job("preprocess", "--corpus", corpus, *rule, *splits, "--out", "shards", cwd=folder)[0] == 0
     assert run_job("train", "--shards", "shards", "--run", "run", cwd=folder)[0] == 0
@@ -54,15 +54,15 @@ BY_NAME = ("--labels", "filename", "--label-pattern", synthetic.LABEL_PATTERN)
 
 
 @pytest.mark.parametrize("scheme", ["lines4", "lines4-small", "bits5", "color-digits"])
-def test_other_schemes_are_read_with_no_flag_but_the_label_rule(scheme: str, tmp_path: Path) -> None:
+def test_other_schemes_are_recognized_with_no_flag_but_the_label_rule(scheme: str, tmp_path: Path) -> None:
     draw = ("--scheme", scheme, "--num-images", "1000", "--out", "corpus")
     assert run_job("synthesize", *draw, cwd=tmp_path)[0] == 0
     rule = ("--labels", "folder") if scheme == "color-digits" else BY_NAME
-    assert read_by_default(tmp_path / "corpus", rule, tmp_path)["exact_match"] >= 0.99
+    assert recognized_by_default(tmp_path / "corpus", rule, tmp_path)["exact_match"] >= 0.99
 
 
-def test_a_corpus_of_many_modes_sizes_and_polarities_is_read(tmp_path: Path) -> None:
-    """1-bit, palette, gray and transparent images, half of them light on dark, a third of half the size."""
+def test_a_corpus_of_many_modes_sizes_and_polarities_is_recognized(tmp_path: Path) -> None:
+    """Mix 1-bit, palette, gray and transparent images; half are light on dark, a third have half the size."""
     folder = tmp_path / "corpus"
     folder.mkdir()
     for index, (path, text) in enumerate(synthetic.plan("text5", 0, 1500)):
@@ -79,11 +79,11 @@ def test_a_corpus_of_many_modes_sizes_and_polarities_is_read(tmp_path: Path) -> 
             case 2:
                 image.putalpha(255)
         image.save(folder / path)
-    assert read_by_default(folder, BY_NAME, tmp_path)["exact_match"] >= 0.98
+    assert recognized_by_default(folder, BY_NAME, tmp_path)["exact_match"] >= 0.98
 
 
-def test_texts_of_several_lengths_are_read(tmp_path: Path) -> None:
-    """1 to 5 characters, cut out of images of five."""
+def test_texts_of_several_lengths_are_recognized(tmp_path: Path) -> None:
+    """Cut 1 to 5 characters out of images of five."""
     folder = tmp_path / "corpus"
     folder.mkdir()
     for index, (_, text) in enumerate(synthetic.plan("lines4", 0, 1500)):
@@ -92,15 +92,15 @@ def test_texts_of_several_lengths_are_read(tmp_path: Path) -> None:
         paper = Image.new("RGB", image.size, image.getpixel((0, 0)))
         paper.paste(image.crop((0, 0, image.width * length // 4, image.height)), (0, 0))
         paper.save(folder / f"{text[:length]}-{index}.png")
-    assert read_by_default(folder, BY_NAME, tmp_path)["exact_match"] >= 0.98
+    assert recognized_by_default(folder, BY_NAME, tmp_path)["exact_match"] >= 0.98
 
 
-def test_the_default_recipe_reads_real_captchas(tmp_path: Path) -> None:
-    assert read_by_default(real("wilhelmy"), ("--labels", "filename"), tmp_path)["exact_match"] >= 0.97
+def test_the_default_recipe_recognizes_real_captchas(tmp_path: Path) -> None:
+    assert recognized_by_default(real("wilhelmy"), ("--labels", "filename"), tmp_path)["exact_match"] >= 0.97
 
 
-def test_the_default_recipe_reads_real_digits(tmp_path: Path) -> None:
-    assert read_by_default(real("digits"), ("--labels", "folder"), tmp_path)["exact_match"] >= 0.994
+def test_the_default_recipe_recognizes_real_digits(tmp_path: Path) -> None:
+    assert recognized_by_default(real("digits"), ("--labels", "folder"), tmp_path)["exact_match"] >= 0.994
 
 
 @pytest.mark.parametrize(
@@ -110,7 +110,7 @@ def test_the_default_recipe_reads_real_digits(tmp_path: Path) -> None:
         ("digits", ("--labels", "folder", "--height", "60", "--width", "18"), "wmail", 6802, (0.99, 0.99)),
     ],
 )
-def test_a_seed_recipe_reads_real_images_as_well_as_the_seed_did(
+def test_a_seed_recipe_recognizes_real_images_as_well_as_the_seed_did(
     folder: str, arguments: tuple[str, ...], recipe: str, num_files: int, least: tuple[float, float], tmp_path: Path
 ) -> None:
     assert run_job("preprocess", "--corpus", real(folder), *arguments, "--out", "shards", cwd=tmp_path)[0] == 0

@@ -1,4 +1,4 @@
-"""`ray job submit` and its kin, as the README has them: with the package installed, and with the folder sent along."""
+"""Runs `ray job` commands of the README, with the package installed and with the folder sent along."""
 
 import os
 import re
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slow
 
 
 def submit(nodes: Nodes, *arguments: str | Path) -> str:
-    """What `ray job submit` prints."""
+    """Return the output of `ray job submit`."""
     command = [str(Path(sys.executable).with_name("ray")), "job", *map(str, arguments)]
     done = subprocess.run(command, env=nodes.env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -27,7 +27,7 @@ def submit(nodes: Nodes, *arguments: str | Path) -> str:
 
 
 def test_what_the_readme_says_of_submitting(nodes: Nodes, glyph_shards: Shards, tmp_path: Path) -> None:
-    """Its commands as they stand there, but for names that are examples."""
+    """Run the README's commands; only names that are examples are replaced."""
     (nodes.folder / "jobs").symlink_to(JOBS)
     readme = (JOBS.parent / "cluster/README.md").read_text().replace("\\\n", "")
     lines = [line for line in readme.splitlines() if line.startswith("ray job ")]

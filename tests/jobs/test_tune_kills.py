@@ -1,4 +1,4 @@
-"""Ten kills of a search at random moments: each ends, by the same command, with no trial lost or run twice."""
+"""Kills a search at ten random moments: the same command finishes it, with no trial lost or run twice."""
 
 import dataclasses
 import json
@@ -18,10 +18,10 @@ SEED = int(os.environ.get("CAPTCHA_RAY_KILL_SEED", "0"))
 NUM_TRIALS, NUM_EPOCHS = 6, 60
 
 SLOW = dataclasses.replace(SHORT_RECIPE, learning_rate=1e-4)
-"""So slow that another trial is the best one, and is compared with it."""
+"""A learning rate so low that another trial is the best, and is compared with this one."""
 
 EPOCHS_IN_ALL = 220
-"""At least, the comparison's included; a kill comes after any of them."""
+"""Epochs that a search takes at least, with its comparison; a kill comes after any of them."""
 
 TITLES = {
     "driver": ["jobs/tune.py"],
@@ -72,5 +72,5 @@ def test_no_trial_is_lost_or_run_twice_after_a_kill(number: int, tmp_path: Path)
 
 
 def num_epochs(run: Path) -> int:
-    """Of all trainings, so far."""
+    """Count the epochs of all trainings so far."""
     return sum(len(path.read_text().splitlines()) for path in run.glob("*/*/metrics.jsonl"))

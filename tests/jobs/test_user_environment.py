@@ -1,4 +1,4 @@
-"""Whatever a user's environment is: jobs work in it, and tests do not hear of it."""
+"""Checks that jobs work in unusual environments, and that tests ignore a user's settings."""
 
 import os
 import subprocess
@@ -13,7 +13,7 @@ from tests.support.isolation import is_foreign
 
 ROOT = Path(__file__).parents[2]
 NOWHERE = "/proc/1/nowhere"
-"""A home folder that nobody can make, root neither."""
+"""A home folder that nobody can make, not even root."""
 
 
 @pytest.mark.parametrize(
@@ -34,10 +34,10 @@ def test_tests_pass_with_a_constraint_in_pips_configuration_and_other_tests_on_t
     (tmp_path / "constraint.txt").write_text("torch<2\n")
     (tmp_path / "pip.conf").write_text(f"[global]\nconstraint = {tmp_path}/constraint.txt\n")
     (tmp_path / "tests.py").write_text("raise SystemExit('these are not the tests')\n")
-    out_of_charset = {"PIP_CONFIG_FILE": f"{tmp_path}/pip.conf", "PYTHONPATH": str(tmp_path), "PIP_CONSTRAINT": "c.txt"}
+    settings = {"PIP_CONFIG_FILE": f"{tmp_path}/pip.conf", "PYTHONPATH": str(tmp_path), "PIP_CONSTRAINT": "c.txt"}
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "tests/deployment/test_image.py"]
     command += ["-k", "shell_that_pip_understands"]
-    env = os.environ | out_of_charset
+    env = os.environ | settings
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "1 passed" in done.stdout

@@ -19,7 +19,7 @@ COMMAND = re.compile(
 
 
 class _ParsedError(BaseException):
-    """Carries a job's config out of it as soon as it is parsed."""
+    """Carries the config out of a job as soon as it is parsed."""
 
 
 def parsed(job: str, arguments: list[str]) -> Any:
@@ -46,13 +46,13 @@ def job_lines(text: str) -> list[tuple[str, list[str]]]:
 
 
 def shell_lines(text: str) -> list[str]:
-    """The commands in a Markdown text's blocks of shell, comments and continued lines resolved."""
+    """Return the commands in the shell blocks of a Markdown text, without comments, continued lines joined."""
     blocks = "\n".join(re.findall(r"```sh\n(.*?)```", text, re.DOTALL))
     return [line for line in re.sub(r"\\\n\s*", "", blocks).splitlines() if line and not line.startswith("#")]
 
 
 def check_ray_command(line: str) -> None:
-    """Fails where Ray's command line has no such command or options."""
+    """Fail if Ray's command line has no such command or options."""
     words = shlex.split(line, comments=True)[1:]
     words = words[: words.index("--")] if "--" in words else words
     command: Any = ray_cli

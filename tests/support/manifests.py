@@ -20,25 +20,25 @@ PINS = dict(re.findall(r"^([\w.-]+)==(\S+)$", (ROOT / "constraints.txt").read_te
 
 
 def job_of(document: Any) -> Any:
-    """The RayJobSpec of a manifest; None where it has none."""
+    """Return the RayJobSpec of a manifest; None where it has none."""
     spec = document["spec"]
     return {"RayCronJob": spec.get("jobTemplate"), "RayJob": spec}.get(document["kind"])
 
 
 def cluster_of(document: Any) -> Any:
-    """The RayClusterSpec of a manifest."""
+    """Return the RayClusterSpec of a manifest."""
     job = job_of(document)
     return job["rayClusterSpec"] if job else document["spec"]
 
 
 def groups_of(document: Any) -> list[Any]:
-    """Head and worker groups."""
+    """Return the head group and the worker groups."""
     spec = cluster_of(document)
     return [spec["headGroupSpec"], *spec["workerGroupSpecs"]]
 
 
 def pods_of(document: Any) -> list[Any]:
-    """The pod specs of all groups and of the submitter."""
+    """Return the pod specs of all groups and of the submitter."""
     job = job_of(document)
     return [one["template"]["spec"] for one in groups_of(document)] + (
         [job["submitterPodTemplate"]["spec"]] if job else []
@@ -46,7 +46,7 @@ def pods_of(document: Any) -> list[Any]:
 
 
 def replaced(document: Any, *keys: Any, by: Any) -> Any:
-    """A copy with another value at this place; by: ... removes it."""
+    """Return a copy with another value at this place; `...` removes it."""
     changed = json.loads(json.dumps(document))  # YAML's aliases become things of their own
     place = functools.reduce(lambda found, key: found[key], keys[:-1], changed)
     if by is ...:
@@ -57,7 +57,7 @@ def replaced(document: Any, *keys: Any, by: Any) -> Any:
 
 
 def job_lines_of(path: Path) -> list[tuple[str, list[str]]]:
-    """Those of a file; of a manifest, those of its entrypoint."""
+    """Return the job lines of a file; of a manifest, those of its entrypoint."""
     if path in KUBERAY:
         job = job_of(yaml.safe_load(path.read_text()))
         return job_lines(job["entrypoint"]) if job else []
@@ -66,6 +66,6 @@ def job_lines_of(path: Path) -> list[tuple[str, list[str]]]:
 
 @functools.cache
 def dockerfile() -> tuple[str, ...]:
-    """The Dockerfile's instructions, a line each."""
+    """Return the Dockerfile's instructions, a line each."""
     text = re.sub(r"^#.*\n", "", (CLUSTER / "Dockerfile").read_text(), flags=re.MULTILINE)
     return tuple(line for line in re.sub(r"\\\n\s*", "", text).splitlines() if line)
