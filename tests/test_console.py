@@ -15,7 +15,7 @@ import rich.console
 from captcha_ray import console
 from captcha_ray.errors import InputError
 from captcha_ray.training.config import TrainConfig
-from captcha_ray.training.progress import TrainingProgress
+from captcha_ray.training.progress import EpochDone, StepDone, TrainingProgress, WorkersBegan
 from captcha_ray.tuning import progress as tuning_progress
 
 
@@ -194,12 +194,12 @@ def test_training_in_a_log_is_one_line_an_epoch(log: io.StringIO) -> None:
         "images_per_second": 1234.0,
     }
     with TrainingProgress(2) as progress:
-        progress.begin(0, 2)
-        progress.step(1, 0.5, 1000.0)
-        progress.epoch({"epoch": 1, **record}, best=True)
-        progress.begin(1, 1)
-        progress.begin(1, 2)
-        progress.epoch({"epoch": 2, **record}, best=False)
+        progress.show(WorkersBegan(0, 2))
+        progress.show(StepDone(1, 0.5, 1000.0))
+        progress.show(EpochDone({"epoch": 1, **record}, best=True))
+        progress.show(WorkersBegan(1, 1))
+        progress.show(WorkersBegan(1, 2))
+        progress.show(EpochDone({"epoch": 2, **record}, best=False))
     lines = log.getvalue().splitlines()
     assert len(lines) == 4
     assert lines.pop(1) == "workers were lost: training goes on after epoch 1 with 1, it was 2"
@@ -255,7 +255,7 @@ import sys
 from captcha_ray import console
 from captcha_ray.inference.config import InferConfig
 from captcha_ray.errors import InputError
-from captcha_ray.training.progress import TrainingProgress
+from captcha_ray.training.progress import EpochDone, TrainingProgress
 def job():
     console.parse(InferConfig)
     console.warn("slow")
@@ -263,7 +263,7 @@ def job():
         advance(7)
     with TrainingProgress(1) as progress:
         record = {"train_loss": 0.5, "train_char_accuracy": 0.25, "images_per_second": 10.0}
-        progress.epoch({"epoch": 1, **record}, best=True)
+        progress.show(EpochDone({"epoch": 1, **record}, best=True))
     raise InputError("no [such] \\"bucket\\": ä")
 console.run(job)
 """

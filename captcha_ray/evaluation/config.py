@@ -15,11 +15,11 @@ class EvaluateConfig(Config):
     run: str = f"{DEMO}/runs/digits"
     """Run or checkpoint folder or s3:// URI. The default one is trained on first use."""
     shards: str = ""
-    """Shards to read. Default: those the run was trained on."""
+    """Folder or s3:// URI of shards to measure on. Default: those the run was trained on."""
     split: Literal["train", "val", "test"] = "test"
     """Which split of the shards."""
     corpus: str = ""
-    """Folder or s3:// URI of labeled images to read instead of shards."""
+    """Folder or s3:// URI of labeled images to measure on instead of shards."""
     labels: Labels = "folder"
     """Label rule of the corpus: parent folder's name, file's name, or a table."""
     label_pattern: str = ""
@@ -28,14 +28,14 @@ class EvaluateConfig(Config):
     """CSV or Parquet with columns path,text, for --labels table."""
     folds: int = 0
     """Cross-validate instead: train as many networks, each on all splits of the shards but one fold, which it then
-    reads; 0 does not. Names the labels that they dispute."""
+    predicts; 0 does not. Names the labels that they dispute."""
     learning_curve: bool = False
-    """Train on 5, 10, 25, 50 and 100 % of the training split instead, read the test split, and tell how many more
-    images would reach 99 % of whole strings."""
+    """Train on 5, 10, 25, 50 and 100 % of the training split instead, predict the test split, and estimate how
+    many more images would reach 99 % of whole strings."""
     num_workers: int = 0
-    """Reader actors on the cluster; 0 reads in this process."""
+    """Actors on the cluster that predict; 0 predicts in this process."""
     use_gpu: bool = False
-    """Reserve one GPU per reader, or per training."""
+    """Reserve one GPU per actor, or per training."""
     out: str = ""
     """JSON file to write the figures to. Default: the run's results.json and report.html."""
 

@@ -22,12 +22,12 @@ class InferConfig(Config):
     out: str = f"{DEMO}/predictions"
     """Folder or s3:// URI of the table; rows are only ever added to it."""
     skip: Literal["same-model", "any-model", "never"] = "same-model"
-    """What counts as done: an unchanged object that this model has read, that any model has read, or none."""
+    """What counts as done: an unchanged object that this model has recognized, that any model has, or none."""
     retry_errors: bool = False
-    """Read only the objects again whose row of this model is an error and that have not changed since; the new row
+    """Try only the objects again whose row of this model is an error and that have not changed since; the new row
     stands beside the old one."""
     match: str = ""
-    """Regular expression that must be found in an object's URI; others are passed over. Default: all are read."""
+    """Regular expression that must be found in an object's URI; others are passed over. Default: none is."""
     date_pattern: str = ""
     """Regular expression with groups year, month, day, searched in the URI; partitions the table by date=YYYY-MM-DD."""
     max_error_fraction: float = 0.5
@@ -46,7 +46,7 @@ class InferConfig(Config):
     max_stretch: float = 4.0
     """Images whose ratio of width to height differs from the network's by more than this factor are errors."""
     min_confidence: float = 0.0
-    """Readings of less confidence, 0 to 1, get the status uncertain; the report names one for 99.9 % precision. Rows
+    """Predictions of less confidence, 0 to 1, get the status uncertain; the report names one for 99.9 % precision. Rows
     that the table holds already stay as they are."""
     num_workers: int = 0
     """Workers that fetch, decode and recognize; 0 for one per CPU, or one per GPU with --use-gpu."""

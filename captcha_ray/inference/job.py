@@ -31,10 +31,11 @@ from captcha_ray.inference.block import BATCH_SIZE, BlockTask
 from captcha_ray.inference.config import InferConfig
 from captcha_ray.inference.table import NUM_THREADS, Committed, Counts, PredictionTable
 from captcha_ray.inference.watchdog import watch
-from captcha_ray.inference.worker import RecognizeBlocks
+from captcha_ray.inference.worker import RecognizeBlocks, WorkerState
 from captcha_ray.models import fingerprint
 from captcha_ray.runs.environment import environment
 from captcha_ray.runtime import capacity, ray_session
+from captcha_ray.runtime.progress_channel import ProgressChannel
 from captcha_ray.runtime.telemetry import Telemetry
 from captcha_ray.storage import filesystem, objectstore
 from captcha_ray.storage.lock import Lease
@@ -43,9 +44,6 @@ T = TypeVar("T")
 
 MAX_BLOCK = 4096
 """Most objects of a task: few enough to lose little with a worker."""
-
-LOOK_S = 5.0
-"""Seconds between two looks at the workers' reports."""
 
 MAX_DEATHS = 10
 """Workers that may die one after another without a finished block before the job fails."""
@@ -197,7 +195,7 @@ class _Job:
             config.cpus_per_worker,
         )
         self._seconds: dict[str, float] = {}
-        self._reports: dict[str, dict[str, Any]] = {}
+        self._states: dict[str, WorkerState] = {}  # the last one of each worker
         self._blocks: list[tuple[str, int]] = []  # and rows
         self._rows = self._errors = self._total = self._adopted = 0
         self._listed = self._skipped = self._num_hidden = self._num_workers = 0
@@ -276,20 +274,18 @@ class _Job:
 
     def _read(self, num_blocks: int) -> None:
         """Let the workers recognize all blocks; commit whenever there are rows enough."""
-        board: Any = ray_session.Board.options(scheduling_strategy=ray_session.here()).remote()  # type: ignore[attr-defined]
-        results = self._dataset(num_blocks, board)
+        with ProgressChannel(lambda state: self._states.update({state.worker: state})) as channel:
+            self._read_from(self._dataset(num_blocks, channel.sender()), channel)
+
+    def _read_from(self, results: ray.data.Dataset, channel: ProgressChannel) -> None:
+        """Take the workers' results as they come. channel: by which they report."""
 
         def read_all(give: Callable[[dict[str, Any]], None]) -> None:
             for row in results.iter_rows():
                 give(row)
 
-        def look() -> dict[str, dict[str, Any]]:
-            with contextlib.suppress(ray.exceptions.GetTimeoutError, ray.exceptions.RayActorError):
-                self._reports = ray.get(board.read.remote(), timeout=LOOK_S)
-            return self._reports
-
         def stage() -> str:
-            stages = Counter(report["stage"] for report in look().values())
+            stages = Counter(state.stage for state in list(self._states.values()))
             return stages.most_common(1)[0][0] if stages else SILENCE
 
         finished = workers = finished_then = 0
@@ -297,15 +293,15 @@ class _Job:
         def evidence() -> Any:
             """Return what the workers report; Ray restarts those that die, with the same block."""
             nonlocal workers, finished_then
-            reports = look()
+            states = list(self._states.values())
             if finished > finished_then:
-                finished_then, workers = finished, len(reports)
-            if len(reports) > max(workers, self._num_workers) + MAX_DEATHS:
+                finished_then, workers = finished, len(states)
+            if len(states) > max(workers, self._num_workers) + MAX_DEATHS:
                 raise JobError(
                     f"workers died {MAX_DEATHS} times without finishing a block, perhaps for lack of memory; what was "
                     f"finished is kept"
                 )
-            return [(name, report["fetched"], report["recognized"]) for name, report in reports.items()]
+            return [(state.worker, state.fetched, state.recognized) for state in states]
 
         began = time.monotonic()
         with console.progress("recognize", self._total - self._rows, "objects") as shown:
@@ -319,11 +315,11 @@ class _Job:
                 self._measure(row["rows"], row["errors"], time.monotonic() - began)
                 shown(row["rows"], f"{self._errors:,} errors" if self._errors else "")
                 if self._rows >= self._config.objects_per_run and not self._may_fail():
-                    look()
+                    channel.deliver()
                     self._commit()
-        look()
+        channel.deliver()
 
-    def _dataset(self, num_blocks: int, board: Any) -> ray.data.Dataset:
+    def _dataset(self, num_blocks: int, send: Callable[[WorkerState], None]) -> ray.data.Dataset:
         num_workers = min(self._num_workers, num_blocks)
         items = [{"block": number} for number in range(num_blocks)]
         context = ray.data.DataContext.get_current().copy()
@@ -334,7 +330,7 @@ class _Job:
         with ray.data.DataContext.current(context):
             return ray.data.from_items(items, override_num_blocks=num_blocks).map_batches(
                 RecognizeBlocks,
-                fn_constructor_args=(self._task, board, self._reader),
+                fn_constructor_args=(self._task, send, self._reader),
                 batch_size=1,
                 compute=pool,
                 num_cpus=self._config.cpus_per_worker,
@@ -395,8 +391,8 @@ class _Job:
         """Return the manifest of a run with such counts."""
         wall = time.monotonic() - self._started
         seconds = dict(self._seconds)
-        for report in self._reports.values():
-            for name, spent in report["seconds"].items():
+        for state in list(self._states.values()):
+            for name, spent in state.seconds.items():
                 seconds[name] = seconds.get(name, 0.0) + spent
         cores = self._num_workers * self._config.cpus_per_worker
         read = max(self._num_read, 1)
@@ -431,7 +427,7 @@ class _Job:
         self._telemetry.set("captcha_progress", (self._adopted + self._num_read) / max(self._total, 1))
         self._telemetry.set("captcha_images_per_second", self._num_read / max(seconds, 1e-9))
         for stage in STAGES:
-            spent = sum(report["seconds"].get(stage, 0.0) for report in self._reports.values())
+            spent = sum(state.seconds.get(stage, 0.0) for state in list(self._states.values()))
             self._telemetry.add("captcha_stage_seconds", spent - self._measured.get(stage, 0.0), stage)
             self._measured[stage] = spent
 

@@ -3,9 +3,11 @@
 Does not list, does not commit; `block_reader` knows how a block is recognized.
 """
 
+import dataclasses
 import importlib
 import threading
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,12 +24,23 @@ REPORT_S = 1.0
 """Seconds between a worker's reports."""
 
 
+@dataclasses.dataclass(frozen=True)
+class WorkerState:
+    """State of a worker. fetched, recognized: objects. seconds: per stage."""
+
+    worker: str
+    stage: str
+    fetched: int
+    recognized: int
+    seconds: dict[str, float]
+
+
 class RecognizeBlocks:
     """A `BlockReader` as an actor of `map_batches` that reports its state every second."""
 
-    def __init__(self, task: BlockTask, board: Any, reader: str) -> None:
+    def __init__(self, task: BlockTask, send: Callable[[WorkerState], Any], reader: str) -> None:
         self._report: dict[str, Any] = {"stage": "load the network", "fetched": 0, "recognized": 0, "seconds": {}}
-        self._board = board
+        self._send = send
         self._refusal = self._failure = ""
         threading.Thread(target=self._keep_reporting, daemon=True).start()
         module, _, name = reader.rpartition(".")
@@ -53,7 +66,7 @@ class RecognizeBlocks:
             self._failure = full_disk(error)
             if not self._failure:
                 raise
-        self._pin()
+        self._report_state()
         return {
             "block": batch["block"],
             "rows": np.array([rows for rows, _ in counts]),
@@ -62,11 +75,13 @@ class RecognizeBlocks:
             "failure": np.array([self._failure] * len(counts)),
         }
 
-    def _pin(self) -> None:
+    def _report_state(self) -> None:
+        report = self._report
         name = ray.get_runtime_context().get_worker_id()
-        self._board.pin.remote(name, {**self._report, "seconds": dict(self._report["seconds"])})
+        seconds = dict(report["seconds"])
+        self._send(WorkerState(name, report["stage"], report["fetched"], report["recognized"], seconds))
 
     def _keep_reporting(self) -> None:
         while True:
-            self._pin()
+            self._report_state()
             time.sleep(REPORT_S)

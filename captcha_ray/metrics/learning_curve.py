@@ -145,7 +145,7 @@ def _answer(found: dict[str, Any]) -> str:
     needed = found["images_for_goal"]
     low, high = (f"{n:,}" if n is not None else f"more than {BEYOND * have:,}" for n in found["images_for_goal_ci95"])
     if needed is None:
-        return f"{reads}; {goal} is out of sight: more images like these hardly help"
+        return f"{reads}; {goal} cannot be reached with more images like these"
     if needed <= have:
         return (
             f"{reads}; the curve puts {goal} at about {needed:,} (95 % interval {low} to {high}), fewer than there "

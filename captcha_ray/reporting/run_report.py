@@ -173,7 +173,7 @@ def _mistakes(run: RunDirectory, name: str, summary: Mapping[str, Any], rows: Se
         return page.paragraph(NO_MISTAKES if total == 0 else f"Mistakes: {total}. No picture of them was kept.")
     rows = rows[: figures.MAX_MISTAKES]
     table = page.table(
-        ["Number", "Truth", "Reading", "Confidence", "Image"],
+        ["Number", "Truth", "Prediction", "Confidence", "Image"],
         [
             [str(n), figures.visible(row.truth), figures.visible(row.prediction), page.percent(row.confidence), row.uri]
             for n, row in enumerate(rows, start=1)

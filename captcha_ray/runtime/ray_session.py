@@ -84,22 +84,6 @@ class Cluster:
             console.warn("no GPU here; the CPU does the arithmetic")
 
 
-@ray.remote(num_cpus=0)
-class Board:
-    """An actor where workers keep their latest state for the driver."""
-
-    def __init__(self) -> None:
-        self._reports: dict[str, dict[str, Any]] = {}
-
-    def pin(self, worker: str, report: dict[str, Any]) -> None:
-        """Replace the worker's last report."""
-        self._reports[worker] = report
-
-    def read(self) -> dict[str, dict[str, Any]]:
-        """Return the last report of each worker, by its name."""
-        return self._reports
-
-
 @contextlib.contextmanager
 def connect(meanwhile: str = "") -> Iterator[Cluster]:
     """Connect to the cluster that `RAY_ADDRESS` names, or start a Ray that ends with the block.
@@ -227,7 +211,7 @@ def _kept_stderr(*, shown_on_failure: bool = True) -> Iterator[None]:
         try:
             os.dup2(file.fileno(), 2)
             yield
-        except BaseException:
+        except Exception:
             os.dup2(kept, 2)
             file.seek(0)
             if shown_on_failure:

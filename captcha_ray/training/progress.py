@@ -1,28 +1,52 @@
-"""Carry the progress of a training from rank 0 to its driver, and show and count it there."""
+"""Show the progress of a training at its driver, and report it to Prometheus: events of rank 0, in order."""
 
-import contextlib
-import threading
+import dataclasses
 import time
-from collections.abc import Callable
 from typing import Any
-
-import ray
-import ray.exceptions
 
 from captcha_ray import console
 from captcha_ray.runtime import capacity
-from captcha_ray.runtime.ray_session import here
 from captcha_ray.runtime.telemetry import Telemetry
 from captcha_ray.training.config import TrainConfig
 
-LOOK_S = 0.25
-"""Seconds between two looks at what was announced."""
-
 WAITING_S = 30.0
-"""Seconds without a step after which the driver says what workers wait for; again after twice as many."""
+"""Seconds without an event after which the driver says what workers wait for; again after twice as many."""
 
-Announcement = tuple[str, tuple[Any, ...]]
-"""Name and arguments of a method of TrainingProgress."""
+
+@dataclasses.dataclass(frozen=True)
+class WorkersBegan:
+    """Workers begin, so many epochs being done; again if some were lost or more have come."""
+
+    num_epochs: int
+    num_workers: int
+
+
+@dataclasses.dataclass(frozen=True)
+class PlanChanged:
+    """The number of planned epochs. change: a sentence on the reason; may be empty."""
+
+    num_epochs: int
+    change: str
+
+
+@dataclasses.dataclass(frozen=True)
+class StepDone:
+    """A step is done. epoch: from 1. fraction: finished part of the epoch, 0 to 1."""
+
+    epoch: int
+    fraction: float
+    images_per_second: float
+
+
+@dataclasses.dataclass(frozen=True)
+class EpochDone:
+    """An epoch is done. record: a line of `metrics.jsonl`. best: whether its network is the one that is kept."""
+
+    record: dict[str, Any]
+    best: bool
+
+
+Event = WorkersBegan | PlanChanged | StepDone | EpochDone
 
 
 class TrainingProgress:
@@ -42,8 +66,18 @@ class TrainingProgress:
     def __exit__(self, *_: object) -> None:
         self._bar.stop()
 
-    def begin(self, num_epochs: int, num_workers: int) -> None:
-        """Note that workers begin after so many epochs; again if some were lost or more have come."""
+    def show(self, event: Event) -> None:
+        """Show an event."""
+        if isinstance(event, WorkersBegan):
+            self._begin(event.num_epochs, event.num_workers)
+        elif isinstance(event, PlanChanged):
+            self._plan(event.num_epochs, event.change)
+        elif isinstance(event, StepDone):
+            self._step(event.epoch, event.fraction, event.images_per_second)
+        else:
+            self._epoch(event.record, event.best)
+
+    def _begin(self, num_epochs: int, num_workers: int) -> None:
         if before := self._num_workers:
             why = "more workers have come" if num_workers > before else "workers were lost"
             console.say(
@@ -53,16 +87,14 @@ class TrainingProgress:
             )
         self._num_workers, self._started = num_workers, None  # what was waited for says nothing of what is left
 
-    def plan(self, num_epochs: int, change: str) -> None:
-        """Set the number of planned epochs. change: a sentence on the reason; may be empty."""
+    def _plan(self, num_epochs: int, change: str) -> None:
         self.num_epochs = num_epochs
         if self._started is not None:
             self._bar.update(self._task, total=num_epochs)
         if change:
             console.say(f"{change}; {num_epochs} epochs in all", num_epochs=num_epochs)
 
-    def step(self, epoch: int, fraction: float, images_per_second: float) -> None:
-        """Move the bar. epoch: from 1. fraction: finished part of the epoch, 0 to 1."""
+    def _step(self, epoch: int, fraction: float, images_per_second: float) -> None:
         done = epoch - 1 + fraction
         if self._started is None:
             self._started = (time.monotonic(), done)
@@ -71,9 +103,8 @@ class TrainingProgress:
             self._task, completed=done, note=f"epoch {epoch}/{self.num_epochs}  {images_per_second:,.0f} images/s"
         )
 
-    def epoch(self, record: dict[str, Any], best: bool) -> None:
-        """Print a finished epoch. record: a line of `metrics.jsonl`."""
-        self.step(record["epoch"], 1.0, record["images_per_second"])
+    def _epoch(self, record: dict[str, Any], best: bool) -> None:
+        self._step(record["epoch"], 1.0, record["images_per_second"])
         left = ""
         if self._started is not None and not console.is_terminal():
             at, done = self._started
@@ -90,90 +121,35 @@ class TrainingProgress:
         )
 
 
-@ray.remote(num_cpus=0)
-class _Mailbox:
-    """An actor that carries announcements from a worker to the driver."""
+class WaitingNotice:
+    """Says now and then, while no event comes, what the workers of a training may wait for."""
 
-    def __init__(self) -> None:
-        self._messages: list[Announcement] = []
+    def __init__(self, config: TrainConfig) -> None:
+        self._config, self._patience = config, WAITING_S
 
-    def put(self, message: Announcement) -> None:
-        self._messages.append(message)
-
-    def take(self) -> list[Announcement]:
-        messages, self._messages = self._messages, []
-        return messages
-
-
-class Relay:
-    """Shows at the driver what rank 0 announces, and what is waited for while it announces nothing."""
-
-    def __init__(self, show: Callable[[Announcement], Any], config: TrainConfig) -> None:
-        self._show, self._config = show, config
-        self._mailbox: Any = _Mailbox.options(scheduling_strategy=here()).remote()  # type: ignore[attr-defined]
-        self._done = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-
-    def announcer(self) -> Callable[[Announcement], Any]:
-        """Return a function for rank 0, which travels to any machine."""
-        mailbox = self._mailbox
-
-        def announce(message: Announcement) -> None:
-            mailbox.put.remote(message)
-
-        return announce
-
-    def __enter__(self) -> "Relay":
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._done.set()
-        self._thread.join()
-        ray.kill(self._mailbox)
-
-    def _watch(self) -> None:
-        heard, patience = time.monotonic(), WAITING_S
-        while not self._done.wait(LOOK_S):
-            silent = time.monotonic() - heard
-            with contextlib.suppress(ray.exceptions.RayError):  # a look that fails costs a look
-                if self._show_all():
-                    heard, patience = time.monotonic(), WAITING_S
-                    continue
-            if silent > patience:
-                patience *= 2
-                have = capacity.describe(self._config.cpus_per_worker, self._config.use_gpu)
-                console.say(
-                    f"no step for {silent:.0f} s: workers start, wait for nodes or validate; "
-                    f"{self._config.workers[0]} are needed, {have}"
-                )
-        with contextlib.suppress(ray.exceptions.RayError):
-            self._show_all()
-
-    def _show_all(self) -> int:
-        """Show what has come and return how many announcements there were."""
-        messages = ray.get(self._mailbox.take.remote())
-        for message in messages:
-            self._show(message)
-        return len(messages)
+    def __call__(self, silent_s: float) -> None:
+        """Print the notice if the silence has lasted for twice as long as at the last one."""
+        if silent_s < WAITING_S:
+            self._patience = WAITING_S
+        if silent_s > self._patience:
+            self._patience *= 2
+            have = capacity.describe(self._config.cpus_per_worker, self._config.use_gpu)
+            console.say(
+                f"no step for {silent_s:.0f} s: workers start, wait for nodes or validate; "
+                f"{self._config.workers[0]} are needed, {have}"
+            )
 
 
-def measure(telemetry: Telemetry, num_epochs: int, message: Announcement) -> None:
-    """Report an announcement to Prometheus."""
-    name, arguments = message
-    if name == "step":
-        epoch, fraction, images_per_second = arguments
-        telemetry.set("captcha_progress", (epoch - 1 + fraction) / num_epochs)
-        telemetry.set("captcha_images_per_second", images_per_second)
-        return
-    if name == "begin":
-        telemetry.set("captcha_workers", arguments[1])
-        return
-    if name == "plan":
-        return
-    record = arguments[0]
-    telemetry.set("captcha_progress", record["epoch"] / num_epochs)
-    telemetry.set("captcha_images_per_second", record["images_per_second"])
-    telemetry.set("captcha_data_wait_fraction", record["data_wait_fraction"])
-    telemetry.set("captcha_train_loss", record["train_loss"])
-    telemetry.set("captcha_val_exact_match", record.get("val_exact_match"))
+def measure(telemetry: Telemetry, num_epochs: int, event: Event) -> None:
+    """Report an event to Prometheus. num_epochs: planned."""
+    if isinstance(event, WorkersBegan):
+        telemetry.set("captcha_workers", event.num_workers)
+    elif isinstance(event, StepDone):
+        telemetry.set("captcha_progress", (event.epoch - 1 + event.fraction) / num_epochs)
+        telemetry.set("captcha_images_per_second", event.images_per_second)
+    elif isinstance(event, EpochDone):
+        telemetry.set("captcha_progress", event.record["epoch"] / num_epochs)
+        telemetry.set("captcha_images_per_second", event.record["images_per_second"])
+        telemetry.set("captcha_data_wait_fraction", event.record["data_wait_fraction"])
+        telemetry.set("captcha_train_loss", event.record["train_loss"])
+        telemetry.set("captcha_val_exact_match", event.record.get("val_exact_match"))

@@ -31,6 +31,7 @@ from captcha_ray.models.networks import build_model
 from captcha_ray.models.spec import ModelSpec
 from captcha_ray.runs.directory import RunDirectory
 from captcha_ray.runtime import capacity
+from captcha_ray.runtime.progress_channel import ProgressChannel
 from captcha_ray.runtime.ray_session import Cluster
 from captcha_ray.runtime.ray_train import LOST_WORKER_ERROR, InterruptibleTrainer
 from captcha_ray.runtime.telemetry import Telemetry
@@ -38,7 +39,7 @@ from captcha_ray.storage import filesystem
 from captcha_ray.storage.lock import Lease
 from captcha_ray.training.auto_config import resolve
 from captcha_ray.training.config import TrainConfig
-from captcha_ray.training.progress import Announcement, Relay, TrainingProgress, measure
+from captcha_ray.training.progress import Event, TrainingProgress, WaitingNotice, measure
 from captcha_ray.training.worker import Worker, WorkerJob, best_epoch, has_diverged, train_worker
 
 RESIZE_S = 60.0
@@ -183,17 +184,16 @@ def _train(config: TrainConfig, spec: ModelSpec, blocks: dict[str, list[Any]], c
     telemetry = Telemetry("train", config.run)
     with TrainingProgress(config.epochs) as progress:
 
-        def show(message: Announcement) -> None:
-            name, arguments = message
-            getattr(progress, name)(*arguments)
-            measure(telemetry, progress.num_epochs, message)
+        def show(event: Event) -> None:
+            progress.show(event)
+            measure(telemetry, progress.num_epochs, event)
 
         if cluster.embedded and config.workers[1] == 1 and not config.use_gpu:
             with capacity.gpus_hidden():
                 _run_trainer(WorkerJob(config, spec, blocks, show), local=True)
         else:
-            with Relay(show, config) as announcements:
-                _run_trainer(WorkerJob(config, spec, blocks, announcements.announcer()), local=False)
+            with ProgressChannel(show, WaitingNotice(config)) as channel:
+                _run_trainer(WorkerJob(config, spec, blocks, channel.sender()), local=False)
 
 
 def _resolved(config: TrainConfig, manifest: schema.Manifest, run: RunDirectory) -> TrainConfig:

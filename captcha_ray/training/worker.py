@@ -40,7 +40,7 @@ from captcha_ray.training.augment import Augment
 from captcha_ray.training.batches import EpochFeed, derive_seed
 from captcha_ray.training.config import TrainConfig
 from captcha_ray.training.optim import build_optimizer
-from captcha_ray.training.progress import Announcement
+from captcha_ray.training.progress import EpochDone, Event, PlanChanged, StepDone, WorkersBegan
 from captcha_ray.training.state import load_state, save_state
 
 STATE = "resume.safetensors"
@@ -63,7 +63,7 @@ class WorkerJob:
     config: TrainConfig
     spec: ModelSpec
     blocks: dict[str, list[Any]]
-    announce: Callable[[Announcement], Any]
+    send: Callable[[Event], Any]
     until: int | None = None
 
 
@@ -137,8 +137,8 @@ class Worker:
         self._plan = first.restored(decided)
         self._announced = 0.0
         if rank == 0:
-            job.announce(("begin", (len(self._history), world_size)))
-            job.announce(("plan", (self._plan.num_epochs, "")))
+            job.send(WorkersBegan(len(self._history), world_size))
+            job.send(PlanChanged(self._plan.num_epochs, ""))
 
     def _feed(self, split: str, batch_size: int) -> EpochFeed:
         """Return this worker's rows: every world_size-th of the split.
@@ -250,7 +250,7 @@ class Worker:
         if self._rank == 0:
             self._keep()
             if self._plan.num_epochs != plan.num_epochs or self._plan.change:
-                self._job.announce(("plan", (self._plan.num_epochs, self._plan.change.value)))
+                self._job.send(PlanChanged(self._plan.num_epochs, self._plan.change.value))
         return self._history[-1]
 
     def _announcer(self, epoch: int, started: float) -> Callable[[int, int], None]:
@@ -262,7 +262,7 @@ class Worker:
             now = time.perf_counter()
             if self._rank == 0 and now - self._announced >= ANNOUNCE_INTERVAL_S:
                 self._announced = now
-                self._job.announce(("step", (epoch, (step + 1) / self._train.num_steps, done / (now - started))))
+                self._job.send(StepDone(epoch, (step + 1) / self._train.num_steps, done / (now - started)))
 
         return on_step
 
@@ -299,7 +299,7 @@ class Worker:
         )
         self._run.write_metrics(self._history)
         if not has_diverged(record):
-            self._job.announce(("epoch", (record, best)))
+            self._job.send(EpochDone(record, best))
 
     def close(self) -> None:
         """End the event file."""

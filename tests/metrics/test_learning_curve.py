@@ -74,7 +74,7 @@ def test_where_more_do_not_help_no_number_is_made_up() -> None:
     flat = [Point(size, 50, 100) for size in SIZES]
     found = summary(flat)
     assert found["images_for_goal"] is None
-    assert "out of sight" in found["answer"]
+    assert "cannot be reached" in found["answer"]
     open_ended = summary([Point(100, 50, 60), Point(200, 53, 60), Point(400, 55, 60)])
     assert open_ended["images_for_goal"] > 400
     assert open_ended["images_for_goal_ci95"][1] is None

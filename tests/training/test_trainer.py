@@ -31,7 +31,7 @@ from captcha_ray.storage.lock import Lease
 from captcha_ray.training import auto_config, loop, schedule, trainer
 from captcha_ray.training import worker as training_worker
 from captcha_ray.training.config import TrainConfig
-from captcha_ray.training.progress import Announcement
+from captcha_ray.training.progress import EpochDone, Event, StepDone
 from captcha_ray.training.recipe_file import load_recipe
 from captcha_ray.training.recipes import get
 from captcha_ray.training.results import publish
@@ -125,10 +125,10 @@ def restless(shards: Shards, run: Path, **changes: Any) -> TrainConfig:
 @pytest.fixture
 def plateau(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever the loss is, the network counts as not reading, and as stuck once 16 steps have shown it."""
-    monkeypatch.setattr(schedule, "READS", -1.0)
-    monkeypatch.setattr(schedule, "AGAIN_BELOW", 2.0)
-    monkeypatch.setattr(schedule, "AGAIN_GAIN", 2.0)
-    monkeypatch.setattr(schedule, "SURELY_READS", 2.0)
+    monkeypatch.setattr(schedule, "RECOGNIZING_LOSS", -1.0)
+    monkeypatch.setattr(schedule, "EXTEND_BELOW", 2.0)
+    monkeypatch.setattr(schedule, "EXTEND_GAIN", 2.0)
+    monkeypatch.setattr(schedule, "GOOD_ENOUGH", 2.0)
     monkeypatch.setattr(schedule, "MIN_PROGRESS", 1.0)
     monkeypatch.setattr(schedule, "PATIENCE_STEPS", 16)
 
@@ -315,8 +315,8 @@ def test_more_workers_than_the_cluster_holds_is_one_sentence_before_any_work(
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"height": 60}, "hold images of 24x16 pixels .* reads height 60"),
-        ({"width": 200}, "reads width 200; preprocess to that size, or pass --width 0"),
+        ({"height": 60}, "hold images of 24x16 pixels .* needs height 60"),
+        ({"width": 200}, "needs width 200; preprocess to that size, or pass --width 0"),
         ({"charset": "xyz"}, "made for charset 'abcd', not 'xyz'"),
         ({"max_length": 5}, "have 2 to 2 characters, but the network recognizes 5 in every"),
         ({"network": "glyph_vgg"}, "glyph_vgg recognizes one character an image, not 2"),
@@ -518,13 +518,13 @@ def test_two_jobs_do_not_train_into_one_run(
         fit(dataclasses.replace(config, resume=True), glyph_shards, ray_cluster)
 
 
-def lossy_job(at: str, shards: Shards, run: Path, how: str = "killed") -> WorkerJob:
+def lossy_job(at: type[Event], shards: Shards, run: Path, how: str = "killed") -> WorkerJob:
     """Its worker is killed, or meets an error of ours, whenever it announces that."""
 
-    def lose(message: Announcement) -> None:
-        if message[0] == at and how == "killed":
+    def lose(event: Event) -> None:
+        if isinstance(event, at) and how == "killed":
             os.kill(os.getpid(), signal.SIGKILL)
-        if message[0] == at:
+        if isinstance(event, at):
             raise KeyError(how)
 
     config = auto_config.resolve(config_for(shards, run, max_failures=1), shards.manifest)
@@ -549,7 +549,7 @@ def test_a_block_that_does_not_come_ends_the_training_in_a_sentence(
 def test_as_many_losses_are_allowed_again_after_an_epoch(
     glyph_shards: Shards, ray_cluster: ray_session.Cluster, tmp_path: Path
 ) -> None:
-    _run_trainer(lossy_job("epoch", glyph_shards, tmp_path / "run"), local=False)
+    _run_trainer(lossy_job(EpochDone, glyph_shards, tmp_path / "run"), local=False)
     assert [epoch["epoch"] for epoch in RunDirectory(str(tmp_path / "run")).read_metrics()] == [1, 2, 3]
 
 
@@ -558,7 +558,7 @@ def test_workers_that_are_lost_again_and_again_end_the_training_in_a_sentence(
     glyph_shards: Shards, ray_cluster: ray_session.Cluster, tmp_path: Path
 ) -> None:
     with pytest.raises(JobError, match="lost more than 1 times without an epoch between, the last one: Worker"):
-        _run_trainer(lossy_job("step", glyph_shards, tmp_path / "run"), local=False)
+        _run_trainer(lossy_job(StepDone, glyph_shards, tmp_path / "run"), local=False)
 
 
 @pytest.mark.slow
@@ -566,4 +566,4 @@ def test_an_error_of_our_code_comes_with_its_trace(
     glyph_shards: Shards, ray_cluster: ray_session.Cluster, tmp_path: Path
 ) -> None:
     with pytest.raises(ray.train.WorkerGroupError, match=r"in train_worker(.|\n)*KeyError: 'a slip'"):
-        _run_trainer(lossy_job("step", glyph_shards, tmp_path / "run", "a slip"), local=False)
+        _run_trainer(lossy_job(StepDone, glyph_shards, tmp_path / "run", "a slip"), local=False)
