@@ -1,9 +1,9 @@
 """Configure `evaluate`; the docstring under a field is its `--help`."""
 
 import dataclasses
-from typing import Literal
+from typing import Annotated, Literal
 
-from captcha_ray.config import DEMO, Config
+from captcha_ray.config import DEMO, NOT_NEGATIVE, Config
 from captcha_ray.datasets.config import Labels, check_label_rule
 from captcha_ray.errors import check
 
@@ -32,7 +32,7 @@ class EvaluateConfig(Config):
     learning_curve: bool = False
     """Train on 5, 10, 25, 50 and 100 % of the training split instead, predict the test split, and estimate how
     many more images would reach 99 % of whole strings."""
-    num_workers: int = 0
+    num_workers: Annotated[int, NOT_NEGATIVE] = 0
     """Actors on the cluster that predict; 0 predicts in this process."""
     use_gpu: bool = False
     """Reserve one GPU per actor, or per training."""
@@ -48,7 +48,6 @@ class EvaluateConfig(Config):
         )
         check_label_rule(self.labels, self.label_pattern, self.table)
         check(not self.label_pattern or bool(self.corpus), "--label-pattern goes with --corpus")
-        check(self.num_workers >= 0, f"num_workers is {self.num_workers}; it must not be negative")
         check(not self.use_gpu or self.num_workers > 0 or self.trains, "--use-gpu needs --num-workers of at least 1")
         check(self.folds == 0 or 2 <= self.folds <= 100, f"folds is {self.folds}; it must be 2 to 100, or 0 for none")
         check(not (self.folds and self.learning_curve), "--folds and --learning-curve exclude each other")

@@ -1,11 +1,10 @@
 """Configure `infer`; the docstring under a field is its `--help`."""
 
 import dataclasses
-import math
 import re
-from typing import Literal
+from typing import Annotated, Literal
 
-from captcha_ray.config import DEMO, Config
+from captcha_ray.config import DEMO, NOT_NEGATIVE, POSITIVE, SHARE, Config, at_least
 from captcha_ray.errors import InputError, check
 from captcha_ray.image_spec import MAX_MAX_PIXELS
 
@@ -27,34 +26,34 @@ class InferConfig(Config):
     """Try only the objects again whose row of this model is an error and that have not changed since; the new row
     stands beside the old one."""
     match: str = ""
-    """Regular expression that must be found in an object's URI; others are passed over. Default: none is."""
+    """Regular expression that must be found in an object's URI; others are passed over. Default: all are taken."""
     date_pattern: str = ""
     """Regular expression with groups year, month, day, searched in the URI; partitions the table by date=YYYY-MM-DD."""
-    max_error_fraction: float = 0.5
+    max_error_fraction: Annotated[float, SHARE] = 0.5
     """Fraction of the objects that may fail; above it the job stops and commits nothing more. With --retry-errors all
     may."""
-    stall_timeout_s: float = 600.0
+    stall_timeout_s: Annotated[float, POSITIVE] = 600.0
     """Seconds without any progress after which the job fails."""
     endpoint_url: str = ""
     """Address of an S3-compatible store, such as http://127.0.0.1:9000. Default: AWS_ENDPOINT_URL, else Amazon's."""
-    objects_per_run: int = 2_000_000
+    objects_per_run: Annotated[int, POSITIVE] = 2_000_000
     """Rows that are committed at once, as one file of about 64 bytes a row; a longer night makes several runs."""
-    max_bytes: int = 4_000_000
+    max_bytes: Annotated[int, POSITIVE] = 4_000_000
     """Objects of more bytes than this are errors, and are not fetched."""
     max_pixels: int = 16_000_000
     """Images of more pixels than this are errors, and are not decoded."""
-    max_stretch: float = 4.0
+    max_stretch: Annotated[float, at_least(1)] = 4.0
     """Images whose ratio of width to height differs from the network's by more than this factor are errors."""
-    min_confidence: float = 0.0
+    min_confidence: Annotated[float, SHARE] = 0.0
     """Predictions of less confidence, 0 to 1, get the status uncertain; the report names one for 99.9 % precision. Rows
     that the table holds already stay as they are."""
-    num_workers: int = 0
+    num_workers: Annotated[int, NOT_NEGATIVE] = 0
     """Workers that fetch, decode and recognize; 0 for one per CPU, or one per GPU with --use-gpu."""
-    cpus_per_worker: int = 1
+    cpus_per_worker: Annotated[int, POSITIVE] = 1
     """CPU cores each worker reserves; more than one decode side by side."""
     use_gpu: bool = False
     """Reserve one GPU per worker and recognize on it."""
-    price_per_core_hour: float = 0.04
+    price_per_core_hour: Annotated[float, NOT_NEGATIVE] = 0.04
     """Price of one core for one hour, in any currency, for the cost per million images in the run's manifest."""
 
     def __post_init__(self) -> None:
@@ -70,20 +69,9 @@ class InferConfig(Config):
             f"date_pattern is {self.date_pattern!r}; it must have three groups: year, month and day",
         )
         check(
-            0 <= self.max_error_fraction <= 1,
-            f"max_error_fraction is {self.max_error_fraction}; it must be 0 to 1",
-        )
-        for name in ("stall_timeout_s", "objects_per_run", "max_bytes", "cpus_per_worker"):
-            value = getattr(self, name)
-            check(0 < value < math.inf, f"{name} is {value}; it must be finite and above 0")
-        check(
             1 <= self.max_pixels <= MAX_MAX_PIXELS,
             f"max_pixels is {self.max_pixels}; it must be 1 to {MAX_MAX_PIXELS}, Pillow's own limit",
         )
-        check(0 <= self.min_confidence <= 1, f"min_confidence is {self.min_confidence}; it must be 0 to 1")
-        check(self.max_stretch >= 1, f"max_stretch is {self.max_stretch}; it must be at least 1")
-        check(self.num_workers >= 0, f"num_workers is {self.num_workers}; it must not be negative")
-        check(self.price_per_core_hour >= 0, "price_per_core_hour must not be negative")
         check(not (self.retry_errors and self.skip != "same-model"), "--retry-errors and --skip exclude each other")
         check(
             not self.endpoint_url or self.endpoint_url.startswith(("http://", "https://")),

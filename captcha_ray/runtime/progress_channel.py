@@ -38,7 +38,7 @@ class _Mailbox:
 
 
 class ProgressChannel:
-    """A channel that is open while its block runs; what was sent before the end is delivered before it.
+    """A channel that is open while its block runs. At its end it delivers what has come by then.
 
     Args:
         on_event: Called with each event, in a thread of the driver.

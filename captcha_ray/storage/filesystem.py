@@ -9,7 +9,6 @@ machine's role (`AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`, `AWS_PROFILE`, `AW
 import contextlib
 import datetime
 import errno
-import fcntl
 import os
 import shutil
 import stat
@@ -21,6 +20,11 @@ from pathlib import Path
 from captcha_ray.errors import InputError
 from captcha_ray.storage import bucket_listing, objectstore
 from captcha_ray.storage.objectstore import Entry
+
+try:
+    import fcntl
+except ImportError:  # not a POSIX system
+    fcntl = None  # type: ignore[assignment]
 
 REMOTE = ("s3://", "gs://")
 
@@ -180,6 +184,10 @@ def compare_and_swap(uri: str, data: bytes, expected: bytes) -> bool:
     """
     if is_remote(uri):
         return objectstore.compare_and_swap(uri, data, expected)
+    if fcntl is None:
+        raise InputError(
+            f"{uri} needs a lock on a local disk, which this system has not; use a bucket, or Linux or macOS"
+        )
     folder = os.open(os.path.dirname(uri), os.O_RDONLY)
     try:
         fcntl.flock(folder, fcntl.LOCK_EX)

@@ -154,6 +154,7 @@ def fit(
             blocks["train"] += more.rows.to_arrow_refs() if more.num_images else []
             images = manifest.num_images | {"train": manifest.num_images["train"] + more.num_images}
             manifest = dataclasses.replace(manifest, num_images=images)
+            # Batch size and epochs follow from all images, which are known only now; what never fits was refused.
             config = _resolved(requested, manifest, run)
             check_batches(config, manifest)
         run.write_json("resolved_config.json", config.to_dict())

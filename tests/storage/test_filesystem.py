@@ -305,3 +305,13 @@ def test_what_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
         filesystem.check_writable(str(tmp_path / "file"))
     with pytest.raises(InputError, match="cannot be written: a file stands where a folder is needed"):
         filesystem.check_writable(str(tmp_path / "file/folder"))
+
+
+def test_a_system_without_locks_says_so_only_where_one_is_needed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(filesystem, "fcntl", None)
+    filesystem.write(f"{tmp_path}/one", b"1")
+    assert filesystem.read(f"{tmp_path}/one") == b"1"
+    with pytest.raises(InputError, match="needs a lock that this system lacks; use a bucket"):
+        filesystem.compare_and_swap(f"{tmp_path}/one", b"2", b"1")
