@@ -313,5 +313,5 @@ def test_a_system_without_locks_says_so_only_where_one_is_needed(
     monkeypatch.setattr(filesystem, "fcntl", None)
     filesystem.write(f"{tmp_path}/one", b"1")
     assert filesystem.read(f"{tmp_path}/one") == b"1"
-    with pytest.raises(InputError, match="needs a lock that this system lacks; use a bucket"):
+    with pytest.raises(InputError, match="needs a lock on a local disk, which this system has not; use a bucket"):
         filesystem.compare_and_swap(f"{tmp_path}/one", b"2", b"1")
