@@ -15,33 +15,33 @@ Search = Literal["optuna", "random", "grid"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TuneConfig(Config):
-    """Searches a recipe's parameters for a better one, and proves by validation whether it is."""
+    """Search a recipe's parameters for a better recipe, and test by validation whether it is better."""
 
     recipe: str = "demo-digits"
     """Recipe to start from: a name, or the URI of a best.json or of a run's config.json."""
     shards: str = f"{DEMO}/shards/digits"
-    """Folder or s3:// URI that jobs/preprocess.py wrote; trials read images of their size. The default one is made on
-    first use."""
+    """Folder or s3:// URI that jobs/preprocess.py wrote; trials train on images of their size. The default one is made
+    on first use."""
     run: str = f"{DEMO}/tune/digits"
     """Folder or s3:// URI for trials, table and report; must not hold another run."""
     num_trials: Annotated[int, at_least(1)] = 20
-    """Configs to try; the first is the recipe's own, where the space holds it. A resumed search may be given more."""
+    """Number of trials; the first has the recipe's own values, if the space holds them. A resumed search may have more."""
     epochs: Annotated[int, at_least(0)] = 0
-    """Passes over the training split of a trial, at most; 0 takes the recipe's."""
+    """Most passes of a trial over the training split; 0 takes the recipe's."""
     search: Search = "optuna"
-    """Who proposes values: optuna (tree-structured Parzen estimator), random, or grid (all combinations)."""
+    """How values are proposed: optuna (tree-structured Parzen estimator), random, or grid (all combinations)."""
     scheduler: Scheduler = "asha"
-    """asha lets the best quarter of the trials go on after 1/6 of the epochs, again after 1/2; none stops no one."""
+    """asha stops trials after 1/6 and 1/2 of the epochs and promotes the best quarter; none trains all to the end."""
     space: str = ""
     """TOML file of the parameters to vary: name = [a, b], { low = a, high = b, log = true }, true or false."""
     vary: tuple[str, ...] = ()
     """Parameters to vary, after the file and besides learning_rate, batch_size, dropout, schedule and augmentation,
     which are varied anyway: name, name=a,b,c, name=low..high, name=low..high:log or name=off."""
     only: bool = False
-    """Vary nothing but what --space and --vary name."""
+    """Vary only what --space and --vary name."""
     final_seeds: Annotated[int, at_least(0)] = 3
-    """Trainings in full, each, of the best trial's config and of the recipe at the end; 0 for no comparison, 1 leaves
-    the luck of seeds out of it."""
+    """Full trainings with different seeds, of the best trial's config and of the recipe each, that are compared at the
+    end; 0 for no comparison; 1 cannot tell the luck of a seed."""
     workers_per_trial: Annotated[int, at_least(1)] = 1
     """Data-parallel workers of one trial."""
     cpus_per_worker: Annotated[int, at_least(1)] = 1
@@ -49,7 +49,7 @@ class TuneConfig(Config):
     gpus_per_trial: float = 0.0
     """GPUs a trial reserves; a fraction lets several trials share one. For several workers, one GPU each."""
     max_concurrent: Annotated[int, at_least(0)] = 0
-    """Trials at a time, at most; 0 for as many as fit."""
+    """Most trials at a time; 0 for as many as fit."""
     seed: Annotated[int, at_least(0)] = 0
     """Seeds proposals and trainings; the trainings at the end use the seeds after it."""
     resume: bool = False
