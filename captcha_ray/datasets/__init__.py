@@ -1,1 +1,1 @@
-"""Corpora in, shards out: labels, decoding, splits, preprocessing, and synthetic corpora."""
+"""Turn a corpus into shards: labels, decoding, splits, preprocessing, and synthetic corpora."""

@@ -1,1 +1,1 @@
-"""Measures a trained network on a split or a labeled corpus."""
+"""Measure a trained network on a split or a labeled corpus."""

@@ -1,1 +1,1 @@
-"""Trains several networks on parts of the images: cross-validation and learning curves."""
+"""Train several networks on parts of the images: cross-validation and learning curves."""

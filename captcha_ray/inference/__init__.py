@@ -1,1 +1,1 @@
-"""Recognizes what is new in a bucket every night and appends it to a Parquet table."""
+"""Recognize what is new in a bucket every night and append it to a Parquet table."""

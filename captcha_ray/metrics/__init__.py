@@ -1,1 +1,1 @@
-"""Counts, confidences and comparisons; numpy only."""
+"""Count and compare how well texts are recognized; numpy only."""

@@ -1,1 +1,1 @@
-"""Networks, their descriptions and their checkpoints. Stays empty: a night with nothing new loads no torch."""
+"""Define networks, their descriptions and their checkpoints. Stays empty: a night with nothing new loads no torch."""

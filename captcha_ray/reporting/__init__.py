@@ -1,1 +1,1 @@
-"""Writes the HTML report of a run."""
+"""Write the HTML report of a run."""

@@ -1,1 +1,1 @@
-"""Run directories: what stands in them and what it was made by."""
+"""Keep run directories: their files, and what they were made by."""

@@ -1,1 +1,1 @@
-"""Ray: connecting to it, waiting for capacity, telemetry."""
+"""Use Ray: connect, wait for capacity, carry progress, report figures."""

@@ -1,1 +1,1 @@
-"""Bytes behind a URI: on a disk or in a bucket."""
+"""Read, write, list and lock bytes on a disk or in a bucket."""

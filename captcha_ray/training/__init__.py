@@ -1,1 +1,1 @@
-"""Trains one network, data-parallel, and resumes it."""
+"""Train one network, data-parallel, and resume it."""

@@ -1,1 +1,1 @@
-"""Searches a recipe's parameters for better ones."""
+"""Search a recipe's parameters for better ones."""

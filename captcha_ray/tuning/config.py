@@ -25,7 +25,7 @@ class TuneConfig(Config):
     run: str = f"{DEMO}/tune/digits"
     """Folder or s3:// URI for trials, table and report; must not hold another run."""
     num_trials: Annotated[int, at_least(1)] = 20
-    """Number of trials; the first has the recipe's own values, if the space holds them. A resumed search may have more."""
+    """Trials to run; the first has the recipe's own values, if the space holds them. A resumed search may have more."""
     epochs: Annotated[int, at_least(0)] = 0
     """Most passes of a trial over the training split; 0 takes the recipe's."""
     search: Search = "optuna"

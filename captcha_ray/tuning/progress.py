@@ -1,4 +1,4 @@
-"""Shows a search on the terminal."""
+"""Show a search on the terminal."""
 
 import math
 import time
