@@ -21,21 +21,18 @@ from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import ray
-import ray.data
 
 from captcha_ray import console
 from captcha_ray.errors import InputError, JobError
 from captcha_ray.inference import listing, table
 from captcha_ray.inference.block import BATCH_SIZE, BlockTask
 from captcha_ray.inference.config import InferConfig
+from captcha_ray.inference.pipeline import Pipeline
 from captcha_ray.inference.table import NUM_THREADS, Committed, Counts, PredictionTable
 from captcha_ray.inference.watchdog import watch
-from captcha_ray.inference.worker import RecognizeBlocks, WorkerState
 from captcha_ray.models import fingerprint
 from captcha_ray.runs.environment import environment
 from captcha_ray.runtime import capacity, ray_session
-from captcha_ray.runtime.progress_channel import ProgressChannel
 from captcha_ray.runtime.telemetry import Telemetry
 from captcha_ray.storage import filesystem, objectstore
 from captcha_ray.storage.lock import Lease
@@ -45,14 +42,8 @@ T = TypeVar("T")
 MAX_BLOCK = 4096
 """Most objects of a task: few enough to lose little with a worker."""
 
-MAX_DEATHS = 10
-"""Workers that may die one after another without a finished block before the job fails."""
-
-SILENCE = "start the workers (none has reported; if they died, for lack of memory perhaps, Ray's log says so)"
-"""Stage of workers that have not reported."""
-
 STAGES = ("fetch", "decode", "recognize", "write")
-"""What workers do with each object, and so what has a rate; seconds are summed over workers."""
+"""Stages of a worker, each of which handles every object and so has a rate; seconds are summed over workers."""
 
 READER = "captcha_ray.inference.block_reader.BlockReader"
 """Class that workers recognize with; by its name, so that only they import torch."""
@@ -60,11 +51,10 @@ READER = "captcha_ray.inference.block_reader.BlockReader"
 
 @dataclasses.dataclass(frozen=True)
 class NightSummary:
-    """What a job has done.
+    """Summary of a job.
 
-    skipped: listed objects that were done. adopted: objects that an interrupted job had recognized.
-
-    seconds: of this job, from start to end.
+    skipped: listed objects that were done. adopted: objects that an interrupted job had recognized. seconds: of this
+    job, from start to end.
     """
 
     out: str
@@ -180,7 +170,6 @@ class _Job:
         self._lease = lease
         self._spool = spool
         self._started = started
-        self._reader = reader
         self._table = PredictionTable(config, model_id, spool)
         self._task = BlockTask(
             config.run,
@@ -194,14 +183,14 @@ class _Job:
             config.min_confidence,
             config.cpus_per_worker,
         )
+        self._pipeline = Pipeline(config, self._task, reader)
         self._seconds: dict[str, float] = {}
-        self._states: dict[str, WorkerState] = {}  # the last one of each worker
         self._blocks: list[tuple[str, int]] = []  # and rows
         self._rows = self._errors = self._total = self._adopted = 0
         self._listed = self._skipped = self._num_hidden = self._num_workers = 0
         self._committed = Committed()
         self._telemetry = Telemetry("infer", config.out)
-        self._measured: dict[str, float] = {}
+        self._measured = Counter[str]()  # seconds per stage that Prometheus knows
 
     def run(self) -> NightSummary:
         adopted = self._timed("resume", self._table.open)
@@ -217,7 +206,7 @@ class _Job:
                 with ray_session.connect():
                     self._seconds["start Ray"] = time.monotonic() - before
                     self._num_workers = _num_workers(self._config)
-                    self._read(self._timed("plan", self._write_blocks, pending))
+                    self._recognize(self._timed("plan", self._write_blocks, pending))
         except TooManyErrorsError:
             self._table.discard(filesystem.list_files(self._table.attempt))  # now that no worker adds to it
             self._table.give_up()
@@ -272,70 +261,19 @@ class _Job:
         path.unlink()
         return len(sizes)
 
-    def _read(self, num_blocks: int) -> None:
+    def _recognize(self, num_blocks: int) -> None:
         """Let the workers recognize all blocks; commit whenever there are rows enough."""
-        with ProgressChannel(lambda state: self._states.update({state.worker: state})) as channel:
-            self._read_from(self._dataset(num_blocks, channel.sender()), channel)
-
-    def _read_from(self, results: ray.data.Dataset, channel: ProgressChannel) -> None:
-        """Take the workers' results as they come. channel: by which they report."""
-
-        def read_all(give: Callable[[dict[str, Any]], None]) -> None:
-            for row in results.iter_rows():
-                give(row)
-
-        def stage() -> str:
-            stages = Counter(state.stage for state in list(self._states.values()))
-            return stages.most_common(1)[0][0] if stages else SILENCE
-
-        finished = workers = finished_then = 0
-
-        def evidence() -> Any:
-            """Return what the workers report; Ray restarts those that die, with the same block."""
-            nonlocal workers, finished_then
-            states = list(self._states.values())
-            if finished > finished_then:
-                finished_then, workers = finished, len(states)
-            if len(states) > max(workers, self._num_workers) + MAX_DEATHS:
-                raise JobError(
-                    f"workers died {MAX_DEATHS} times without finishing a block, perhaps for lack of memory; what was "
-                    f"finished is kept"
-                )
-            return [(state.worker, state.fetched, state.recognized) for state in states]
-
         began = time.monotonic()
-        with console.progress("recognize", self._total - self._rows, "objects") as shown:
-            for row in watch(read_all, self._config.stall_timeout_s, stage, evidence):
-                if row["refusal"]:
-                    raise InputError(row["refusal"])
-                if row["failure"]:
-                    raise JobError(row["failure"])
-                finished += 1
-                self._add(self._task.staged(row["block"]), row["rows"], row["errors"])
-                self._measure(row["rows"], row["errors"], time.monotonic() - began)
-                shown(row["rows"], f"{self._errors:,} errors" if self._errors else "")
+        with (
+            console.progress("recognize", self._total - self._rows, "objects") as shown,
+            contextlib.closing(self._pipeline.run(num_blocks, self._num_workers)) as finished,
+        ):
+            for block, rows, errors in finished:
+                self._add(self._task.staged(block), rows, errors)
+                self._measure(rows, errors, time.monotonic() - began)
+                shown(rows, f"{self._errors:,} errors" if self._errors else "")
                 if self._rows >= self._config.objects_per_run and not self._may_fail():
-                    channel.deliver()
                     self._commit()
-        channel.deliver()
-
-    def _dataset(self, num_blocks: int, send: Callable[[WorkerState], None]) -> ray.data.Dataset:
-        num_workers = min(self._num_workers, num_blocks)
-        items = [{"block": number} for number in range(num_blocks)]
-        context = ray.data.DataContext.get_current().copy()
-        context.execution_options.preserve_order = False  # whichever block is done first
-        pool: Any = ray.data.ActorPoolStrategy(
-            min_size=1, max_size=num_workers, initial_size=num_workers, max_tasks_in_flight_per_actor=2
-        )
-        with ray.data.DataContext.current(context):
-            return ray.data.from_items(items, override_num_blocks=num_blocks).map_batches(
-                RecognizeBlocks,
-                fn_constructor_args=(self._task, send, self._reader),
-                batch_size=1,
-                compute=pool,
-                num_cpus=self._config.cpus_per_worker,
-                num_gpus=1 if self._config.use_gpu else None,
-            )
 
     def _add(self, block: str, rows: int, errors: int) -> None:
         self._blocks.append((block, rows))
@@ -344,7 +282,7 @@ class _Job:
         self._check_errors()
 
     @property
-    def _num_read(self) -> int:
+    def _num_recognized(self) -> int:
         """Return the objects that this job has recognized, committed or not."""
         return self._committed.counts.total + self._rows - self._adopted
 
@@ -390,31 +328,29 @@ class _Job:
     def _describe(self, counts: Counts) -> dict[str, Any]:
         """Return the manifest of a run with such counts."""
         wall = time.monotonic() - self._started
-        seconds = dict(self._seconds)
-        for state in list(self._states.values()):
-            for name, spent in state.seconds.items():
-                seconds[name] = seconds.get(name, 0.0) + spent
+        seconds = self._pipeline.seconds
+        seconds.update(self._seconds)
         cores = self._num_workers * self._config.cpus_per_worker
-        read = max(self._num_read, 1)
+        recognized = max(self._num_recognized, 1)
         price = self._config.price_per_core_hour
         return {
             "counts": counts.to_dict(),
             "listed": self._listed,
             "skipped": self._skipped,
-            "read_before_an_interruption": self._adopted,
+            "recognized_before_an_interruption": self._adopted,
             "images": self._config.images,
             "model": self._config.run,
             "model_id": self._task.model_id,
             "committed_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "seconds": {"wall": round(wall, 3), **{name: round(s, 3) for name, s in seconds.items()}},
             "images_per_second": {
-                "wall": round(read / wall, 1),
-                **{name: round(read / seconds[name], 1) for name in STAGES if seconds.get(name)},
+                "wall": round(recognized / wall, 1),
+                **{name: round(recognized / seconds[name], 1) for name in STAGES if seconds.get(name)},
             },
             "cost": {
                 "cores": cores,
                 "price_per_core_hour": price,
-                "per_million_images": round(cores * wall / 3600 * price / read * 1e6, 4) if cores else None,
+                "per_million_images": round(cores * wall / 3600 * price / recognized * 1e6, 4) if cores else None,
             },
             "config": self._config.to_dict(),
             "environment": environment(),
@@ -424,12 +360,12 @@ class _Job:
         """Report a block to Prometheus."""
         self._telemetry.add("captcha_objects", rows)
         self._telemetry.add("captcha_errors", errors)
-        self._telemetry.set("captcha_progress", (self._adopted + self._num_read) / max(self._total, 1))
-        self._telemetry.set("captcha_images_per_second", self._num_read / max(seconds, 1e-9))
+        self._telemetry.set("captcha_progress", (self._adopted + self._num_recognized) / max(self._total, 1))
+        self._telemetry.set("captcha_images_per_second", self._num_recognized / max(seconds, 1e-9))
+        spent = self._pipeline.seconds
         for stage in STAGES:
-            spent = sum(state.seconds.get(stage, 0.0) for state in list(self._states.values()))
-            self._telemetry.add("captcha_stage_seconds", spent - self._measured.get(stage, 0.0), stage)
-            self._measured[stage] = spent
+            self._telemetry.add("captcha_stage_seconds", spent[stage] - self._measured[stage], stage)
+        self._measured = spent
 
     def _timed(self, stage: str, call: Callable[..., T], *arguments: Any) -> T:
         started = time.monotonic()

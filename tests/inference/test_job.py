@@ -19,7 +19,7 @@ from PIL import Image
 
 from captcha_ray import Recognizer
 from captcha_ray.errors import InputError, JobError
-from captcha_ray.inference import job
+from captcha_ray.inference import job, pipeline
 from captcha_ray.inference.block import BATCH_SIZE
 from captcha_ray.inference.config import InferConfig
 from captcha_ray.inference.job import MAX_BLOCK, READER, NightSummary, block_sizes, transcribe
@@ -279,7 +279,7 @@ def test_a_network_that_is_replaced_under_way_is_said_so_in_a_sentence(
 def test_a_worker_that_dies_again_and_again_ends_the_night(
     ray_cluster: ray_session.Cluster, network: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(job, "MAX_DEATHS", 1)
+    monkeypatch.setattr(pipeline, "MAX_DEATHS", 1)
     try:
         with pytest.raises(JobError, match="workers died 1 times without finishing a block"):
             night(images, network, tmp_path / "out", "tests.support.readers.Dying")
