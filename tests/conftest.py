@@ -9,6 +9,7 @@ from captcha_ray.datasets.shards import Shards, open_shards
 from captcha_ray.runtime import ray_session
 from tests.factories import config_for, draw_glyphs, glyph_texts
 from tests.support.ray_nodes import Nodes
+from tests.support.s3_server import create_bucket, serve_moto, serve_s3
 
 
 @pytest.fixture(scope="session")
@@ -26,6 +27,23 @@ def glyph_shards(ray_cluster: ray_session.Cluster, tmp_path_factory: pytest.Temp
     config = config_for(folder, splits=(0.6, 0.2, 0.2))
     preprocess.preprocess(config)
     return open_shards(config.out)
+
+
+@pytest.fixture(scope="module")
+def rclone_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """Environment of a client of rclone's S3 server, with an empty bucket `bucket`."""
+    folder = tmp_path_factory.mktemp("s3")
+    (folder / "bucket").mkdir()
+    with serve_s3(folder) as environment:
+        yield environment
+
+
+@pytest.fixture(scope="module")
+def moto_server() -> Iterator[dict[str, str]]:
+    """Environment of a client of moto's S3 server, with an empty bucket `bucket`."""
+    with serve_moto() as environment:
+        create_bucket(environment, "bucket")
+        yield environment
 
 
 @pytest.fixture(scope="module")

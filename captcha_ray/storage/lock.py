@@ -100,15 +100,21 @@ class Lease:
         while not self._done.wait(RENEW_S):
             count += 1
             try:
-                if not self._holds():
+                held = self._bytes()
+                if held is None or not self._is_mine(held):
                     self._lost = True
                     return
-                filesystem.write(self._uri, self._content(count))
+                with contextlib.suppress(FileNotFoundError):  # gone meanwhile, as the next look will find
+                    filesystem.compare_and_swap(self._uri, self._content(count), held)
             except Exception as error:  # the store is away; the holder goes on until someone takes over
                 console.warn(f"the lease cannot be renewed: {error}")
 
     def _holds(self) -> bool:
-        return bool((self._read() or {}).get("holder") == self._me["holder"])
+        held = self._bytes()
+        return held is not None and self._is_mine(held)
+
+    def _is_mine(self, data: bytes) -> bool:
+        return bool(_parsed(data).get("holder") == self._me["holder"])
 
     def _content(self, count: int) -> bytes:
         return json.dumps({**self._me, "renewed": count}).encode()

@@ -25,7 +25,7 @@ from captcha_ray.models import fingerprint
 from captcha_ray.storage import filesystem, objectstore
 from tests.factories import GLYPHS, draw_glyphs, glyph_texts, save_network
 from tests.support.fault_proxy import Fault, fault_proxy
-from tests.support.s3_server import serve_s3
+from tests.support.s3_server import client_of, serve_s3
 
 MAX_BYTES = 20_000
 THEN = datetime.datetime(2001, 2, 3, 4, 5, 6, 700_000, datetime.UTC)
@@ -105,14 +105,8 @@ def bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]
 @pytest.fixture
 def clean_environment(bucket: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
     """With credentials for the server, and none of its address."""
-    for name in [name for name in os.environ if name.startswith("AWS_")]:
-        monkeypatch.delenv(name)
-    for name, value in bucket.items():
-        monkeypatch.setenv(name, value)  # the address too, so that it is taken back whatever a reader sets
-    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    objectstore.forget_clients()
-    yield monkeypatch
-    objectstore.forget_clients()
+    with client_of({**bucket, "AWS_ENDPOINT_URL": "http://127.0.0.1:9"}):
+        yield monkeypatch
 
 
 def fill(folder: Path) -> Path:

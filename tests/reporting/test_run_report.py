@@ -1,127 +1,19 @@
 """The report is one page that stands alone and shows what was measured; its pictures can be decoded and read."""
 
 import base64
-import html.parser
-import io
 import json
 import re
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from PIL import Image
 
 from captcha_ray.metrics import learning_curve
-from captcha_ray.metrics.calibration import Confidences
-from captcha_ray.metrics.counts import OTHER, Mistake, PredictionCounts
+from captcha_ray.metrics.counts import OTHER, Mistake
 from captcha_ray.reporting import figures, page, run_report
 from captcha_ray.runs.directory import RunDirectory
-
-VOID = {"meta", "img", "br", "link", "hr", "input"}
-
-
-class Page(html.parser.HTMLParser):
-    """Tables as rows of cell texts, paragraphs, image sources and every tag; asserts that tags balance."""
-
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.tags: list[str] = []
-        self.tables: list[list[list[str]]] = []
-        self.texts: dict[str, list[str]] = {}
-        self.sources: list[str] = []
-        self.alts: list[str] = []
-        self.feed(page)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        if tag not in VOID:
-            self.open.append(tag)
-        if tag == "table":
-            self.tables.append([])
-        if tag == "tr":
-            self.tables[-1].append([])
-        if tag in ("td", "th"):
-            self.tables[-1][-1].append("")
-        if tag == "img":
-            self.sources.append(dict(attrs)["src"] or "")
-            self.alts.append(dict(attrs)["alt"] or "")
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if not self.open:
-            return
-        self.texts.setdefault(self.open[-1], []).append(data)
-        if self.open[-1] in ("td", "th"):
-            self.tables[-1][-1][-1] += data
-
-    def pairs(self) -> dict[str, str]:
-        """All tables of two columns as one."""
-        return {row[0]: row[1] for table in self.tables for row in table if len(row) == 2}
-
-    def table(self, first: str) -> list[list[str]]:
-        """The table whose first title is `first`."""
-        return next(table for table in self.tables if table[0][0] == first)
-
-
-def counts(charset: str, truths: list[str], predictions: list[str]) -> dict[str, Any]:
-    return PredictionCounts.of(charset, truths, predictions, [0.5] * len(truths)).summary()
-
-
-def epoch(number: int, **changes: Any) -> dict[str, Any]:
-    return {
-        "epoch": number, "train_loss": 2.0 / number, "val_loss": 2.5 / number, "train_char_accuracy": 0.5,
-        "val_char_accuracy": 0.6, "val_exact_match": 0.3, "images_per_second": 1000.0, "data_wait_fraction": 0.25,
-        "seconds": 30.0, "train_position_accuracy": [0.4, 0.5], "val_position_accuracy": [0.6, 0.7],
-    } | changes  # fmt: skip
-
-
-def mistake(
-    truth: str, prediction: str, confidence: float = 0.5, shape: tuple[int, int, int] = (50, 200, 1)
-) -> Mistake:
-    return Mistake(f"corpus/{truth}.png", truth, prediction, confidence, np.full(shape, 128, np.uint8))
-
-
-def write(folder: Path, results: dict[str, Any], rows: dict[str, list[Mistake]] | None = None) -> Page:
-    uri = run_report.write(RunDirectory(str(folder)), results, rows or {})
-    assert uri == f"{folder}/report.html"
-    return Page(Path(uri).read_text(encoding="utf-8"))
-
-
-def decode(png: bytes) -> Image.Image:
-    image = Image.open(io.BytesIO(png))
-    image.load()
-    assert image.format == "PNG"
-    return image
-
-
-def heights(line: Line2D) -> list[float]:
-    return [float(y) for y in np.asarray(line.get_ydata())]
-
-
-@pytest.fixture
-def figure(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
-    """The figures behind the pictures, as they are drawn."""
-    drawn: list[Figure] = []
-    png = figures.png
-
-    def keep(figure: Figure) -> bytes:
-        drawn.append(figure)
-        return png(figure)
-
-    monkeypatch.setattr(figures, "png", keep)
-    return drawn
-
-
-GOOD = counts("ab", ["ab"] * 19 + ["ba"], ["ab"] * 19 + ["bb"])
+from tests.support.report_page import GOOD, SURE, counts, decode, epoch, heights, mistake, sure, write
 
 
 def test_summary_shows_accuracies_with_the_wilson_interval_and_every_position(tmp_path: Path) -> None:
@@ -228,22 +120,6 @@ def test_unknown_values_in_metrics_and_config_are_dashes_and_gaps(tmp_path: Path
     assert pairs["use_gpu"] == "no"
 
 
-@pytest.mark.parametrize("draw", [figures.loss_curves, figures.accuracy_curves, figures.position_curves])
-def test_curves_leave_gaps_where_values_are_unknown_or_not_finite(draw: Any, figure: list[Figure]) -> None:
-    bad = {
-        "train_loss": None,
-        "val_loss": float("inf"),
-        "train_char_accuracy": None,
-        "val_exact_match": float("nan"),
-        "train_position_accuracy": None,
-        "val_position_accuracy": [0.5, None],
-    }
-    draw([epoch(1), epoch(2, **bad), epoch(3)])
-    lines = figure[0].axes[0].get_lines()
-    assert sum(np.isnan(heights(line)[1]) for line in lines) >= 2
-    assert np.isfinite(figure[0].axes[0].get_ylim()).all()
-
-
 def test_a_split_without_mistakes_says_so_and_drops_the_picture_of_an_earlier_report(tmp_path: Path) -> None:
     page = write(tmp_path, {"test": GOOD}, {"test": [mistake("ba", "bb")]})
     assert run_report.NO_MISTAKES not in page.texts["p"]
@@ -289,105 +165,11 @@ def test_contact_sheet_holds_the_first_thirty_and_the_page_says_of_how_many(
     assert len(figure[-1].axes) == 30
 
 
-def test_contact_sheet_shows_gray_and_color_pixels_as_they_are(figure: list[Figure]) -> None:
-    gray = np.full((20, 80, 1), 77, np.uint8)
-    color = np.zeros((20, 80, 3), np.uint8) + np.array([200, 30, 40], np.uint8)
-    sheet = decode(figures.mistakes([Mistake("g", "a", "b", 0.5, gray), Mistake("c", "a", "b", 0.5, color)]))
-    pixels = np.asarray(sheet.convert("RGB"))
-    for index, wanted in enumerate(((77, 77, 77), (200, 30, 40))):
-        box = figure[0].axes[index].get_position()
-        x, y = round((box.x0 + box.x1) / 2 * sheet.width), round((1 - (box.y0 + box.y1) / 2) * sheet.height)
-        assert tuple(pixels[y, x]) == wanted
-
-
-@pytest.mark.parametrize("text", ["", "$\\frac$", "a_b^c$", "中文", "x\ny\t\0", "\ud800", "long " * 30, " "])
-def test_any_text_can_be_drawn_as_it_is(text: str, tmp_path: Path, figure: list[Figure]) -> None:
-    labels = [text, "b"]
-    decode(figures.confusion_matrix(labels, [[1, 2], [3, 4]]))
-    row = Mistake(f"{text}.png", text, text, 0.5, np.zeros((60, 18, 3), np.uint8))
-    page = write(tmp_path, {"test": GOOD}, {"test": [row]})
-    assert page.table("Number")[1][1] == figures.visible(text)
-    title = figure[-1].axes[0].get_title(loc="left")
-    assert len(title.splitlines()) == 2
-    assert max(map(len, title.splitlines())) <= 34
-
-
-def test_invisible_characters_get_a_sign() -> None:
-    assert figures.visible("a b\n\u200bé中") == "a␣b\\n\\u200bé中"
-
-
-def test_a_single_epoch_can_be_seen(tmp_path: Path, figure: list[Figure]) -> None:
-    RunDirectory(str(tmp_path)).write_metrics([epoch(1)])
-    write(tmp_path, {})
-    assert len(figure) == 3
-    for name, drawn in zip(("loss", "accuracy", "positions"), figure, strict=True):
-        pixels = np.asarray(decode((tmp_path / f"figures/{name}.png").read_bytes()).convert("RGB"))
-        axes = drawn.axes[0]
-        for line in axes.get_lines():
-            x, y = axes.transData.transform((1, heights(line)[0]))
-            found = pixels[pixels.shape[0] - 1 - int(y), int(x)]
-            assert to_hex(found / 255) == to_hex(line.get_color())
-
-
-def test_curves_draw_each_field_against_its_epoch(figure: list[Figure]) -> None:
-    epochs = [epoch(3, val_exact_match=0.1), epoch(4, val_exact_match=0.2)]
-    figures.loss_curves(epochs)
-    figures.accuracy_curves(epochs)
-    drawn = [
-        {line.get_label(): (np.asarray(line.get_xdata()).tolist(), heights(line)) for line in f.axes[0].get_lines()}
-        for f in figure
-    ]
-    assert drawn[0] == {"training": ([3, 4], [2 / 3, 0.5]), "validation": ([3, 4], [2.5 / 3, 0.625])}
-    assert drawn[1] == {
-        "characters, training": ([3, 4], [0.5, 0.5]),
-        "characters, validation": ([3, 4], [0.6, 0.6]),
-        "whole strings, validation": ([3, 4], [0.1, 0.2]),
-    }
-
-
-def test_position_curves_are_solid_for_validation_and_dashed_for_training_in_one_color_a_position(
-    figure: list[Figure],
-) -> None:
-    figures.position_curves([epoch(1), epoch(2)])
-    lines = figure[0].axes[0].get_lines()
-    assert [(line.get_linestyle(), heights(line)) for line in lines] == [
-        ("-", [0.6, 0.6]), ("--", [0.4, 0.4]), ("-", [0.7, 0.7]), ("--", [0.5, 0.5]),
-    ]  # fmt: skip
-    colors = [line.get_color() for line in lines]
-    assert colors[0] == colors[1] != colors[2] == colors[3]
-
-
 def test_positions_are_drawn_for_more_than_one_position_only(tmp_path: Path) -> None:
     run = RunDirectory(str(tmp_path))
     run.write_metrics([epoch(1, train_position_accuracy=[0.5], val_position_accuracy=[0.5])])
     write(tmp_path, {})
     assert {path.name for path in (tmp_path / "figures").iterdir()} == {"loss.png", "accuracy.png"}
-
-
-@pytest.mark.parametrize("num", [2, 10, 40, 62])
-def test_confusion_matrix_is_legible_for_alphabets_of_any_size(num: int, figure: list[Figure]) -> None:
-    labels = [chr(0x41 + k) for k in range(num)]
-    picture = decode(figures.confusion_matrix(labels, np.diag([99_999] * num).tolist()))
-    axes = figure[0].axes[0]
-    cell = axes.get_window_extent().width / num
-    assert cell >= 20
-    assert max(picture.size) <= 2500
-    assert [text.get_text() for text in axes.get_xticklabels()] == labels
-    for text in axes.get_yticklabels():
-        assert float(text.get_fontsize()) >= 7
-        assert text.get_window_extent().height < 1.3 * cell
-    counted = [text for text in axes.texts if text.get_text() == "99999"]
-    assert len(counted) == (num if num <= figures.MAX_COUNTED_LABELS else 0)
-    assert all(text.get_window_extent().width < cell and float(text.get_fontsize()) >= 6 for text in counted)
-
-
-def test_confusion_matrix_colors_the_share_of_the_row_and_writes_the_count(figure: list[Figure]) -> None:
-    figures.confusion_matrix(["a", "b"], [[8, 2], [0, 400]])
-    axes = figure[0].axes[0]
-    assert np.asarray(axes.images[0].get_array()).tolist() == [[0.8, 0.2], [0.0, 1.0]]
-    assert {(text.get_position(), text.get_text()) for text in axes.texts} == {
-        ((0, 0), "8"), ((1, 0), "2"), ((1, 1), "400"),
-    }  # fmt: skip
 
 
 @pytest.mark.parametrize(("matrix", "shown"), [
@@ -461,14 +243,6 @@ def test_the_picture_of_a_split_that_was_not_read_again_stays(tmp_path: Path) ->
     assert (tmp_path / "figures/mistakes_test.png").read_bytes() == before
     assert base64.b64encode(before).decode() in (tmp_path / "report.html").read_text()
     assert "Mistakes: 1." in page.texts["p"]
-
-
-def sure(*rows: tuple[float, bool]) -> dict[str, Any]:
-    """Confidence and right of readings, as `results.json` has it."""
-    return Confidences.of([confidence for confidence, _ in rows], [right for _, right in rows]).summary()
-
-
-SURE = sure(*[(0.99999999, True)] * 5000, *[(0.6, True)] * 3000, *[(0.6, False)] * 2000)
 
 
 def test_the_threshold_is_told_so_that_it_can_be_asked_for(tmp_path: Path, figure: list[Figure]) -> None:

@@ -3,12 +3,12 @@
 import os
 import subprocess
 import sys
-import time
 
 import pytest
 
 from captcha_ray.runtime import ray_session
 from tests.support.processes import environment
+from tests.support.waiting import wait_until
 
 
 def fail(written: bytes) -> None:
@@ -32,9 +32,7 @@ def test_a_slow_start_is_said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
     monkeypatch.setattr(ray_session.console, "say", said.append)
     monkeypatch.setattr(ray_session, "SLOW_START_S", 0.01)
     with ray_session._slow_start_said():
-        deadline = time.monotonic() + 10
-        while not said and time.monotonic() < deadline:
-            time.sleep(0.01)
+        wait_until(lambda: bool(said))
     assert said == ["Ray is still starting; the machine may be busy"]
     monkeypatch.setattr(ray_session, "SLOW_START_S", 3600.0)
     with ray_session._slow_start_said():

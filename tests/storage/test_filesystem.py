@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from captcha_ray.errors import InputError
 from captcha_ray.storage import filesystem, objectstore
-from tests.support.s3_server import SECRET_KEY, serve_s3
+from tests.support.s3_server import SECRET_KEY, client_of
 
 ODD_NAMES = [
     "two words",
@@ -33,24 +33,11 @@ ODD_NAMES = [
 ]
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    folder = tmp_path_factory.mktemp("s3")
-    (folder / "bucket").mkdir()
-    with serve_s3(folder) as environment:
-        yield environment
-
-
 @pytest.fixture
-def s3(server: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def s3(rclone_server: dict[str, str]) -> Iterator[str]:
     """URI of the bucket, with clients that know the server."""
-    for name in [name for name in os.environ if name.startswith("AWS_")]:
-        monkeypatch.delenv(name)
-    for name, value in server.items():
-        monkeypatch.setenv(name, value)
-    objectstore.forget_clients()
-    yield "s3://bucket"
-    objectstore.forget_clients()
+    with client_of(rclone_server):
+        yield "s3://bucket"
 
 
 @pytest.fixture(params=["local", "s3"])

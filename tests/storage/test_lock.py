@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,12 +13,12 @@ from typing import Any
 
 import pytest
 
-from captcha_ray import console
 from captcha_ray.errors import InputError, JobError
-from captcha_ray.storage import filesystem, lock, objectstore
+from captcha_ray.storage import filesystem, lock
 from captcha_ray.storage.lock import PATIENCE_S, Lease, _boot, _process
-from tests.support.fault_proxy import Fault, fault_proxy
-from tests.support.s3_server import create_bucket, serve_moto, serve_s3
+from tests.support.leases import found
+from tests.support.s3_server import client_of
+from tests.support.waiting import wait_until
 
 HOLD = """
 import sys
@@ -30,34 +29,14 @@ with Lease(sys.argv[1]):
 """
 
 
-@pytest.fixture(scope="module")
-def rclone_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    folder = tmp_path_factory.mktemp("s3")
-    (folder / "bucket").mkdir()
-    with serve_s3(folder) as environment:
-        yield environment
-
-
-@pytest.fixture(scope="module")
-def moto_server() -> Iterator[dict[str, str]]:
-    with serve_moto() as environment:
-        create_bucket(environment, "bucket")
-        yield environment
-
-
 @pytest.fixture(params=["local", "rclone", "moto"])
 def uri(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """Where a lease may stand, in each kind of place."""
     if request.param == "local":
         yield f"{tmp_path}/out/_lease.json"
         return
-    for name in [name for name in os.environ if name.startswith("AWS_")]:
-        monkeypatch.delenv(name)
-    for name, value in request.getfixturevalue(f"{request.param}_server").items():
-        monkeypatch.setenv(name, value)
-    objectstore.forget_clients()
-    yield f"s3://bucket/{tmp_path.name}/_lease.json"
-    objectstore.forget_clients()
+    with client_of(request.getfixturevalue(f"{request.param}_server")):
+        yield f"s3://bucket/{tmp_path.name}/_lease.json"
 
 
 @contextlib.contextmanager
@@ -77,22 +56,10 @@ def holder(uri: str) -> Iterator[subprocess.Popen[str]]:
             process.kill()
 
 
-def found(uri: str) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads(filesystem.read(uri))
-    return content
-
-
 def leave(uri: str, **fields: object) -> None:
     """The lease of a process on a machine of the same name that is another."""
-    out_of_charset = {**_process(), "boot": "another", "holder": "it", "renewed": 3, **fields}
-    filesystem.write(uri, json.dumps(out_of_charset).encode())
-
-
-def wait_for(ready: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not ready():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    other = {**_process(), "boot": "another", "holder": "it", "renewed": 3, **fields}
+    filesystem.write(uri, json.dumps(other).encode())
 
 
 def lost(held: Lease) -> bool:
@@ -261,7 +228,7 @@ def test_a_lease_is_renewed_while_it_is_held(uri: str, monkeypatch: pytest.Monke
     monkeypatch.setattr(lock, "RENEW_S", 0.01)
     with Lease(uri) as held:
         first = found(uri)
-        wait_for(lambda: found(uri)["renewed"] >= first["renewed"] + 3)
+        wait_until(lambda: found(uri)["renewed"] >= first["renewed"] + 3)
         assert {**found(uri), "renewed": 0} == {**first, "renewed": 0}
         held.check()
 
@@ -280,7 +247,7 @@ def test_a_lost_lease_is_found_out_and_left_alone(uri: str, monkeypatch: pytest.
 
     with Lease(uri) as held:
         held.check()
-        wait_for(take)
+        wait_until(take)
         with pytest.raises(JobError, match=f"^another process has taken over {uri}; "):
             held.check()
     assert filesystem.exists(uri) == taken
@@ -340,88 +307,3 @@ def test_a_dead_lease_that_others_took_over_meanwhile_is_theirs(uri: str, monkey
     with pytest.raises(InputError, match="another process has just begun to work on"), Lease(uri):
         pass
     assert found(uri) == {"holder": "another"}
-
-
-@pytest.fixture
-def store_away(
-    moto_server: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> Iterator[tuple[str, threading.Event]]:
-    """URI of a lease on a store, and what makes that store refuse everything."""
-    for name in [name for name in os.environ if name.startswith("AWS_")]:
-        monkeypatch.delenv(name)
-    away = threading.Event()
-    with fault_proxy(moto_server["AWS_ENDPOINT_URL"], lambda *_: Fault.INTERNAL if away.is_set() else None) as proxy:
-        for name, value in {**moto_server, "AWS_ENDPOINT_URL": proxy.url}.items():
-            monkeypatch.setenv(name, value)
-        monkeypatch.setattr(objectstore, "BACKOFF_S", 0.0001)
-        objectstore.forget_clients()
-        yield f"s3://bucket/{tmp_path.name}/_lease.json", away
-    objectstore.forget_clients()
-
-
-def test_a_holder_goes_on_while_the_store_is_away(
-    store_away: tuple[str, threading.Event], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(lock, "RENEW_S", 0.01)
-    warned: list[str] = []
-    monkeypatch.setattr(console, "warn", warned.append)
-    uri, away = store_away
-    with Lease(uri) as held:
-        away.set()
-        wait_for(lambda: len(warned) >= 2)
-        held.check()
-        away.clear()
-        renewed = found(uri)["renewed"]
-        wait_for(lambda: found(uri)["renewed"] > renewed)
-    assert not filesystem.exists(uri)
-    assert "the lease cannot be renewed: s3://" in warned[0]
-
-
-def test_a_store_that_is_away_at_the_end_does_not_hide_how_the_job_ended(
-    store_away: tuple[str, threading.Event],
-) -> None:
-    uri, away = store_away
-
-    def task() -> None:
-        with Lease(uri):
-            away.set()
-            raise ZeroDivisionError
-
-    with pytest.raises(ZeroDivisionError):
-        task()
-
-
-def test_a_store_that_is_away_at_the_end_does_not_undo_what_was_done(store_away: tuple[str, threading.Event]) -> None:
-    uri, away = store_away
-    with Lease(uri):
-        away.set()
-
-
-def test_a_store_that_is_away_at_the_beginning_is_one_sentence(store_away: tuple[str, threading.Event]) -> None:
-    uri, away = store_away
-    away.set()
-    with pytest.raises(
-        InputError,
-        match=f"^{uri.removesuffix('/_lease.json')} cannot be written: .*500 Internal Server Error: InternalError",
-    ):
-        Lease(uri).__enter__()
-
-
-def test_an_absent_bucket_is_one_sentence(store_away: tuple[str, threading.Event]) -> None:
-    with pytest.raises(InputError, match=r"^s3://nowhere/out cannot be written: .* or its bucket does not exist$"):
-        Lease("s3://nowhere/out/_lease.json").__enter__()
-
-
-def test_a_file_where_the_folder_should_be_is_one_sentence(tmp_path: Path) -> None:
-    (tmp_path / "out").write_bytes(b"")
-    with pytest.raises(InputError, match=f"^{tmp_path}/out cannot be written: "):
-        Lease(f"{tmp_path}/out/_lease.json").__enter__()
-
-
-def test_a_place_without_permission_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object, **__: object) -> None:
-        raise PermissionError(13, "Permission denied")
-
-    monkeypatch.setattr(filesystem, "write", refuse)  # tests may run as root, who may write anywhere
-    with pytest.raises(InputError, match=f"^{tmp_path} cannot be written: .*Permission denied"):
-        Lease(f"{tmp_path}/_lease.json").__enter__()

@@ -25,7 +25,7 @@ from captcha_ray.errors import InputError
 from captcha_ray.storage import bucket_listing, filesystem, objectstore
 from captcha_ray.storage.objectstore import ATTEMPTS, DeniedError, Entry, StoreError
 from tests.support.fault_proxy import Fault, FaultProxy, fault_proxy
-from tests.support.s3_server import ACCESS_KEY, SECRET_KEY, create_bucket, serve_moto, serve_s3
+from tests.support.s3_server import ACCESS_KEY, SECRET_KEY, create_bucket, serve_s3
 
 ODD_KEYS = [
     *("a//b", "a/../b", "./b", "/lead", "//two", "..", "../up", ".", "a/.", "end/..", "/"),
@@ -115,12 +115,6 @@ def rclone_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str
         yield environment
 
 
-@pytest.fixture(scope="module")
-def moto_server() -> Iterator[dict[str, str]]:
-    with serve_moto() as environment:
-        yield environment
-
-
 @pytest.fixture
 def use(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[..., None]]:
     """Gives a function that makes its argument all that the clients know of any store."""
@@ -165,7 +159,6 @@ Plan = Callable[[str, str, int], Fault | None]
 def behind(moto_server: dict[str, str], use: Callable[..., None]) -> Callable[..., AbstractContextManager[FaultProxy]]:
     """Gives a context whose requests, to a bucket that holds what `CALLS` ask for, meet what a plan says."""
     use(moto_server)
-    create_bucket(moto_server, "bucket")
     for name in ("own", "new"):
         client().delete_object(Bucket="bucket", Key=name)
     for name in ("key", "an//odd/../key", "gone"):

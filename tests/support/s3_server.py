@@ -6,6 +6,7 @@ as some real servers do, and has no room for keys that are no file names. moto's
 
 import contextlib
 import http.client
+import os
 import re
 import shutil
 import subprocess
@@ -95,8 +96,10 @@ def _address(process: subprocess.Popen[bytes], log: Path, announcement: str) -> 
 
 @contextlib.contextmanager
 def client_of(server: dict[str, str]) -> Iterator[None]:
-    """Lets this process use an S3 server. rclone sees only what is changed through it."""
+    """Let this process use an S3 server and know no other. rclone sees only what is changed through it."""
     with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith("AWS_")]:
+            patch.delenv(name)
         for name, value in server.items():
             patch.setenv(name, value)
         objectstore.forget_clients()

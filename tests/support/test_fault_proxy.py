@@ -15,7 +15,7 @@ from obstore.exceptions import AlreadyExistsError, GenericError, PermissionDenie
 from obstore.store import S3Store
 
 from tests.support.fault_proxy import Fault, FaultProxy, fault_proxy
-from tests.support.s3_server import create_bucket, serve_moto, serve_s3
+from tests.support.s3_server import create_bucket, serve_s3
 
 DATA = bytes(range(250)) * 400
 GET = ("GET", "/bucket/key")
@@ -27,13 +27,6 @@ def rclone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]
     (folder / "bucket").mkdir()
     (folder / "bucket/key").write_bytes(DATA)
     with serve_s3(folder) as environment:
-        yield environment
-
-
-@pytest.fixture(scope="module")
-def moto() -> Iterator[dict[str, str]]:
-    with serve_moto() as environment:
-        create_bucket(environment, "bucket")
         yield environment
 
 
@@ -91,10 +84,10 @@ def test_what_a_client_says_of_a_fault(rclone: dict[str, str], fault: Fault, err
     assert proxy.requests == {GET: 1}
 
 
-def test_a_connection_serves_one_request_after_another_and_refusals_too(moto: dict[str, str]) -> None:
+def test_a_connection_serves_one_request_after_another_and_refusals_too(moto_server: dict[str, str]) -> None:
     plan = {("GET", 0): Fault.SLOW_DOWN, ("HEAD", 0): Fault.DENIED}
-    with fault_proxy(moto["AWS_ENDPOINT_URL"], lambda method, _, attempt: plan.get((method, attempt))) as proxy:
-        bucket = store(moto, proxy.url)
+    with fault_proxy(moto_server["AWS_ENDPOINT_URL"], lambda method, _, attempt: plan.get((method, attempt))) as proxy:
+        bucket = store(moto_server, proxy.url)
         urls = {method: obstore.sign(bucket, method, "kept", timedelta(hours=1)) for method in ("GET", "HEAD", "PUT")}
         with closing(http.client.HTTPConnection(urlsplit(proxy.url).netloc, timeout=20)) as connection:
             connection.connect()
@@ -119,11 +112,13 @@ def test_a_cut_comes_after_half_of_the_body(rclone: dict[str, str]) -> None:
     assert received == DATA[: len(DATA) // 2]
 
 
-def test_a_cut_answer_without_body_comes_after_the_deed(moto: dict[str, str]) -> None:
-    with always(Fault.CUT, moto) as proxy, pytest.raises(GenericError, match="error sending request"):
-        obstore.put(store(moto, proxy.url), "done", b"1", mode="create", use_multipart=False)
+def test_a_cut_answer_without_body_comes_after_the_deed(moto_server: dict[str, str]) -> None:
+    with always(Fault.CUT, moto_server) as proxy, pytest.raises(GenericError, match="error sending request"):
+        obstore.put(store(moto_server, proxy.url), "done", b"1", mode="create", use_multipart=False)
     with pytest.raises(AlreadyExistsError):
-        obstore.put(store(moto, moto["AWS_ENDPOINT_URL"]), "done", b"2", mode="create", use_multipart=False)
+        obstore.put(
+            store(moto_server, moto_server["AWS_ENDPOINT_URL"]), "done", b"2", mode="create", use_multipart=False
+        )
 
 
 def test_a_slow_answer_takes_its_time_and_passes_a_timeout(rclone: dict[str, str]) -> None:
@@ -181,25 +176,25 @@ def test_a_plan_that_raises_fails_the_test(rclone: dict[str, str]) -> None:
             read(rclone, proxy)
 
 
-def test_moto_refuses_to_create_what_exists(moto: dict[str, str]) -> None:
-    bucket = store(moto, moto["AWS_ENDPOINT_URL"])
+def test_moto_refuses_to_create_what_exists(moto_server: dict[str, str]) -> None:
+    bucket = store(moto_server, moto_server["AWS_ENDPOINT_URL"])
     obstore.put(bucket, "once", b"first", mode="create", use_multipart=False)
     with pytest.raises(AlreadyExistsError):
         obstore.put(bucket, "once", b"second", mode="create", use_multipart=False)
     assert bytes(obstore.get(bucket, "once").bytes()) == b"first"
 
 
-def test_moto_keeps_any_key_through_the_proxy(moto: dict[str, str]) -> None:
+def test_moto_keeps_any_key_through_the_proxy(moto_server: dict[str, str]) -> None:
     keys = ["a//b", "/a", "..", "a/../b", ".", "line\nbreak", "\x01", "a%2Fb", "q?x", "pl+us", "日本", "x" * 1024]
-    with always(None, moto) as proxy:
+    with always(None, moto_server) as proxy:
         client = botocore.session.Session().create_client(
             "s3",
             endpoint_url=proxy.url,
-            region_name=moto["AWS_REGION"],
-            aws_access_key_id=moto["AWS_ACCESS_KEY_ID"],
-            aws_secret_access_key=moto["AWS_SECRET_ACCESS_KEY"],
+            region_name=moto_server["AWS_REGION"],
+            aws_access_key_id=moto_server["AWS_ACCESS_KEY_ID"],
+            aws_secret_access_key=moto_server["AWS_SECRET_ACCESS_KEY"],
         )
-        create_bucket(moto, "keys")
+        create_bucket(moto_server, "keys")
         for key in keys:
             client.put_object(Bucket="keys", Key=key, Body=key.encode())
         assert {key: client.get_object(Bucket="keys", Key=key)["Body"].read().decode() for key in keys} == {

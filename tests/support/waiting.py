@@ -7,11 +7,11 @@ from collections.abc import Callable
 
 def wait_until(
     ready: Callable[[], bool],
-    process: subprocess.Popen[str] | None,
+    process: subprocess.Popen[str] | None = None,
     seconds: float = 120,
     explain: Callable[[], str] = lambda: "nothing happened in time",
 ) -> None:
-    """Polls until `ready`, failing with what `explain` gives if the process, where there is one, ends first or the time
+    """Poll until `ready`; fail with what `explain` gives if the process, if there is one, ends first or the time
     is up."""
     deadline = time.monotonic() + seconds
     while not ready():

@@ -74,8 +74,11 @@ def test_other_schedules_take_as_many_epochs_as_they_are_told_whatever_happens(e
 
 
 def test_no_rate_jumps_within_a_cycle() -> None:
-    prediction = follow(plan(), lines([9.0, 4.0]))[0]
-    for one, end in ((plan(TrainConfig(schedule="one_cycle", epochs=20, learning_rate=1.0)), 20.0), (prediction, 20.0)):
+    recognizing = follow(plan(), lines([9.0, 4.0]))[0]
+    for one, end in (
+        (plan(TrainConfig(schedule="one_cycle", epochs=20, learning_rate=1.0)), 20.0),
+        (recognizing, 20.0),
+    ):
         rates = np.array([one.learning_rate(x) for x in np.linspace(0, end, 1001)])
         assert np.abs(np.diff(rates)).max() < 0.01
         assert rates.max() <= 1
