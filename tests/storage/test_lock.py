@@ -255,6 +255,22 @@ def test_a_lost_lease_is_found_out_and_left_alone(uri: str, monkeypatch: pytest.
         assert found(uri)["holder"] == "it"
 
 
+def test_a_renewal_does_not_overwrite_who_took_over_since_it_looked(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lock, "RENEW_S", 0.05)
+    with Lease(uri) as held:
+        look = held._bytes
+
+        def look_and_be_late() -> bytes | None:
+            data = look()
+            if data is not None and b'"it"' not in data:
+                leave(uri)
+            return data
+
+        monkeypatch.setattr(held, "_bytes", look_and_be_late)
+        wait_until(lambda: held._lost)
+    assert found(uri)["holder"] == "it"
+
+
 def rush(uri: str) -> tuple[int, list[str]]:
     """Eight begin at once: how many hold the lease then, and what the others were told."""
     start, done = threading.Barrier(8), threading.Barrier(8)
