@@ -5,7 +5,7 @@ import errno
 import os
 
 RESUME_HINT = "the same command goes on (a training: with --resume)"
-"""What to do if work was cut short."""
+"""Tells the user how to go on after work was cut short."""
 
 
 class InputError(Exception):

@@ -2,11 +2,11 @@
 
 import dataclasses
 
-from captcha_ray.config import Config
+from captcha_ray.config import Config, Limit
 from captcha_ray.errors import check
 
-MAX_MAX_PIXELS = 178_956_970
-"""Pixels above which Pillow refuses an image whatever it is told: twice its `MAX_IMAGE_PIXELS`."""
+MAX_PIXELS_LIMIT = Limit(1, 178_956_970, "1 to 178956970, Pillow's own limit")
+"""Limit of `max_pixels`: above twice its `MAX_IMAGE_PIXELS`, Pillow refuses every image."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -22,7 +22,7 @@ class ImageSpec(Config):
     denoise: int = 0
     """Side of the median filter, pixels, odd; 0 for none. Applied before resizing."""
     binarize: bool = False
-    """Whether pixels become 0 or 255 by Otsu's threshold. Applied after resizing."""
+    """Make pixels 0 or 255 by Otsu's threshold, after resizing."""
 
     def __post_init__(self) -> None:
         for name in ("height", "width"):

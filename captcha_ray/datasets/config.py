@@ -4,9 +4,9 @@ import dataclasses
 import re
 from typing import Annotated, Literal
 
-from captcha_ray.config import DEMO, Config, at_least
+from captcha_ray.config import DEMO, Config, Limit, at_least
 from captcha_ray.errors import InputError, check
-from captcha_ray.image_spec import MAX_MAX_PIXELS, ImageSpec
+from captcha_ray.image_spec import MAX_PIXELS_LIMIT, ImageSpec
 
 Labels = Literal["folder", "filename", "table"]
 
@@ -69,15 +69,15 @@ class PreprocessConfig(Config):
     """Make pixels 0 or 255 by Otsu's threshold."""
     splits: tuple[float, float, float] = (0.8, 0.1, 0.1)
     """Fractions of the images for training, validation and test; they add up to 1."""
-    split_seed: int = 0
+    split_seed: Annotated[int, Limit(0, 2**64, "0 to below 2^64", below=True)] = 0
     """Moves images between splits; the same seed and pixels always give the same split."""
     charset: str = ""
     """All characters that labels may hold, in order. Default: those found, sorted."""
-    length: int = 0
+    length: Annotated[int, at_least(0)] = 0
     """Characters every label must have; 0 for any number."""
     bad_labels: Literal["quarantine", "refuse"] = "quarantine"
     """Quarantine labels of unknown characters or of a wrong length, or refuse to go on."""
-    max_pixels: int = 16_000_000
+    max_pixels: Annotated[int, MAX_PIXELS_LIMIT] = 16_000_000
     """Images of more pixels than this are quarantined undecoded."""
     out: str = f"{DEMO}/shards/digits"
     """Folder or s3:// URI for the shards."""
@@ -90,15 +90,9 @@ class PreprocessConfig(Config):
             f"splits is {self.splits}; the fractions must not be negative and must add up to 1",
         )
         check(self.splits[0] > 0, f"splits is {self.splits}; the training fraction must be above 0")
-        check(0 <= self.split_seed < 2**64, f"split_seed is {self.split_seed}; it must be 0 to below 2^64")
         check_label_rule(self.labels, self.label_pattern, self.table)
         check(
             len(set(self.charset)) == len(self.charset), f"charset is {self.charset!r}; a character stands in it twice"
-        )
-        check(self.length >= 0, f"length is {self.length}; it must be at least 0 characters")
-        check(
-            1 <= self.max_pixels <= MAX_MAX_PIXELS,
-            f"max_pixels is {self.max_pixels}; it must be 1 to {MAX_MAX_PIXELS}, Pillow's own limit",
         )
         check(bool(self.corpus) and bool(self.out), "corpus and out must each name a folder or a URI")
 

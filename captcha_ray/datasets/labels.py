@@ -18,7 +18,7 @@ from captcha_ray.storage.filesystem import is_hidden, speakable
 
 @dataclasses.dataclass(frozen=True)
 class LabelRule:
-    """How labels are found."""
+    """Rule by which labels are found."""
 
     labels: Labels
     pattern: str = ""

@@ -46,7 +46,7 @@ FILE_SCHEMA = pa.schema(
         ("block", pa.int64()),
     ]
 )
-"""What a task returns of each file; reason and detail are empty if it is in a part."""
+"""Rows that a task returns, one per file; reason and detail are empty if the file is in a part."""
 
 
 def write_block(files: pa.Table, *, config: PreprocessConfig, image: ImageSpec) -> pa.Table:

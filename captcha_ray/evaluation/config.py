@@ -17,7 +17,7 @@ class EvaluateConfig(Config):
     shards: str = ""
     """Folder or s3:// URI of shards to measure on. Default: those the run was trained on."""
     split: Literal["train", "val", "test"] = "test"
-    """Which split of the shards."""
+    """Measure on this split of the shards."""
     corpus: str = ""
     """Folder or s3:// URI of labeled images to measure on instead of shards."""
     labels: Labels = "folder"

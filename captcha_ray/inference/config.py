@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from captcha_ray.config import DEMO, NOT_NEGATIVE, POSITIVE, SHARE, Config, at_least
 from captcha_ray.errors import InputError, check
-from captcha_ray.image_spec import MAX_MAX_PIXELS
+from captcha_ray.image_spec import MAX_PIXELS_LIMIT
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -21,7 +21,7 @@ class InferConfig(Config):
     out: str = f"{DEMO}/predictions"
     """Folder or s3:// URI of the table; rows are only ever added to it."""
     skip: Literal["same-model", "any-model", "never"] = "same-model"
-    """What counts as done: an unchanged object that this model has recognized, that any model has, or none."""
+    """Skip objects that are done: unchanged ones that this model has recognized, that any model has, or none."""
     retry_errors: bool = False
     """Try only the objects again whose row of this model is an error and that have not changed since; the new row
     stands beside the old one."""
@@ -40,7 +40,7 @@ class InferConfig(Config):
     """Rows that are committed at once, as one file of about 64 bytes a row; a longer night makes several runs."""
     max_bytes: Annotated[int, POSITIVE] = 4_000_000
     """Objects of more bytes than this are errors, and are not fetched."""
-    max_pixels: int = 16_000_000
+    max_pixels: Annotated[int, MAX_PIXELS_LIMIT] = 16_000_000
     """Images of more pixels than this are errors, and are not decoded."""
     max_stretch: Annotated[float, at_least(1)] = 4.0
     """Images whose ratio of width to height differs from the network's by more than this factor are errors."""
@@ -67,10 +67,6 @@ class InferConfig(Config):
         check(
             not self.date_pattern or groups == 3,
             f"date_pattern is {self.date_pattern!r}; it must have three groups: year, month and day",
-        )
-        check(
-            1 <= self.max_pixels <= MAX_MAX_PIXELS,
-            f"max_pixels is {self.max_pixels}; it must be 1 to {MAX_MAX_PIXELS}, Pillow's own limit",
         )
         check(not (self.retry_errors and self.skip != "same-model"), "--retry-errors and --skip exclude each other")
         check(

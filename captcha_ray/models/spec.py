@@ -29,11 +29,11 @@ class ModelSpec(Config):
     max_length: int
     """Characters per image."""
     variable: bool = False
-    """Whether an image may hold fewer characters than `max_length`, down to one."""
+    """Allow fewer characters than `max_length` in an image, down to one."""
     dropout: float = 0.5
     """Rate before the last layer; only training uses it."""
     temperature: float = 1.0
-    """What the network's outputs are divided by, so that probabilities mean what they say."""
+    """Divisor of the network's outputs, which makes probabilities mean what they say."""
 
     def fits(self, shortest: int, longest: int) -> bool:
         """Return whether the network can give texts of so many characters."""

@@ -47,7 +47,7 @@ QUIET_ALONE = {
 """Further settings for a Ray that this process starts."""
 
 DEBUG = os.environ.get("CAPTCHA_RAY_DEBUG") == "1"
-"""Whether Ray's own logs and progress bars are shown, for those who look into its behavior."""
+"""Show Ray's own logs and progress bars, for those who look into its behavior."""
 
 SLOW_START_S = 20.0
 """Seconds after which a start of Ray is said to be slow; it takes three on an idle machine."""
@@ -72,7 +72,7 @@ _NO_NODE = (
 
 @dataclasses.dataclass(frozen=True)
 class Cluster:
-    """What work may request. embedded: whether this process started Ray, on this machine alone."""
+    """Resources that work may request. embedded: whether this process started Ray, on this machine alone."""
 
     num_cpus: int
     num_gpus: int

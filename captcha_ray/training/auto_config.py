@@ -18,7 +18,7 @@ After half of that, 685 captchas are recognized worse; from 200 captchas, 1,400 
 """
 
 CLASS_SEEN = 4_000
-"""How often a training sees each character at least, if all were equally frequent and all texts of full length."""
+"""Least times that a training sees each character, if all were equally frequent and all texts of full length."""
 
 MAX_EPOCHS = 400
 """Most planned epochs, however few the images: more add nothing."""

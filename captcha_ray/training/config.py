@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Annotated, Literal
 
-from captcha_ray.config import DEMO, NOT_NEGATIVE, POSITIVE, SHARE, SHARE_BELOW_1, Config, at_least
+from captcha_ray.config import DEMO, NOT_NEGATIVE, POSITIVE, SHARE, SHARE_BELOW_1, Config, Limit, at_least
 from captcha_ray.errors import InputError, check
 from captcha_ray.models.spec import Network, Precision
 
@@ -68,13 +68,13 @@ class TrainConfig(Config):
     """Augmentation: largest rotation either way, degrees."""
     shift_fraction: Annotated[float, NOT_NEGATIVE] = 0.0
     """Augmentation: largest shift either way, fraction of width and of height."""
-    shear_degrees: Annotated[float, NOT_NEGATIVE] = 0.0
+    shear_degrees: Annotated[float, Limit(0, 90, "0 to below 90 degrees", below=True)] = 0.0
     """Augmentation: largest shear either way, degrees."""
     zoom_fraction: Annotated[float, SHARE_BELOW_1] = 0.0
     """Augmentation: largest zoom in or out per axis, fraction."""
     elastic_fraction: Annotated[float, NOT_NEGATIVE] = 0.0
     """Augmentation: standard deviation of local displacements, fraction of the height."""
-    stroke_fraction: float = 0.0
+    stroke_fraction: Annotated[float, Limit(0, 0.5, "0 to .5, as many images become thinner as thicker")] = 0.0
     """Augmentation: share of images whose strokes become thicker, and of those whose become thinner, by a pixel; not of
     images less than 24 pixels high."""
     contrast_fraction: Annotated[float, SHARE_BELOW_1] = 0.0
@@ -101,7 +101,7 @@ class TrainConfig(Config):
     precision: Precision = "auto"
     """auto: bf16 autocast where the processor has fast bf16 arithmetic, else fp32."""
     max_failures: Annotated[int, NOT_NEGATIVE] = 3
-    """How often in a row, with no epoch finished between, lost workers are replaced before the job fails."""
+    """Replace lost workers so often in a row, with no epoch finished between, before the job fails."""
     resume: bool = False
     """Continue the run in --run after an interruption; start it where there is none."""
 
@@ -125,10 +125,6 @@ class TrainConfig(Config):
             self.batch_size == 0 or self.batch_size >= 2,
             f"batch_size is {self.batch_size}; batch normalization needs at least 2 images",
         )
-        check(
-            0 <= self.stroke_fraction <= 0.5,
-            f"stroke_fraction is {self.stroke_fraction}; it must be 0 to .5, as many images become thinner as thicker",
-        )
         adapts = self.schedule == "warmup_stable_decay"
         check(
             adapts or self.max_epochs == 0,
@@ -138,5 +134,4 @@ class TrainConfig(Config):
             self.max_epochs == 0 or self.max_epochs >= self.epochs,
             f"max_epochs is {self.max_epochs}; it must be 0, or at least as many as epochs, {self.epochs}",
         )
-        check(self.shear_degrees < 90, f"shear_degrees is {self.shear_degrees}; it must be below 90 degrees")
         check(bool(self.shards) and bool(self.run), "shards and run must each name a folder or a URI")

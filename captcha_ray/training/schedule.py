@@ -17,7 +17,7 @@ from captcha_ray.training.config import TrainConfig
 WARMUP_STEPS = 200
 """Most steps of the warm-up of `warmup_stable_decay`; its share is `warmup_fraction`, as for `one_cycle`.
 
-50 captchas of the seed that does worst are recognized to 98.6 % after 192 steps of warm-up and to 92.6 % after 150.
+So 50 captchas get the 192 steps that `one_cycle` gives them; see LOG.md, 2026-11-26, for what that does.
 """
 
 PRIOR_STEPS, PRIOR_EPOCHS, PRIOR_SHARE = 100, 10, 0.1
@@ -56,7 +56,7 @@ EXTEND_SHARE, EXTEND_RATE = 0.5, 0.5
 
 
 class Change(enum.StrEnum):
-    """What the last epoch has changed in a plan, as a sentence for the terminal."""
+    """Change of a plan by the last epoch, as a sentence for the terminal."""
 
     NONE = ""
     RECOGNIZES = "the network recognizes text; the learning rate decays from here"

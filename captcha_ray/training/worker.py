@@ -55,7 +55,7 @@ restarts the workers, as often as `--max-failures` says.
 
 @dataclasses.dataclass(frozen=True)
 class WorkerJob:
-    """What every worker is told.
+    """Job of every worker.
 
     blocks: references of Arrow tables, train and val. until: epoch to stop after, or None.
     """

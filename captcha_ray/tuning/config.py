@@ -29,7 +29,7 @@ class TuneConfig(Config):
     epochs: Annotated[int, at_least(0)] = 0
     """Most passes of a trial over the training split; 0 takes the recipe's."""
     search: Search = "optuna"
-    """How values are proposed: optuna (tree-structured Parzen estimator), random, or grid (all combinations)."""
+    """Propose values by optuna (tree-structured Parzen estimator), random, or grid (all combinations)."""
     scheduler: Scheduler = "asha"
     """asha stops trials after 1/6 and 1/2 of the epochs and promotes the best quarter; none trains all to the end."""
     space: str = ""

@@ -1,4 +1,4 @@
-"""What a search keeps on disk: a directory a trial, the table of all of them, and what their scores prove.
+"""Keep a search on disk: a directory a trial, the table of all of them, and the result.
 
     config.json  manifest.json  environment.json  trials.parquet  best.json  results.json  report.html  _SUCCESS
     trials/0007/{trial,config,outcome}.json  trials/0007/{metrics.jsonl,checkpoint/,tensorboard/}
@@ -44,7 +44,7 @@ EPOCH_FIELDS = {
 
 @dataclasses.dataclass(frozen=True)
 class TrialOutcome:
-    """How a trial ended.
+    """End of a trial.
 
     status: finished (all epochs, or patience spent), stopped (at a rung, from where it may be promoted), diverged or
     failed. reason: of the last two. ended_s: seconds of searching until then, without pauses between resumes.
