@@ -9,6 +9,7 @@ import dataclasses
 import time
 from typing import TYPE_CHECKING, Any
 
+from captcha_ray import console
 from captcha_ray.datasets.config import PreprocessConfig, SynthesizeConfig
 from captcha_ray.datasets.schema import Manifest
 from captcha_ray.evaluation.config import EvaluateConfig
@@ -98,6 +99,7 @@ def train(config: TrainConfig) -> TrainResult:
     """
     run = RunDirectory(config.run)
     if config.resume and run.finished:
+        console.say(f"{run.uri} is finished already; nothing to do")
         return TrainResult(run.uri, run.read_json("results.json"))
     with ray_session.connect(meanwhile="captcha_ray.training.trainer") as cluster:
         # torch takes seconds to import; Ray starts meanwhile

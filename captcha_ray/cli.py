@@ -1,6 +1,6 @@
 """The console script `captcha-ray VERB`: reads the verb's flags, calls its function in `api`, prints what it has made.
 
-`python jobs/VERB.py` and `python -m captcha_ray VERB` do the same.
+`python jobs/VERB.py` and `python -m captcha_ray.cli VERB` do the same.
 """
 
 import subprocess
@@ -8,11 +8,12 @@ import sys
 from collections.abc import Callable
 
 from captcha_ray import api, console
+from captcha_ray.datasets import decoding
 from captcha_ray.datasets.config import PreprocessConfig, SynthesizeConfig
 from captcha_ray.evaluation.config import EvaluateConfig
 from captcha_ray.inference.config import InferConfig
-from captcha_ray.runs.directory import RunDirectory
 from captcha_ray.storage import filesystem
+from captcha_ray.training import diagnosis
 from captcha_ray.training.config import TrainConfig
 from captcha_ray.training.recipe_file import load_recipe
 from captcha_ray.tuning.config import TuneConfig
@@ -36,9 +37,6 @@ def preprocess() -> None:
 def train() -> None:
     """Train a network, measure it and write a report."""
     config = console.parse(TrainConfig, default=load_recipe(console.option("recipe", TrainConfig().recipe)))
-    if config.resume and RunDirectory(config.run).finished:
-        console.say(f"{RunDirectory(config.run).uri} is finished already; nothing to do")
-        return
     result = api.train(config)
     _print_results(result.results)
     console.say(f"report: {result.report}")
@@ -61,15 +59,11 @@ def evaluate() -> None:
         console.say(f"report: {result.report}")
         _warn_of(result.results)
     elsewhere = config.corpus or config.table
-    from captcha_ray.training import diagnosis  # noqa: PLC0415 -- imported with torch by then
-
     if elsewhere and (useless := diagnosis.describe_useless(result.name, summary)):
         console.warn(f"the network is of no use for these images, which may differ from those it learned: {useless}")
     if number := evaluation.counts.num_out_of_charset:
         console.warn(f"{number:,} characters of the labels are not in the network's alphabet, and count as wrong")
     if evaluation.unreadable:
-        from captcha_ray.datasets import decoding  # noqa: PLC0415
-
         total = evaluation.unreadable.total()
         console.warn(f"{total:,} files do not count: {decoding.counted(evaluation.unreadable)}")
 
@@ -142,7 +136,7 @@ def run(verb: str) -> None:
 
 def _train_first(*flags: str) -> None:
     """Train the network that a verb without options works with; a failure ends this process with its status."""
-    command = [sys.executable, "-m", "captcha_ray", "train", *flags]
+    command = [sys.executable, "-m", "captcha_ray.cli", "train", *flags]
     if status := subprocess.run(command, check=False).returncode:
         raise SystemExit(status)
 
@@ -158,3 +152,7 @@ def _warn_of(results: dict[str, object]) -> None:
     from captcha_ray.training.results import warn  # noqa: PLC0415 -- imported with torch by then
 
     warn(results)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,5 +1,6 @@
 """The console script and the Python functions do what the jobs do, from a built wheel as well."""
 
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -25,7 +26,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "captcha_ray", *arguments]
+    command = [sys.executable, "-m", "captcha_ray.cli", *arguments]
     return subprocess.run(command, cwd=cwd, env=environment(), capture_output=True, text=True, check=False)
 
 
@@ -93,7 +94,11 @@ def test_a_search_is_given_back(ray_cluster: ray_session.Cluster, glyph_shards: 
 
 
 def test_a_wheel_holds_all_of_the_package_and_its_console_script_runs(tmp_path: Path) -> None:
-    build = [sys.executable, "-m", "pip", "wheel", str(ROOT), "--no-deps", "--no-build-isolation", "--quiet"]
+    copy = tmp_path / "copy"  # setuptools builds beside the sources, and takes whatever an earlier build has left there
+    shutil.copytree(ROOT / "captcha_ray", copy / "captcha_ray", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, copy / name)
+    build = [sys.executable, "-m", "pip", "wheel", str(copy), "--no-deps", "--no-build-isolation", "--quiet"]
     subprocess.run([*build, "--wheel-dir", str(tmp_path)], check=True, cwd=tmp_path, env=environment())
     (wheel,) = tmp_path.glob("captcha_ray-*.whl")
     unpacked = tmp_path / "unpacked"
