@@ -17,7 +17,7 @@ from captcha_ray.training.config import TrainConfig
 WARMUP_STEPS = 200
 """Most steps of the warm-up of `warmup_stable_decay`; its share is `warmup_fraction`, as for `one_cycle`.
 
-So 50 captchas get the 192 steps that `one_cycle` gives them; see LOG.md, 2026-11-26, for what that does.
+So 50 captchas get the 192 steps that `one_cycle` gives them; with 150, some of them stayed ten points below.
 """
 
 PRIOR_STEPS, PRIOR_EPOCHS, PRIOR_SHARE = 100, 10, 0.1
@@ -146,12 +146,16 @@ class Plan:
             return config.learning_rate
         if config.schedule == "one_cycle":
             return config.learning_rate * _one_cycle(done / config.epochs, config.warmup_fraction)
-        warmup = min(WARMUP_STEPS, config.warmup_fraction * config.epochs * self.steps)
-        step = (done - self.begun) * self.steps
-        share = self.rate * min(0.04 + 0.96 * step / warmup if warmup else 1.0, 1.0)
-        if self.decays_from is not None:
-            share *= _cosine((done - self.decays_from) / (self.num_epochs - self.decays_from))
-        return config.learning_rate * share
+        warmup = min(WARMUP_STEPS / self.steps, config.warmup_fraction * config.epochs)
+        since = done - self.begun
+        if since < warmup:
+            share = 0.04 + 0.96 * since / warmup
+        elif self.decays_from is None:
+            share = 1.0
+        else:  # a network that recognizes text early warms up to the end, as with `one_cycle`
+            start = max(self.decays_from, self.begun + warmup)
+            share = _cosine((done - start) / (self.num_epochs - start)) if done > start else 1.0
+        return config.learning_rate * self.rate * share
 
     def prior(self, done: float) -> float:
         """Return the weight of the alignment prior in the loss, 0 to 1, after so many epochs."""

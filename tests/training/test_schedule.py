@@ -93,6 +93,15 @@ def test_the_warm_up_takes_at_most_200_steps() -> None:
     assert plan(dataclasses.replace(ADAPTIVE, warmup_fraction=0.0)).learning_rate(0.0) == 1.0
 
 
+def test_a_network_that_recognizes_text_early_is_taught_at_the_rates_of_one_cycle() -> None:
+    """Two steps an epoch, as with 50 images: the warm-up is all of 30 % of 20 epochs."""
+    early = follow(plan(dataclasses.replace(ADAPTIVE, warmup_fraction=0.3), steps=2), lines([9.0, 4.0]))[0]
+    one_cycle = plan(TrainConfig(schedule="one_cycle", warmup_fraction=0.3, epochs=20, learning_rate=1.0), steps=2)
+    assert early.decays_from == 2
+    for done in np.linspace(2, 20, 181):
+        assert early.learning_rate(done) == pytest.approx(one_cycle.learning_rate(done))
+
+
 # ---------------------------------------------------------------------------------------------------- alignment prior
 
 
