@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from captcha_ray.datasets.config import PreprocessConfig
+from captcha_ray.datasets.schema import Manifest
 from captcha_ray.image_spec import ImageSpec
 from captcha_ray.models import checkpoint
 from captcha_ray.models.networks import build_model
@@ -59,6 +60,29 @@ def config_for(folder: Path, **changes: Any) -> PreprocessConfig:
         out=str(folder / "shards"),
     )
     return dataclasses.replace(base, **changes)
+
+
+def manifest(**changes: Any) -> Manifest:
+    """Of gray images of 32x160 with four of the characters a to d, unless changes say otherwise."""
+    values: dict[str, Any] = {
+        "source": "corpus",
+        "label_rule": {},
+        "image": {"height": 32, "width": 160, "channels": 1},
+        "charset": "abcd",
+        "min_length": 4,
+        "max_length": 4,
+        "splits": (0.8, 0.1, 0.1),
+        "split_seed": 0,
+        "num_images": {"train": 400, "val": 50, "test": 50},
+        "num_characters": {},
+        "num_quarantined": {},
+        "num_hidden": 0,
+        "parts": {},
+        "seconds": 0.0,
+        "config": {},
+        "versions": {},
+    }
+    return Manifest(**(values | changes))
 
 
 def save_network(run: Path, spec: ModelSpec, seed: int = 0) -> Path:

@@ -5,6 +5,7 @@ import hashlib
 import io
 import itertools
 import json
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -13,11 +14,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from captcha_ray.datasets.config import PreprocessConfig
 from captcha_ray.datasets.schema import QUARANTINE_SCHEMA, Manifest, pack_images, shard_schema, unpack_images
 from captcha_ray.datasets.splits import SPLITS, split_of
 from captcha_ray.errors import InputError
 from captcha_ray.image_spec import ImageSpec
+from tests import factories
 
 SPEC = ImageSpec(height=5, width=4, channels=3)
 HASHES = [hashlib.sha256(str(i).encode()).digest() for i in range(20_000)]
@@ -27,26 +28,19 @@ def pixels(count: int) -> np.ndarray:
     return np.random.default_rng(count).integers(0, 256, (count, *SPEC.shape), dtype=np.uint8)
 
 
-def manifest(**changes: object) -> Manifest:
+def manifest(**changes: Any) -> Manifest:
     values = {
-        "source": "/corpus",
-        "label_rule": {"labels": "folder", "label_pattern": "", "table": ""},
         "image": SPEC.to_dict(),
         "charset": "01",
         "min_length": 1,
         "max_length": 1,
-        "splits": (0.8, 0.1, 0.1),
-        "split_seed": 0,
         "num_images": {"train": 1200, "val": 2, "test": 0},
         "num_characters": {"train": {"0": 700, "1": 500}},
         "num_quarantined": {"not_an_image": 3},
         "num_hidden": 2,
-        "parts": {"train": ["split=train/part-00000.parquet"]},
-        "seconds": 1.5,
-        "config": PreprocessConfig().to_dict(),
         "versions": {"pillow": "13"},
     }
-    return Manifest(**{**values, **changes})
+    return factories.manifest(**(values | changes))
 
 
 @pytest.mark.parametrize("count", [0, 1, 7])

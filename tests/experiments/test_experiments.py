@@ -49,6 +49,21 @@ def uris(blocks: list[Any]) -> set[str]:
     return {uri for block in blocks for uri in ray.get(block)["uri"].to_pylist()}
 
 
+def planned(config: EvaluateConfig, run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> list[parallel_runs.Training]:
+    """Return the trainings that a study would begin, without beginning one."""
+    trainings: list[parallel_runs.Training] = []
+
+    def refuse(pending: Any, *_: Any, **__: Any) -> Any:
+        trainings.extend(pending)
+        raise KeyboardInterrupt
+
+    for study in (cross_validation, learning_curve):
+        monkeypatch.setattr(study, "train_all", refuse)
+    with pytest.raises(KeyboardInterrupt):
+        cross_validation.run_experiments(config, run)
+    return trainings
+
+
 @pytest.fixture(scope="module")
 def validated(glyph_shards: Shards, tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
     """A run that was cross-validated in three folds."""
@@ -79,24 +94,16 @@ def test_every_image_is_read_once_by_the_network_that_has_not_seen_it(
 def test_a_fold_is_trained_and_validated_on_the_others_in_the_shards_proportions(
     glyph_shards: Shards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    taken: list[parallel_runs.Training] = []
-
-    def refuse(pending: Any, *_: Any, **__: Any) -> Any:
-        taken.extend(pending)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(cross_validation, "train_all", refuse)
     run = begun(tmp_path, glyph_shards)
-    with pytest.raises(KeyboardInterrupt):
-        cross_validation.run_experiments(EvaluateConfig(run=run.uri, folds=3), run)
+    trainings = planned(EvaluateConfig(run=run.uri, folds=3), run, monkeypatch)
     everything = set(hashes(glyph_shards))
-    for one in taken:
+    for one in trainings:
         parts = {name: uris(refs) for name, refs in one.blocks.items()}
         assert parts["train"] | parts["val"] | parts["test"] == everything
         assert sum(map(len, parts.values())) == len(everything)
         assert {name: len(part) for name, part in parts.items()} == one.manifest.num_images
         assert len(parts["val"]) / (len(parts["val"]) + len(parts["train"])) == pytest.approx(0.25, abs=0.09)
-    tested = [uris(one.blocks["test"]) for one in taken]
+    tested = [uris(one.blocks["test"]) for one in trainings]
     assert set().union(*tested) == everything
 
 
@@ -173,24 +180,16 @@ def test_the_curve_trains_on_nested_parts_without_validation_and_reads_the_test_
 def test_parts_of_a_curve_lie_within_the_next(
     glyph_shards: Shards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    taken: list[parallel_runs.Training] = []
-
-    def refuse(pending: Any, *_: Any, **__: Any) -> Any:
-        taken.extend(pending)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(learning_curve, "train_all", refuse)
     run = begun(tmp_path, glyph_shards, epochs=0)
-    with pytest.raises(KeyboardInterrupt):
-        cross_validation.run_experiments(EvaluateConfig(run=run.uri, learning_curve=True), run)
-    parts = [uris(one.blocks["train"]) for one in taken]
+    trainings = planned(EvaluateConfig(run=run.uri, learning_curve=True), run, monkeypatch)
+    parts = [uris(one.blocks["train"]) for one in trainings]
     assert all(smaller < larger for larger, smaller in itertools.pairwise(parts))
     known = hashes(glyph_shards, "train")
     assert parts[0] == set(known)
     first = sorted(known, key=lambda uri: place(known[uri], 0, b"curve"))[: len(parts[-1])]
     assert parts[-1] == set(first), "chosen by their pixels, not by their names, which hold the labels"
-    assert [one.config.epochs for one in taken] == sorted(one.config.epochs for one in taken)
-    assert taken[-1].config.epochs > 2 * taken[0].config.epochs  # as the rules have it for few images
+    assert [one.config.epochs for one in trainings] == sorted(one.config.epochs for one in trainings)
+    assert trainings[-1].config.epochs > 2 * trainings[0].config.epochs  # as the rules have it for few images
 
 
 def test_a_training_that_fails_ends_the_study_in_one_sentence(glyph_shards: Shards, tmp_path: Path) -> None:
@@ -213,17 +212,9 @@ def test_a_loss_that_is_no_number_is_no_result(glyph_shards: Shards, tmp_path: P
 def test_patience_and_several_workers_of_a_run_do_not_keep_its_recipe_from_a_study(
     glyph_shards: Shards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    taken: list[parallel_runs.Training] = []
-
-    def refuse(pending: Any, *_: Any, **__: Any) -> Any:
-        taken.extend(pending)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(learning_curve, "train_all", refuse)
     run = begun(tmp_path, glyph_shards, patience=5, num_workers=8, unlabeled="s3://bucket/more")
-    with pytest.raises(KeyboardInterrupt):
-        cross_validation.run_experiments(EvaluateConfig(run=run.uri, learning_curve=True), run)
-    configs = [one.config for one in taken]
+    trainings = planned(EvaluateConfig(run=run.uri, learning_curve=True), run, monkeypatch)
+    configs = [one.config for one in trainings]
     found = {(one.patience, one.num_workers, one.batch_size, one.unlabeled) for one in configs}
     assert found == {(0, 1, 8 * 16, "")}
     assert "learns from labeled images alone, without those of s3://bucket/more" in capsys.readouterr().err

@@ -10,28 +10,18 @@ from captcha_ray.models.networks import build_model, num_columns
 from captcha_ray.training import auto_config
 from captcha_ray.training.recipes import get
 from captcha_ray.training.trainer import model_spec
+from tests import factories
 
 
 def manifest(num_images: int = 685, charset: str = "2345678bcdefgmnpwxy", length: int = 5, **other: Any) -> Manifest:
     values: dict[str, Any] = {
-        "source": "corpus",
-        "label_rule": {},
         "image": {"height": 50, "width": 200, "channels": 1},
         "charset": charset,
         "min_length": length,
         "max_length": length,
-        "splits": (0.8, 0.1, 0.1),
-        "split_seed": 0,
         "num_images": {"train": num_images, "val": 0, "test": 0},
-        "num_characters": {},
-        "num_quarantined": {},
-        "num_hidden": 0,
-        "parts": {},
-        "seconds": 0.0,
-        "config": {},
-        "versions": {},
     }
-    return Manifest(**(values | other))
+    return factories.manifest(**(values | other))
 
 
 def test_what_a_config_names_stays() -> None:

@@ -18,6 +18,7 @@ from captcha_ray.metrics.counts import PredictionCounts
 from captcha_ray.training import diagnosis
 from captcha_ray.training.config import TrainConfig
 from captcha_ray.training.recipes import get
+from tests import factories
 
 CONFIG = dataclasses.replace(
     get("auto"), network="column_cnn", epochs=40, max_epochs=160, shards="shards/strip", run="runs/strip"
@@ -30,22 +31,11 @@ def manifest(**changes: Any) -> Manifest:
     values: dict[str, Any] = {
         "source": "my strips",
         "label_rule": {"labels": "filename", "label_pattern": r"^(\w+)-", "table": ""},
-        "image": {"height": 32, "width": 160, "channels": 1},
-        "charset": "abcd",
-        "min_length": 4,
-        "max_length": 4,
-        "splits": (0.8, 0.1, 0.1),
-        "split_seed": 0,
-        "num_images": {"train": 400, "val": 50, "test": 50},
         "num_characters": {"train": {"a": 700, "b": 500, "c": 300, "d": 100}, "val": {}, "test": {}},
         "num_quarantined": {"no_label": 20, "conflicting_labels": 2, "truncated": 7},
-        "num_hidden": 0,
-        "parts": {},
-        "seconds": 0.0,
         "config": CORPUS.to_dict(),
-        "versions": {},
     }
-    return Manifest(**(values | changes))
+    return factories.manifest(**(values | changes))
 
 
 def summary(truths: list[str], predictions: list[str], charset: str = "abcd") -> dict[str, Any]:
