@@ -58,12 +58,12 @@ def run(job: Callable[[], None]) -> None:
     """
     bind(job=Path(sys.argv[0]).stem)
     try:
-        with _terminable():
+        with terminable():
             job()
     except InputError as error:
         _fail(2, str(error))
     except KeyboardInterrupt as interrupt:
-        number = interrupt.args[0] if interrupt.args else signal.SIGINT
+        number = signal.SIGTERM if interrupt.args == (signal.SIGTERM,) else signal.SIGINT
         _fail(128 + number, f"interrupted; what was finished is kept, {RESUME_HINT}")
     except JobError as error:
         _fail(1, str(error))
@@ -76,26 +76,34 @@ def run(job: Callable[[], None]) -> None:
 
 
 @contextlib.contextmanager
-def _terminable() -> Iterator[None]:
+def terminable() -> Iterator[None]:
     """End the block at SIGTERM as at Ctrl-C, actors included, as `ray job stop`, Kubernetes and `kill` request.
 
-    KeyboardInterrupt's argument is the signal's number then.
+    KeyboardInterrupt's argument is the signal's number then. Blocks may be nested. Where a block starts Ray, whose own
+    handler ends the process without a word, that handler is gone after the block.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
-    requested: list[int] = []
+    requested = False
 
     def end(number: int, frame: Any) -> None:
-        requested.append(number)
-        raise KeyboardInterrupt
+        nonlocal requested
+        requested = True
+        raise KeyboardInterrupt(number)
 
     before = signal.signal(signal.SIGTERM, end)
     try:
         yield
-    except KeyboardInterrupt:  # Ray Train raises another one than ours
-        raise KeyboardInterrupt(*requested) from None
+    except SystemExit as ended:  # Ray's handler
+        if ended.code != signal.SIGTERM:
+            raise
+        raise KeyboardInterrupt(signal.SIGTERM) from None
+    except KeyboardInterrupt:
+        if requested:  # Ray Train raises another one than ours
+            raise KeyboardInterrupt(signal.SIGTERM) from None
+        raise
     finally:
         signal.signal(signal.SIGTERM, before)
 

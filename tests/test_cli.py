@@ -104,7 +104,7 @@ def test_a_wheel_holds_all_of_the_package_and_its_console_script_runs(tmp_path: 
     unpacked = tmp_path / "unpacked"
     zipfile.ZipFile(wheel).extractall(unpacked)
     source = ROOT / "captcha_ray"
-    expected = {path.relative_to(ROOT).as_posix() for path in source.rglob("*") if path.suffix in (".py", ".typed")}
+    expected = {path.relative_to(ROOT).as_posix() for path in source.rglob("*") if path.suffix in (".py", ".typed", ".jinja")}
     held = {path.relative_to(unpacked).as_posix() for path in unpacked.glob("captcha_ray/**/*") if path.is_file()}
     assert held == expected
     (info,) = unpacked.glob("*.dist-info")

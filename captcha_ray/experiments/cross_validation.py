@@ -8,6 +8,7 @@ import dataclasses
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import ray
 import ray.data
@@ -90,15 +91,8 @@ def cross_validate(
         InputError: A fold would be empty.
     """
     parts = Parts(images)
-    fold = parts.map(lambda sha: fold_of(sha, manifest.split_seed, num_folds))
-    train_share, val_share, _ = manifest.splits
-    place = parts.map(lambda sha: splits.place(sha, manifest.split_seed, b"validation"))
-    validates = place * (train_share + val_share) < val_share
-    smallest = np.bincount(fold, minlength=num_folds).min()
-    check(smallest > 0, f"{len(fold)} images in {num_folds} folds leave a fold of {smallest}; ask for fewer --folds")
     pending = []
-    for k in range(num_folds):
-        masks = {"train": (fold != k) & ~validates, "val": (fold != k) & validates, "test": fold == k}
+    for k, masks in enumerate(_masks_of_folds(parts, manifest, num_folds)):
         directory = filesystem.join(run.uri, f"folds-{num_folds}", f"fold-{k}")
         pending.append((*restrict(config, manifest, masks, directory), masks))
     trainings = (Training(one, part, parts.select(masks)) for one, part, masks in pending)
@@ -123,3 +117,16 @@ def cross_validate(
         "num_disputed": int((sure & ~np.array(right_in(every))).sum()),
     }
     return dataclasses.replace(tally.evaluation(run.path("folds.parquet")), facts=facts)
+
+
+def _masks_of_folds(parts: Parts, manifest: schema.Manifest, num_folds: int) -> list[dict[str, npt.NDArray[np.bool_]]]:
+    """Return which rows a fold's network learns from, is validated on, and is tested on: "train", "val", "test"."""
+    fold = parts.map(lambda sha: fold_of(sha, manifest.split_seed, num_folds))
+    train_share, val_share, _ = manifest.splits
+    place = parts.map(lambda sha: splits.place(sha, manifest.split_seed, b"validation"))
+    validates = place * (train_share + val_share) < val_share
+    smallest = np.bincount(fold, minlength=num_folds).min()
+    check(smallest > 0, f"{len(fold)} images in {num_folds} folds leave a fold of {smallest}; ask for fewer --folds")
+    return [
+        {"train": (fold != k) & ~validates, "val": (fold != k) & validates, "test": fold == k} for k in range(num_folds)
+    ]

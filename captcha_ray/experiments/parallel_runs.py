@@ -110,45 +110,55 @@ def train_all(
         JobError: A training fails again and again.
         InputError: A directory holds another training, perhaps of other images.
     """
-    waiting: dict[Any, Training] = {}
-    tell = watch or (lambda one, epochs: None)
-
-    def take() -> tuple[Training, pa.Table]:
-        while not (done := ray.wait(list(waiting), timeout=LOOK_S)[0]):
-            for one in waiting.values() if watch else ():
-                epochs = len(RunDirectory(one.config.run).read_metrics())
-                tell(one, min(epochs, one.config.epochs - 1))  # it may take longer than planned
-        one = waiting.pop(done[0])
-        try:
-            table = ray.get(done[0])
-        except ray.exceptions.RayError as error:
-            cause = str(getattr(error, "cause", error)).strip().partition("\n")[0]
-            raise JobError(f"the training {one.name} failed, {again}: {cause}") from error
-        directory = RunDirectory(one.config.run)
-        directory.write_table(PREDICTIONS, table)
-        filesystem.delete(directory.path(STATE))
-        tell(one, one.config.epochs)
-        return one, table
-
+    running: dict[Any, Training] = {}
     for one in pending:
         directory = RunDirectory(one.config.run)
         may_differ = RESUME_MAY_DIFFER
         directory.begin(one.config.to_dict(), one.manifest.to_dict(), resume=True, may_differ=may_differ)
         if filesystem.exists(directory.path(PREDICTIONS)):
-            tell(one, one.config.epochs)
+            if watch:
+                watch(one, one.config.epochs)
             yield one, directory.read_table(PREDICTIONS)
             continue
-        if len(waiting) == concurrent:
-            yield take()
-        alone = one.config.workers[1] == 1
-        options = {
-            "num_cpus": capacity.cpu_request(one.config.cpus_per_worker) if alone else 0,
-            "num_gpus": gpus if alone else 0,
-            "memory": None if alone else HOLDER,
-        }
-        waiting[train_in_full.options(max_retries=MAX_DEATHS, **options).remote(one, calibrated)] = one
-    while waiting:
-        yield take()
+        if len(running) == concurrent:
+            yield _take_finished(running, watch, again)
+        running[_submit(one, gpus, calibrated)] = one
+    while running:
+        yield _take_finished(running, watch, again)
+
+
+def _submit(one: Training, gpus: float, calibrated: bool) -> Any:
+    """Begin a training as a Ray task and return its reference. Several workers of one hold resources of their own."""
+    alone = one.config.workers[1] == 1
+    options = {
+        "num_cpus": capacity.cpu_request(one.config.cpus_per_worker) if alone else 0,
+        "num_gpus": gpus if alone else 0,
+        "memory": None if alone else HOLDER,
+    }
+    return train_in_full.options(max_retries=MAX_DEATHS, **options).remote(one, calibrated)
+
+
+def _take_finished(
+    running: dict[Any, Training], watch: Callable[[Training, int], None] | None, again: str
+) -> tuple[Training, pa.Table]:
+    """Wait for a training to end, take it from those that run, keep its predictions and return both."""
+    while not (done := ray.wait(list(running), timeout=LOOK_S)[0]):
+        if watch:
+            for one in running.values():
+                epochs = len(RunDirectory(one.config.run).read_metrics())
+                watch(one, min(epochs, one.config.epochs - 1))  # it may take longer than planned
+    one = running.pop(done[0])
+    try:
+        table = ray.get(done[0])
+    except ray.exceptions.RayError as error:
+        cause = str(getattr(error, "cause", error)).strip().partition("\n")[0]
+        raise JobError(f"the training {one.name} failed, {again}: {cause}") from error
+    directory = RunDirectory(one.config.run)
+    directory.write_table(PREDICTIONS, table)
+    filesystem.delete(directory.path(STATE))
+    if watch:
+        watch(one, one.config.epochs)
+    return one, table
 
 
 def right_in(rows: pa.Table) -> list[bool]:

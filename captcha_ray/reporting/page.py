@@ -1,15 +1,16 @@
-"""Build the parts of a page that stands alone: pictures are inside, it runs no script and asks no server.
+"""Build the blocks of a page, which `templates/report.html.jinja` turns into HTML.
 
-Everything that came from data is escaped; unknown values are shown as a dash.
+Whatever came from data is escaped there; unknown values are shown as a dash.
 """
 
 import base64
-import html
+import functools
 import math
 import shlex
-import string
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+import jinja2
 
 from captcha_ray.runs.directory import RunDirectory
 from captcha_ray.storage import filesystem
@@ -17,42 +18,8 @@ from captcha_ray.storage import filesystem
 UNKNOWN = "–"
 """Stands for an unknown value."""
 
-_PAGE = string.Template("""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>$title</title>
-<style>
-:root { color-scheme: light dark; --line: #d8dce2; --soft: #f4f6f8; --text: #1c2024; --faint: #5c6670; --page: #fff; }
-@media (prefers-color-scheme: dark) {
-  :root { --line: #3a4048; --soft: #22262b; --text: #e6e8ea; --faint: #9aa4ae; --page: #16191c; }
-}
-* { box-sizing: border-box; }
-body { margin: 0 auto; padding: 1rem; max-width: 60rem; font: 16px/1.5 system-ui, sans-serif;
-  color: var(--text); background: var(--page); }
-h1 { line-height: 1.2; margin: 0.5rem 0; overflow-wrap: anywhere; }
-h2 { margin: 2.5rem 0 0.5rem; border-bottom: 1px solid var(--line); }
-h3 { margin: 1.5rem 0 0.5rem; }
-p.faint { color: var(--faint); margin: 0 0 1rem; overflow-wrap: anywhere; }
-div.wide { overflow-x: auto; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { padding: 0.25rem 0.75rem; text-align: left; vertical-align: top; border-bottom: 1px solid var(--line); }
-th { font-weight: 600; }
-thead th, tfoot th, tfoot td { background: var(--soft); }
-td { overflow-wrap: anywhere; }
-.numbers th + th, .numbers td + td { text-align: right; white-space: nowrap; }
-img { display: block; max-width: 100%; height: auto; margin: 0.5rem 0; background: #fff; border-radius: 4px; }
-summary { cursor: pointer; padding: 0.25rem 0; }
-</style>
-</head>
-<body>
-<h1>$title</h1>
-<p class="faint">$uri</p>
-$body
-</body>
-</html>
-""")
+Block = dict[str, Any]
+"""A part of a page as the template shows it: its "kind" and what it holds."""
 
 
 def text(value: Any) -> str:
@@ -60,15 +27,25 @@ def text(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
-def write(run: RunDirectory, what: str, parts: Sequence[str]) -> str:
+@functools.cache
+def _template() -> jinja2.Template:
+    loader = jinja2.PackageLoader("captcha_ray.reporting")
+    environment = jinja2.Environment(
+        loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
+    return environment.get_template("report.html.jinja")
+
+
+def write(run: RunDirectory, what: str, blocks: Sequence[Block]) -> str:
     """Write a run's `report.html` and return its URI. Raises OSError if it cannot be written."""
     title = f"{what} of {run.uri.rpartition('/')[2] or run.uri}"
     uri = run.path("report.html")
-    filesystem.write(uri, _PAGE.substitute(title=escape(title), uri=escape(run.uri), body="\n".join(parts)).encode())
+    page = _template().render(title=title, uri=run.uri, blocks=blocks)
+    filesystem.write(uri, page.encode("utf-8", "backslashreplace"))  # names of files may hold half a surrogate pair
     return uri
 
 
-def origins(run: RunDirectory) -> list[str]:
+def origins(run: RunDirectory) -> list[Block]:
     """Return sections of the run's config, resolved config and environment. Raises InputError for what is not JSON."""
     names = ("config.json", "resolved_config.json", "environment.json")
     found = {name: flat(run.read_json(name)) for name in names if filesystem.exists(run.path(name))}
@@ -123,44 +100,41 @@ def _text(value: Any) -> str:
     return str(value) or '""'
 
 
-def escape(text: str) -> str:
-    """Return text as HTML; half a surrogate pair, which no encoding has, as its escape."""
-    return html.escape(text.encode("utf-8", "backslashreplace").decode())
+def section(title: str, *blocks: Block) -> Block:
+    """Return blocks under a title."""
+    return {"kind": "section", "title": title, "blocks": blocks}
 
 
-def section(title: str, *parts: str) -> str:
-    """Return parts under a heading; the title is escaped, the parts are HTML already."""
-    return "\n".join(["<section>", f"<h2>{escape(title)}</h2>", *parts, "</section>"])
+def heading(text: str) -> Block:
+    """Return a heading within a section."""
+    return {"kind": "heading", "text": text}
 
 
-def paragraph(text: str) -> str:
+def paragraph(text: str) -> Block:
     """Return text as a paragraph."""
-    return f"<p>{escape(text)}</p>"
+    return {"kind": "paragraph", "text": text}
 
 
-def figure(run: RunDirectory, name: str, alt: str, png: bytes) -> str:
-    """Write `figures/<name>.png` and return the same picture as an element."""
+def figure(run: RunDirectory, name: str, alt: str, png: bytes) -> Block:
+    """Write `figures/<name>.png` and return the same picture as a block."""
     filesystem.write(run.path("figures", f"{name}.png"), png)
-    return f'<img alt="{escape(alt)}" src="data:image/png;base64,{base64.b64encode(png).decode()}">'
+    return {"kind": "figure", "alt": alt, "source": f"data:image/png;base64,{base64.b64encode(png).decode()}"}
 
 
-def pairs(rows: Mapping[str, str]) -> str:
+def pairs(rows: Mapping[str, str]) -> Block:
     """Return a table of names and values."""
-    lines = [f'<tr><th scope="row">{escape(name)}</th><td>{escape(value)}</td></tr>' for name, value in rows.items()]
-    return "\n".join(['<div class="wide"><table><tbody>', *lines, "</tbody></table></div>"])
+    return {"kind": "pairs", "rows": rows}
 
 
-def table(head: list[str], body: Iterable[list[str]], foot: Sequence[list[str]] = (), kind: str = "texts") -> str:
+def table(head: list[str], body: list[list[str]], foot: Sequence[list[str]] = (), *, numbers: bool = False) -> Block:
     """Return a table with a row of titles.
 
-    foot: rows set off below. kind: texts, or numbers from the second column on.
+    foot: rows set off below. numbers: the second column and those behind it hold numbers.
     """
-    titles = "".join(f'<th scope="col">{escape(title)}</th>' for title in head)
-    lines = [f"<thead><tr>{titles}</tr></thead>", "<tbody>", *map(_row, body), "</tbody>"]
-    if foot:
-        lines += ["<tfoot>", *map(_row, foot), "</tfoot>"]
-    return "\n".join([f'<div class="wide"><table class="{kind}">', *lines, "</table></div>"])
+    columns = "numbers" if numbers else "texts"
+    return {"kind": "table", "head": head, "body": body, "foot": foot, "columns": columns}
 
 
-def _row(cells: list[str]) -> str:
-    return "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in cells) + "</tr>"
+def details(summary: str, inner: Block) -> Block:
+    """Return a block that is shown on request."""
+    return {"kind": "details", "summary": summary, "inner": inner}

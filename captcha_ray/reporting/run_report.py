@@ -50,28 +50,28 @@ def write(run: RunDirectory, results: Mapping[str, Any], mistakes: Mapping[str, 
     return page.write(run, "Report", parts)
 
 
-def _warnings(sentences: Sequence[str]) -> str:
+def _warnings(sentences: Sequence[str]) -> page.Block:
     """Say what makes the network useless and what to do, before any figure."""
     return page.section("Warning", *(page.paragraph(sentence) for sentence in sentences))
 
 
-def _split(run: RunDirectory, name: str, summary: Mapping[str, Any], rows: Sequence[Mistake] | None) -> str:
+def _split(run: RunDirectory, name: str, summary: Mapping[str, Any], rows: Sequence[Mistake] | None) -> page.Block:
     confusion = figures.confusion_matrix(**summary["confusion"])
     folds = summary.get("folds")
     return page.section(
         f"Cross-validation in {len(folds)} folds" if folds else f"Split {name}",
         page.pairs(_measures(summary)),
         *([_folds(folds)] if folds else []),
-        *([_confidence(run, name, summary["confidence"])] if "confidence" in summary else []),
+        *(_confidence(run, name, summary["confidence"]) if "confidence" in summary else []),
         *(
-            ["<h3>Disputed labels</h3>", page.paragraph(DISPUTED.format(summary["num_disputed"]))]
+            [page.heading("Disputed labels"), page.paragraph(DISPUTED.format(summary["num_disputed"]))]
             if folds
-            else ["<h3>Mistakes</h3>"]
+            else [page.heading("Mistakes")]
         ),
-        _mistakes(run, name, summary, rows),
-        "<h3>Confusion of characters</h3>",
+        *_mistakes(run, name, summary, rows),
+        page.heading("Confusion of characters"),
         page.figure(run, f"confusion_{name}", f"Confusion matrix of split {name}: truth by prediction", confusion),
-        "<h3>Characters</h3>",
+        page.heading("Characters"),
         _classes(summary),
     )
 
@@ -92,17 +92,17 @@ def _measures(summary: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def _folds(folds: Sequence[Mapping[str, Any]]) -> str:
+def _folds(folds: Sequence[Mapping[str, Any]]) -> page.Block:
     """Return a row per fold: what its network, trained on the others, recognizes of it."""
     body = []
     for one in folds:
         low, high = (page.percent(value) for value in one["exact_match_ci95"])
         accuracies = [page.percent(one["exact_match"]), f"{low} to {high}", page.percent(one["char_accuracy"])]
         body.append([one["fold"], str(one["num_images"]), str(one["num_exact_match"]), *accuracies])
-    return page.table(["Fold", "Images", "Right", "Whole strings", "95% interval", "Characters"], body, kind="numbers")
+    return page.table(["Fold", "Images", "Right", "Whole strings", "95% interval", "Characters"], body, numbers=True)
 
 
-def _confidence(run: RunDirectory, name: str, summary: Mapping[str, Any]) -> str:
+def _confidence(run: RunDirectory, name: str, summary: Mapping[str, Any]) -> list[page.Block]:
     """Return calibration error and the threshold for a precision, with their pictures."""
     rows = {"Expected calibration error": page.percent(summary["calibration_error"])}
     found = summary["threshold"]
@@ -121,17 +121,15 @@ def _confidence(run: RunDirectory, name: str, summary: Mapping[str, Any]) -> str
     rows[f"--min-confidence for {target:.1%} precision"] = said
     reliability = figures.calibration(summary["bins"])
     risk = figures.risk_coverage(summary["risk_coverage"])
-    return "\n".join(
-        [
-            "<h3>Confidence</h3>",
-            page.pairs(rows),
-            page.figure(run, f"calibration_{name}", "Accuracy against confidence", reliability),
-            page.figure(run, f"risk_{name}", "Risk against coverage", risk),
-        ]
-    )
+    return [
+        page.heading("Confidence"),
+        page.pairs(rows),
+        page.figure(run, f"calibration_{name}", "Accuracy against confidence", reliability),
+        page.figure(run, f"risk_{name}", "Risk against coverage", risk),
+    ]
 
 
-def _learning_curve(run: RunDirectory, curve: Mapping[str, Any]) -> str:
+def _learning_curve(run: RunDirectory, curve: Mapping[str, Any]) -> page.Block:
     """Return what networks trained on parts of the images recognize, and how many images would do."""
     body = []
     for point in curve["points"]:
@@ -143,11 +141,11 @@ def _learning_curve(run: RunDirectory, curve: Mapping[str, Any]) -> str:
         page.figure(
             run, "learning_curve", "Whole strings right against training images", figures.learning_curve(curve)
         ),
-        page.table(["Training images", "Whole strings", "95% interval"], body, kind="numbers"),
+        page.table(["Training images", "Whole strings", "95% interval"], body, numbers=True),
     )
 
 
-def _classes(summary: Mapping[str, Any]) -> str:
+def _classes(summary: Mapping[str, Any]) -> page.Block:
     """Return precision, recall, F1 and support per character, in the alphabet's order, and their averages."""
     ratios = ("precision", "recall", "f1")
     body = [
@@ -159,18 +157,20 @@ def _classes(summary: Mapping[str, Any]) -> str:
         [title, *(page.percent(summary["averages"][name].get(key)) for key in ratios), support]
         for name, title in (("macro", "Macro average"), ("weighted", "Weighted average"))
     ]
-    return page.table(["Character", "Precision", "Recall", "F1", "Support"], body, foot, "numbers")
+    return page.table(["Character", "Precision", "Recall", "F1", "Support"], body, foot, numbers=True)
 
 
-def _mistakes(run: RunDirectory, name: str, summary: Mapping[str, Any], rows: Sequence[Mistake] | None) -> str:
+def _mistakes(
+    run: RunDirectory, name: str, summary: Mapping[str, Any], rows: Sequence[Mistake] | None
+) -> list[page.Block]:
     total = summary["num_images"] - summary["num_exact_match"]
     picture = run.path("figures", f"mistakes_{name}.png")
     if rows is None and total and filesystem.exists(picture):
         figure = page.figure(run, f"mistakes_{name}", f"Mistakes in split {name}", filesystem.read(picture))
-        return page.paragraph(f"Mistakes: {total}.") + "\n" + figure
+        return [page.paragraph(f"Mistakes: {total}."), figure]
     if not rows:
         filesystem.delete(picture)
-        return page.paragraph(NO_MISTAKES if total == 0 else f"Mistakes: {total}. No picture of them was kept.")
+        return [page.paragraph(NO_MISTAKES if total == 0 else f"Mistakes: {total}. No picture of them was kept.")]
     rows = rows[: figures.MAX_MISTAKES]
     table = page.table(
         ["Number", "Truth", "Prediction", "Confidence", "Image"],
@@ -179,16 +179,14 @@ def _mistakes(run: RunDirectory, name: str, summary: Mapping[str, Any], rows: Se
             for n, row in enumerate(rows, start=1)
         ],
     )
-    return "\n".join(
-        [
-            page.paragraph(f"Mistakes: {total}. Shown: {len(rows)}, worst first."),
-            page.figure(run, f"mistakes_{name}", f"Mistakes in split {name}", figures.mistakes(rows)),
-            f"<details>\n<summary>The same as a table</summary>\n{table}\n</details>",
-        ]
-    )
+    return [
+        page.paragraph(f"Mistakes: {total}. Shown: {len(rows)}, worst first."),
+        page.figure(run, f"mistakes_{name}", f"Mistakes in split {name}", figures.mistakes(rows)),
+        page.details("The same as a table", table),
+    ]
 
 
-def _training(run: RunDirectory, epochs: list[dict[str, Any]]) -> str:
+def _training(run: RunDirectory, epochs: list[dict[str, Any]]) -> page.Block:
     parts = [
         page.figure(run, "loss", "Loss against the epoch", figures.loss_curves(epochs)),
         page.figure(run, "accuracy", "Accuracy against the epoch", figures.accuracy_curves(epochs)),

@@ -7,7 +7,6 @@ import logging
 import os
 import re
 import secrets
-import signal
 import socket
 import sys
 import tempfile
@@ -107,7 +106,7 @@ def connect(meanwhile: str = "") -> Iterator[Cluster]:
     if importing:
         importing.start()
     if ours:
-        with _keeping_sigterm():
+        with console.terminable():
             _start(address)
     if importing:
         importing.join()
@@ -133,7 +132,7 @@ def connect(meanwhile: str = "") -> Iterator[Cluster]:
         ) from error
     finally:
         if ours:
-            with _keeping_sigterm():
+            with console.terminable():
                 ray.shutdown()
 
 
@@ -177,26 +176,6 @@ def _ensure_token() -> None:
 
 def _first_line(error: Exception) -> str:
     return next(iter(str(error).splitlines()), type(error).__name__)
-
-
-@contextlib.contextmanager
-def _keeping_sigterm() -> Iterator[None]:
-    """Undo Ray's handling of SIGTERM, which ends the process at once, without a word or with a trace."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.getsignal(signal.SIGTERM)
-    requested = False
-    try:
-        yield
-    except SystemExit as ended:
-        requested = ended.code == signal.SIGTERM
-        if not requested:
-            raise
-    finally:
-        signal.signal(signal.SIGTERM, before)
-    if requested:
-        signal.raise_signal(signal.SIGTERM)
 
 
 @contextlib.contextmanager

@@ -76,15 +76,12 @@ def train_epoch(
         seed: Of dropout and distortion, different for each worker.
         world_size: Number of workers.
         learning_rate: Returns the rate of a step, from 0.
-        label_smoothing: As in `Network.losses`; it shapes the gradient, not the counts.
-        alignment_prior: Returns the weight of a step, as in `Network.losses`; it shapes the gradient, not the
-            counts.
+        label_smoothing: As in `Network.losses`. It and the prior shape the gradient, not the counts.
+        alignment_prior: Returns the weight of a step, as in `Network.losses`.
         on_step: Called with a step and its images.
 
     Returns:
-        This worker's counts and the seconds it waited for data. The gradient is that of the mean over all workers'
-            images of a step, however unevenly they hold them: each worker's sum is scaled by world_size /
-            step_images, as data-parallel gradients are averaged over workers.
+        This worker's counts and the seconds it waited for data.
     """
     forward = parallel or model
     forward.train()
@@ -101,12 +98,17 @@ def train_epoch(
         taught = losses = model.losses(outputs, targets)
         if label_smoothing or alignment_prior(step):
             taught = model.losses(outputs, targets, label_smoothing, alignment_prior(step))
-        optimizer.zero_grad(set_to_none=True)
-        (taught.sum() * (world_size / batch.step_images)).backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
+        # Gradients are averaged over workers: this makes them those of the mean over all images of the step.
+        _descend(optimizer, taught.sum() * (world_size / batch.step_images))
         counter.add(model, outputs, targets, losses)
         on_step(step, batch.step_images)
     return counter.counts(), counter.waited_s
+
+
+def _descend(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()  # type: ignore[no-untyped-call]
+    optimizer.step()
 
 
 @torch.inference_mode()

@@ -132,37 +132,37 @@ def fit(
     """
     started = time.perf_counter()
     run = RunDirectory(config.run)
-    requested, config = config, _resolved(config, manifest, run)
-    spec = model_spec(config, manifest)
-    check_batches(config, manifest)
-    if not config.resume:
-        run.check_free()
-    shards = filesystem.absolute(config.shards)
     unlabeled = filesystem.absolute(config.unlabeled) if config.unlabeled else ""
-    requested, config = (
-        dataclasses.replace(one, run=run.uri, shards=shards, unlabeled=unlabeled) for one in (requested, config)
-    )
-    where = {"shards": shards, "unlabeled": unlabeled, "run": run.uri}
-    capacity.wait_for_capacity(config.workers[0], config.cpus_per_worker, config.use_gpu, **where)
-    run.begin(requested.to_dict(), manifest.to_dict(), resume=config.resume, may_differ=RESUME_MAY_DIFFER)
+    config = dataclasses.replace(config, run=run.uri, shards=filesystem.absolute(config.shards), unlabeled=unlabeled)
+    _check_and_begin(config, manifest, run)
     facts: dict[str, Any] = {}
     with Lease(run.path("_lease.json")) as lease:
-        more = find_more(requested) if find_more else None
+        more = find_more(config) if find_more else None
         blocks = {"train": train.materialize().to_arrow_refs(), "val": val.materialize().to_arrow_refs() if val else []}
         if more:
             facts["unlabeled"] = more.facts
             blocks["train"] += more.rows.to_arrow_refs() if more.num_images else []
             images = manifest.num_images | {"train": manifest.num_images["train"] + more.num_images}
             manifest = dataclasses.replace(manifest, num_images=images)
-            # Batch size and epochs follow from all images, which are known only now; what never fits was refused.
-            config = _resolved(requested, manifest, run)
-            check_batches(config, manifest)
-        run.write_json("resolved_config.json", config.to_dict())
-        console.say(describe(config, spec, manifest))
-        if done := len(run.read_metrics()):
-            console.say(f"goes on after epoch {done}")
-        _train(config, spec, blocks, cluster)
+        _train(_resolved(config, manifest, run), manifest, blocks, cluster)
         lease.check()
+    return facts | _outcome(run) | {"seconds": time.perf_counter() - started}
+
+
+def _check_and_begin(config: TrainConfig, manifest: schema.Manifest, run: RunDirectory) -> None:
+    """Raise InputError for what never fits, wait for capacity, and write what the run is. config: as requested."""
+    resolved = _resolved(config, manifest, run)
+    model_spec(resolved, manifest)
+    check_batches(resolved, manifest)
+    if not config.resume:
+        run.check_free()
+    where = {"shards": config.shards, "unlabeled": config.unlabeled, "run": config.run}
+    capacity.wait_for_capacity(resolved.workers[0], resolved.cpus_per_worker, resolved.use_gpu, **where)
+    run.begin(config.to_dict(), manifest.to_dict(), resume=config.resume, may_differ=RESUME_MAY_DIFFER)
+
+
+def _outcome(run: RunDirectory) -> dict[str, Any]:
+    """Return what the epochs came to. Raises InputError if the loss is not a number, or metrics are not here."""
     epochs = run.read_metrics()
     if not epochs:
         raise InputError(
@@ -170,18 +170,18 @@ def fit(
         )
     if has_diverged(epochs[-1]):
         raise InputError(f"training diverged in epoch {len(epochs)}: the loss is not a number; lower --learning-rate")
-    seconds = time.perf_counter() - started
     attempts = epochs[-1].get("attempt", 0) + 1
-    return facts | {
-        "best_epoch": best_epoch(epochs),
-        "num_epochs": len(epochs),
-        "num_attempts": attempts,
-        "seconds": seconds,
-    }
+    return {"best_epoch": best_epoch(epochs), "num_epochs": len(epochs), "num_attempts": attempts}
 
 
-def _train(config: TrainConfig, spec: ModelSpec, blocks: dict[str, list[Any]], cluster: Cluster) -> None:
+def _train(config: TrainConfig, manifest: schema.Manifest, blocks: dict[str, list[Any]], cluster: Cluster) -> None:
     """Train all epochs that are left, and show and measure them. config: resolved."""
+    check_batches(config, manifest)
+    spec, run = model_spec(config, manifest), RunDirectory(config.run)
+    run.write_json("resolved_config.json", config.to_dict())
+    console.say(describe(config, spec, manifest))
+    if done := len(run.read_metrics()):
+        console.say(f"goes on after epoch {done}")
     telemetry = Telemetry("train", config.run)
     with TrainingProgress(config.epochs) as progress:
 

@@ -203,30 +203,11 @@ class Worker:
 
     def run_epoch(self) -> dict[str, Any]:
         """Train and validate one epoch, keep it on disk (rank 0), and return its line of `metrics.jsonl`."""
-        config = self._job.config
         started = time.perf_counter()
-        number = len(self._history) + 1
-        steps, plan = self._train.num_steps, self._plan
+        number, plan = len(self._history) + 1, self._plan
         if plan.begun == number - 1 > 0:
             self._begin_anew()
-
-        def learning_rate(step: int) -> float:
-            return plan.learning_rate(number - 1 + step / steps)
-
-        counts, waited_s = loop.train_epoch(
-            self._network,
-            self._optimizer,
-            self._train.epoch(derive_seed(config.seed, number, self._rank, 0)),
-            self._arithmetic,
-            parallel=self._parallel,
-            augment=self._augment,
-            seed=derive_seed(config.seed, number, self._rank, 1),
-            world_size=self._world_size,
-            learning_rate=learning_rate,
-            label_smoothing=config.label_smoothing,
-            alignment_prior=lambda step: plan.prior(number - 1 + step / steps),
-            on_step=self._announcer(number, started),
-        )
+        counts, waited_s = self._train_epoch(number, started)
         train = self._sum(counts)
         train_s = time.perf_counter() - started
         self._share_buffers()
@@ -240,7 +221,7 @@ class Worker:
             **val,
             "images_per_second": train.num_images / train_s,
             "data_wait_fraction": waited_s / train_s,
-            "learning_rate": learning_rate(steps),
+            "learning_rate": plan.learning_rate(number),
             "num_workers": self._world_size,
             "attempt": plan.attempt,
             "seconds": time.perf_counter() - started,
@@ -252,6 +233,24 @@ class Worker:
             if self._plan.num_epochs != plan.num_epochs or self._plan.change:
                 self._job.send(PlanChanged(self._plan.num_epochs, self._plan.change.value))
         return self._history[-1]
+
+    def _train_epoch(self, number: int, started: float) -> tuple[loop.EpochCounts, float]:
+        """Train an epoch, from 1, as the plan says; return as `loop.train_epoch`. started: of `time.perf_counter`."""
+        config, plan, steps = self._job.config, self._plan, self._train.num_steps
+        return loop.train_epoch(
+            self._network,
+            self._optimizer,
+            self._train.epoch(derive_seed(config.seed, number, self._rank, 0)),
+            self._arithmetic,
+            parallel=self._parallel,
+            augment=self._augment,
+            seed=derive_seed(config.seed, number, self._rank, 1),
+            world_size=self._world_size,
+            learning_rate=lambda step: plan.learning_rate(number - 1 + step / steps),
+            label_smoothing=config.label_smoothing,
+            alignment_prior=lambda step: plan.prior(number - 1 + step / steps),
+            on_step=self._announcer(number, started),
+        )
 
     def _announcer(self, epoch: int, started: float) -> Callable[[int, int], None]:
         done = 0

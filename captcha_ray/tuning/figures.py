@@ -1,4 +1,8 @@
-"""Draw pictures of a search, as PNG bytes."""
+"""Draw pictures of a search, as PNG bytes.
+
+Not by `optuna.visualization`: it knows trials by number, not by time, learning curves not at all, and its axes of
+choices and of logarithms overlap in a page's width.
+"""
 
 import itertools
 import math

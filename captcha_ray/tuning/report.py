@@ -48,7 +48,7 @@ def write(run: RunDirectory, space: Space, findings: SearchResult) -> str:
                 figures.learning_curves(found, best.number),
             ),
         ),
-        page.section("Trials", page.table(*_rows(space, found), kind="numbers")),
+        page.section("Trials", page.table(*_rows(space, found), numbers=True)),
         page.section("What it cost", page.pairs(_cost(run, findings))),
         *page.origins(run),
     ]

@@ -81,7 +81,11 @@ def importance(space: Space, trials: Sequence[tuple[Values, float]]) -> dict[str
 def _study(
     space: Space, trials: Sequence[tuple[Values, float | None]], sampler: optuna.samplers.BaseSampler | None = None
 ) -> optuna.Study:
-    """Return the study that Optuna would have after proposing these trials."""
+    """Return the study that Optuna would have after proposing these trials.
+
+    A study kept from proposal to proposal would not do: the score of a trial that is promoted later still changes, which
+    Optuna allows no finished trial.
+    """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(direction="maximize", sampler=sampler)
     for values, score in trials:

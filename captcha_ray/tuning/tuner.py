@@ -87,52 +87,80 @@ def run(
         JobError: No trial gave a network.
     """
     directory = RunDirectory(config.run)
-    told = {f"recipe.{name}": value for name, value in recipe.to_dict().items()}
-    told |= {f"space.{name}": str(searched.get(name, "off")) for name in search_space.OFFERED}
     config = dataclasses.replace(config, run=directory.uri, shards=filesystem.absolute(config.shards))
-    if recipe.unlabeled:
-        console.warn(f"trials learn from labeled images alone, without those of {recipe.unlabeled}")
-    recipe = resolve(_starting_point(config, recipe), manifest)
-    recipe = dataclasses.replace(recipe, max_epochs=0)  # trials are compared after as many epochs
+    requested, recipe = recipe, _recipe_of_trials(config, recipe, manifest)
     _check_trials(recipe, searched, manifest)
     concurrent = num_concurrent(config)
     sampler = Sampler(config.search, searched, search_space.values_of(recipe, searched), config.num_trials, config.seed)
-    told |= config.to_dict()
-    directory.begin(told, manifest.to_dict(), resume=config.resume, may_differ=RESUME_MAY_DIFFER)
+    settings = _settings(config, requested, searched)
+    directory.begin(settings, manifest.to_dict(), resume=config.resume, may_differ=RESUME_MAY_DIFFER)
     rungs = scheduler.rungs(recipe.epochs) if config.scheduler == "asha" else [recipe.epochs]
-    expected = scheduler.expected_epochs(rungs, sampler.num_trials)
-    console.say(
-        f"{sampler.num_trials} trials of up to {recipe.epochs} epochs, {concurrent} at a time, varying "
-        + ", ".join(f"{name} {one}" for name, one in searched.items())
-    )
-    if len(rungs) > 1 and rungs[0] < FEW_EPOCHS:
-        console.warn(f"asha stops trials after {rungs[0]} epochs, where chance may decide; --scheduler none does not")
+    _announce(sampler, rungs, concurrent)
     judged = [merge(val)]
-    training_ = Training(recipe, manifest, {"train": [merge(train)], "val": judged, "test": judged})
+    training = Training(recipe, manifest, {"train": [merge(train)], "val": judged, "test": judged})
+    expected = scheduler.expected_epochs(rungs, sampler.num_trials)
     with (
         Lease(directory.path("_lease.json")) as lease,
         SearchProgress(sampler.num_trials, recipe.epochs, expected, list(searched)) as progress,
     ):
-        begun = trials.load(directory)
-        if begun:
-            ended = sum(trial.outcome is not None for trial in begun)
-            console.say(f"{ended} trials are kept; {len(begun) - ended} were cut off and go on after their last epoch")
+        begun = _begun_before(directory)
         state = SearchState(sampler, rungs, begun, MAX_DEATHS)
         searcher = _Searcher(directory, recipe, state, begun, progress, lease)
         if state.next_step():
-            _tune(config, training_, searcher, concurrent)
-        found = trials.load(directory)
-        directory.write_table("trials.parquet", trials.table(found))
-        best = trials.best(found)
-        if best is None:
-            raise JobError(f"none of {len(found)} trials gave a network: {_reasons(found)}")
-        winner = search_space.apply(recipe, best.values)
-        directory.write_json("best.json", winner.to_dict())
-        comparison = _compare(config, training_, winner, best.number, concurrent, progress)
+            _tune(config, training, searcher, concurrent)
+        found, best, winner = _choose_best(directory, recipe)
+        comparison = _compare(config, training, winner, best.number, concurrent, progress)
     shares = importance(searched, [(trial.values, trial.score) for trial in found])
     findings = SearchResult(found, best, winner == recipe, comparison, shares)
     directory.write_json("results.json", findings.to_dict())
     return findings
+
+
+def _recipe_of_trials(config: TuneConfig, recipe: TrainConfig, manifest: schema.Manifest) -> TrainConfig:
+    """Return the resolved recipe that trials vary."""
+    if recipe.unlabeled:
+        console.warn(f"trials learn from labeled images alone, without those of {recipe.unlabeled}")
+    resolved = resolve(_starting_point(config, recipe), manifest)
+    return dataclasses.replace(resolved, max_epochs=0)  # trials are compared after as many epochs
+
+
+def _settings(config: TuneConfig, recipe: TrainConfig, searched: Space) -> dict[str, Any]:
+    """Return what a search that is continued must agree in, for `config.json`. recipe: as requested."""
+    settings = {f"recipe.{name}": value for name, value in recipe.to_dict().items()}
+    settings |= {f"space.{name}": str(searched.get(name, "off")) for name in search_space.OFFERED}
+    return settings | config.to_dict()
+
+
+def _announce(sampler: Sampler, rungs: list[int], concurrent: int) -> None:
+    """Say what the search will do, and warn if trials are stopped too early to be told apart."""
+    varied = ", ".join(f"{name} {one}" for name, one in sampler.space.items())
+    console.say(f"{sampler.num_trials} trials of up to {rungs[-1]} epochs, {concurrent} at a time, varying {varied}")
+    if len(rungs) > 1 and rungs[0] < FEW_EPOCHS:
+        console.warn(f"asha stops trials after {rungs[0]} epochs, where chance may decide; --scheduler none does not")
+
+
+def _begun_before(directory: RunDirectory) -> list[Trial]:
+    """Return the trials that an interrupted search has left, and say how many."""
+    begun = trials.load(directory)
+    if begun:
+        ended = sum(trial.outcome is not None for trial in begun)
+        console.say(f"{ended} trials are kept; {len(begun) - ended} were cut off and go on after their last epoch")
+    return begun
+
+
+def _choose_best(directory: RunDirectory, recipe: TrainConfig) -> tuple[list[Trial], Trial, TrainConfig]:
+    """Write `trials.parquet` and `best.json`; return all trials, the best one and its config.
+
+    Raises JobError if no trial gave a network.
+    """
+    found = trials.load(directory)
+    directory.write_table("trials.parquet", trials.table(found))
+    best = trials.best(found)
+    if best is None:
+        raise JobError(f"none of {len(found)} trials gave a network: {_reasons(found)}")
+    winner = search_space.apply(recipe, best.values)
+    directory.write_json("best.json", winner.to_dict())
+    return found, best, winner
 
 
 def _reasons(found: list[Trial]) -> str:
