@@ -24,10 +24,10 @@ from captcha_ray.datasets.config import Labels, PreprocessConfig
 from captcha_ray.datasets.shards import open_shards
 from captcha_ray.experiments import parallel_runs
 from captcha_ray.metrics.counts import wilson_interval
+from captcha_ray.recipes.auto_config import resolve
+from captcha_ray.recipes.catalog import get
 from captcha_ray.runs.environment import provenance
 from captcha_ray.runtime import ray_session
-from captcha_ray.training.auto_config import resolve
-from captcha_ray.training.recipes import get
 
 PEER = Path(__file__).with_name("keras_crnn.py")
 PEER_STEPS = 4300

@@ -24,12 +24,12 @@ from captcha_ray.image_spec import ImageSpec
 from captcha_ray.models.device import Arithmetic, has_fast_bf16, keep_freed_memory
 from captcha_ray.models.networks import Network, build_model
 from captcha_ray.models.spec import ModelSpec
+from captcha_ray.recipes.catalog import isfahan, wmail
+from captcha_ray.recipes.config import TrainConfig
 from captcha_ray.training import loop
 from captcha_ray.training.augment import Augment
 from captcha_ray.training.batches import Batch
-from captcha_ray.training.config import TrainConfig
 from captcha_ray.training.optim import build_optimizer
-from captcha_ray.training.recipes import isfahan, wmail
 
 CHARSET = "0123456789abcdefghijklmnopqrstuvwxyz"
 TRAIN_BATCHES = (32, 256)

@@ -24,8 +24,8 @@ from captcha_ray.image_spec import ImageSpec
 from captcha_ray.models.device import keep_freed_memory
 from captcha_ray.models.networks import build_model
 from captcha_ray.models.spec import ModelSpec
+from captcha_ray.recipes.catalog import isfahan
 from captcha_ray.runs.environment import provenance
-from captcha_ray.training.recipes import isfahan
 
 JOBS = Path(__file__).parent.parent / "jobs"
 BATCH_SIZE = 32

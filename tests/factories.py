@@ -14,7 +14,7 @@ from captcha_ray.image_spec import ImageSpec
 from captcha_ray.models import checkpoint
 from captcha_ray.models.networks import build_model
 from captcha_ray.models.spec import ModelSpec
-from captcha_ray.training.config import TrainConfig
+from captcha_ray.recipes.config import TrainConfig
 from captcha_ray.tuning.trials import Trial, TrialOutcome
 
 GLYPHS = ModelSpec(network="multi_head_cnn", image=ImageSpec(height=16, width=24), charset="abcd", max_length=2)

@@ -15,9 +15,9 @@ from captcha_ray.datasets.shards import Shards
 from captcha_ray.errors import InputError
 from captcha_ray.evaluation.config import EvaluateConfig
 from captcha_ray.inference.config import InferConfig
+from captcha_ray.recipes.config import TrainConfig
 from captcha_ray.recognizer import Recognizer
 from captcha_ray.runtime import ray_session
-from captcha_ray.training.config import TrainConfig
 from captcha_ray.tuning.config import TuneConfig
 from tests.factories import config_for, draw_glyphs, glyph_texts
 from tests.support.processes import environment
@@ -104,7 +104,9 @@ def test_a_wheel_holds_all_of_the_package_and_its_console_script_runs(tmp_path: 
     unpacked = tmp_path / "unpacked"
     zipfile.ZipFile(wheel).extractall(unpacked)
     source = ROOT / "captcha_ray"
-    expected = {path.relative_to(ROOT).as_posix() for path in source.rglob("*") if path.suffix in (".py", ".typed", ".jinja")}
+    expected = {
+        path.relative_to(ROOT).as_posix() for path in source.rglob("*") if path.suffix in (".py", ".typed", ".jinja")
+    }
     held = {path.relative_to(unpacked).as_posix() for path in unpacked.glob("captcha_ray/**/*") if path.is_file()}
     assert held == expected
     (info,) = unpacked.glob("*.dist-info")

@@ -19,9 +19,9 @@ from captcha_ray.errors import InputError
 from captcha_ray.evaluation.config import EvaluateConfig
 from captcha_ray.image_spec import ImageSpec
 from captcha_ray.inference.config import InferConfig
-from captcha_ray.training import config
-from captcha_ray.training.config import TrainConfig
-from captcha_ray.training.recipes import RECIPES, get
+from captcha_ray.recipes import config
+from captcha_ray.recipes.catalog import RECIPES, get
+from captcha_ray.recipes.config import TrainConfig
 from captcha_ray.tuning.config import TuneConfig
 
 CONFIGS: list[type[Config]] = [ImageSpec, SynthesizeConfig, PreprocessConfig, TrainConfig, EvaluateConfig, InferConfig]

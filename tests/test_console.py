@@ -14,7 +14,7 @@ import rich.console
 
 from captcha_ray import console
 from captcha_ray.errors import InputError
-from captcha_ray.training.config import TrainConfig
+from captcha_ray.recipes.config import TrainConfig
 from captcha_ray.training.progress import EpochDone, StepDone, TrainingProgress, WorkersBegan
 from captcha_ray.tuning import progress as tuning_progress
 

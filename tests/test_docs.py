@@ -7,8 +7,8 @@ from pathlib import Path
 import duckdb
 import pytest
 
+from captcha_ray.recipes.config import TrainConfig
 from captcha_ray.runs.directory import to_json
-from captcha_ray.training.config import TrainConfig
 from tests.support.commands import check_ray_command, job_lines, parsed, shell_lines
 
 ROOT = Path(__file__).parents[1]

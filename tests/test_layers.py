@@ -28,13 +28,18 @@ ROOMS: dict[str, set[str]] = {
     "models": {"runs", "storage"},
     "recognizer": {"models", "storage"},
     "datasets": {"runs", "runtime", "storage"},
+    "recipes": {"datasets", "models", "runs", "storage"},
     "evaluation": {"datasets", "metrics", "models", "recognizer", "runs", "runtime", "storage"},
     "training": {
-        "datasets", "evaluation", "metrics", "models", "recognizer", "reporting", "runs", "runtime", "storage",
+        "datasets", "evaluation", "metrics", "models", "recipes", "recognizer", "reporting", "runs", "runtime",
+        "storage",
     },
-    "experiments": {"datasets", "evaluation", "metrics", "models", "runs", "runtime", "storage", "training"},
+    "experiments": {
+        "datasets", "evaluation", "metrics", "models", "recipes", "runs", "runtime", "storage", "training",
+    },
     "tuning": {
-        "datasets", "experiments", "metrics", "models", "reporting", "runs", "runtime", "storage", "training",
+        "datasets", "experiments", "metrics", "models", "recipes", "reporting", "runs", "runtime", "storage",
+        "training",
     },
     "inference": {"models", "recognizer", "runs", "runtime", "storage"},
 }  # fmt: skip
@@ -44,8 +49,7 @@ TORCH = {"models", "recognizer", "training", "experiments"}
 """Rooms that may import torch."""
 
 WITHOUT_TORCH = {
-    "models.spec", "models.fingerprint", "training.config", "training.auto_config", "training.recipes",
-    "training.recipe_file", "training.schedule", "training.diagnosis",
+    "models.spec", "models.fingerprint", "training.schedule", "training.diagnosis",
 }  # fmt: skip
 """Modules of those rooms that may not import torch, because they are used before a network is loaded."""
 
@@ -55,9 +59,8 @@ RAY = {"runtime", "datasets", "evaluation", "training", "experiments", "tuning",
 WITHOUT_RAY = {
     "inference.schema", "inference.listing", "inference.table", "inference.block_reader", "inference.config",
     "datasets.config", "datasets.schema", "datasets.splits", "datasets.labels", "datasets.decoding",
-    "datasets.synthetic", "training.config", "training.auto_config", "training.recipes", "training.recipe_file",
-    "training.schedule", "training.diagnosis", "training.loop", "training.batches", "training.optim", "training.state",
-    "training.augment",
+    "datasets.synthetic", "training.schedule", "training.diagnosis", "training.loop", "training.batches",
+    "training.optim", "training.state", "training.augment",
     "tuning.config", "tuning.search_space",
     "tuning.search_state", "tuning.suggest", "tuning.scheduler", "tuning.trials", "tuning.report",
     "tuning.figures",

@@ -24,11 +24,11 @@ from captcha_ray.evaluation.evaluate import Evaluation
 from captcha_ray.experiments.learning_curve import measure_curve
 from captcha_ray.experiments.parallel_runs import Training, right_in, train_all
 from captcha_ray.experiments.subsets import Parts, concurrency, progress_of, restrict, with_one_worker
+from captcha_ray.recipes.auto_config import resolve
+from captcha_ray.recipes.config import TrainConfig
 from captcha_ray.runs.directory import RunDirectory
 from captcha_ray.storage import filesystem
 from captcha_ray.storage.lock import Lease
-from captcha_ray.training.auto_config import resolve
-from captcha_ray.training.config import TrainConfig
 from captcha_ray.training.results import publish, warn
 from captcha_ray.training.trainer import model_spec
 

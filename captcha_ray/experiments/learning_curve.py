@@ -14,9 +14,9 @@ from captcha_ray.experiments.parallel_runs import Training, right_in, train_all
 from captcha_ray.experiments.subsets import Parts, concurrency, progress_of, restrict
 from captcha_ray.metrics import learning_curve
 from captcha_ray.metrics.learning_curve import Point
+from captcha_ray.recipes.config import TrainConfig
 from captcha_ray.runs.directory import RunDirectory
 from captcha_ray.storage import filesystem
-from captcha_ray.training.config import TrainConfig
 
 
 def measure_curve(

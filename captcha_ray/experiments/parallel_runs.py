@@ -18,11 +18,11 @@ from captcha_ray.datasets.splits import subsample
 from captcha_ray.errors import InputError, JobError
 from captcha_ray.evaluation import evaluate
 from captcha_ray.models.device import keep_freed_memory
+from captcha_ray.recipes.config import TrainConfig
 from captcha_ray.runs.directory import RunDirectory
 from captcha_ray.runtime import capacity
 from captcha_ray.storage import filesystem
 from captcha_ray.training import trainer
-from captcha_ray.training.config import TrainConfig
 from captcha_ray.training.trainer import RESUME_MAY_DIFFER, model_spec
 from captcha_ray.training.worker import STATE, WorkerJob, fetch, has_diverged
 

@@ -14,9 +14,9 @@ import ray.data
 from captcha_ray import console
 from captcha_ray.datasets import schema
 from captcha_ray.experiments.parallel_runs import Training
+from captcha_ray.recipes.auto_config import resolve
+from captcha_ray.recipes.config import TrainConfig
 from captcha_ray.runtime import capacity
-from captcha_ray.training.auto_config import resolve
-from captcha_ray.training.config import TrainConfig
 from captcha_ray.training.trainer import check_batches
 
 Mask = npt.NDArray[np.bool_]

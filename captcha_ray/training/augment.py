@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from captcha_ray.training.config import TrainConfig
+from captcha_ray.recipes.config import TrainConfig
 
 MIN_STROKE_HEIGHT = 24
 """Height of an image in pixels below which a stroke is too thin to lose a pixel."""

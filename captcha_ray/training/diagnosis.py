@@ -14,8 +14,8 @@ import numpy as np
 from captcha_ray.datasets.config import PreprocessConfig
 from captcha_ray.datasets.schema import Manifest
 from captcha_ray.metrics.counts import guess_loss
-from captcha_ray.training import auto_config
-from captcha_ray.training.config import TrainConfig
+from captcha_ray.recipes import auto_config
+from captcha_ray.recipes.config import TrainConfig
 
 HARDLY_ANY = 0.02
 """Share of whole strings at or below which a network counts as useless."""

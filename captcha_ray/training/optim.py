@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from captcha_ray.training.config import TrainConfig
+from captcha_ray.recipes.config import TrainConfig
 
 
 def build_optimizer(config: TrainConfig, model: nn.Module) -> torch.optim.Optimizer:

@@ -5,9 +5,9 @@ import time
 from typing import Any
 
 from captcha_ray import console
+from captcha_ray.recipes.config import TrainConfig
 from captcha_ray.runtime import capacity
 from captcha_ray.runtime.telemetry import Telemetry
-from captcha_ray.training.config import TrainConfig
 
 WAITING_S = 30.0
 """Seconds without an event after which the driver says what workers wait for; again after twice as many."""

@@ -19,12 +19,12 @@ from captcha_ray.datasets.shards import Labeled, Shards, in_blocks, map_tables
 from captcha_ray.errors import check
 from captcha_ray.evaluation import evaluate
 from captcha_ray.image_spec import ImageSpec
+from captcha_ray.recipes.config import TrainConfig
 from captcha_ray.recognizer import Recognizer
 from captcha_ray.runs.directory import RunDirectory
 from captcha_ray.runtime import capacity
 from captcha_ray.runtime.ray_session import Cluster
 from captcha_ray.storage import filesystem
-from captcha_ray.training.config import TrainConfig
 from captcha_ray.training.trainer import MoreImages, fit
 
 MIN_CONFIDENCE = 0.9

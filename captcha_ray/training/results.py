@@ -6,11 +6,11 @@ from typing import Any
 from captcha_ray import console
 from captcha_ray.datasets.schema import Manifest
 from captcha_ray.evaluation.evaluate import Evaluation
+from captcha_ray.recipes.config import TrainConfig
 from captcha_ray.reporting import run_report
 from captcha_ray.runs.directory import RunDirectory
 from captcha_ray.storage import filesystem
 from captcha_ray.training import diagnosis
-from captcha_ray.training.config import TrainConfig
 
 
 def publish(run: RunDirectory, evaluations: Mapping[str, Evaluation], **facts: Any) -> dict[str, Any]:

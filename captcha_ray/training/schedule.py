@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
-from captcha_ray.training.config import TrainConfig
+from captcha_ray.recipes.config import TrainConfig
 
 # Figures without a source below were measured on the corpora of LOG.md, 2026-11-25.
 

@@ -29,6 +29,8 @@ from captcha_ray.datasets import schema
 from captcha_ray.errors import InputError, JobError, check
 from captcha_ray.models.networks import build_model
 from captcha_ray.models.spec import ModelSpec
+from captcha_ray.recipes.auto_config import resolve
+from captcha_ray.recipes.config import TrainConfig
 from captcha_ray.runs.directory import RunDirectory
 from captcha_ray.runtime import capacity
 from captcha_ray.runtime.progress_channel import ProgressChannel
@@ -37,8 +39,6 @@ from captcha_ray.runtime.ray_train import LOST_WORKER_ERROR, InterruptibleTraine
 from captcha_ray.runtime.telemetry import Telemetry
 from captcha_ray.storage import filesystem
 from captcha_ray.storage.lock import Lease
-from captcha_ray.training.auto_config import resolve
-from captcha_ray.training.config import TrainConfig
 from captcha_ray.training.progress import Event, TrainingProgress, WaitingNotice, measure
 from captcha_ray.training.worker import Worker, WorkerJob, best_epoch, has_diverged, train_worker
 

@@ -32,13 +32,13 @@ from captcha_ray.models import checkpoint
 from captcha_ray.models.device import Arithmetic, keep_freed_memory
 from captcha_ray.models.networks import Network, build_model
 from captcha_ray.models.spec import ModelSpec
+from captcha_ray.recipes.config import TrainConfig
 from captcha_ray.runs.directory import RunDirectory
 from captcha_ray.runs.event_log import EventLog
 from captcha_ray.storage import filesystem
 from captcha_ray.training import loop, schedule
 from captcha_ray.training.augment import Augment
 from captcha_ray.training.batches import EpochFeed, derive_seed
-from captcha_ray.training.config import TrainConfig
 from captcha_ray.training.optim import build_optimizer
 from captcha_ray.training.progress import EpochDone, Event, PlanChanged, StepDone, WorkersBegan
 from captcha_ray.training.state import load_state, save_state

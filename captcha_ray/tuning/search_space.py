@@ -12,8 +12,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any, get_args, get_origin, get_type_hints
 
 from captcha_ray.errors import InputError, check, check_keys
+from captcha_ray.recipes.config import TrainConfig
 from captcha_ray.storage import filesystem
-from captcha_ray.training.config import TrainConfig
 
 GRID_POINTS = 3
 """Values of a range in a grid: its ends and its middle."""

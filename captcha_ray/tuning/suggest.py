@@ -83,8 +83,8 @@ def _study(
 ) -> optuna.Study:
     """Return the study that Optuna would have after proposing these trials.
 
-    A study kept from proposal to proposal would not do: the score of a trial that is promoted later still changes, which
-    Optuna allows no finished trial.
+    A study kept from proposal to proposal would not do: a trial that is promoted later gets another score, which Optuna
+    allows no finished trial.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(direction="maximize", sampler=sampler)

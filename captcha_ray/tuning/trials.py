@@ -16,10 +16,10 @@ from typing import Any
 import pyarrow as pa
 
 from captcha_ray.metrics.comparison import Comparison
+from captcha_ray.recipes.config import TrainConfig
 from captcha_ray.reporting.page import text
 from captcha_ray.runs.directory import RunDirectory
 from captcha_ray.storage import filesystem
-from captcha_ray.training.config import TrainConfig
 
 WORST = -1.0
 """Score of a trial that diverged or failed: below any accuracy."""

@@ -26,13 +26,13 @@ from captcha_ray.datasets import schema
 from captcha_ray.errors import JobError, check
 from captcha_ray.experiments.parallel_runs import HOLDER, MAX_DEATHS, Training, right_in, train_all
 from captcha_ray.metrics.comparison import Comparison, compare
+from captcha_ray.recipes.auto_config import resolve
+from captcha_ray.recipes.config import TrainConfig
 from captcha_ray.runs.directory import RunDirectory
 from captcha_ray.runtime import capacity
 from captcha_ray.runtime.telemetry import Telemetry
 from captcha_ray.storage import filesystem
 from captcha_ray.storage.lock import Lease
-from captcha_ray.training.auto_config import resolve
-from captcha_ray.training.config import TrainConfig
 from captcha_ray.training.trainer import check_batches, model_spec
 from captcha_ray.training.worker import STATE
 from captcha_ray.tuning import scheduler, search_space, trials

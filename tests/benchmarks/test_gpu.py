@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from captcha_ray.training.recipes import get
+from captcha_ray.recipes.catalog import get
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "gpu.py"
 ABSENT = (

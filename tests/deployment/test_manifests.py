@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from captcha_ray.inference.config import InferConfig
-from captcha_ray.training.config import TrainConfig
+from captcha_ray.recipes.config import TrainConfig
 from captcha_ray.tuning.config import TuneConfig
 from tests.support.commands import job_lines, parsed
 from tests.support.manifests import CLUSTER, KUBERAY, PINS, cluster_of, dockerfile, job_of, pods_of, replaced

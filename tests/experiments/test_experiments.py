@@ -21,10 +21,10 @@ from captcha_ray.evaluation import evaluate
 from captcha_ray.evaluation.config import EvaluateConfig
 from captcha_ray.experiments import cross_validation, learning_curve, parallel_runs
 from captcha_ray.models import fingerprint
+from captcha_ray.recipes.catalog import get
+from captcha_ray.recipes.config import TrainConfig
 from captcha_ray.runs.directory import RunDirectory
 from captcha_ray.storage.lock import Lease
-from captcha_ray.training.config import TrainConfig
-from captcha_ray.training.recipes import get
 from tests.factories import config_for, draw_glyphs, glyph_texts
 
 RECIPE = dataclasses.replace(get("auto"), epochs=2, batch_size=16, dropout=0.0, lines_fraction=0.0, precision="fp32")

@@ -19,7 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from captcha_ray import Recognizer
 from captcha_ray.datasets.config import PreprocessConfig, SynthesizeConfig
 from captcha_ray.evaluation.config import EvaluateConfig
-from captcha_ray.training.config import TrainConfig
+from captcha_ray.recipes.config import TrainConfig
 from captcha_ray.tuning import search_space
 from captcha_ray.tuning.config import TuneConfig
 from tests.factories import draw_glyphs, glyph_texts

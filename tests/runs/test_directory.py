@@ -12,14 +12,13 @@ from typing import Any
 import pytest
 
 from captcha_ray.errors import InputError
+from captcha_ray.recipes.catalog import get, load_recipe
+from captcha_ray.recipes.config import TrainConfig
 from captcha_ray.runs import environment as runs_environment
 from captcha_ray.runs.directory import RunDirectory, read_json
 from captcha_ray.runs.environment import PACKAGES, commit
 from captcha_ray.runs.event_log import EventLog
 from captcha_ray.storage import objectstore
-from captcha_ray.training.config import TrainConfig
-from captcha_ray.training.recipe_file import load_recipe
-from captcha_ray.training.recipes import get
 from tests.support.s3_server import serve_s3
 
 CONFIG = TrainConfig(epochs=2, shards="/shards", run="/run").to_dict()

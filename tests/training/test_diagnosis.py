@@ -15,9 +15,9 @@ from captcha_ray.datasets.config import PreprocessConfig
 from captcha_ray.datasets.schema import Manifest
 from captcha_ray.evaluation.config import EvaluateConfig
 from captcha_ray.metrics.counts import PredictionCounts
+from captcha_ray.recipes.catalog import get
+from captcha_ray.recipes.config import TrainConfig
 from captcha_ray.training import diagnosis
-from captcha_ray.training.config import TrainConfig
-from captcha_ray.training.recipes import get
 from tests import factories
 
 CONFIG = dataclasses.replace(

@@ -13,9 +13,9 @@ import pytest
 from captcha_ray.datasets import preprocess
 from captcha_ray.datasets.shards import Shards, open_shards
 from captcha_ray.models.spec import Network
+from captcha_ray.recipes.config import TrainConfig
 from captcha_ray.runs.directory import RunDirectory
 from captcha_ray.runtime import ray_session
-from captcha_ray.training.config import TrainConfig
 from captcha_ray.training.trainer import fit
 from tests.factories import config_for, draw_glyphs, glyph_texts
 

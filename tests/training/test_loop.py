@@ -19,13 +19,13 @@ from captcha_ray.metrics.counts import PredictionCounts
 from captcha_ray.models.device import Arithmetic, has_fast_bf16, keep_freed_memory
 from captcha_ray.models.networks import Network, build_model
 from captcha_ray.models.spec import ModelSpec
+from captcha_ray.recipes.catalog import isfahan, wmail
+from captcha_ray.recipes.config import TrainConfig
 from captcha_ray.training import loop
 from captcha_ray.training.augment import Affine
 from captcha_ray.training.batches import Batch, EpochFeed, derive_seed
-from captcha_ray.training.config import TrainConfig
 from captcha_ray.training.loop import EpochCounts
 from captcha_ray.training.optim import build_optimizer
-from captcha_ray.training.recipes import isfahan, wmail
 from captcha_ray.training.state import load_state, save_state
 
 CPU = torch.device("cpu")

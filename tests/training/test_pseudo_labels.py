@@ -14,11 +14,11 @@ from captcha_ray.datasets import labels, preprocess
 from captcha_ray.datasets.shards import Shards, open_shards
 from captcha_ray.errors import InputError
 from captcha_ray.evaluation import evaluate
+from captcha_ray.recipes.config import TrainConfig
 from captcha_ray.runs.directory import RunDirectory
 from captcha_ray.runtime import ray_session
 from captcha_ray.storage import filesystem
 from captcha_ray.training import pseudo_labels, trainer
-from captcha_ray.training.config import TrainConfig
 from captcha_ray.training.trainer import _run_trainer
 from tests import factories
 from tests.support.processes import run_job

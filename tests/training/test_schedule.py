@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from captcha_ray.training.config import TrainConfig
-from captcha_ray.training.recipes import get
+from captcha_ray.recipes.catalog import get
+from captcha_ray.recipes.config import TrainConfig
 from captcha_ray.training.schedule import Change, Plan
 
 GUESS = 10.0

@@ -24,16 +24,16 @@ from captcha_ray.datasets.shards import Labeled, Shards, open_shards
 from captcha_ray.errors import InputError, JobError
 from captcha_ray.evaluation import evaluate, sources
 from captcha_ray.models import checkpoint, fingerprint
+from captcha_ray.recipes import auto_config
+from captcha_ray.recipes.catalog import get, load_recipe
+from captcha_ray.recipes.config import TrainConfig
 from captcha_ray.recognizer import Recognizer
 from captcha_ray.runs.directory import RunDirectory
 from captcha_ray.runtime import ray_session
 from captcha_ray.storage.lock import Lease
-from captcha_ray.training import auto_config, loop, schedule, trainer
+from captcha_ray.training import loop, schedule, trainer
 from captcha_ray.training import worker as training_worker
-from captcha_ray.training.config import TrainConfig
 from captcha_ray.training.progress import EpochDone, Event, StepDone
-from captcha_ray.training.recipe_file import load_recipe
-from captcha_ray.training.recipes import get
 from captcha_ray.training.results import publish
 from captcha_ray.training.state import save_state
 from captcha_ray.training.trainer import _run_trainer, model_spec

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from captcha_ray.errors import InputError
-from captcha_ray.training.config import TrainConfig
-from captcha_ray.training.recipes import RECIPES, get
+from captcha_ray.recipes.catalog import RECIPES, get
+from captcha_ray.recipes.config import TrainConfig
 from captcha_ray.tuning import search_space
 from captcha_ray.tuning.search_space import Choice, Range
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from captcha_ray.metrics.comparison import compare
+from captcha_ray.recipes.catalog import get
 from captcha_ray.runs.directory import RunDirectory
-from captcha_ray.training.recipes import get
 from captcha_ray.tuning import trials
 from captcha_ray.tuning.trials import Trial, TrialOutcome
 from tests.factories import epoch, trial

@@ -14,11 +14,10 @@ import ray
 from captcha_ray.datasets import schema
 from captcha_ray.datasets.shards import Shards
 from captcha_ray.errors import InputError, JobError
+from captcha_ray.recipes.catalog import get, load_recipe
+from captcha_ray.recipes.config import TrainConfig
 from captcha_ray.runs.directory import RunDirectory
 from captcha_ray.runtime import ray_session
-from captcha_ray.training.config import TrainConfig
-from captcha_ray.training.recipe_file import load_recipe
-from captcha_ray.training.recipes import get
 from captcha_ray.tuning import report, search_space, trials, tuner
 from captcha_ray.tuning.config import TuneConfig
 from captcha_ray.tuning.trials import SearchResult

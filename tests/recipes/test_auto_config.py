@@ -7,8 +7,8 @@ import pytest
 
 from captcha_ray.datasets.schema import Manifest
 from captcha_ray.models.networks import build_model, num_columns
-from captcha_ray.training import auto_config
-from captcha_ray.training.recipes import get
+from captcha_ray.recipes import auto_config
+from captcha_ray.recipes.catalog import get
 from captcha_ray.training.trainer import model_spec
 from tests import factories
 

@@ -4,7 +4,7 @@ import dataclasses
 import math
 
 from captcha_ray.datasets.schema import Manifest
-from captcha_ray.training.config import TrainConfig
+from captcha_ray.recipes.config import TrainConfig
 
 # Figures were measured on 856 real captchas and 6,802 digits, see LOG.md, 2026-11-21.
 
