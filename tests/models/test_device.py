@@ -10,19 +10,24 @@ import ray
 import ray.train
 import ray.train.torch
 import torch
+from torch import nn
 
 from captcha_ray import recognizer
 from captcha_ray.datasets.shards import Shards
+from captcha_ray.errors import InputError
 from captcha_ray.evaluation import evaluate
 from captcha_ray.inference import block_reader
 from captcha_ray.inference.block import BlockTask
 from captcha_ray.inference.config import InferConfig
 from captcha_ray.inference.job import _Job
 from captcha_ray.models import fingerprint
+from captcha_ray.models.device import Arithmetic, has_fast_bf16, keep_freed_memory
+from captcha_ray.models.networks import Network
 from captcha_ray.runtime import capacity, ray_session
 from captcha_ray.training import pseudo_labels
 from tests.factories import GLYPHS, draw_glyphs, glyph_texts, save_network
 from tests.support import readers
+from tests.support.bright_rows import CPU, FP32
 
 
 @pytest.fixture
@@ -120,3 +125,37 @@ def test_workers_of_a_training_on_cpus_see_no_gpu(ray_cluster: ray_session.Clust
     )
     trainer.fit()
     assert [path.read_text() for path in sorted(shown.iterdir())] == [" cpu", " cpu"]
+
+
+def test_arithmetic_is_as_precise_as_asked_and_auto_follows_the_processor() -> None:
+    assert not Arithmetic.choose(CPU, "fp32").bf16
+    assert Arithmetic.choose(CPU, "bf16").bf16
+    assert Arithmetic.choose(CPU, "auto").bf16 == has_fast_bf16(CPU)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="asks what is said where there is no GPU")
+def test_bf16_on_a_gpu_that_has_none_is_refused() -> None:
+    with pytest.raises(InputError, match="needs a GPU that computes in bf16; use fp32"):
+        Arithmetic.choose(torch.device("cuda"), "bf16")
+
+
+@pytest.mark.parametrize(("bf16", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_products_are_computed_in_the_chosen_precision_and_losses_in_fp32(bf16: bool, dtype: torch.dtype) -> None:
+    with Arithmetic(CPU, bf16).autocast():
+        logits = nn.Linear(4, 6)(torch.ones(2, 4)).reshape(2, 2, 3)
+    assert logits.dtype == dtype
+    assert Network(3).losses(logits, torch.zeros((2, 2), dtype=torch.int64)).dtype == torch.float32
+
+
+def test_pixels_become_channels_first_from_zero_to_one() -> None:
+    pixels = torch.tensor([[[[0, 51, 255]], [[102, 0, 0]]]], dtype=torch.uint8)  # (1, 2, 1, 3)
+    made = FP32.to_input(pixels)
+    assert made.shape == (1, 3, 2, 1)
+    torch.testing.assert_close(made[0, :, :, 0], torch.tensor([[0, 0.4], [0.2, 0], [1, 0]]))
+    assert made.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_keeping_freed_memory_is_harmless_however_often() -> None:
+    keep_freed_memory()
+    keep_freed_memory()
+    assert torch.ones(1 << 22).sum() == 1 << 22

@@ -1,23 +1,15 @@
 """Training arithmetic: losses, feeds, gradients over uneven workers, sums over workers, and exact continuation."""
 
 import math
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import nn
 
-from captcha_ray.errors import InputError
 from captcha_ray.image_spec import ImageSpec
 from captcha_ray.metrics.counts import PredictionCounts
-from captcha_ray.models.device import Arithmetic, has_fast_bf16, keep_freed_memory
-from captcha_ray.models.networks import Network, build_model
+from captcha_ray.models.networks import Network
 from captcha_ray.models.spec import ModelSpec
 from captcha_ray.recipes.catalog import isfahan, wmail
 from captcha_ray.recipes.config import TrainConfig
@@ -26,39 +18,12 @@ from captcha_ray.training.augment import Affine
 from captcha_ray.training.batches import Batch, EpochFeed, derive_seed
 from captcha_ray.training.loop import EpochCounts
 from captcha_ray.training.optim import build_optimizer
-from captcha_ray.training.state import load_state, save_state
+from tests.support.bright_rows import FP32, TINY, batch, labelled, new_model
 
-CPU = torch.device("cpu")
-FP32 = Arithmetic(CPU, bf16=False)
 STILL = Affine()
-TINY = ModelSpec(network="multi_head_cnn", image=ImageSpec(height=10, width=12), charset="abc", max_length=2)
-Images = tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Sums of floats depend on how many threads share them."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-def labelled(spec: ModelSpec, n: int, seed: int = 0) -> Images:
-    """Images whose character k of slot s is a bright row at height (3 k + s) of that slot's columns, in noise."""
-    rng = np.random.default_rng(seed)
-    height, width, channels = spec.image.shape
-    targets = rng.integers(0, len(spec.charset), (n, spec.max_length))
-    images = rng.integers(0, 100, (n, height, width, channels), np.uint8)
-    side = width // spec.max_length
-    for image, row in zip(images, targets, strict=True):
-        for position, character in enumerate(row):
-            image[(3 * character + position) % height, position * side : (position + 1) * side] = 255
-    return images, targets
-
-
-def batch(images: npt.NDArray[np.uint8], targets: npt.NDArray[np.int64], step_images: int | None = None) -> Batch:
-    return Batch(torch.from_numpy(images), torch.from_numpy(targets), step_images or len(images))
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class Plain(Network):
@@ -71,11 +36,6 @@ class Plain(Network):
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         outputs: torch.Tensor = self.layers(images)
         return outputs
-
-
-def new_model(spec: ModelSpec, seed: int = 0) -> Network:
-    torch.manual_seed(seed)
-    return build_model(spec).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def linear_model(spec: ModelSpec) -> Network:
@@ -241,74 +201,6 @@ GOLDEN_MULTI_HEAD = [
 ]
 
 
-# -------------------------------------------------------------------------------------------------------------- feeds
-
-shares = st.integers(1, 4).flatmap(
-    lambda world: st.tuples(st.integers(world, 60), st.just(world), st.integers(1, 20), st.integers(0, 2**32))
-)
-
-
-def feeds(n: int, world: int, batch_size: int) -> list[EpochFeed]:
-    """One per worker; an image's only pixel and its target are its number."""
-    numbers = np.arange(n)
-    counts = [len(numbers[rank::world]) for rank in range(world)]
-    return [
-        EpochFeed(
-            numbers[rank::world].astype(np.uint8).reshape(-1, 1, 1, 1),
-            numbers[rank::world, None],
-            counts,
-            rank,
-            batch_size,
-        )
-        for rank in range(world)
-    ]
-
-
-def numbers_of(batches: Iterator[Batch]) -> list[list[int]]:
-    """The images of each batch, whose pixels and targets must belong together."""
-    result = []
-    for item in batches:
-        assert torch.equal(item.images.flatten().long(), item.targets.flatten())
-        result.append(item.targets.flatten().tolist())
-    return result
-
-
-@given(shares)
-def test_every_image_is_seen_exactly_once_an_epoch(share: tuple[int, int, int, int]) -> None:
-    n, world, batch_size, seed = share
-    for order in (seed, None):
-        seen = [x for feed in feeds(n, world, batch_size) for part in numbers_of(feed.epoch(order)) for x in part]
-        assert sorted(seen) == list(range(n))
-
-
-@given(shares)
-def test_workers_make_the_same_number_of_nearly_equal_steps_no_larger_than_asked(
-    share: tuple[int, int, int, int],
-) -> None:
-    n, world, batch_size, seed = share
-    cut = [[len(part) for part in numbers_of(feed.epoch(seed))] for feed in feeds(n, world, batch_size)]
-    assert {len(sizes) for sizes in cut} == {math.ceil(math.ceil(n / world) / batch_size)}
-    for sizes in cut:
-        assert max(sizes) - min(sizes) <= 1
-        assert max(sizes) <= batch_size
-    smallest = min(min(sizes) for sizes in cut)
-    assert {feed.smallest_batch for feed in feeds(n, world, batch_size)} == {smallest}
-
-
-@given(shares)
-def test_a_step_knows_its_images_over_all_workers(share: tuple[int, int, int, int]) -> None:
-    n, world, batch_size, seed = share
-    every = [list(feed.epoch(seed)) for feed in feeds(n, world, batch_size)]
-    for together in zip(*every, strict=True):
-        assert {item.step_images for item in together} == {sum(len(item.images) for item in together)}
-
-
-def test_a_seed_gives_an_order_and_another_seed_another() -> None:
-    feed = feeds(40, 1, 8)[0]
-    assert numbers_of(feed.epoch(1)) == numbers_of(feed.epoch(1)) != numbers_of(feed.epoch(2))
-    assert [x for part in numbers_of(feed.epoch(None)) for x in part] == list(range(40))
-
-
 # ------------------------------------------------------------------------------------------------------------ workers
 
 
@@ -455,126 +347,6 @@ def test_every_step_is_announced_with_its_number_and_images_and_gets_its_learnin
     assert rates == [0.1, 0.05, 0.1 / 3]
 
 
-# --------------------------------------------------------------------------------------------------------- optimizers
-
-
-@pytest.mark.parametrize(
-    ("config", "weights"),
-    [
-        # velocity 2 + .1 = 2.1, then .9 x 2.1 + 2 + .1 x .79 = 3.969
-        (TrainConfig(optimizer="sgd", momentum=0.9, weight_decay=0.1, learning_rate=0.1), [0.79, 0.3931]),
-        # mean square .1 x 4 = .4, then .9 x .4 + .1 x 4 = .76; velocity 2 / .4^.5, then half of it + 2 / .76^.5
-        (TrainConfig(optimizer="rmsprop", momentum=0.5, learning_rate=0.1), [0.683772, 0.296243]),
-        # a constant gradient moves Adam by its rate, whatever its size
-        (TrainConfig(optimizer="adam", learning_rate=0.1), [0.9, 0.8]),
-        # first 1 x (1 - .1 x .1) - .1 = .89, then .89 x .99 - .1
-        (TrainConfig(optimizer="adamw", weight_decay=0.1, learning_rate=0.1), [0.89, 0.7811]),
-    ],
-    ids=lambda value: value.optimizer if isinstance(value, TrainConfig) else "",
-)
-def test_two_steps_along_a_gradient_of_two_are_those_worked_out_by_hand(
-    config: TrainConfig, weights: list[float]
-) -> None:
-    model = nn.Linear(1, 1, bias=False)
-    nn.init.ones_(model.weight)
-    optimizer = build_optimizer(config, model)
-    reached = []
-    for _ in range(2):
-        model.weight.grad = torch.full((1, 1), 2.0)
-        optimizer.step()
-        reached.append(model.weight.item())
-    assert reached == pytest.approx(weights, abs=1e-5)
-
-
-# ------------------------------------------------------------------------------------------------------- continuation
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"optimizer": "sgd"},
-        {"optimizer": "sgd", "momentum": 0.9},
-        {"optimizer": "rmsprop", "momentum": 0.9},
-        {"optimizer": "rmsprop"},
-        {"optimizer": "adam"},
-        {"optimizer": "adamw"},
-    ],
-    ids=str,
-)
-def test_an_interrupted_training_continues_bitwise_as_an_undisturbed_one(
-    change: dict[str, Any], tmp_path: Path
-) -> None:
-    """With dropout, batch normalization, augmentation, weight decay and convolutions laid out channels last."""
-    config = TrainConfig(**change, learning_rate=0.01, weight_decay=0.01)
-    feed = EpochFeed(*labelled(TINY, 10), [10], 0, 4)
-
-    def start(seed: int) -> tuple[Network, torch.optim.Optimizer]:
-        model = new_model(TINY, seed)
-        return model, build_optimizer(config, model)
-
-    def train(model: Network, optimizer: torch.optim.Optimizer, epochs: range) -> None:
-        for epoch in epochs:
-            loop.train_epoch(
-                model,
-                optimizer,
-                feed.epoch(derive_seed(0, epoch, 0)),
-                FP32,
-                augment=Affine(5, 0.1, 5, 0.1),
-                seed=derive_seed(0, epoch, 1),
-                learning_rate=lambda _: config.learning_rate,
-            )
-
-    model, optimizer = start(0)
-    train(model, optimizer, range(2))
-    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    state = str(tmp_path / "resume.safetensors")
-    progress = {"epochs": [{"epoch": 1, "loss": None}, {"epoch": 2, "note": "ä"}]}
-    save_state(state, model, optimizer, progress)
-    train(model, optimizer, range(2, 4))
-
-    other, its_optimizer = start(1)
-    assert load_state(state, other, its_optimizer) == progress
-    assert all(torch.equal(tensor, before[name]) for name, tensor in other.state_dict().items())
-    train(other, its_optimizer, range(2, 4))
-
-    ends = model.state_dict()
-    assert any(not torch.equal(ends[name], before[name]) for name in ends)
-    for name, tensor in other.state_dict().items():
-        assert torch.equal(tensor, ends[name]), name
-    moments = optimizer.state_dict()["state"]
-    continued = its_optimizer.state_dict()["state"]
-    assert continued.keys() == moments.keys()
-    for index, max_length in moments.items():
-        for name, value in max_length.items():
-            assert torch.equal(torch.as_tensor(continued[index][name]), torch.as_tensor(value)), name
-
-
-# -------------------------------------------------------------------------------------------------- seeds, arithmetic
-
-
-def test_derived_seeds_are_the_same_everywhere() -> None:
-    assert [derive_seed(*parts) for parts in GOLDEN_SEEDS] == list(GOLDEN_SEEDS.values())
-
-
-GOLDEN_SEEDS = {
-    (0,): 7896617691693857887,
-    (1,): 3717377837946358015,
-    (0, 1, 0, 0): 2918264622725855778,
-    (0, 1, 0, 1): 1039618548874032360,
-    (7, 75, 3, 1): 327730293801805370,
-}
-
-
-def test_derived_seeds_of_different_parts_differ_and_fit_63_bits() -> None:
-    parts = [
-        (seed, epoch, rank, use) for seed in range(3) for epoch in range(20) for rank in range(8) for use in (0, 1)
-    ]
-    seeds = {derive_seed(*part) for part in parts}
-    assert len(seeds) == len(parts)
-    assert all(0 <= seed < 2**63 for seed in seeds)
-    assert max(seeds) > 2**62
-
-
 def test_the_seed_of_an_epoch_decides_dropout_and_augmentation() -> None:
     def loss(seed: int) -> float:
         model = new_model(TINY)
@@ -586,37 +358,3 @@ def test_the_seed_of_an_epoch_decides_dropout_and_augmentation() -> None:
         return float(counts.sums[1])
 
     assert loss(1) == loss(1) != loss(2)
-
-
-def test_arithmetic_is_as_precise_as_asked_and_auto_follows_the_processor() -> None:
-    assert not Arithmetic.choose(CPU, "fp32").bf16
-    assert Arithmetic.choose(CPU, "bf16").bf16
-    assert Arithmetic.choose(CPU, "auto").bf16 == has_fast_bf16(CPU)
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="asks what is said where there is no GPU")
-def test_bf16_on_a_gpu_that_has_none_is_refused() -> None:
-    with pytest.raises(InputError, match="needs a GPU that computes in bf16; use fp32"):
-        Arithmetic.choose(torch.device("cuda"), "bf16")
-
-
-@pytest.mark.parametrize(("bf16", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
-def test_products_are_computed_in_the_chosen_precision_and_losses_in_fp32(bf16: bool, dtype: torch.dtype) -> None:
-    with Arithmetic(CPU, bf16).autocast():
-        logits = nn.Linear(4, 6)(torch.ones(2, 4)).reshape(2, 2, 3)
-    assert logits.dtype == dtype
-    assert Network(3).losses(logits, torch.zeros((2, 2), dtype=torch.int64)).dtype == torch.float32
-
-
-def test_pixels_become_channels_first_from_zero_to_one() -> None:
-    pixels = torch.tensor([[[[0, 51, 255]], [[102, 0, 0]]]], dtype=torch.uint8)  # (1, 2, 1, 3)
-    made = FP32.to_input(pixels)
-    assert made.shape == (1, 3, 2, 1)
-    torch.testing.assert_close(made[0, :, :, 0], torch.tensor([[0, 0.4], [0.2, 0], [1, 0]]))
-    assert made.is_contiguous(memory_format=torch.channels_last)
-
-
-def test_keeping_freed_memory_is_harmless_however_often() -> None:
-    keep_freed_memory()
-    keep_freed_memory()
-    assert torch.ones(1 << 22).sum() == 1 << 22

@@ -6,22 +6,19 @@ import itertools
 import json
 import os
 import shutil
-import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import ray
 import torch
 from PIL import Image
 from safetensors.torch import load
 
 from captcha_ray.datasets import labels, preprocess
-from captcha_ray.datasets.schema import Manifest
 from captcha_ray.datasets.shards import Labeled, Shards, open_shards
-from captcha_ray.errors import InputError, JobError
+from captcha_ray.errors import InputError
 from captcha_ray.evaluation import evaluate, sources
 from captcha_ray.models import checkpoint, fingerprint
 from captcha_ray.recipes import auto_config
@@ -30,39 +27,14 @@ from captcha_ray.recipes.config import TrainConfig
 from captcha_ray.recognizer import Recognizer
 from captcha_ray.runs.directory import RunDirectory
 from captcha_ray.runtime import ray_session
-from captcha_ray.storage.lock import Lease
 from captcha_ray.training import loop, schedule, trainer
 from captcha_ray.training import worker as training_worker
-from captcha_ray.training.progress import EpochDone, Event, StepDone
 from captcha_ray.training.results import publish
 from captcha_ray.training.state import save_state
-from captcha_ray.training.trainer import _run_trainer, model_spec
+from captcha_ray.training.trainer import model_spec
 from captcha_ray.training.worker import Worker, WorkerJob, best_epoch, epochs_without_gain
 from tests import factories
-
-TIMINGS = ("seconds", "images_per_second", "data_wait_fraction")
-
-
-def config_for(shards: Shards, run: Path, **changes: Any) -> TrainConfig:
-    base = TrainConfig(
-        recipe="test",
-        shards=shards.uri,
-        run=str(run),
-        network="multi_head_cnn",
-        epochs=3,
-        batch_size=16,
-        learning_rate=3e-3,
-        dropout=0.1,
-        rotation_degrees=2.0,
-    )
-    return dataclasses.replace(base, **changes)
-
-
-def fit(config: TrainConfig, shards: Shards, resources: ray_session.Cluster) -> list[dict[str, Any]]:
-    """Trains; returns the lines of metrics.jsonl without what time decides."""
-    trainer.fit(config, shards.manifest, shards.read("train"), shards.read("val"), resources)
-    epochs = RunDirectory(config.run).read_metrics()
-    return [{name: value for name, value in epoch.items() if name not in TIMINGS} for epoch in epochs]
+from tests.support.trainings import config_for, fit
 
 
 def test_the_same_seed_gives_the_same_losses_and_another_does_not(
@@ -230,29 +202,6 @@ def test_patience_stops_a_run_that_no_longer_gets_better(
     assert epochs_without_gain(epochs) == 2
 
 
-def test_a_loss_that_is_no_number_ends_the_run_in_one_sentence(
-    glyph_shards: Shards, ray_cluster: ray_session.Cluster, tmp_path: Path
-) -> None:
-    config = config_for(glyph_shards, tmp_path / "run", learning_rate=1e30, optimizer="sgd")
-    with pytest.raises(InputError, match=r"diverged in epoch \d: the loss is not a number; lower --learning-rate"):
-        fit(config, glyph_shards, ray_cluster)
-    for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines():
-        json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
-
-
-def test_a_directory_that_holds_a_run_is_refused_and_left_alone(
-    glyph_shards: Shards, ray_cluster: ray_session.Cluster, tmp_path: Path
-) -> None:
-    config = config_for(glyph_shards, tmp_path / "run", epochs=1)
-    fit(config, glyph_shards, ray_cluster)
-    before = {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()}
-    with pytest.raises(InputError, match="already holds a run; continue it with --resume"):
-        fit(config, glyph_shards, ray_cluster)
-    with pytest.raises(InputError, match=r"was started with batch_size 16, not 8"):
-        fit(dataclasses.replace(config, batch_size=8, resume=True), glyph_shards, ray_cluster)
-    assert {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()} == before
-
-
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_files_that_cannot_be_read_are_counted_with_their_reasons(
     num_workers: int, ray_cluster: ray_session.Cluster, tmp_path: Path
@@ -283,65 +232,6 @@ def test_mistakes_that_are_alike_do_not_stop_an_evaluation(
     found = evaluate.evaluate(twice, config.run)
     assert found.counts.num_images == 2 * val.num_files
     assert len(found.mistakes) > 1
-
-
-def test_the_best_epoch_has_most_strings_right_then_most_characters_then_comes_last() -> None:
-    def epoch(number: int, strings: float | None = None, characters: float | None = None) -> dict[str, Any]:
-        losses = {"train_loss": 1.0, "val_loss": 2.0}
-        return {"epoch": number, "val_exact_match": strings, "val_char_accuracy": characters, **losses}
-
-    best, ago = best_epoch, epochs_without_gain
-    assert best([epoch(1, 0.5, 0.9), epoch(2, 0.6, 0.7), epoch(3, 0.6, 0.8), epoch(4, 0.5, 0.9)]) == 3
-    equals = [epoch(1, 0.5, 0.8), epoch(2, 0.5, 0.8), epoch(3, 0.5, 0.8), epoch(4, 0.4, 0.9)]
-    assert best(equals) == 3
-    assert ago(equals) == 3, "to read as much as before is no gain"
-    assert ago([*equals, epoch(5, 0.5, 0.8) | {"val_loss": 1.0}]) == 0, "but to be surer of it is"
-    assert best([epoch(1, 0.0, 0.2), epoch(2, 0.0, 0.1)]) == 1
-    unvalidated = [{"epoch": number, "train_loss": 1.0} for number in (1, 2)]
-    assert best(unvalidated) == 2, "without validation the last"
-    assert best([epoch(1, 0.0, 0.0), epoch(2, 0.0, 0.0) | {"val_loss": None}]) == 1, "no network of nan is kept"
-
-
-def test_more_workers_than_the_cluster_holds_is_one_sentence_before_any_work(
-    glyph_shards: Shards, ray_cluster: ray_session.Cluster, tmp_path: Path
-) -> None:
-    with pytest.raises(InputError, match=r"20 workers of 1 CPU each do not fit: the cluster has \d+ CPUs"):
-        fit(config_for(glyph_shards, tmp_path / "run", num_workers=20), glyph_shards, ray_cluster)
-    with pytest.raises(InputError, match=r"1 worker of 1 CPU and 1 GPU each do not fit"):
-        fit(config_for(glyph_shards, tmp_path / "run", use_gpu=True), glyph_shards, ray_cluster)
-    assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.parametrize(
-    ("changes", "sentence"),
-    [
-        ({"height": 60}, "hold images of 24x16 pixels .* needs height 60"),
-        ({"width": 200}, "needs width 200; preprocess to that size, or pass --width 0"),
-        ({"charset": "xyz"}, "made for charset 'abcd', not 'xyz'"),
-        ({"max_length": 5}, "have 2 to 2 characters, but the network recognizes 5 in every"),
-        ({"network": "glyph_vgg"}, "glyph_vgg recognizes one character an image, not 2"),
-    ],
-)
-def test_shards_made_for_something_else_are_one_sentence(
-    glyph_shards: Shards, changes: dict[str, Any], sentence: str
-) -> None:
-    with pytest.raises(InputError, match=sentence):
-        model_spec(config_for(glyph_shards, Path("unused"), **changes), glyph_shards.manifest)
-
-
-def test_labels_of_several_lengths_are_one_sentence(glyph_shards: Shards) -> None:
-    manifest = Manifest.from_dict({**glyph_shards.manifest.to_dict(), "max_length": 7})
-    with pytest.raises(InputError, match=r"have 2 to 7 characters, but .* recognizes 5 in every"):
-        model_spec(config_for(glyph_shards, Path("unused"), max_length=5), manifest)
-
-
-def test_batches_of_a_single_image_are_refused_before_any_work(
-    glyph_shards: Shards, ray_cluster: ray_session.Cluster, tmp_path: Path
-) -> None:
-    few = dataclasses.replace(glyph_shards.manifest, num_images={"train": 3, "val": 1, "test": 1})
-    config = config_for(glyph_shards, tmp_path / "run", batch_size=2)
-    with pytest.raises(InputError, match="3 training images cut over 1 workers in batches of 2 leave fewer than"):
-        trainer.fit(config, few, glyph_shards.read("train"), glyph_shards.read("val"), ray_cluster)
 
 
 def test_an_evaluation_is_published_beside_what_the_run_holds_already(
@@ -506,64 +396,3 @@ def test_a_step_of_an_elastic_training_has_as_many_images_with_fewer_workers(
         steps = [batch.step_images for batch in worker._train.epoch(None)]
     images = glyph_shards.manifest.num_images["train"]
     assert len(steps) == -(-images // (24 if num_workers == "1:3" else 8))
-
-
-def test_two_jobs_do_not_train_into_one_run(
-    glyph_shards: Shards, ray_cluster: ray_session.Cluster, tmp_path: Path
-) -> None:
-    config = config_for(glyph_shards, tmp_path / "run", epochs=1)
-    fit(config, glyph_shards, ray_cluster)
-    assert not list((tmp_path / "run").glob("_lease*")), "it is given back"
-    with Lease(str(tmp_path / "run/_lease.json")), pytest.raises(InputError, match="is at work on"):
-        fit(dataclasses.replace(config, resume=True), glyph_shards, ray_cluster)
-
-
-def lossy_job(at: type[Event], shards: Shards, run: Path, how: str = "killed") -> WorkerJob:
-    """Its worker is killed, or meets an error of ours, whenever it announces that."""
-
-    def lose(event: Event) -> None:
-        if isinstance(event, at) and how == "killed":
-            os.kill(os.getpid(), signal.SIGKILL)
-        if isinstance(event, at):
-            raise KeyError(how)
-
-    config = auto_config.resolve(config_for(shards, run, max_failures=1), shards.manifest)
-    blocks = {"train": shards.read("train").materialize().to_arrow_refs(), "val": []}
-    return WorkerJob(config, model_spec(config, shards.manifest), blocks, lose)
-
-
-def test_a_block_that_does_not_come_ends_the_training_in_a_sentence(
-    ray_cluster: ray_session.Cluster, glyph_shards: Shards, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setattr(training_worker, "BLOCK_TIMEOUT_S", 0.1)
-    config = auto_config.resolve(config_for(glyph_shards, tmp_path / "run"), glyph_shards.manifest)
-    never = ray.remote(resources={"a resource of no node": 1})(lambda: None).remote()
-    blocks = {"train": [never], "val": []}
-    job = WorkerJob(config, model_spec(config, glyph_shards.manifest), blocks, lambda _: None)
-    with pytest.raises(JobError, match="images have not come from another node for 0 s: Ray's object store"):
-        Worker(job, 0, 1, torch.device("cpu"))
-    ray.cancel(never)
-
-
-@pytest.mark.slow
-def test_as_many_losses_are_allowed_again_after_an_epoch(
-    glyph_shards: Shards, ray_cluster: ray_session.Cluster, tmp_path: Path
-) -> None:
-    _run_trainer(lossy_job(EpochDone, glyph_shards, tmp_path / "run"), local=False)
-    assert [epoch["epoch"] for epoch in RunDirectory(str(tmp_path / "run")).read_metrics()] == [1, 2, 3]
-
-
-@pytest.mark.slow
-def test_workers_that_are_lost_again_and_again_end_the_training_in_a_sentence(
-    glyph_shards: Shards, ray_cluster: ray_session.Cluster, tmp_path: Path
-) -> None:
-    with pytest.raises(JobError, match="lost more than 1 times without an epoch between, the last one: Worker"):
-        _run_trainer(lossy_job(StepDone, glyph_shards, tmp_path / "run"), local=False)
-
-
-@pytest.mark.slow
-def test_an_error_of_our_code_comes_with_its_trace(
-    glyph_shards: Shards, ray_cluster: ray_session.Cluster, tmp_path: Path
-) -> None:
-    with pytest.raises(ray.train.WorkerGroupError, match=r"in train_worker(.|\n)*KeyError: 'a slip'"):
-        _run_trainer(lossy_job(StepDone, glyph_shards, tmp_path / "run", "a slip"), local=False)

@@ -1,0 +1,28 @@
+"""Images encoded as files, and read as a specification says."""
+
+import io
+
+import numpy as np
+from PIL import Image
+
+from captcha_ray.image_spec import ImageSpec
+from captcha_ray.images import decode
+
+GRAY = ImageSpec(height=4, width=4)
+COLOR = ImageSpec(height=4, width=4, channels=3)
+ORANGE = (200, 100, 50)  # gray: (299 * 200 + 587 * 100 + 114 * 50) / 1000 = 124.2
+NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 40, 3), dtype=np.uint8))
+
+
+def encode(image: Image.Image, kind: str, **options: object) -> bytes:
+    lossless = {"WEBP": {"lossless": True}, "JPEG": {"quality": 100, "subsampling": 0}}
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **{**lossless.get(kind, {}), **options})
+    return buffer.getvalue()
+
+
+def read(data: bytes, spec: ImageSpec, **options: int) -> np.ndarray:
+    found = decode(data, spec, **options)
+    assert isinstance(found, np.ndarray), found
+    assert (found.shape, found.dtype) == (spec.shape, np.uint8)
+    return found
