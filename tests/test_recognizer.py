@@ -77,7 +77,17 @@ def test_gray_rgb_and_opaque_rgba_of_one_picture_are_read_alike(recognizer: Reco
 
 def test_transparent_pixels_are_read_as_white(recognizer: Recognizer) -> None:
     rgba = np.zeros((12, 20, 4), np.uint8)
-    assert recognizer.predict(rgba) == recognizer.predict(np.full((12, 20), 255, np.uint8))
+    rgba[3:6, 5:9, 3] = 255
+    over_white = np.full((12, 20), 255, np.uint8)
+    over_white[3:6, 5:9] = 0
+    assert recognizer.predict(rgba) == recognizer.predict(over_white)
+
+
+def test_an_array_of_one_color_is_an_error_and_no_prediction(recognizer: Recognizer) -> None:
+    flat = np.full((12, 20), 255, np.uint8)
+    assert recognizer.predict([flat])[0].error.startswith("blank: ")
+    with pytest.raises(InputError, match="nothing is to be seen"):
+        recognizer.predict(flat)
 
 
 def test_other_sizes_are_resized_as_pillow_does(recognizer: Recognizer) -> None:
@@ -195,9 +205,10 @@ def test_a_model_for_rgb_sees_colors() -> None:
     torch.manual_seed(0)
     rgb = Recognizer(build_model(spec), spec, precision="fp32")
     red, blue = np.zeros((2, 8, 8, 3), np.uint8)
-    red[:, :, 0] = blue[:, :, 2] = 255
+    red[:, :4, 0] = blue[:, :4, 2] = 255
     assert rgb.predict(red).confidence != rgb.predict(blue).confidence
-    assert rgb.predict(np.full((8, 8), 9, np.uint8)) == rgb.predict(np.full((8, 8, 3), 9, np.uint8))
+    gray = np.arange(64, dtype=np.uint8).reshape(8, 8)
+    assert rgb.predict(gray) == rgb.predict(np.stack([gray] * 3, 2))
 
 
 def test_a_checkpoint_is_loaded_from_its_run_and_reads_as_the_network_did(tmp_path: Path) -> None:

@@ -1,0 +1,304 @@
+"""Whatever an image's samples mean, the text in it is still to be seen in its pixels, or the image is called blank."""
+
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageDraw
+
+from captcha_ray.image_spec import ImageSpec
+from captcha_ray.images import BLANK, Unreadable, decode, inspect
+from tests.support.image_files import encode
+
+SIZE = (48, 16)
+GRAY = ImageSpec(height=16, width=48)
+COLOR = ImageSpec(height=16, width=48, channels=3)
+
+
+def mask() -> np.ndarray:
+    """Return float32 (16, 48), 0 to 1: how much ink a pixel of the text 8127 has."""
+    image = Image.new("L", SIZE)
+    ImageDraw.Draw(image).text((4, 0), "8127", fill=255, font_size=14)
+    return np.asarray(image, np.float32) / 255
+
+
+MASK = mask()
+
+
+def likeness(pixels: np.ndarray) -> float:
+    """Return how well gray pixels, uint8 (H, W), agree with the text's ink or its negative: 0 not at all, 1 whole."""
+    if pixels.min() == pixels.max():
+        return 0.0
+    return float(abs(np.corrcoef(pixels.ravel().astype(float), MASK.ravel())[0, 1]))
+
+
+def legible(data: bytes) -> bool:
+    """Return whether the text can be made out in gray and in color."""
+    gray, color = decode(data, GRAY), decode(data, COLOR)
+    assert isinstance(gray, np.ndarray), gray
+    assert isinstance(color, np.ndarray), color
+    contrasts = [int(np.ptp(gray)), int(np.ptp(color, axis=(0, 1)).max())]
+    return min(contrasts) >= 16 and likeness(gray[:, :, 0]) > 0.9 and max(map(likeness, color.transpose(2, 0, 1))) > 0.9
+
+
+def with_alpha(ink: tuple[int, int, int], beneath: tuple[int, int, int] = (0, 0, 0)) -> Image.Image:
+    """Return text as a drawing program leaves it: colors and alpha fade together at the edges."""
+    colors = np.array(beneath) + MASK[:, :, None] * (np.array(ink) - beneath)
+    return Image.fromarray(np.dstack([colors, MASK * 255]).round().astype(np.uint8))
+
+
+def samples(low: float, high: float, dtype: str) -> Image.Image:
+    values = high - MASK * (high - low)
+    return Image.fromarray((values if dtype == "float32" else values.round()).astype(dtype))
+
+
+@pytest.mark.parametrize("ink", [(255, 255, 255), (250, 250, 250), (0, 0, 0), (128, 128, 128), (200, 0, 0)])
+@pytest.mark.parametrize("beneath", [(0, 0, 0), (255, 255, 255)])
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "TIFF"])
+def test_ink_of_any_color_on_a_transparent_ground_is_seen(
+    kind: str, beneath: tuple[int, int, int], ink: tuple[int, int, int]
+) -> None:
+    assert legible(encode(with_alpha(ink, beneath), kind, **({"lossless": True} if kind == "WEBP" else {})))
+
+
+def test_ink_that_shows_over_white_stays_on_white() -> None:
+    pixels = decode(encode(with_alpha((200, 200, 200)), "PNG"), GRAY)
+    assert isinstance(pixels, np.ndarray)
+    assert pixels.max() == 255
+    assert pixels[0, 0] == 255
+
+
+@pytest.mark.parametrize("alpha", [0, 1, 3])
+def test_what_an_alpha_of_almost_nothing_hides_is_seen(alpha: int) -> None:
+    gray = (255 - MASK * 255).astype(np.uint8)
+    assert legible(encode(Image.fromarray(np.dstack([gray, gray, gray, np.full_like(gray, alpha)])), "PNG"))
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "dtype", "kind"),
+    [
+        (0, 1, "float32", "TIFF"), (-1, 1, "float32", "TIFF"), (0, 255, "float32", "TIFF"), (0, 1e6, "float32", "TIFF"),
+        (0, 255, "int32", "TIFF"), (0, 65_535, "int32", "TIFF"), (-500, 500, "int32", "TIFF"),
+        (0, 2**31 - 129, "int32", "TIFF"), (0, 1, "int32", "TIFF"),
+        (0, 255, "uint16", "PNG"), (0, 1023, "uint16", "PNG"), (0, 4095, "uint16", "PNG"), (0, 16_383, "uint16", "PNG"),
+        (0, 65_535, "uint16", "PNG"), (60_000, 60_100, "uint16", "TIFF"), (0, 1, "uint16", "TIFF"),
+        (0, 1, "uint8", "PNG"), (250, 255, "uint8", "BMP"), (0, 3, "uint8", "TIFF"),
+    ],
+)  # fmt: skip
+def test_samples_of_any_range_are_seen(low: float, high: float, dtype: str, kind: str) -> None:
+    assert legible(encode(samples(low, high, dtype), kind))
+
+
+def test_a_few_odd_samples_do_not_hide_the_others() -> None:
+    values = 1 - MASK
+    values[0, 0], values[0, 1], values[1, 0] = 1e9, np.nan, -np.inf
+    assert legible(encode(Image.fromarray(values), "TIFF"))
+
+
+@pytest.mark.parametrize(("low", "high", "expected"), [(0, 65_535, (0, 255)), (0x1000, 0x9FFF, (0x10, 0x9F))])
+def test_samples_of_16_bits_with_contrast_keep_their_high_byte(low: int, high: int, expected: tuple[int, int]) -> None:
+    pixels = decode(encode(samples(low, high, "uint16"), "PNG"), GRAY)
+    assert isinstance(pixels, np.ndarray)
+    assert (pixels.min(), pixels.max()) == expected
+
+
+def test_colors_of_one_lightness_are_told_apart() -> None:
+    red, green = np.array([200, 0, 0]), np.array([0, 102, 0])  # gray 60 both
+    image = Image.fromarray((green + MASK[:, :, None] * (red - green)).round().astype(np.uint8))
+    assert np.ptp(np.asarray(image.convert("L"))) < 16
+    assert legible(encode(image, "PNG"))
+
+
+def test_pale_colors_are_stretched_channel_by_channel() -> None:
+    ground, ink = np.array([200, 100, 50]), np.array([206, 103, 44])
+    assert legible(
+        encode(Image.fromarray((ground + MASK[:, :, None] * (ink - ground)).round().astype(np.uint8)), "PNG")
+    )
+
+
+@pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG", "TIFF"])
+def test_of_an_animation_the_first_frame_that_shows_something_is_taken(kind: str) -> None:
+    white, text = Image.new("L", SIZE, 255), Image.fromarray((255 - MASK * 255).astype(np.uint8))
+    other = Image.fromarray((MASK * 255).astype(np.uint8)).transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    assert legible(encode(white, kind, save_all=True, append_images=[white, text, other]))
+    assert not legible(encode(white, kind, save_all=True, append_images=[other, text]))
+
+
+BLANKS = {
+    "white": Image.new("L", SIZE, 255),
+    "one color": Image.new("RGB", SIZE, (200, 100, 50)),
+    "transparent": Image.new("RGBA", SIZE, (0, 0, 0, 0)),
+    "half transparent": Image.new("RGBA", SIZE, (9, 9, 9, 128)),
+    "16 bits": Image.fromarray(np.full(SIZE[::-1], 300, np.uint16)),
+    "floats": Image.fromarray(np.full(SIZE[::-1], 0.5, np.float32)),
+    "no number": Image.fromarray(np.full(SIZE[::-1], np.nan, np.float32)),
+    "one bit": Image.new("1", SIZE, 1),
+}
+
+
+@pytest.mark.parametrize("name", BLANKS)
+def test_where_nothing_is_to_be_seen_the_image_is_called_blank(name: str) -> None:
+    data = encode(BLANKS[name], "TIFF")
+    assert decode(data, GRAY) == decode(data, COLOR) == inspect(data) == BLANK
+
+
+def test_an_animation_of_white_frames_is_blank() -> None:
+    frames = [Image.new("L", SIZE, value) for value in (255, 254, 253)]
+    assert decode(encode(frames[0], "GIF", save_all=True, append_images=frames[1:]), GRAY) == BLANK
+
+
+# ----------------------------------------------------------------------------------------------------------- metadata
+
+
+def chunk(kind: bytes, data: bytes, checksum: int | None = None) -> bytes:
+    return (
+        struct.pack(">I", len(data))
+        + kind
+        + data
+        + struct.pack(">I", zlib.crc32(kind + data) if checksum is None else checksum)
+    )
+
+
+TEXT = encode(samples(0, 255, "uint8"), "PNG")
+BAD_CHUNKS = {
+    "a wrong checksum": chunk(b"tEXt", b"Comment\0x", checksum=1),
+    "an orientation of letters": chunk(b"eXIf", b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x02\0\0\0\x02six\0\0\0\0\0"),
+    "garbage": chunk(b"eXIf", b"\xff" * 40),
+    "3 MB of text": chunk(b"zTXt", b"Comment\0\0" + zlib.compress(b"x" * 3_000_000)),
+    "a broken profile": chunk(b"iCCP", b"name\0\0" + b"nothing compressed"),
+    "text that is not compressed": chunk(b"iTXt", b"Comment\0\1\0\0\0nothing compressed"),
+    "a size of no number": chunk(b"pHYs", b"\0"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("place", [33, -12], ids=["before the pixels", "behind the pixels"])
+@pytest.mark.parametrize("name", BAD_CHUNKS)
+def test_pixels_count_whatever_the_metadata_beside_them(name: str, place: int) -> None:
+    data = TEXT[:place] + BAD_CHUNKS[name] + TEXT[place:]
+    assert np.array_equal(decode(data, GRAY), decode(TEXT, GRAY))  # type: ignore[arg-type]
+    assert inspect(data) == inspect(TEXT)
+
+
+ODD_TYPES = {
+    1: b"\x06\0\0\0",
+    2: b"6\0\0\0",
+    5: b"\0\0\0\x06",
+    7: b"\x06\0\0\0",
+    9: b"\0\0\0\x06",
+    12: b"\0\0\0\x26",
+    13: b"\0\0\0\x06",
+}
+
+
+@pytest.mark.filterwarnings("ignore")  # Pillow warns of metadata that it cannot parse
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("of_type", ODD_TYPES)
+def test_an_orientation_of_an_odd_type_refuses_no_image(kind: str, of_type: int) -> None:
+    exif = b"MM\0*\0\0\0\x08\0\x01\x01\x12" + struct.pack(">HI", of_type, 1) + ODD_TYPES[of_type] + b"\0\0\0\0"
+    data = encode(samples(0, 255, "uint8"), kind, exif=b"Exif\0\0" + exif if kind == "JPEG" else exif)
+    found = inspect(data)
+    assert not isinstance(found, Unreadable), found
+    assert sorted((found.width, found.height)) == [16, 48]
+    spec = ImageSpec(height=found.height, width=found.width)
+    assert isinstance(decode(data, spec, max_stretch=1.1), np.ndarray), "both say the same of its size"
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+def test_the_size_is_that_of_the_image_as_it_is_seen(kind: str, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored = samples(0, 255, "uint8")
+    if orientation >= 5:
+        stored = stored.transpose(Image.Transpose.ROTATE_90)
+    data = encode(stored, kind, exif=exif)
+    found = inspect(data)
+    assert not isinstance(found, Unreadable), found
+    assert (found.width, found.height) == SIZE
+    assert isinstance(decode(data, GRAY, max_stretch=1.1), np.ndarray)
+    turned = decode(data, ImageSpec(height=48, width=16), max_stretch=1.1)
+    assert isinstance(turned, Unreadable)
+    assert (turned.reason, turned.detail) == ("wrong_aspect", "48x16 pixels do not fit 16x48")
+
+
+# --------------------------------------------------------------------------------------------------------- everything
+
+MODES = {
+    "PNG": ["1", "L", "LA", "P", "RGB", "RGBA", "I;16"],
+    "TIFF": ["1", "L", "P", "RGB", "RGBA", "CMYK", "I;16", "I", "F"],
+    "JPEG": ["L", "RGB", "CMYK"],
+    "WEBP": ["L", "RGB", "RGBA"],
+    "GIF": ["L", "P"],
+    "BMP": ["1", "L", "P", "RGB"],
+}
+PAIRS = [(kind, mode) for kind, modes in MODES.items() for mode in modes]
+TURNED = {
+    1: None,
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_90,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_270,
+}
+"""How an image lies in its file, by its orientation."""
+
+RANGES = {"I;16": [255, 1023, 65_535], "I": [1, 255, 65_535, 2**24], "F": [1, 255, 65_535]}
+
+
+@settings(max_examples=1500, deadline=None)
+@given(
+    st.sampled_from(PAIRS),
+    st.sampled_from(list(TURNED)),
+    st.tuples(st.integers(0, 255), st.integers(0, 255)),
+    st.integers(0, 3),
+    st.booleans(),
+)
+def test_text_is_legible_or_the_row_has_a_reason(
+    pair: tuple[str, str], orientation: int, levels: tuple[int, int], which: int, transparent: bool
+) -> None:
+    """Text of any gray on any other, in every mode and format, and ranges of samples, lying on any side."""
+    (kind, mode), (ink, ground) = pair, levels
+    values = ground + MASK * (ink - ground)
+    if mode in RANGES:
+        top = RANGES[mode][which % len(RANGES[mode])]
+        stored = (values * (top / 255)).astype({"I;16": np.uint16, "I": np.int32, "F": np.float32}[mode])
+        image, distinct = Image.fromarray(stored), len(np.unique(stored))
+    elif mode in ("RGBA", "LA") and transparent:
+        image, distinct = with_alpha((ink, ink, ink)).convert(mode), 256
+    else:
+        image = Image.fromarray(values.round().astype(np.uint8)).convert("RGB")
+        image, distinct = image.convert(mode, palette=Image.Palette.ADAPTIVE), abs(ink - ground)
+    exif = Image.Exif()
+    if kind in ("JPEG", "PNG", "WEBP", "TIFF") and mode not in RANGES:
+        exif[0x0112] = orientation
+        image = image if orientation == 1 else image.transpose(TURNED[orientation])
+    found = decode(encode(image, kind, **({"exif": exif} if exif else {})), GRAY, max_stretch=1.5)
+    lossy = kind == "JPEG" or mode in ("1", "CMYK")
+    if isinstance(found, Unreadable):
+        assert found == BLANK
+        assert distinct < 2 or lossy
+    elif distinct > (24 if lossy else 4) and mode != "1":
+        assert likeness(found[:, :, 0]) > 0.7
+        assert np.ptp(found) >= 16
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.sampled_from(sorted(MODES)), st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 255)), max_size=8))
+def test_no_damage_makes_a_look_raise(kind: str, changes: list[tuple[int, int]]) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = bytearray(encode(samples(0, 255, "uint8"), kind, **({} if kind in ("GIF", "BMP") else {"exif": exif})))
+    for place, value in changes:
+        data[place % len(data)] = value
+    found = inspect(bytes(data))
+    assert isinstance(found, Unreadable) or (found.width > 0 and found.height > 0)
+
+
+@pytest.mark.parametrize(("kind", "mode"), PAIRS)
+def test_black_images_of_every_mode_and_format_are_blank(kind: str, mode: str) -> None:
+    assert decode(encode(Image.new(mode, SIZE), kind), GRAY) == BLANK
