@@ -88,7 +88,8 @@ def preprocess(config: PreprocessConfig) -> Manifest:
 
         capacity.wait_for_capacity(1, 1, 0)
         ray_session.check_shared(corpus="" if config.table else config.corpus, table=config.table, out=config.out)
-        demo.ensure_corpus(config.corpus)
+        if config.labels != "table":
+            demo.ensure_corpus(config.corpus)
         return preprocessing.preprocess(config)
 
 

@@ -29,9 +29,11 @@ def synthesize() -> None:
 def preprocess() -> None:
     """Turn labeled images into shards."""
     config = console.parse(PreprocessConfig)
-    for line in api.preprocess(config).describe():
-        console.say(line)
-    console.say(f"shards are in {config.out}")
+    manifest = api.preprocess(config)
+    if not config.check:
+        for line in manifest.describe():
+            console.say(line)
+        console.say(f"shards are in {config.out}")
 
 
 def train() -> None:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Protocol
 
 from captcha_ray.config import DEMO, Config, Limit, at_least
 from captcha_ray.errors import InputError, check
@@ -11,13 +11,33 @@ from captcha_ray.image_spec import MAX_PIXELS_LIMIT, ImageSpec
 Labels = Literal["folder", "filename", "table"]
 
 
-def check_label_rule(labels: Labels, pattern: str, table: str) -> None:
+class LabelFlags(Protocol):
+    """The fields of a config that say how labels are found."""
+
+    @property
+    def labels(self) -> Labels: ...  # noqa: D102
+    @property
+    def label_pattern(self) -> str: ...  # noqa: D102
+    @property
+    def table(self) -> str: ...  # noqa: D102
+    @property
+    def path_column(self) -> str: ...  # noqa: D102
+    @property
+    def text_column(self) -> str: ...  # noqa: D102
+    @property
+    def keep_blanks(self) -> bool: ...  # noqa: D102
+
+
+def check_label_rule(flags: LabelFlags) -> None:
     """Raise InputError if the label rule's parts do not fit together, or the pattern is no regular expression."""
+    labels, pattern, table = flags.labels, flags.label_pattern, flags.table
     check((labels == "table") == bool(table), f"labels is {labels!r} and table is {table!r}; --table goes with 'table'")
     check(
         not pattern or labels == "filename",
         f"labels is {labels!r} and label_pattern is {pattern!r}; --label-pattern goes with 'filename'",
     )
+    columns = [f"--{name}-column" for name in ("path", "text") if getattr(flags, f"{name}_column")]
+    check(not columns or labels == "table", f"labels is {labels!r}; {' and '.join(columns)} go with 'table'")
     try:
         re.compile(pattern)
     except re.error as error:
@@ -56,7 +76,14 @@ class PreprocessConfig(Config):
     label_pattern: str = ""
     """Regular expression searched in the file's stem; its first group, or all it matches, is the label."""
     table: str = ""
-    """CSV or Parquet with columns path,text (paths relative to the table), for --labels table."""
+    """CSV, TSV, JSON Lines or Parquet with columns path,text (paths relative to the table), for --labels table."""
+    path_column: str = ""
+    """Column of the table that names the images. Default: path, file_name, filename, file, image or uri."""
+    text_column: str = ""
+    """Column of the table that holds the labels, as text. Default: text, label, ground_truth or transcription."""
+    keep_blanks: bool = False
+    """Keep blanks at the ends of labels, and invisible characters. Otherwise they are removed, and letters with
+    accents become one character each (Unicode's normal form C)."""
     height: Annotated[int, at_least(0)] = 0
     """Height every image is resized to, pixels; 0 takes the corpus' own, the median of a sample, but 32 to 64."""
     width: Annotated[int, at_least(0)] = 0
@@ -75,12 +102,17 @@ class PreprocessConfig(Config):
     """All characters that labels may hold, in order. Default: those found, sorted."""
     length: Annotated[int, at_least(0)] = 0
     """Characters every label must have; 0 for any number."""
+    max_length: Annotated[int, at_least(0)] = 0
+    """Most characters of a label; 0 for any number, but for a few that are far longer than the others."""
     bad_labels: Literal["quarantine", "refuse"] = "quarantine"
-    """Quarantine labels of unknown characters or of a wrong length, or refuse to go on."""
+    """Quarantine files without a label, labels of unknown characters or of a wrong length, and rows of a table that
+    cannot be understood, or refuse to go on."""
     max_pixels: Annotated[int, MAX_PIXELS_LIMIT] = 16_000_000
     """Images of more pixels than this are quarantined undecoded."""
     out: str = f"{DEMO}/shards/digits"
     """Folder or s3:// URI for the shards."""
+    check: bool = False
+    """Write nothing: read the corpus and say what would be in the shards, what is wrong with it, and what to do."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -90,7 +122,7 @@ class PreprocessConfig(Config):
             f"splits is {self.splits}; the fractions must not be negative and must add up to 1",
         )
         check(self.splits[0] > 0, f"splits is {self.splits}; the training fraction must be above 0")
-        check_label_rule(self.labels, self.label_pattern, self.table)
+        check_label_rule(self)
         check(
             len(set(self.charset)) == len(self.charset), f"charset is {self.charset!r}; a character stands in it twice"
         )

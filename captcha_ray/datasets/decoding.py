@@ -38,6 +38,20 @@ convolutions, higher ones cost work for nothing.
 """
 
 
+COLUMN_WIDTH = 4
+"""Pixels of a column of `column_cnn`, the default network, which finds at most one character in each."""
+
+
+def num_fitting(width: int) -> int:
+    """Return the characters that the default network can find in images of so many pixels' width."""
+    return (width + 2) // COLUMN_WIDTH
+
+
+def width_for(length: int) -> int:
+    """Return the least width in pixels in which the default network can find so many characters."""
+    return COLUMN_WIDTH * length - 2
+
+
 def block_rows(num_files: int, image: ImageSpec) -> int:
     """Return the files per task and part. It depends on the corpus alone, so parts are the same on any cluster."""
     fitting = max(BLOCK_BYTES // math.prod(image.shape), 1)
@@ -59,7 +73,11 @@ def choose_image(config: PreprocessConfig, uris: list[str]) -> ImageSpec:
     looks = [one for one in seen if isinstance(one, images.Appearance)]
     if not looks:
         reasons = collections.Counter(one.reason for one in seen if isinstance(one, images.Unreadable))
-        raise InputError(f"{config.corpus} holds no image that can be used: {counted(reasons)}")
+        first = next(
+            (uri, one.detail) for uri, one in zip(sample, seen, strict=True) if isinstance(one, images.Unreadable)
+        )
+        said = f"{counted(reasons)}; {first[0]}: {first[1]}"
+        raise InputError(f"{config.corpus} holds no image that can be used: {said}")
     height = config.height or min(max(round(statistics.median(one.height for one in looks)), HEIGHTS[0]), HEIGHTS[1])
     width = round(height * statistics.median(one.width / one.height for one in looks))
     colored = sum(one.colored for one in looks) > len(looks) / 10 and not config.binarize
@@ -109,11 +127,18 @@ def _of_file(uri: str, make: Callable[[bytes], T | images.Unreadable]) -> T | im
     try:
         data = filesystem.read(uri)
     except FileNotFoundError:
-        return images.Unreadable("missing", "there is no such file")
+        return images.Unreadable("missing", f"there is no such file{_hint(uri)}")
     except (OSError, ValueError, InputError) as error:
         sentence = getattr(error, "strerror", None) or str(error)
         return images.Unreadable("unreadable", f"{type(error).__name__}: {sentence}")
     return make(data)
+
+
+def _hint(uri: str) -> str:
+    """Return what may be wrong with the path of a missing file."""
+    if "\\" in uri:
+        return "; its path has backslashes, and folders are parted by / here"
+    return "" if "." in uri.rpartition("/")[2] else "; its name has no ending, such as .png"
 
 
 def counted(reasons: collections.Counter[str]) -> str:

@@ -1,28 +1,36 @@
 """Find the label of a file: by its folder, its name, or a table. Does not open images."""
 
-import csv
 import dataclasses
-import io
 import posixpath
 import re
-from collections.abc import Iterator
+import unicodedata
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-from captcha_ray.datasets.config import Labels
-from captcha_ray.errors import InputError, check
+from captcha_ray.datasets import label_table
+from captcha_ray.datasets.config import LabelFlags, Labels
+from captcha_ray.errors import check
 from captcha_ray.storage import filesystem
 from captcha_ray.storage.filesystem import is_hidden, speakable
+
+FILLERS = "\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0"
+"""Characters that show nothing though Unicode counts them as letters, marks or symbols."""
 
 
 @dataclasses.dataclass(frozen=True)
 class LabelRule:
-    """Rule by which labels are found."""
+    """Rule by which labels are found. The last three are as the flags say."""
 
     labels: Labels
     pattern: str = ""
     table: str = ""
+    path_column: str = ""
+    text_column: str = ""
+    keep_blanks: bool = False
+
+    @classmethod
+    def of(cls, flags: LabelFlags) -> "LabelRule":
+        """Return the rule that flags describe."""
+        columns = (flags.path_column, flags.text_column)
+        return cls(flags.labels, flags.label_pattern, flags.table, *columns, flags.keep_blanks)
 
     def to_dict(self) -> dict[str, str]:
         """Return the rule as a manifest holds it."""
@@ -31,31 +39,64 @@ class LabelRule:
 
 @dataclasses.dataclass(frozen=True)
 class Listing:
-    """Files of a corpus in listing order. texts[i]: label of uris[i], None if the rule finds none."""
+    """Files of a corpus in listing order.
+
+    Attributes:
+        uris: Of the files.
+        texts: Label of each, None if the rule finds none.
+        num_hidden: Hidden and system files, passed over.
+        num_cleaned: Labels that `clean` has changed.
+        problems: Why there is no label, by URI, where a table's row cannot be understood.
+    """
 
     uris: list[str]
     texts: list[str | None]
     num_hidden: int
+    num_cleaned: int = 0
+    problems: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
 def list_corpus(corpus: str, rule: LabelRule) -> Listing:
     """List all files of a corpus with their labels; with a table, the files that it names.
 
-    Raises InputError if corpus or table is absent, or the table has no columns `path` and `text`.
+    Raises InputError if the corpus is absent, or as `label_table.read_table` does.
     """
-    if rule.labels == "table":
-        rows = list(read_table(rule.table))
-        return Listing([uri for uri, _ in rows], [text for _, text in rows], 0)
-    uris = []
     num_hidden = 0
-    for uri in filesystem.list_files(corpus):
-        if is_hidden(uri, corpus):
-            num_hidden += 1
-        else:
-            uris.append(uri)
-    pattern = re.compile(rule.pattern) if rule.pattern else None
-    texts = [label_of(uri, corpus, rule.labels, pattern) for uri in uris]
-    return Listing([speakable(uri) for uri in uris], texts, num_hidden)
+    problems: dict[str, str] = {}
+    if rule.labels == "table":
+        rows = list(label_table.read_table(rule.table, rule.path_column, rule.text_column))
+        uris, texts = [row.uri for row in rows], [row.text for row in rows]
+        problems = {row.uri: row.problem for row in rows if row.problem}
+    else:
+        uris = []
+        for uri in filesystem.list_files(corpus):
+            if is_hidden(uri, corpus):
+                num_hidden += 1
+            else:
+                uris.append(uri)
+        pattern = re.compile(rule.pattern) if rule.pattern else None
+        texts = [label_of(uri, corpus, rule.labels, pattern) for uri in uris]
+        uris = [speakable(uri) for uri in uris]
+    cleaned = texts if rule.keep_blanks else [text and (clean(text) or None) for text in texts]
+    num_cleaned = sum(one != other for one, other in zip(texts, cleaned, strict=True))
+    return Listing(uris, cleaned, num_hidden, num_cleaned, problems)
+
+
+def clean(text: str) -> str:
+    """Return a label as it is seen: in normal form C, without invisible characters, and without blanks at its ends.
+
+    Normal form C writes a letter and its accent as one character where there is one: a Mac's file names part them.
+    """
+    if text.isascii() and text.isprintable() and text == text.strip():
+        return text
+    shown = "".join(c for c in unicodedata.normalize("NFC", text) if not _is_invisible(c))
+    return shown.strip()
+
+
+def _is_invisible(character: str) -> bool:
+    is_selector = "\ufe00" <= character <= "\ufe0f" or "\U000e0100" <= character <= "\U000e01ef"
+    is_control = unicodedata.category(character) in ("Cc", "Cf") and not character.isspace()
+    return is_selector or is_control or character in FILLERS
 
 
 def list_images(folder: str) -> list[str]:
@@ -80,48 +121,3 @@ def label_of(uri: str, corpus: str, labels: Labels, pattern: re.Pattern[str] | N
         return stem or None
     match = pattern.search(stem)
     return (match.group(1 if pattern.groups else 0) or None) if match else None
-
-
-def read_table(uri: str) -> Iterator[tuple[str, str | None]]:
-    """Yield the image's URI and label for each row of a CSV or Parquet table with columns `path` and `text`.
-
-    Paths are relative to the table; absolute ones and URIs stay as they are. Labels are text: "007" stays "007". A row
-    without a path yields the table's URI with the row's number, from 1, and no label. Raises InputError if the table is
-    absent, cannot be read or lacks a column.
-    """
-    uri = filesystem.absolute(uri)
-    try:
-        data = filesystem.read(uri)
-    except OSError as error:
-        raise InputError(f"the table {uri} cannot be read: {error.strerror or error}") from error
-    folder = uri.rpartition("/")[0]
-    if data[:4] == b"PAR1":
-        try:
-            table = pq.read_table(io.BytesIO(data))
-        except (pa.ArrowException, OSError) as error:
-            raise InputError(f"the table {uri} is no readable Parquet: {error}") from error
-        _check_columns(uri, table.column_names)
-        rows = list(zip(table["path"].to_pylist(), table["text"].to_pylist(), strict=True))
-    else:
-        try:
-            reader = csv.DictReader(io.StringIO(data.decode("utf-8-sig"), newline=""))
-            _check_columns(uri, list(reader.fieldnames or []))
-            rows = [(row["path"], row["text"]) for row in reader]
-        except UnicodeDecodeError:
-            raise InputError(f"the table {uri} is neither Parquet nor CSV in UTF-8") from None
-        except csv.Error as error:
-            raise InputError(f"the table {uri} is no readable CSV: {error}") from error
-    for number, (path, text) in enumerate(rows, start=1):
-        label = None if text is None or text == "" else str(text)
-        if not path:
-            yield f"{uri}#row-{number}", None
-        elif path.startswith("/") or "://" in path:
-            yield filesystem.absolute(path), label
-        else:
-            yield filesystem.join(folder, posixpath.normpath(path)), label
-
-
-def _check_columns(uri: str, names: list[str]) -> None:
-    for name in ("path", "text"):
-        if name not in names:
-            raise InputError(f"the table {uri} has no column {name!r}; it has {', '.join(names) or 'none'}")

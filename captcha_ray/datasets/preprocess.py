@@ -12,6 +12,7 @@ import io
 import math
 import time
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -19,7 +20,7 @@ import ray.data
 
 from captcha_ray import console
 from captcha_ray.charset import Charset
-from captcha_ray.datasets import decoding, labels, schema
+from captcha_ray.datasets import advice, decoding, labels, schema
 from captcha_ray.datasets.config import PreprocessConfig
 from captcha_ray.datasets.shards import open_shards, read_part
 from captcha_ray.datasets.splits import SPLITS, split_of
@@ -31,6 +32,9 @@ from captcha_ray.storage import filesystem
 
 QUARANTINE_ROWS = 1_000_000
 """Rows of one part of the quarantine."""
+
+FEW_TOO_LONG = 0.01
+"""Greatest share of labels that may be put aside as far longer than the others: more than twice as long."""
 
 STARTED = "_STARTED.json"
 """Marks unfinished shards of this job, which it may overwrite."""
@@ -62,7 +66,7 @@ def write_block(files: pa.Table, *, config: PreprocessConfig, image: ImageSpec) 
     """
     shard, bad = decoding.decode_files(files, image, config.max_pixels)
     splits = pa.array([split_of(h, config.split_seed, config.splits) for h in shard["sha256"].to_pylist()], pa.string())
-    for split in SPLITS:
+    for split in SPLITS if not config.check else ():
         rows = shard.filter(pc.equal(splits, split))
         if len(rows):
             _write_part(part_uri(config.out, split, files["block"][0].as_py()), rows)
@@ -98,35 +102,34 @@ def _write_part(uri: str, rows: pa.Table) -> None:
 def preprocess(config: PreprocessConfig) -> schema.Manifest:
     """Write shards, quarantine, manifest and `_SUCCESS` below `config.out`; finished shards are left as they are.
 
-    Needs a connected Ray. Raises InputError for a corpus that is absent, empty or of one class, for refused labels, and
-    if `out` holds anything else.
+    Needs a connected Ray. With `config.check` nothing is written. Raises InputError for a corpus that is absent, empty
+    or of one class, for refused labels, and if `out` holds anything else.
     """
     started = time.monotonic()
     config = _absolute(config)
-    if filesystem.exists(filesystem.join(config.out, "_SUCCESS")):
-        return _finished(config)
-    filesystem.check_writable(config.out)
-    rule = labels.LabelRule(config.labels, config.label_pattern, config.table)
+    if not config.check:
+        if filesystem.exists(filesystem.join(config.out, "_SUCCESS")):
+            return _finished(config)
+        filesystem.check_writable(config.out)
+    rule = labels.LabelRule.of(config)
     listing = labels.list_corpus(config.corpus, rule)
     if not listing.uris:
         raise InputError(f"{config.corpus} holds no images")
-    files, refused = _check_labels(listing, config)
-    if not len(files):
-        raise InputError(
-            f"none of the {len(listing.uris):,} files of {config.corpus} has a label by --labels {config.labels}; "
-            f"{listing.uris[0]}: {refused['detail'][0]}"
-        )
-    first = files.slice(0, 1).to_pylist()[0]
-    console.say(f"{len(files):,} labels by --labels {rule.labels}, such as {first['text']!r} of {first['uri']}")
-    image = decoding.choose_image(config, files["uri"].to_pylist())
-    _claim(config)
+    files, refused = _labeled_files(listing, config)
+    image, files, too_long = _choose_image(config, files)
+    if not config.check:
+        _claim(config)
     results = _run_blocks(files, config, image)
     kept = results.filter(pc.equal(results["reason"], ""))
     bad = results.filter(pc.not_equal(results["reason"], "")).select(schema.QUARANTINE_SCHEMA.names)
     removed = find_repeats(kept)
-    kept = _remove(kept, removed, config.out)
-    quarantine = pa.concat_tables([refused, bad.cast(schema.QUARANTINE_SCHEMA), removed])
+    kept = _remove(kept, removed, "" if config.check else config.out)
+    quarantine = pa.concat_tables([refused, too_long, bad.cast(schema.QUARANTINE_SCHEMA), removed])
     manifest = _manifest(config, image, rule, listing, kept, quarantine, time.monotonic() - started)
+    advice.warn_of_unseen(manifest)
+    if config.check:
+        advice.advise(config, manifest, kept["text"].to_pylist(), quarantine)
+        return manifest
     for number, start in enumerate(range(0, len(quarantine), QUARANTINE_ROWS)):
         _write_part(filesystem.join(config.out, quarantine_name(number)), quarantine.slice(start, QUARANTINE_ROWS))
     _clear(config.out, manifest, number_of_quarantine_parts=math.ceil(len(quarantine) / QUARANTINE_ROWS))
@@ -148,8 +151,8 @@ def _absolute(config: PreprocessConfig) -> PreprocessConfig:
 def _finished(config: PreprocessConfig) -> schema.Manifest:
     manifest = open_shards(config.out).manifest
     for name, value in config.to_dict().items():
-        if manifest.config.get(name) != value:
-            found = manifest.config.get(name)
+        found = manifest.config.get(name, getattr(PreprocessConfig(), name))  # shards may be older than a field
+        if found != value:
             raise InputError(f"{config.out} holds shards made with {name} {found!r}, not {value!r}; name another --out")
     console.say(
         f"{config.out} is finished already; nothing to do (for what {config.corpus} has got since, name another --out)"
@@ -178,8 +181,72 @@ def _clear(out: str, manifest: schema.Manifest, number_of_quarantine_parts: int)
             filesystem.delete(uri)
 
 
+def _labeled_files(listing: labels.Listing, config: PreprocessConfig) -> tuple[pa.Table, pa.Table]:
+    """Return the files to read (uri, text), and quarantine rows for the others, and say how many there are.
+
+    Raises InputError if there is none, or as `_check_labels` does.
+    """
+    files, refused = _check_labels(listing, config)
+    if not len(files):
+        raise InputError(
+            f"none of the {len(listing.uris):,} files of {config.corpus} has a label by --labels {config.labels}; "
+            f"{refused['uri'][0]}: {refused['detail'][0]}"
+        )
+    first = files.slice(0, 1).to_pylist()[0]
+    console.say(f"{len(files):,} labels by --labels {config.labels}, such as {first['text']!r} of {first['uri']}")
+    if listing.num_cleaned:
+        console.warn(
+            f"{listing.num_cleaned:,} labels had blanks at their ends, invisible characters, or accents apart from "
+            f"their letters, and were mended; --keep-blanks leaves them as they are"
+        )
+    if listing.problems:
+        console.warn(
+            f"{len(listing.problems):,} rows of the table cannot be understood; the first: "
+            f"{next(iter(listing.problems.values()))}"
+        )
+    return files, refused
+
+
+def _choose_image(config: PreprocessConfig, files: pa.Table) -> tuple[ImageSpec, pa.Table, pa.Table]:
+    """Return the images to produce, the files whose labels fit into them, and quarantine rows for the others.
+
+    Images are made wide enough for the longest label, but for a few that are far longer than all others: those are
+    put aside if no `max_length` says that they are meant.
+    """
+    texts = files["text"].to_pylist()
+    image = decoding.choose_image(config, files["uri"].to_pylist())
+    lengths = np.array([len(text) for text in texts])
+    fitting = decoding.num_fitting(image.width)
+    if lengths.max() <= fitting:
+        return image, files, schema.quarantine([])
+    usual = int(np.quantile(lengths, 1 - FEW_TOO_LONG, method="lower"))
+    longest = int(lengths.max()) if config.max_length or lengths.max() <= 2 * usual else usual
+    if not config.width and decoding.num_fitting(image.width) < longest:
+        wide = decoding.width_for(longest)
+        console.say(f"images are {wide} instead of {image.width} pixels wide, to hold {longest} characters")
+        image = dataclasses.replace(image, width=wide)
+    limit = max(decoding.num_fitting(image.width), usual)
+    keep = lengths <= limit
+    if not keep.all():
+        one = int(lengths.argmax())
+        console.warn(
+            f"{int((~keep).sum()):,} labels are far longer than the others and are put aside, such as {texts[one]!r} "
+            f"of {files['uri'][one]}; if they are meant, pass --max-length {lengths.max()}"
+        )
+    detail = "label {!r} has {} characters, where images of {} pixels' width hold {}"
+    aside = [
+        (uri, "too_long", detail.format(text, len(text), image.width, decoding.num_fitting(image.width)))
+        for uri, text, kept in zip(files["uri"].to_pylist(), texts, keep.tolist(), strict=True)
+        if not kept
+    ]
+    return image, files.filter(pa.array(keep)), schema.quarantine(aside)
+
+
 def _check_labels(listing: labels.Listing, config: PreprocessConfig) -> tuple[pa.Table, pa.Table]:
-    """Return the files to read (uri, text), and quarantine rows for those with a bad label."""
+    """Return the files to read (uri, text), and quarantine rows for those with a bad label.
+
+    Raises InputError for the first bad label if they are to be refused.
+    """
     charset = Charset(config.charset) if config.charset else None
     good: list[tuple[str, str]] = []
     bad: list[tuple[str, str, str]] = []
@@ -188,12 +255,16 @@ def _check_labels(listing: labels.Listing, config: PreprocessConfig) -> tuple[pa
         if (uri, text) in seen:
             continue  # a table may name a file twice; it is one file
         seen.add((uri, text))
-        if text is None:
+        if problem := listing.problems.get(uri):
+            bad.append((uri, "bad_row", problem))
+        elif text is None:
             bad.append((uri, "no_label", "the label rule finds no label, or the name is not UTF-8"))
         elif charset and (unknown := charset.unknown_in(text)):
             bad.append((uri, "unknown_character", f"label {text!r} holds {unknown!r}"))
         elif config.length and len(text) != config.length:
             bad.append((uri, "wrong_length", f"label {text!r} has {len(text)} characters, not {config.length}"))
+        elif config.max_length and len(text) > config.max_length:
+            bad.append((uri, "too_long", f"label {text!r} has {len(text)} characters, more than {config.max_length}"))
         else:
             good.append((uri, text))
     if bad and config.bad_labels == "refuse":
@@ -244,14 +315,17 @@ def find_repeats(kept: pa.Table) -> pa.Table:
         if all(t == text for _, t in group):
             bad += [(uri, "duplicate", f"same pixels and label as {first}") for uri, _ in group[1:]]
         else:
-            texts = ", ".join(sorted({repr(t) for _, t in group}))
-            bad += [(uri, "conflicting_labels", f"the same pixels are labeled {texts}") for uri, _ in group]
+            for uri, own in group:
+                other, its = next(one for one in group if one[1] != own)
+                bad.append((uri, "conflicting_labels", f"labeled {own!r}, but {other} with the same pixels {its!r}"))
     return schema.quarantine(sorted(bad))
 
 
 def _remove(kept: pa.Table, removed: pa.Table, out: str) -> pa.Table:
-    """Remove files from the parts that hold them, and return the rows that stay."""
+    """Remove files from the parts that hold them, if there are any, and return the rows that stay."""
     gone = pc.is_in(kept["uri"], value_set=removed["uri"].combine_chunks())
+    if not out:
+        return kept.filter(pc.invert(gone))
     for part in kept.filter(gone).select(["split", "block"]).group_by(["split", "block"]).aggregate([]).to_pylist():
         uri = part_uri(out, part["split"], part["block"])
         rows = read_part(uri)
@@ -274,7 +348,8 @@ def _manifest(
 ) -> schema.Manifest:
     reasons = collections.Counter(quarantine["reason"].to_pylist())
     if not len(kept):
-        raise InputError(f"{config.corpus} holds no image that can be used: {decoding.counted(reasons)}")
+        first = f"; {quarantine['uri'][0]}: {quarantine['detail'][0]}" if len(quarantine) else ""
+        raise InputError(f"{config.corpus} holds no image that can be used: {decoding.counted(reasons)}{first}")
     texts = {s: kept.filter(pc.equal(kept["split"], s))["text"].to_pylist() for s in SPLITS}
     every = [text for split in texts.values() for text in split]
     charset = Charset(config.charset) if config.charset else Charset.found_in(every)

@@ -25,7 +25,13 @@ class EvaluateConfig(Config):
     label_pattern: str = ""
     """Regular expression for labels from file names, as in jobs/preprocess.py."""
     table: str = ""
-    """CSV or Parquet with columns path,text, for --labels table."""
+    """CSV, TSV, JSON Lines or Parquet with columns path,text, for --labels table."""
+    path_column: str = ""
+    """Column of the table that names the images, as in jobs/preprocess.py."""
+    text_column: str = ""
+    """Column of the table that holds the labels, as in jobs/preprocess.py."""
+    keep_blanks: bool = False
+    """Keep blanks at the ends of labels, and invisible characters, as in jobs/preprocess.py."""
     folds: int = 0
     """Cross-validate instead: train as many networks, each on all splits of the shards but one fold, which it then
     predicts; 0 does not. Names the labels that they dispute."""
@@ -46,7 +52,7 @@ class EvaluateConfig(Config):
             not (self.shards and self.corpus),
             f"shards is {self.shards!r} and corpus is {self.corpus!r}; --shards and --corpus exclude each other",
         )
-        check_label_rule(self.labels, self.label_pattern, self.table)
+        check_label_rule(self)
         check(not self.label_pattern or bool(self.corpus), "--label-pattern goes with --corpus")
         check(not self.use_gpu or self.num_workers > 0 or self.trains, "--use-gpu needs --num-workers of at least 1")
         check(self.folds == 0 or 2 <= self.folds <= 100, f"folds is {self.folds}; it must be 2 to 100, or 0 for none")

@@ -29,7 +29,7 @@ def open_labeled(config: EvaluateConfig, own_shards: str, spec: ModelSpec) -> La
         InputError: There is nothing to read, or the network cannot take such shards.
     """
     if config.corpus or config.table:
-        rule = labels.LabelRule(config.labels, config.label_pattern, config.table)
+        rule = labels.LabelRule.of(config)
         return read_corpus(config.corpus, rule, spec.image)
     if not config.shards and not own_shards:
         raise InputError("there is no run to tell which shards to measure on; name --shards or --corpus")

@@ -32,8 +32,20 @@ PAGE_FILES = 1000
 """Local files per page of a listing, as many as S3 gives."""
 
 
-HIDDEN_FILES = {".ds_store", "thumbs.db", "desktop.ini", "ehthumbs.db", "icon\r"}
-"""Names, in lower case, of files that operating systems leave in folders."""
+HIDDEN_FILES = {"thumbs.db", "desktop.ini", "ehthumbs.db", "icon\r", "_success", "picasa.ini", "zbthumbnail.info"}
+"""Names, in lower case, of files that operating systems and programs leave in folders; others begin with a dot."""
+
+HIDDEN_ENDINGS = ("zone.identifier", "_$folder$", "~", ".crdownload", ".part", ".partial", ".tmp")
+"""How names, in lower case, of such files end: downloads and what marks them, backups, folders of Hadoop."""
+
+HIDDEN_FOLDERS = {
+    "__macosx", "network trash folder", "temporary items",  # macOS
+    "$recycle.bin", "recycler", "system volume information", "found.000",  # Windows
+    "lost+found",  # Linux
+    "@eadir", "#recycle", "#snapshot", "@recycle", "@recently-snapshot", "@tmp",  # network drives
+    "_temporary", "_delta_log", "_spark_metadata",  # Hadoop, Delta, Spark
+}  # fmt: skip
+"""Names, in lower case, of folders that they leave; all that is in them is theirs."""
 
 
 def speakable(uri: str) -> str:
@@ -42,10 +54,14 @@ def speakable(uri: str) -> str:
 
 
 def is_hidden(uri: str, corpus: str) -> bool:
-    """Return whether a file is hidden below the corpus, or is an operating system's."""
-    below = uri.removeprefix(corpus).lstrip("/").split("/")
-    return uri.rpartition("/")[2].lower() in HIDDEN_FILES or any(
-        part.startswith((".", "__MACOSX")) and part not in (".", "..") for part in below
+    """Return whether a file is hidden below the corpus, or is an operating system's or a program's."""
+    *folders, name = [part.lower() for part in uri.removeprefix(corpus).lstrip("/").split("/")]
+    name = name or uri.rpartition("/")[2].lower()
+    return (
+        name in HIDDEN_FILES
+        or name.endswith(HIDDEN_ENDINGS)
+        or any(part.startswith(".") and part not in (".", "..") for part in (*folders, name))
+        or not HIDDEN_FOLDERS.isdisjoint(folders)
     )
 
 

@@ -4,16 +4,17 @@ import os
 import re
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
-from captcha_ray.datasets.labels import LabelRule, Listing, label_of, list_corpus, read_table
+from captcha_ray.datasets.labels import LabelRule, Listing, clean, label_of, list_corpus
 from captcha_ray.errors import InputError
 from captcha_ray.storage.filesystem import is_hidden
 
 ODD_NAMES = ["two words.png", "ünï-日本.png", "line\nfeed.png", "a%2Fb.png", "#+?&=.png", " lead.png", "no-ending"]
 HIDDEN_FILES = [
+    *("7/@eaDir/a.png/SYNOPHOTO_THUMB_M.jpg", "#recycle/7/a.png", "@Recycle/a.png", "$RECYCLE.BIN/S-1-5/a.png"),
+    *("System Volume Information/WPSettings.dat", "lost+found/#123", "7/a.png:Zone.Identifier", "7_$folder$"),
+    *("_SUCCESS", "_temporary/0/a.png", "7/a.png.crdownload", "7/b.png.part", "7/a.png~", ".Trash-1000/files/a.png"),
     ".DS_Store",
     "7/Thumbs.db",
     "7/THUMBS.DB",
@@ -87,7 +88,18 @@ def test_a_hidden_folder_above_the_corpus_hides_nothing(tmp_path: Path) -> None:
     assert found(list_corpus(corpus, LabelRule("folder")), corpus) == {"7/a.png": "7"}
 
 
-@pytest.mark.parametrize("uri", ["s3://b/c/.DS_Store", "s3://b/c/7/Thumbs.db", "s3://b/c/__MACOSX/7/a.png"])
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "s3://b/c/.DS_Store",
+        "s3://b/c/7/Thumbs.db",
+        "s3://b/c/__MACOSX/7/a.png",
+        "s3://b/c/7_$folder$",
+        "s3://b/c/_SUCCESS",
+        "s3://b/c/_temporary/0/x",
+        "s3://b/c/@EADIR/x",
+    ],
+)
 def test_junk_in_a_bucket_is_junk(uri: str) -> None:
     assert is_hidden(uri, "s3://b/c")
     assert not is_hidden("s3://b/c/7/a.png", "s3://b/c")
@@ -101,102 +113,14 @@ def test_a_corpus_of_one_file_is_that_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ODD_NAMES)
 def test_odd_names_are_listed_and_labeled_as_they_are(tmp_path: Path, name: str) -> None:
     corpus = fill(tmp_path, f"{name}/{name}")
-    assert found(list_corpus(corpus, LabelRule("folder")), corpus) == {f"{name}/{name}": name}
+    assert found(list_corpus(corpus, LabelRule("folder", keep_blanks=True)), corpus) == {f"{name}/{name}": name}
     stem = name.removesuffix(".png")
-    assert found(list_corpus(corpus, LabelRule("filename")), corpus) == {f"{name}/{name}": stem}
+    assert found(list_corpus(corpus, LabelRule("filename", keep_blanks=True)), corpus) == {f"{name}/{name}": stem}
 
 
 def test_an_absent_corpus_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="nowhere does not exist"):
         list_corpus(f"{tmp_path}/nowhere", LabelRule("folder"))
-
-
-def write_table(folder: Path, kind: str, rows: list[tuple[str | None, str | None]]) -> str:
-    path = folder / f"labels.{kind}"
-    if kind == "csv":
-        lines = [f'"{path or ""}","{text or ""}"\r\n' for path, text in rows]
-        path.write_bytes("".join(["path,text\r\n", *lines]).encode())
-    else:
-        pq.write_table(pa.table({"path": [p for p, _ in rows], "text": [t for _, t in rows]}), path)
-    return str(path)
-
-
-@pytest.mark.parametrize("kind", ["csv", "parquet"])
-def test_a_table_gives_labels_as_text_and_paths_relative_to_itself(tmp_path: Path, kind: str) -> None:
-    table = write_table(
-        tmp_path,
-        kind,
-        [
-            ("7/a.png", "007"),
-            ("/elsewhere/b.png", "1e5"),
-            ("s3://bucket/c.png", " x "),
-            ("file:///d.png", "NA"),
-            ("e.png", None),
-            (None, "lost"),
-            *((name, name) for name in ODD_NAMES),
-        ],
-    )
-    assert list(read_table(table)) == [
-        (f"{tmp_path}/7/a.png", "007"),
-        ("/elsewhere/b.png", "1e5"),
-        ("s3://bucket/c.png", " x "),
-        ("/d.png", "NA"),
-        (f"{tmp_path}/e.png", None),
-        (f"{table}#row-6", None),
-        *((f"{tmp_path}/{name}", name) for name in ODD_NAMES),
-    ]
-
-
-def test_a_tables_rows_are_the_corpus_in_their_order(tmp_path: Path) -> None:
-    table = write_table(tmp_path, "csv", [("b.png", "2"), ("a.png", "1"), (".hidden.png", "3")])
-    listing = list_corpus("/not/looked/at", LabelRule("table", table=table))
-    assert found(listing, str(tmp_path)) == {"b.png": "2", "a.png": "1", ".hidden.png": "3"}
-    assert listing.num_hidden == 0
-
-
-def test_numbers_in_a_parquet_table_become_text(tmp_path: Path) -> None:
-    pq.write_table(pa.table({"text": [7, 10], "path": ["a", "b"], "more": [0, 0]}), tmp_path / "t")
-    assert [text for _, text in read_table(f"{tmp_path}/t")] == ["7", "10"]
-
-
-def test_a_byte_order_mark_and_further_columns_do_no_harm(tmp_path: Path) -> None:
-    (tmp_path / "t.csv").write_bytes(b"\xef\xbb\xbfpath,note,text\na.png,x,\xc3\xa4\nb.png,y,2,z\nc.png\n")
-    assert [text for _, text in read_table(f"{tmp_path}/t.csv")] == ["ä", "2", None]
-
-
-@pytest.mark.parametrize(
-    ("data", "said"),
-    [
-        (b"file,text\na,b\n", "has no column 'path'; it has file, text"),
-        (b"path;text\na;b\n", "has no column 'path'; it has path;text"),
-        (b"path\na\n", "has no column 'text'; it has path"),
-        (b"", "has no column 'path'; it has none"),
-        (b"path,text\n\xff\xfe,b\n", "is neither Parquet nor CSV in UTF-8"),
-        (b"path,text\na," + b"x" * 200_000, "is no readable CSV: field larger"),
-        (b"PAR1 and then nothing", "is no readable Parquet"),
-    ],
-)
-def test_a_table_that_is_none_is_refused_by_name(tmp_path: Path, data: bytes, said: str) -> None:
-    (tmp_path / "t.csv").write_bytes(data)
-    with pytest.raises(InputError, match=f"the table {tmp_path}/t.csv {re.escape(said)}"):
-        list(read_table(f"{tmp_path}/t.csv"))
-
-
-def test_a_parquet_table_without_a_column_is_refused_by_name(tmp_path: Path) -> None:
-    pq.write_table(pa.table({"path": ["a"], "label": ["b"]}), tmp_path / "t.parquet")
-    with pytest.raises(InputError, match="has no column 'text'; it has path, label"):
-        list(read_table(f"{tmp_path}/t.parquet"))
-
-
-def test_an_absent_table_is_named(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"the table .*/none\.csv cannot be read: No such file"):
-        list(read_table(f"{tmp_path}/none.csv"))
-
-
-def test_a_table_with_an_address_nobody_reads_is_refused(tmp_path: Path) -> None:
-    table = write_table(tmp_path, "csv", [("http://host/a.png", "1")])
-    with pytest.raises(InputError, match=r"http://host/a\.png has a scheme this project does not read"):
-        list(read_table(table))
 
 
 def test_an_image_beside_the_class_folders_has_no_label(tmp_path: Path) -> None:
@@ -228,7 +152,32 @@ def test_a_name_that_is_not_utf8_is_listed_escaped_and_without_a_label(tmp_path:
     assert listing.uris == [f"{tmp_path}/caf\\udce9.png"]
 
 
-def test_a_row_without_a_path_is_listed_with_its_number(tmp_path: Path) -> None:
-    (tmp_path / "labels.csv").write_text("path,text\n./a.png,1\n,2\n")
-    rows = list(read_table(str(tmp_path / "labels.csv")))
-    assert rows == [(str(tmp_path / "a.png"), "1"), (f"{tmp_path}/labels.csv#row-2", None)]
+def test_a_tables_rows_are_the_corpus_in_their_order(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("path,text\nb.png,2\na.png,1\n.hidden.png,3\nc.png,4,5\n")
+    listing = list_corpus("/not/looked/at", LabelRule("table", table=f"{tmp_path}/t.csv"))
+    assert found(listing, str(tmp_path)) == {"b.png": "2", "a.png": "1", ".hidden.png": "3", "c.png": None}
+    assert listing.num_hidden == 0
+    assert listing.problems == {f"{tmp_path}/c.png": f"line 5 of {tmp_path}/t.csv: 3 fields where the header has 2"}
+
+
+SEEN = {
+    " 0317": "0317", "0317 ": "0317", "\u00a00317": "0317", "03\u200b17": "0317", "\u200f0317\u200e": "0317",
+    "\ufeff0317": "0317", "03\u00ad17": "0317", "e\u0301e\u0301": "éé", "0\ufe0f3": "03", "\u31643": "3", "\u2800": "",
+    "a b": "a b", "\t7\n": "7", "\x7f7": "7", "か\u3099": "が", "x": "x", "日本": "日本", "\u2066abc\u2069": "abc",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("text", SEEN)
+def test_a_label_is_what_is_seen(text: str) -> None:
+    assert clean(text) == SEEN[text]
+    assert clean(clean(text)) == clean(text)
+
+
+def test_cleaned_labels_are_counted_and_blanks_can_be_kept(tmp_path: Path) -> None:
+    corpus = fill(tmp_path, " 7 .png", "e\u0301.png", "8.png", "\u200b.png")
+    listing = list_corpus(corpus, LabelRule("filename"))
+    assert set(listing.texts) == {"7", "é", "8", None}
+    assert listing.num_cleaned == 3
+    kept = list_corpus(corpus, LabelRule("filename", keep_blanks=True))
+    assert set(kept.texts) == {" 7 ", "e\u0301", "8", "\u200b"}
+    assert kept.num_cleaned == 0

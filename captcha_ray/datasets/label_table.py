@@ -1,0 +1,228 @@
+"""Read tables of labels: Parquet, JSON Lines, and CSV in any delimiter. Does not look whether the images exist.
+
+A row that cannot be understood has a sentence that names its line instead of a label; the other rows are read.
+"""
+
+import csv
+import dataclasses
+import gzip
+import io
+import json
+import posixpath
+import re
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from captcha_ray.errors import InputError
+from captcha_ray.storage import filesystem
+
+PATH_NAMES = ("path", "file_name", "filename", "file", "image", "uri")
+"""Columns, in lower case, that may name the image, the first that is there; Hugging Face's image folders and the
+tables of common OCR tools call it so.
+"""
+
+TEXT_NAMES = ("text", "label", "ground_truth", "transcription")
+"""Columns, in lower case, that may hold the label, the first that is there."""
+
+DELIMITERS = (",", ";", "\t", "|")
+"""What may part the fields of a line. Of these, the one that parts the header into most fields is taken."""
+
+NUMBERS_LOSE = (
+    "numbers lose leading zeros; write the labels as text, in pandas by dtype={'text': str} when the table is read, or "
+    "by .astype(str).str.zfill(n) for labels of n digits"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A row of a table.
+
+    uri: of the image, or the table's with the number of the row, from 1, where it names none. problem: why there is no
+    label, a sentence; empty if there is one, or the table leaves it empty.
+    """
+
+    uri: str
+    text: str | None
+    problem: str = ""
+
+
+Cell = tuple[Any, Any, str]
+"""Path, label and problem of a row as they stand in the table."""
+
+
+def read_table(uri: str, path_column: str = "", text_column: str = "") -> Iterator[Row]:
+    """Yield the rows of a table in order.
+
+    Paths are relative to the table; absolute ones and URIs stay as they are. Labels are text: "007" stays "007".
+
+    Args:
+        uri: Of a Parquet file, of JSON Lines (`.jsonl`, `.ndjson`), or of a CSV file in UTF-8 or UTF-16, perhaps
+            gzipped.
+        path_column: Name of the column of images; empty for the first of `PATH_NAMES`.
+        text_column: Name of the column of labels; empty for the first of `TEXT_NAMES`.
+
+    Raises:
+        InputError: The table is absent, cannot be read, lacks a column, or holds labels that are not text.
+    """
+    uri = filesystem.absolute(uri)
+    folder = uri.rpartition("/")[0]
+    for number, (path, text, problem) in enumerate(_cells(uri, path_column, text_column), start=1):
+        label = None if problem or not text else text
+        if not path:
+            yield Row(f"{uri}#row-{number}", None, problem or "the row names no image")
+        elif path.startswith("/") or "://" in path:
+            yield Row(filesystem.absolute(path), label, problem)
+        else:
+            yield Row(filesystem.join(folder, posixpath.normpath(path)), label, problem)
+
+
+def _cells(uri: str, path_column: str, text_column: str) -> Iterator[Cell]:
+    try:
+        data = filesystem.read(uri)
+        data = gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise InputError(f"the table {uri} is no readable gzip file: {error}") from error
+    except OSError as error:
+        raise InputError(f"the table {uri} cannot be read: {error.strerror or error}") from error
+
+    def choose(names: Sequence[str]) -> tuple[str, str]:
+        return (
+            _column(uri, names, "path", path_column, PATH_NAMES),
+            _column(uri, names, "text", text_column, TEXT_NAMES),
+        )
+
+    if data[:4] == b"PAR1":
+        return _of_parquet(uri, data, choose)
+    if data[:4] == b"PK\x03\x04":
+        raise InputError(f"the table {uri} is a workbook or an archive; save it as CSV in UTF-8")
+    lines = re.split("\r\n|\n|\r", _decode(uri, data))
+    suffix = posixpath.splitext(uri.lower().removesuffix(".gz"))[1]
+    if suffix in (".jsonl", ".ndjson") or (lines and lines[0].lstrip().startswith("{")):
+        return _of_json_lines(uri, lines, choose)
+    return _of_csv(uri, lines, choose)
+
+
+def _column(uri: str, names: Sequence[str], what: str, wanted: str, known: Sequence[str]) -> str:
+    """Return the name of a column as the table has it. Raises InputError if there is none."""
+    by_lower = {name.strip().lower(): name for name in reversed(names)}
+    for name in [wanted.lower()] if wanted else known:
+        if name in by_lower:
+            return by_lower[name]
+    has = ", ".join(names) or "none"
+    raise InputError(f"the table {uri} has no column {wanted or what!r}; it has {has}; --{what}-column names another")
+
+
+def _of_parquet(uri: str, data: bytes, choose: Callable[[Sequence[str]], tuple[str, str]]) -> Iterator[Cell]:
+    try:
+        names = pq.read_schema(io.BytesIO(data)).names
+        path_column, text_column = choose(names)
+        table = pq.read_table(io.BytesIO(data), columns=list(dict.fromkeys([path_column, text_column])))
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(f"the table {uri} is no readable Parquet: {error}") from error
+    columns = [_strings(uri, name, table[name]) for name in (path_column, text_column)]
+    for path, text in zip(*columns, strict=True):
+        problems = [found.args[0] for found in (path, text) if isinstance(found, ValueError)]
+        yield (None if isinstance(path, ValueError) else path), text, "; ".join(problems)
+
+
+def _strings(uri: str, name: str, column: pa.ChunkedArray) -> list[Any]:
+    """Return a column's texts, None where there is none, and a ValueError for bytes that are no UTF-8.
+
+    Raises InputError for a column of another type.
+    """
+    kind = column.type
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    if pa.types.is_null(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        return column.to_pylist()  # type: ignore[no-any-return]
+    if pa.types.is_string_view(kind):
+        return column.to_pylist()  # type: ignore[no-any-return]
+    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind):
+        return [_text_of(value, name) for value in column.to_pylist()]
+    is_number = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
+    why = NUMBERS_LOSE if is_number and name.lower() not in PATH_NAMES else "it must hold text"
+    raise InputError(f"the column {name!r} of the table {uri} is of type {kind}: {why}")
+
+
+def _text_of(value: bytes | None, name: str) -> Any:
+    try:
+        return None if value is None else value.decode()
+    except UnicodeDecodeError:
+        return ValueError(f"{name} {value!r} is not UTF-8")
+
+
+def _of_json_lines(uri: str, lines: list[str], choose: Callable[[Sequence[str]], tuple[str, str]]) -> Iterator[Cell]:
+    columns: tuple[str, str] | None = None
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            values = json.loads(line)
+        except ValueError as error:
+            yield None, None, f"line {number} of {uri}: no JSON, {error}"
+            continue
+        if not isinstance(values, dict):
+            yield None, None, f"line {number} of {uri}: no JSON object"
+            continue
+        columns = columns or choose(list(values))
+        path, text = (values.get(name) for name in columns)
+        problem = ""
+        if not isinstance(path, str | None):
+            path, problem = None, f"line {number} of {uri}: the image is {path!r}, which is no text"
+        elif not isinstance(text, str | None):
+            why = f"; {NUMBERS_LOSE}" if isinstance(text, int | float) and not isinstance(text, bool) else ""
+            text, problem = None, f"line {number} of {uri}: the label is {text!r}, which is no text{why}"
+        yield path, text, problem
+
+
+def _of_csv(uri: str, lines: list[str], choose: Callable[[Sequence[str]], tuple[str, str]]) -> Iterator[Cell]:
+    try:
+        headers = {delimiter: _fields(lines[0], delimiter) for delimiter in DELIMITERS}
+    except csv.Error as error:
+        raise InputError(f"the table {uri} is no readable CSV: {error}") from error
+    delimiter, header = max(headers.items(), key=lambda item: len(item[1]))
+    places = [header.index(name) for name in choose(header)]
+    for number, line in enumerate(lines[1:], start=2):
+        if not line.strip():
+            continue
+        try:
+            fields, problem = _fields(line, delimiter), ""
+        except csv.Error as error:
+            fields, problem = [], str(error)
+        if "\0" in line:
+            problem = "a byte of zero"
+        elif len(fields) > len(header):
+            problem = f"{len(fields)} fields where the header has {len(header)}"
+        elif problem == "unexpected end of data":
+            problem = "a quotation mark that is not closed"
+        path, text = (fields[place] if place < len(fields) else None for place in places)
+        yield path, text, f"line {number} of {uri}: {problem}" if problem else ""
+
+
+def _fields(line: str, delimiter: str) -> list[str]:
+    """Return the fields of one line. Raises csv.Error for a quotation mark that the line does not close."""
+    return next(csv.reader([line], delimiter=delimiter, strict=True), [])
+
+
+def _decode(uri: str, data: bytes) -> str:
+    """Return the text of a table in UTF-8 or UTF-16. Raises InputError for another encoding."""
+    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        encoding = "utf-16"
+    elif data[1:40:2].count(0) > len(data[1:40:2]) / 2:
+        encoding = "utf-16-le"
+    elif data[:40:2].count(0) > len(data[:40:2]) / 2:
+        encoding = "utf-16-be"
+    else:
+        encoding = "utf-8-sig"
+    try:
+        return data.decode(encoding)
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        raise InputError(
+            f"the table {uri} is not in UTF-8: byte {data[error.start]:#x} in line {line}; convert it, if it is from "
+            "Windows by iconv -f cp1252 -t utf-8"
+        ) from None
