@@ -79,8 +79,24 @@ class Unreadable:
 BLANK = Unreadable("blank", "all pixels have one color, so nothing is to be seen")
 
 
+AspectRatios = tuple[float, ...]
+"""Least and greatest ratio of width to height."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Decoded:
+    """Pixels, uint8 (H, W, C), and the ratio of width to height that the image had."""
+
+    pixels: Pixels
+    aspect_ratio: float
+
+
 def decode(
-    data: bytes, spec: ImageSpec, max_pixels: int = MAX_PIXELS, max_stretch: float = math.inf
+    data: bytes,
+    spec: ImageSpec,
+    max_pixels: int = MAX_PIXELS,
+    max_stretch: float = math.inf,
+    aspect_ratios: AspectRatios | None = None,
 ) -> Pixels | Unreadable:
     """Decode an image file's bytes.
 
@@ -92,12 +108,20 @@ def decode(
         data: The file.
         spec: Size, channels and preprocessing of the result.
         max_pixels: Most pixels of the source.
-        max_stretch: Largest factor by which resizing may change the aspect ratio.
+        max_stretch: Largest factor by which the image's ratio of width to height may lie outside of `aspect_ratios`.
+        aspect_ratios: Least and greatest usual ratio; None for that of `spec`.
 
     Returns:
         uint8 (H, W, C), or why there are no pixels.
     """
-    return _with_image(data, max_pixels, lambda image: _decode(image, spec, max_stretch))
+    usual = aspect_ratios or (spec.width / spec.height,)
+    found = _with_image(data, max_pixels, lambda image: _decode(image, spec, max_stretch, usual))
+    return found if isinstance(found, Unreadable) else found.pixels
+
+
+def decode_with_ratio(data: bytes, spec: ImageSpec, max_pixels: int = MAX_PIXELS) -> Decoded | Unreadable:
+    """Decode an image file's bytes as `decode` does, and tell its ratio of width to height."""
+    return _with_image(data, max_pixels, lambda image: _decode(image, spec))
 
 
 def _with_image(data: bytes, max_pixels: int, make: Callable[[Image.Image], T | Unreadable]) -> T | Unreadable:
@@ -143,23 +167,25 @@ def _without_metadata(data: bytes) -> bytes:
     return b"".join(kept)
 
 
-def _decode(image: Image.Image, spec: ImageSpec, max_stretch: float) -> Pixels | Unreadable:
+def _decode(
+    image: Image.Image, spec: ImageSpec, max_stretch: float = math.inf, usual: AspectRatios = (1.0,)
+) -> Decoded | Unreadable:
     width, height = image.size
-    if min(_stretch((width, height), spec), _stretch((height, width), spec)) > max_stretch:
+    if min(_stretch((width, height), usual), _stretch((height, width), usual)) > max_stretch:
         return _wrong_aspect((width, height), spec)  # lying on its side or not; decoding would be for nothing
     for number, frame in enumerate(_frames(image)):
         upright = upright_image(frame)
-        if number == 0 and _stretch(upright.size, spec) > max_stretch:
+        if number == 0 and _stretch(upright.size, usual) > max_stretch:
             return _wrong_aspect(upright.size, spec)
         if not isinstance(pixels := prepare(upright, spec), Unreadable):
-            return pixels
+            return Decoded(pixels, upright.width / upright.height)
     return BLANK
 
 
-def _stretch(size: tuple[int, int], spec: ImageSpec) -> float:
-    """Return the factor, at least 1, by which resizing to the specification changes the aspect ratio."""
-    stretch = size[0] * spec.height / (size[1] * spec.width)
-    return max(stretch, 1 / stretch)
+def _stretch(size: tuple[int, int], usual: AspectRatios) -> float:
+    """Return the factor by which a ratio of width to height lies outside of the usual ones; up to 1 is within."""
+    ratio = size[0] / size[1]
+    return max(ratio / max(usual), min(usual) / ratio)
 
 
 def _wrong_aspect(size: tuple[int, int], spec: ImageSpec) -> Unreadable:
@@ -212,9 +238,10 @@ def inspect(data: bytes, max_pixels: int = MAX_PIXELS) -> Appearance | Unreadabl
     """
 
     def look(image: Image.Image) -> Appearance | Unreadable:
-        small = _decode(image, ImageSpec(height=32, width=32, channels=3), math.inf)
-        if isinstance(small, Unreadable):
-            return small
+        found = _decode(image, ImageSpec(height=32, width=32, channels=3))
+        if isinstance(found, Unreadable):
+            return found
+        small = found.pixels
         width, height = image.size
         if _orientation(image) >= ON_ITS_SIDE:
             width, height = height, width

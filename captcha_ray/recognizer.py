@@ -3,12 +3,14 @@
 import dataclasses
 import math
 import os
-from collections.abc import Callable, Sequence
-from typing import Any, overload
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, BinaryIO, TypeAlias, overload
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 import torch
+from PIL import Image
 
 from captcha_ray import images
 from captcha_ray.charset import Charset
@@ -22,7 +24,14 @@ from captcha_ray.storage import filesystem
 MIN_CALIBRATION = 50
 """Least characters for fitting a temperature; they let confidence reach about 1 - 1 / their number."""
 
-Source = str | os.PathLike[str] | bytes | npt.NDArray[np.uint8]
+Source: TypeAlias = (
+    str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO | npt.NDArray[np.uint8] | Image.Image
+)
+"""An image: its path or URI, its file's bytes, a file open for reading bytes, pixels uint8 (H, W[, C]), or a Pillow
+image. An Arrow scalar of a path or of bytes, which pyarrow declares no type for, is taken too.
+"""
+
+TAKEN = "path, URI, bytes, file open for reading bytes, uint8 array, Pillow image or Arrow scalar of one"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,20 +89,26 @@ class Recognizer:
         """Predict the text of one image or of several.
 
         Args:
-            sources: Paths or URIs, files' bytes, or uint8 arrays (H, W[, C]); one or a sequence.
-            batch_size: Images per forward pass.
+            sources: One image or several, see `Source`.
+            batch_size: Images per forward pass, at least 1.
 
         Returns:
             A prediction or a list of them; in a list, an unreadable image has an `error`.
 
         Raises:
             InputError: A single image cannot be decoded.
+            TypeError: Something is no image, as `Source` says.
+            ValueError: The batch size is below 1.
         """
-        if isinstance(sources, (str, os.PathLike, bytes, np.ndarray)):
-            prediction = self.predict([sources])[0]
+        if batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
+        if _is_source(sources):
+            prediction = self.predict([sources])[0]  # type: ignore[list-item]
             if prediction.error:
                 raise InputError(prediction.error)
             return prediction
+        if not isinstance(sources, Iterable):
+            raise TypeError(f"an image is a {TAKEN}, not a {type(sources).__name__}")
         decoded = [self._decode(source) for source in sources]
         good = [pixels for pixels in decoded if not isinstance(pixels, images.Unreadable)]
         read: list[Prediction] = []
@@ -177,19 +192,42 @@ class Recognizer:
         return result
 
     def _decode(self, source: Any) -> images.Pixels | images.Unreadable:
+        if isinstance(source, pa.Scalar):
+            source = source.as_py()
+        if not _is_source(source):
+            raise TypeError(f"an image is a {TAKEN}, not a {type(source).__name__}")
         if isinstance(source, np.ndarray):
             try:
                 return images.from_array(source, self.spec.image)
             except ValueError as error:
                 return images.Unreadable("not_an_image", str(error))
-        if isinstance(source, bytes):
-            return images.decode(source, self.spec.image)
-        try:
-            return images.decode(filesystem.read(filesystem.absolute(str(source))), self.spec.image)
-        except FileNotFoundError:
-            return images.Unreadable("missing", f"{source} does not exist")
-        except (InputError, OSError, ValueError) as error:  # no such scheme, no permission, a zero byte in the path
-            return images.Unreadable("unreadable", f"{source}: {getattr(error, 'strerror', None) or error}")
+        if isinstance(source, Image.Image):
+            return images.prepare(images.upright_image(source), self.spec.image)
+        data = source if isinstance(source, bytes | bytearray | memoryview) else _read(source)
+        return data if isinstance(data, images.Unreadable) else images.decode(bytes(data), self.spec.image)
+
+
+def _read(source: Any) -> bytes | images.Unreadable:
+    """Return the bytes of an open file, or of the file that a path or URI names."""
+    if hasattr(source, "read"):
+        data = source.read()
+        if not isinstance(data, bytes):
+            raise TypeError("a file of an image must be open for reading bytes, by mode 'rb'")
+        return data
+    try:
+        return filesystem.read(filesystem.absolute(os.fsdecode(source)))
+    except FileNotFoundError:
+        return images.Unreadable("missing", f"{source} does not exist")
+    except (InputError, OSError, ValueError) as error:  # no such scheme, no permission, a zero byte in the path
+        return images.Unreadable("unreadable", f"{source}: {getattr(error, 'strerror', None) or error}")
+
+
+def _is_source(value: Any) -> bool:
+    if isinstance(value, np.ndarray):
+        return value.dtype.kind not in "OSU"  # an array of paths or of bytes holds several
+    return isinstance(value, str | os.PathLike | bytes | bytearray | memoryview | Image.Image | pa.Scalar) or hasattr(
+        value, "read"
+    )
 
 
 def _minimum(function: Callable[[float], float], low: float, high: float, steps: int = 20) -> float:

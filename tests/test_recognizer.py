@@ -4,11 +4,13 @@ import io
 import math
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 import pytest
 import torch
 from PIL import Image
@@ -295,3 +297,74 @@ def test_probabilities_are_those_at_the_temperature_of_the_checkpoint(tmp_path: 
     assert after.model_id != before.model_id
     checkpoint.set_temperature(str(tmp_path / "run"), 1.0)
     assert Recognizer.load(str(tmp_path / "run")).model_id == before.model_id
+
+
+FORMS: dict[str, Callable[[Path], Any]] = {
+    "path": lambda path: path,
+    "string": str,
+    "numpy string": np.str_,
+    "bytes": Path.read_bytes,
+    "bytearray": lambda path: bytearray(path.read_bytes()),
+    "memoryview": lambda path: memoryview(path.read_bytes()),
+    "numpy bytes": lambda path: np.bytes_(path.read_bytes()),
+    "BytesIO": lambda path: io.BytesIO(path.read_bytes()),
+    "Pillow": lambda path: Image.open(io.BytesIO(path.read_bytes())),
+    "array": lambda path: np.asarray(Image.open(io.BytesIO(path.read_bytes()))),
+    "Arrow string": lambda path: pa.scalar(str(path)),
+    "Arrow bytes": lambda path: pa.scalar(path.read_bytes()),
+}
+"""What may stand for the image in a file."""
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_an_image_in_any_form_is_recognized_alone_and_in_a_list(
+    recognizer: Recognizer, tmp_path: Path, form: str
+) -> None:
+    path = tmp_path / "a.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (12, 20), np.uint8)).save(path)
+    expected = recognizer.predict(str(path))
+    assert recognizer.predict(FORMS[form](path)) == expected
+    assert recognizer.predict([FORMS[form](path)]) == [expected]
+    several: Any = iter([FORMS[form](path)])
+    assert recognizer.predict(several) == [expected]
+    with path.open("rb") as file:
+        assert recognizer.predict(file) == expected
+
+
+def test_columns_of_paths_or_bytes_are_several_images(recognizer: Recognizer, tmp_path: Path) -> None:
+    paths = []
+    for seed in range(3):
+        paths.append(str(tmp_path / f"{seed}.png"))
+        Image.fromarray(np.random.default_rng(seed).integers(0, 256, (12, 20), np.uint8)).save(paths[-1])
+    expected = recognizer.predict(paths)
+    data: Any = [Path(path).read_bytes() for path in paths]
+    for several in (pa.array(paths), pa.array(data), np.array(paths), np.array(data, object), tuple(data)):
+        assert recognizer.predict(several) == expected
+
+
+@pytest.mark.parametrize(
+    "value", [137, 1.5, None, [137], [None], np.int64(3), [["a.png"]], {"a": 1}.values()], ids=repr
+)
+def test_what_is_no_image_is_a_type_error_that_names_what_is_taken(recognizer: Recognizer, value: Any) -> None:
+    with pytest.raises(TypeError, match="an image is a path, URI, bytes, file open for reading bytes"):
+        recognizer.predict(value)
+
+
+def test_a_file_open_for_text_is_a_type_error(recognizer: Recognizer, tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_text("x")
+    with (tmp_path / "a.png").open() as file, pytest.raises(TypeError, match="open for reading bytes, by mode 'rb'"):
+        recognizer.predict(file)  # type: ignore[call-overload]
+
+
+@pytest.mark.parametrize("batch_size", [0, -1])
+def test_a_batch_size_below_one_is_refused(recognizer: Recognizer, batch_size: int) -> None:
+    with pytest.raises(ValueError, match=f"batch_size is {batch_size}; it must be at least 1"):
+        recognizer.predict([b"x"], batch_size=batch_size)
+
+
+def test_a_photograph_that_pillow_opened_is_turned_as_it_is_to_be_seen(recognizer: Recognizer, tmp_path: Path) -> None:
+    upright = Image.fromarray(np.random.default_rng(0).integers(0, 256, (12, 20), np.uint8))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    upright.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "a.png", exif=exif)
+    assert recognizer.predict(Image.open(tmp_path / "a.png")) == recognizer.predict(upright)

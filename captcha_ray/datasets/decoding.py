@@ -84,7 +84,7 @@ def choose_image(config: PreprocessConfig, uris: list[str]) -> ImageSpec:
     return config.image(height, config.width or min(max(width, 4), 4096), config.channels or (3 if colored else 1))
 
 
-def decode_files(files: pa.Table, spec: ImageSpec, max_pixels: int) -> tuple[pa.Table, pa.Table]:
+def decode_files(files: pa.Table, spec: ImageSpec, max_pixels: int) -> tuple[pa.Table, pa.Table, list[float]]:
     """Read and decode files.
 
     Args:
@@ -93,7 +93,8 @@ def decode_files(files: pa.Table, spec: ImageSpec, max_pixels: int) -> tuple[pa.
         max_pixels: Most pixels of a source image; larger ones are not decoded.
 
     Returns:
-        Rows of shards and rows of the quarantine, both in the order of `files`.
+        Rows of shards and rows of the quarantine, both in the order of `files`, and the ratio of width to height that
+            each image in the shards had.
     """
     uris = files["uri"].to_pylist()
     if uris and filesystem.is_remote(uris[0]):
@@ -103,7 +104,7 @@ def decode_files(files: pa.Table, spec: ImageSpec, max_pixels: int) -> tuple[pa.
         results = [_decode_file(uri, spec, max_pixels) for uri in uris]
     readable = [not isinstance(result, images.Unreadable) for result in results]
     good = [result for result in results if not isinstance(result, images.Unreadable)]
-    pixels = np.stack(good) if good else np.zeros((0, *spec.shape), np.uint8)
+    pixels = np.stack([one.pixels for one in good]) if good else np.zeros((0, *spec.shape), np.uint8)
     kept = files.filter(pa.array(readable, pa.bool_()))
     shard = pa.table(
         [
@@ -115,11 +116,11 @@ def decode_files(files: pa.Table, spec: ImageSpec, max_pixels: int) -> tuple[pa.
         schema=schema.shard_schema(spec),
     )
     bad = [(uri, r.reason, r.detail) for uri, r in zip(uris, results, strict=True) if isinstance(r, images.Unreadable)]
-    return shard, schema.quarantine(bad)
+    return shard, schema.quarantine(bad), [one.aspect_ratio for one in good]
 
 
-def _decode_file(uri: str, spec: ImageSpec, max_pixels: int) -> images.Pixels | images.Unreadable:
-    return _of_file(uri, lambda data: images.decode(data, spec, max_pixels))
+def _decode_file(uri: str, spec: ImageSpec, max_pixels: int) -> images.Decoded | images.Unreadable:
+    return _of_file(uri, lambda data: images.decode_with_ratio(data, spec, max_pixels))
 
 
 def _of_file(uri: str, make: Callable[[bytes], T | images.Unreadable]) -> T | images.Unreadable:

@@ -47,6 +47,7 @@ FILE_SCHEMA = pa.schema(
         ("split", pa.string()),
         ("reason", pa.string()),
         ("detail", pa.string()),
+        ("aspect_ratio", pa.float64()),
         ("block", pa.int64()),
     ]
 )
@@ -64,15 +65,15 @@ def write_block(files: pa.Table, *, config: PreprocessConfig, image: ImageSpec) 
     Returns:
         A row of `FILE_SCHEMA` per file.
     """
-    shard, bad = decoding.decode_files(files, image, config.max_pixels)
+    shard, bad, ratios = decoding.decode_files(files, image, config.max_pixels)
     splits = pa.array([split_of(h, config.split_seed, config.splits) for h in shard["sha256"].to_pylist()], pa.string())
     for split in SPLITS if not config.check else ():
         rows = shard.filter(pc.equal(splits, split))
         if len(rows):
             _write_part(part_uri(config.out, split, files["block"][0].as_py()), rows)
-    good = [shard["uri"], shard["text"], shard["sha256"], splits, *[pa.repeat("", len(shard))] * 2]
+    good = [shard["uri"], shard["text"], shard["sha256"], splits, *[pa.repeat("", len(shard))] * 2, pa.array(ratios)]
     nothing = pa.nulls(len(bad))
-    rejected = [bad["uri"], nothing, nothing, nothing, bad["reason"], bad["detail"]]
+    rejected = [bad["uri"], nothing, nothing, nothing, bad["reason"], bad["detail"], nothing]
     tables = [pa.table(dict(zip(FILE_SCHEMA.names, c, strict=False))) for c in (good, rejected)]
     rows = pa.concat_tables([table.cast(pa.schema(list(FILE_SCHEMA)[:-1])) for table in tables])
     return rows.append_column(FILE_SCHEMA.field("block"), pa.repeat(files["block"][0], len(rows)))
@@ -374,4 +375,5 @@ def _manifest(
         seconds=round(seconds, 3),
         config=config.to_dict(),
         versions=versions(),
+        aspect_ratios=tuple(round(float(x), 4) for x in np.quantile(kept["aspect_ratio"], [0.01, 0.99])),
     )

@@ -107,6 +107,8 @@ class Manifest(Config):
     """PreprocessConfig as JSON."""
     versions: dict[str, str]
     """Versions of the packages that made the pixels."""
+    aspect_ratios: tuple[float, ...] = ()
+    """Least and greatest ratio of width to height of the images, but for a hundredth at both ends; empty if unknown."""
 
     @property
     def image_spec(self) -> ImageSpec:

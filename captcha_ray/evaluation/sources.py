@@ -63,6 +63,6 @@ def read_corpus(corpus: str, rule: labels.LabelRule, spec: ImageSpec) -> Labeled
 
 
 def _decode_only(files: pa.Table, *, spec: ImageSpec) -> pa.Table:
-    read, unreadable = decoding.decode_files(files, spec, images.MAX_PIXELS)
+    read, unreadable, _ = decoding.decode_files(files, spec, images.MAX_PIXELS)
     rows = pa.concat_tables([read, unreadable.select(["uri", "reason"])], promote_options="default")
     return rows.cast(pa.schema([field.with_nullable(True) for field in rows.schema]))

@@ -117,7 +117,10 @@ class BlockReader:
         def decode(item: bytes | images.Unreadable) -> images.Pixels | images.Unreadable:
             if isinstance(item, images.Unreadable):
                 return item
-            return images.decode(item, self._recognizer.spec.image, self._task.max_pixels, self._task.max_stretch)
+            spec = self._recognizer.spec
+            return images.decode(
+                item, spec.image, self._task.max_pixels, self._task.max_stretch, spec.aspect_ratios or None
+            )
 
         return list((self._decoders.map if self._decoders else map)(decode, fetched))
 

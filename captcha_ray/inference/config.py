@@ -32,6 +32,8 @@ class InferConfig(Config):
     max_error_fraction: Annotated[float, SHARE] = 0.5
     """Fraction of the objects that may fail; above it the job stops and commits nothing more. With --retry-errors all
     may."""
+    min_objects_to_judge: Annotated[int, at_least(1)] = 20
+    """With fewer objects than this, files that are no images do not stop the job; a store that refuses does."""
     stall_timeout_s: Annotated[float, POSITIVE] = 600.0
     """Seconds without any progress after which the job fails."""
     endpoint_url: str = ""
@@ -43,7 +45,8 @@ class InferConfig(Config):
     max_pixels: Annotated[int, MAX_PIXELS_LIMIT] = 16_000_000
     """Images of more pixels than this are errors, and are not decoded."""
     max_stretch: Annotated[float, at_least(1)] = 4.0
-    """Images whose ratio of width to height differs from the network's by more than this factor are errors."""
+    """Images whose ratio of width to height lies by more than this factor outside of those that the network was
+    trained on are errors."""
     min_confidence: Annotated[float, SHARE] = 0.0
     """Predictions of less confidence, 0 to 1, get the status uncertain; the report names one for 99.9 % precision. Rows
     that the table holds already stay as they are."""

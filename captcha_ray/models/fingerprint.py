@@ -22,7 +22,7 @@ def fingerprint(spec: ModelSpec, weights: bytes) -> str:
     That is weights, architecture, charset, length and image.
     """
     decisive = spec.to_dict()
-    del decisive["dropout"]
+    del decisive["dropout"], decisive["aspect_ratios"]  # which images are taken, not what is recognized in them
     for name, before in (("variable", False), ("temperature", 1.0)):  # as in checkpoints from before there were others
         if decisive[name] == before:
             del decisive[name]

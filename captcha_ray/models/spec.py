@@ -34,6 +34,8 @@ class ModelSpec(Config):
     """Rate before the last layer; only training uses it."""
     temperature: float = 1.0
     """Divisor of the network's outputs, which makes probabilities mean what they say."""
+    aspect_ratios: tuple[float, ...] = ()
+    """Least and greatest ratio of width to height of the images it was trained on; empty if unknown."""
 
     def fits(self, shortest: int, longest: int) -> bool:
         """Return whether the network can give texts of so many characters."""

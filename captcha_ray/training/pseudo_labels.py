@@ -50,7 +50,7 @@ class RecognizeFiles:
 
     def __call__(self, files: pa.Table) -> pa.Table:
         """Return a row for each file that can be decoded."""
-        rows, _ = decoding.decode_files(files, self._recognizer.spec.image, images.MAX_PIXELS)
+        rows, *_ = decoding.decode_files(files, self._recognizer.spec.image, images.MAX_PIXELS)
         predictions = []
         if len(rows):
             pixels = schema.unpack_images(rows["image"], self._recognizer.spec.image)
@@ -167,6 +167,6 @@ def _decode(chosen: pa.Table, shards: Shards) -> ray.data.Dataset:
 
 
 def _unchanged(files: pa.Table, *, spec: ImageSpec) -> pa.Table:
-    rows, _ = decoding.decode_files(files, spec, images.MAX_PIXELS)
+    rows, *_ = decoding.decode_files(files, spec, images.MAX_PIXELS)
     then = files["sha256"].take(pc.index_in(rows["uri"], value_set=files["uri"].combine_chunks()))
     return rows.filter(pc.equal(rows["sha256"], then))

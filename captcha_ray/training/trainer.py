@@ -89,6 +89,7 @@ def model_spec(config: TrainConfig, manifest: schema.Manifest) -> ModelSpec:
         max_length=config.max_length or manifest.max_length,
         variable=config.variable_length,
         dropout=config.dropout,
+        aspect_ratios=manifest.aspect_ratios,
     )
     check(
         spec.fits(manifest.min_length, manifest.max_length),

@@ -47,7 +47,7 @@ def bomb(side: int) -> bytes:
 
 
 def bad_checksum() -> bytes:
-    """A PNG whose header is whole and whose next chunk has a checksum that is not its own."""
+    """A PNG with a text whose checksum is not its own, and with whole pixels."""
     text = b"tEXtkey\0value"
     chunk = (9).to_bytes(4, "big") + text + (zlib.crc32(text) ^ 1).to_bytes(4, "big")
     data = png()
@@ -73,7 +73,7 @@ OBJECTS: dict[str, tuple[bytes | None, str]] = {
     "large.png": (bomb(5_000), "TooLarge: 5000x5000 pixels are more than 16000000"),
     "long.png": (png(240, 16), "WrongAspect: 240x16 pixels do not fit 24x16"),
     "new\nline.png": (png(seed=3), ""),
-    "checksum.png": (bad_checksum(), "NotAnImage: "),
+    "checksum.png": (bad_checksum(), ""),
     "flipped.png": (flipped(), "Damaged: "),
     "z.jpg": (png(47, 33, seed=4), ""),
 }
@@ -254,13 +254,13 @@ def test_a_batch_without_a_single_good_image_is_a_batch_of_errors(task: BlockTas
 
 def test_one_reader_reads_block_after_block(task: BlockTask, tmp_path: Path) -> None:
     folder = fill(tmp_path / "images")
-    for block, name in enumerate(GOOD):
+    for block, name in enumerate(GOOD[:4]):
         stage(pa.Table.from_pylist(listed([str(folder / name)]), schema.LISTING_SCHEMA), task.block_uri(block))
     said = report()
     one = BlockReader(task, said)
     assert [one.read(block) for block in (2, 0, 3, 1)] == [(1, 0)] * 4
     assert said["recognized"] == 4
-    for block, name in enumerate(GOOD):
+    for block, name in enumerate(GOOD[:4]):
         assert inference_table.read(task.staged(block))["uri"].to_pylist() == [str(folder / name)]
 
 
