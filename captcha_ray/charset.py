@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from captcha_ray.errors import InputError
+from captcha_ray.visual_order import in_visual_order
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +37,9 @@ class Charset:
         """Return the characters of `text` that are not in the alphabet, each once, in order of appearance."""
         return "".join(dict.fromkeys(c for c in text if c not in self.characters))
 
-    def encode(self, texts: list[str], max_length: int, *, variable: bool = False) -> npt.NDArray[np.int64]:
+    def encode(
+        self, texts: list[str], max_length: int, *, variable: bool = False, bidirectional: bool = False
+    ) -> npt.NDArray[np.int64]:
         """Encode texts as class indices.
 
         Args:
@@ -44,6 +47,7 @@ class Charset:
             max_length: Characters of a text.
             variable: Allow fewer characters, down to one; class K, one beyond the last character, fills the rows
                 up.
+            bidirectional: Encode characters as they stand in an image from left to right, see `visual_order`.
 
         Returns:
             int64 (N, max_length).
@@ -59,7 +63,7 @@ class Charset:
                 raise InputError(f"label {text!r} has {len(text)} characters where the network recognizes {reads}")
             if unknown := self.unknown_in(text):
                 raise InputError(f"label {text!r} holds {unknown!r}, which the charset {self.characters!r} lacks")
-            row[: len(text)] = [index[c] for c in text]
+            row[: len(text)] = [index[c] for c in (in_visual_order(text) if bidirectional else text)]
         return classes
 
     def decode(self, classes: npt.NDArray[np.integer]) -> list[str]:

@@ -20,6 +20,7 @@ from captcha_ray.models.device import Arithmetic, keep_freed_memory
 from captcha_ray.models.networks import Network
 from captcha_ray.models.spec import ModelSpec, Precision
 from captcha_ray.storage import filesystem
+from captcha_ray.visual_order import visual_order
 
 MIN_CALIBRATION = 50
 """Least characters for fitting a temperature; they let confidence reach about 1 - 1 / their number."""
@@ -149,7 +150,7 @@ class Recognizer:
             truths: N texts of the network's charset and length.
             batch_size: Images per forward pass.
         """
-        classes = self._charset.encode(truths, self.spec.max_length, variable=self.spec.variable)
+        classes = self._encode(truths)
         targets = torch.from_numpy(classes).to(self._arithmetic.device)
         if targets.numel() < MIN_CALIBRATION:
             return 1.0
@@ -170,12 +171,17 @@ class Recognizer:
 
         The probability that the text ends counts for the confidence, but is no character.
         """
-        texts = self._charset.decode(log_probabilities.argmax(2))
+        seen = self._charset.decode(log_probabilities.argmax(2))
         confidences = np.exp(log_probabilities.max(2)).tolist()
+        orders = [visual_order(text) if self.spec.bidirectional else range(len(text)) for text in seen]
         return [
-            Prediction(text, min(c[: len(text) + 1]), tuple(c[: len(text)]))
-            for text, c in zip(texts, confidences, strict=True)
+            Prediction("".join(text[k] for k in order), min(c[: len(text) + 1]), tuple(c[k] for k in order))
+            for text, c, order in zip(seen, confidences, orders, strict=True)
         ]
+
+    def _encode(self, truths: list[str]) -> npt.NDArray[np.int64]:
+        spec = self.spec
+        return self._charset.encode(truths, spec.max_length, variable=spec.variable, bidirectional=spec.bidirectional)
 
     def losses(self, log_probabilities: npt.NDArray[np.float32], truths: list[str]) -> list[float]:
         """Return the cross-entropy of each truth, nats, summed over positions.
@@ -187,7 +193,7 @@ class Recognizer:
             if not self.spec.fits(len(truth), len(truth)) or self._charset.unknown_in(truth):
                 result.append(float("nan"))
             else:
-                classes = self._charset.encode([truth], self.spec.max_length, variable=self.spec.variable)[0]
+                classes = self._encode([truth])[0]
                 result.append(float(-row[np.arange(self.spec.max_length), classes].sum()))
         return result
 

@@ -10,6 +10,7 @@ from captcha_ray.datasets.config import LabelFlags, Labels
 from captcha_ray.errors import check
 from captcha_ray.storage import filesystem
 from captcha_ray.storage.filesystem import is_hidden, speakable
+from captcha_ray.visual_order import canonical
 
 FILLERS = "\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0"
 """Characters that show nothing though Unicode counts them as letters, marks or symbols."""
@@ -78,6 +79,7 @@ def list_corpus(corpus: str, rule: LabelRule) -> Listing:
         texts = [label_of(uri, corpus, rule.labels, pattern) for uri in uris]
         uris = [speakable(uri) for uri in uris]
     cleaned = texts if rule.keep_blanks else [text and (clean(text) or None) for text in texts]
+    cleaned = [text and canonical(text) for text in cleaned]
     num_cleaned = sum(one != other for one, other in zip(texts, cleaned, strict=True))
     return Listing(uris, cleaned, num_hidden, num_cleaned, problems)
 

@@ -34,6 +34,9 @@ class ModelSpec(Config):
     """Rate before the last layer; only training uses it."""
     temperature: float = 1.0
     """Divisor of the network's outputs, which makes probabilities mean what they say."""
+    bidirectional: bool = False
+    """Characters are those of an image from left to right; texts of right-to-left scripts are turned into that order
+    and back."""
     aspect_ratios: tuple[float, ...] = ()
     """Least and greatest ratio of width to height of the images it was trained on; empty if unknown."""
 

@@ -41,6 +41,7 @@ from captcha_ray.storage import filesystem
 from captcha_ray.storage.lock import Lease
 from captcha_ray.training.progress import Event, TrainingProgress, WaitingNotice, measure
 from captcha_ray.training.worker import Worker, WorkerJob, best_epoch, has_diverged, train_worker
+from captcha_ray.visual_order import has_right_to_left
 
 RESIZE_S = 60.0
 """Seconds after which an elastic training that lacks workers looks for capacity. A change costs the epoch it is at,
@@ -89,6 +90,7 @@ def model_spec(config: TrainConfig, manifest: schema.Manifest) -> ModelSpec:
         max_length=config.max_length or manifest.max_length,
         variable=config.variable_length,
         dropout=config.dropout,
+        bidirectional=has_right_to_left(manifest.charset),
         aspect_ratios=manifest.aspect_ratios,
     )
     check(

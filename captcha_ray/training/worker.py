@@ -146,7 +146,8 @@ class Worker:
         They are copied out of the object store, except for a single worker's single block, which trainings of a machine
         share.
         """
-        image, charset = self._job.spec.image, Charset(self._job.spec.charset)
+        spec = self._job.spec
+        image, charset = spec.image, Charset(spec.charset)
         images: list[npt.NDArray[np.uint8]] = []
         texts: list[str] = []
         offset = 0
@@ -159,7 +160,7 @@ class Worker:
         counts = [len(range(rank, offset, self._world_size)) for rank in range(self._world_size)]
         return EpochFeed(
             images[0] if len(images) == self._world_size == 1 else np.concatenate(images),
-            charset.encode(texts, self._job.spec.max_length, variable=self._job.spec.variable),
+            charset.encode(texts, spec.max_length, variable=spec.variable, bidirectional=spec.bidirectional),
             counts,
             self._rank,
             batch_size,
