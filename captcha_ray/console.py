@@ -126,12 +126,18 @@ def say(line: str, **numbers: Any) -> None:
     if STRUCTURED:
         print(_structured("info", line, numbers), flush=True)
     else:
-        OUT.print(line, markup=False)
+        OUT.print(_printable(line), markup=False)
+
+
+def _printable(line: str) -> str:
+    """Return the line with what the output's encoding lacks as escapes."""
+    encoding = getattr(OUT.file, "encoding", None) or "utf-8"
+    return line.encode(encoding, "backslashreplace").decode(encoding)
 
 
 def _print_error(level: str, sentence: str, **numbers: Any) -> None:
     line = _structured(level, sentence, numbers) if STRUCTURED else f"{level}: {sentence}"
-    print(line, file=sys.stderr, flush=True)
+    print(line, file=sys.stderr, flush=True)  # Python escapes what this stream's encoding lacks
 
 
 def _structured(level: str, message: str, numbers: dict[str, Any]) -> str:

@@ -288,3 +288,18 @@ def test_structured_lines_bear_job_and_run_and_their_numbers() -> None:
 def test_a_warning_goes_to_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
     console.warn("no GPU here")
     assert capsys.readouterr() == ("", "warning: no GPU here\n")
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "utf-8"])
+def test_a_line_is_printed_in_any_encoding(encoding: str) -> None:
+    program = "from captcha_ray import console; console.say('é אב 日本 \\udce9'); console.warn('é אב')"
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "PYTHONIOENCODING": encoding},
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    out = done.stdout.decode(encoding).strip()
+    assert out.encode("ascii", "backslashreplace").startswith(b"\\xe9 \\u05d0")
+    assert b"warning: " in done.stderr

@@ -138,7 +138,7 @@ class PredictionCounts:
             ],
             "classes": classes,
             "averages": _averages(list(classes.values())),
-            "confusion": {"labels": [*self.charset, OTHER], "matrix": self.confusion.tolist()},
+            "confusion": {"labels": [*self.charset, OTHER], "counts": _nonzero(self.confusion)},
         }
 
     def _classes(self) -> dict[str, dict[str, float | int | None]]:
@@ -173,3 +173,9 @@ def _add_padded(a: npt.NDArray[np.int64], b: npt.NDArray[np.int64]) -> npt.NDArr
     total[: len(a)] += a
     total[: len(b)] += b
     return total
+
+
+def _nonzero(matrix: npt.NDArray[np.int64]) -> list[list[int]]:
+    """Return row, column and value of what is not zero; most of a large alphabet's confusions are."""
+    rows, columns = matrix.nonzero()
+    return np.stack([rows, columns, matrix[rows, columns]], 1).tolist()  # type: ignore[no-any-return]

@@ -138,14 +138,20 @@ def _answer(found: dict[str, Any]) -> str:
     """Return the answer as a sentence."""
     best, goal = found["points"][-1], f"{found['goal']:.0%}"
     have, reads = best["num_images"], f"{best['exact_match']:.1%} of whole strings with {best['num_images']:,} images"
-    if best["exact_match"] >= found["goal"]:
+    least, most = best["exact_match_ci95"]
+    unsure = f"{best['num_tested']:,} test images are too few to tell"
+    if least >= found["goal"]:
         return f"{reads}, which is at least {goal}: more images are not needed for that"
+    if best["exact_match"] >= found["goal"]:
+        return f"{reads} (95 % interval {least:.1%} to {most:.1%}); whether {goal} is reached, {unsure}"
     if found["curve"] is None:
         return f"{reads}; too few images for a curve"
-    needed = found["images_for_goal"]
+    needed, (fewest, _) = found["images_for_goal"], found["images_for_goal_ci95"]
     low, high = (f"{n:,}" if n is not None else f"more than {BEYOND * have:,}" for n in found["images_for_goal_ci95"])
-    if needed is None:
+    if needed is None and fewest is None:
         return f"{reads}; {goal} cannot be reached with more images like these"
+    if needed is None:
+        return f"{reads}; {goal} may take {low} to {high} images in all: {unsure}"
     if needed <= have:
         return (
             f"{reads}; the curve puts {goal} at about {needed:,} (95 % interval {low} to {high}), fewer than there "

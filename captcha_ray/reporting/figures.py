@@ -103,7 +103,7 @@ def num_positions(epochs: Epochs) -> int:
     return max((len(e.get(field) or ()) for e in epochs for field in fields), default=0)
 
 
-def confusion_matrix(labels: Sequence[str], matrix: Sequence[Sequence[int]]) -> bytes:
+def confusion_matrix(labels: Sequence[str], counts: Sequence[Sequence[int]]) -> bytes:
     """Draw truth (rows) by prediction (columns): color is the share of the row, the cell holds the count.
 
     The label `OTHER` is left out if it was neither there nor predicted. Zeros are blank, and so are all cells of more
@@ -111,19 +111,21 @@ def confusion_matrix(labels: Sequence[str], matrix: Sequence[Sequence[int]]) -> 
 
     Args:
         labels: K texts.
-        matrix: K rows of K counts.
+        counts: Index of the truth, index of the prediction, and how often that was; pairs that are missing never were.
     """
-    counts = np.asarray(matrix, np.int64)
-    if len(labels) > 1 and labels[-1] == OTHER and not counts[-1].any() and not counts[:, -1].any():
-        labels, counts = labels[:-1], counts[:-1, :-1]
+    matrix = np.zeros((len(labels), len(labels)), np.int64)
+    for truth, prediction, count in counts:
+        matrix[truth, prediction] = count
+    if len(labels) > 1 and labels[-1] == OTHER and not matrix[-1].any() and not matrix[:, -1].any():
+        labels, matrix = labels[:-1], matrix[:-1, :-1]
     num = len(labels)
-    digits = len(str(counts.max(initial=0)))
+    digits = len(str(matrix.max(initial=0)))
     cell = min(0.6 if num <= 10 else max(0.3, 0.07 * digits + 0.06) if num <= MAX_COUNTED_LABELS else 0.22, 22 / num)
     side = max(cell * num, 2.0)
     cell = side / num
     figure = Figure(figsize=(side + 1.7, side + 0.9), dpi=DPI)
     axes = _box(figure, 0.7, 0.6, side, side)
-    share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    share = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     image = axes.imshow(share, cmap="Blues", norm=PowerNorm(0.5, vmin=0, vmax=1), interpolation="nearest")
     bar = figure.colorbar(image, cax=_box(figure, side + 0.85, 0.6, 0.15, side))
     bar.ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
@@ -132,7 +134,7 @@ def confusion_matrix(labels: Sequence[str], matrix: Sequence[Sequence[int]]) -> 
     axes.set_ylabel("truth")
     _name_cells(axes, labels, cell)
     if num <= MAX_COUNTED_LABELS:
-        _write_counts(axes, counts, share, min(11.0, cell * 72 * 0.85 / (0.64 * digits)))
+        _write_counts(axes, matrix, share, min(11.0, cell * 72 * 0.85 / (0.64 * digits)))
     return png(figure)
 
 

@@ -157,6 +157,12 @@ def _start(address: str | None) -> None:
     except InputError:
         raise
     except Exception as error:  # what Ray raises where its processes are too slow to start
+        if "AF_UNIX path length" in str(error):
+            folder = tempfile.gettempdir()
+            raise InputError(
+                f"the folder for temporary files, {folder}, has a path of {len(os.fsencode(folder))} bytes, which is "
+                "too long for the sockets that Ray makes in it; name a shorter one by TMPDIR"
+            ) from error
         raise JobError(f"Ray does not start, the machine may be busy: {_first_line(error)}") from error
 
 

@@ -93,8 +93,14 @@ def test_accuracies_agree_with_numbers_worked_by_hand() -> None:
 def test_the_confusion_matrix_has_truths_in_rows_and_predictions_in_columns() -> None:
     assert WORKED.summary()["confusion"] == {
         "labels": ["a", "b", "c", "d", OTHER],
-        "matrix": [[3, 1, 0, 0, 0], [0, 1, 1, 0, 0], [0, 0, 1, 0, 0], [0, 0, 0, 0, 0], [0, 0, 0, 0, 0]],
+        "counts": [[0, 0, 3], [0, 1, 1], [1, 1, 1], [1, 2, 1], [2, 2, 1]],
     }
+
+
+def test_figures_of_three_thousand_characters_take_little_room() -> None:
+    charset = "".join(chr(0x4E00 + k) for k in range(3000))
+    counts = PredictionCounts.of(charset, list(charset[:100]), list(charset[:100]), [0.0] * 100)
+    assert len(json.dumps(counts.summary())) < 1_000_000
 
 
 @pytest.mark.parametrize(("truth", "prediction"), [("ab", "a"), ("ab", "abb"), ("ab", ""), ("a", "ab")])

@@ -64,7 +64,7 @@ def test_where_there_are_enough_the_sentence_says_so() -> None:
     found = summary(points(Curve(3.0, 2.0)))
     assert found["images_for_goal"] < 800
     assert found["answer"].endswith("which is at least 99%: more images are not needed for that")
-    lucky = summary([Point(100, 0, 100), Point(200, 0, 100), Point(400, 0, 100), Point(800, 100, 100)])
+    lucky = summary([Point(100, 0, 900), Point(200, 0, 900), Point(400, 0, 900), Point(800, 900, 900)])
     assert "more images are not needed" in lucky["answer"], "whatever the curve says"
     unlucky = summary([*points(Curve(3.0, 2.0))[:-1], Point(800, 168, 172)])
     assert "fewer than there are, and 172 test images cannot tell more" in unlucky["answer"]
@@ -81,6 +81,17 @@ def test_where_more_do_not_help_no_number_is_made_up() -> None:
     assert "to more than 40,000)" in open_ended["answer"]
 
 
+def test_from_one_string_nothing_is_concluded() -> None:
+    right = summary([Point(20, 1, 1), Point(40, 1, 1)])["answer"]
+    assert right == (
+        "100.0% of whole strings with 40 images (95 % interval 20.7% to 100.0%); whether 99% is reached, 1 test images "
+        "are too few to tell"
+    )
+    wrong = summary([Point(20, 1, 1), Point(40, 0, 1)])["answer"]
+    assert wrong.startswith("0.0% of whole strings with 40 images; 99% may take ")
+    assert wrong.endswith(" to more than 4,000 images in all: 1 test images are too few to tell")
+
+
 def test_no_errors_at_all_still_give_a_curve() -> None:
     found = summary([Point(40, 50, 100), Point(400, 100, 100), Point(800, 100, 100)])
     assert 40 < found["images_for_goal"] < 800
@@ -90,6 +101,6 @@ def test_no_errors_at_all_still_give_a_curve() -> None:
 def test_one_number_of_images_is_no_curve() -> None:
     found = summary([Point(40, 50, 100)])
     assert found["curve"] is None
-    assert summary([Point(40, 100, 100)])["answer"].endswith("not needed for that")
+    assert summary([Point(40, 500, 500)])["answer"].endswith("not needed for that")
     assert found["answer"] == "50.0% of whole strings with 40 images; too few images for a curve"
     assert found["points"][0]["exact_match"] == 0.5

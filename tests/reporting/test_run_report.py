@@ -172,15 +172,15 @@ def test_positions_are_drawn_for_more_than_one_position_only(tmp_path: Path) -> 
     assert {path.name for path in (tmp_path / "figures").iterdir()} == {"loss.png", "accuracy.png"}
 
 
-@pytest.mark.parametrize(("matrix", "shown"), [
-    ([[1, 0, 0], [0, 1, 0], [0, 0, 0]], ["a", "b"]),
-    ([[1, 0, 1], [0, 1, 0], [0, 0, 0]], ["a", "b", OTHER]),
-    ([[1, 0, 0], [0, 1, 0], [0, 1, 0]], ["a", "b", OTHER]),
+@pytest.mark.parametrize(("counts", "shown"), [
+    ([[0, 0, 1], [1, 1, 1]], ["a", "b"]),
+    ([[0, 0, 1], [0, 2, 1], [1, 1, 1]], ["a", "b", OTHER]),
+    ([[0, 0, 1], [1, 1, 1], [2, 1, 1]], ["a", "b", OTHER]),
 ])  # fmt: skip
 def test_the_label_for_other_characters_is_drawn_where_there_were_any(
-    matrix: list[list[int]], shown: list[str], figure: list[Figure]
+    counts: list[list[int]], shown: list[str], figure: list[Figure]
 ) -> None:
-    figures.confusion_matrix(["a", "b", OTHER], matrix)
+    figures.confusion_matrix(["a", "b", OTHER], counts)
     assert [text.get_text() for text in figure[0].axes[0].get_yticklabels()] == shown
 
 

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -46,3 +47,17 @@ def test_rays_own_words_are_shown_to_those_who_ask(debug: str) -> None:
     env = environment(CAPTCHA_RAY_DEBUG=debug)
     done = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True, check=True)
     assert ("local Ray instance" in done.stderr) == bool(debug)
+
+
+def test_a_folder_for_temporary_files_with_too_long_a_path_is_named(tmp_path: Path) -> None:
+    folder = tmp_path / ("x" * 84)
+    folder.mkdir()
+    program = "from captcha_ray.runtime import ray_session\nwith ray_session.connect(): pass"
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=environment(TMPDIR=str(folder)),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert f"InputError: the folder for temporary files, {folder}, has a path of" in done.stderr
