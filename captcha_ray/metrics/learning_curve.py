@@ -137,26 +137,31 @@ def summary(points: Sequence[Point], seed: int = 0) -> dict[str, Any]:
 def _answer(found: dict[str, Any]) -> str:
     """Return the answer as a sentence."""
     best, goal = found["points"][-1], f"{found['goal']:.0%}"
-    have, reads = best["num_images"], f"{best['exact_match']:.1%} of whole strings with {best['num_images']:,} images"
+    reads = f"{best['exact_match']:.1%} of whole strings with {best['num_images']:,} images"
     least, most = best["exact_match_ci95"]
     unsure = f"{best['num_tested']:,} test images are too few to tell"
     if least >= found["goal"]:
         return f"{reads}, which is at least {goal}: more images are not needed for that"
     if best["exact_match"] >= found["goal"]:
         return f"{reads} (95 % interval {least:.1%} to {most:.1%}); whether {goal} is reached, {unsure}"
-    if found["curve"] is None:
-        return f"{reads}; too few images for a curve"
-    needed, (fewest, _) = found["images_for_goal"], found["images_for_goal_ci95"]
+    return f"{reads}; " + (_outlook(found, goal, unsure) if found["curve"] else "too few images for a curve")
+
+
+def _outlook(found: dict[str, Any], goal: str, unsure: str) -> str:
+    """Return what the curve says about the images that the goal needs."""
+    have, needed, (fewest, _) = (
+        found["points"][-1]["num_images"],
+        found["images_for_goal"],
+        found["images_for_goal_ci95"],
+    )
     low, high = (f"{n:,}" if n is not None else f"more than {BEYOND * have:,}" for n in found["images_for_goal_ci95"])
     if needed is None and fewest is None:
-        return f"{reads}; {goal} cannot be reached with more images like these"
+        return f"{goal} cannot be reached with more images like these"
     if needed is None:
-        return f"{reads}; {goal} may take {low} to {high} images in all: {unsure}"
+        return f"{goal} may take {low} to {high} images in all: {unsure}"
     if needed <= have:
         return (
-            f"{reads}; the curve puts {goal} at about {needed:,} (95 % interval {low} to {high}), fewer than there "
-            f"are, and {best['num_tested']:,} test images cannot tell more"
+            f"the curve puts {goal} at about {needed:,} (95 % interval {low} to {high}), fewer than there are, and "
+            f"{found['points'][-1]['num_tested']:,} test images cannot tell more"
         )
-    return (
-        f"{reads}; about {needed - have:,} more images reach {goal}: {needed:,} in all (95 % interval {low} to {high})"
-    )
+    return f"about {needed - have:,} more images reach {goal}: {needed:,} in all (95 % interval {low} to {high})"
