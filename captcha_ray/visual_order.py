@@ -13,6 +13,10 @@ RIGHT_TO_LEFT = ("R", "AL", "AN")
 """Bidirectional classes of Hebrew and Arabic letters, and of Arabic digits."""
 
 
+NOT_ORDERED = ("", "B", "LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI", "BN")
+"""Classes of characters that are not assigned, part paragraphs or show nothing; a text with them keeps its order."""
+
+
 def has_right_to_left(text: str) -> bool:
     """Return whether a character belongs to a right-to-left script."""
     return not text.isascii() and any(unicodedata.bidirectional(c) in RIGHT_TO_LEFT for c in text)
@@ -31,6 +35,8 @@ def visual_order(text: str) -> tuple[int, ...]:
     storage["base_level"] = algorithm.get_base_level(text)
     storage["base_dir"] = "LR"[storage["base_level"]]
     algorithm.get_embedding_levels(text, storage, False)
+    if any(character["orig"] in NOT_ORDERED for character in storage["chars"]):
+        return tuple(range(len(text)))
     for index, character in enumerate(storage["chars"]):
         character["index"] = index
     for step in (
@@ -41,8 +47,7 @@ def visual_order(text: str) -> tuple[int, ...]:
         algorithm.reorder_resolved_levels,
     ):
         step(storage, False)
-    order = tuple(character["index"] for character in storage["chars"])
-    return order if len(order) == len(text) else tuple(range(len(text)))  # marks of direction were left out
+    return tuple(character["index"] for character in storage["chars"])
 
 
 def in_visual_order(text: str) -> str:

@@ -91,8 +91,8 @@ def clean(text: str) -> str:
     """
     if text.isascii() and text.isprintable() and text == text.strip():
         return text
-    shown = "".join(c for c in unicodedata.normalize("NFC", text) if not _is_invisible(c))
-    return shown.strip()
+    shown = "".join(c for c in text if not _is_invisible(c))
+    return unicodedata.normalize("NFC", shown).strip()
 
 
 def _is_invisible(character: str) -> bool:
