@@ -199,5 +199,6 @@ def describe_one(name: str, summary: dict[str, Any]) -> str:
     return (
         f"{name}: {summary['exact_match']:.2%} of {summary['num_images']:,} strings "
         f"(95 % interval {low:.2%} to {high:.2%}), {summary['char_accuracy']:.2%} of characters, "
+        f"character error rate {summary['char_error_rate']:.2%}, "
         f"calibration error {summary['confidence']['calibration_error']:.2%}"
     )

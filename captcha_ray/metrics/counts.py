@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from rapidfuzz.distance import Levenshtein
 
 OTHER = "∅"
 """Row and column of the confusion matrix for characters out of the charset and for missing ones."""
@@ -63,6 +64,7 @@ class Mistake:
 class PredictionCounts:
     """Counts of predictions against truths. Immutable; `a + b` counts both.
 
+    num_edits: characters to insert, delete or replace to make all truths of the predictions (Levenshtein distance).
     confusion: int64 (K + 1, K + 1), truth by prediction, K characters of the alphabet and `OTHER` last.
     position_correct, position_total: int64 (longest truth,).
     """
@@ -71,6 +73,8 @@ class PredictionCounts:
     num_images: int
     loss_sum: float
     strings_correct: int
+    strings_correct_ignoring_case: int
+    num_edits: int
     position_correct: npt.NDArray[np.int64]
     position_total: npt.NDArray[np.int64]
     confusion: npt.NDArray[np.int64]
@@ -97,8 +101,18 @@ class PredictionCounts:
                 position_total[position] += 1
                 position_correct[position] += read == character
                 confusion[index.get(character, size - 1), index.get(read or "", size - 1)] += 1
-        correct = sum(t == r for t, r in zip(truths, predictions, strict=True))
-        return cls(charset, len(truths), float(sum(losses)), correct, position_correct, position_total, confusion)
+        pairs = list(zip(truths, predictions, strict=True))
+        return cls(
+            charset,
+            len(truths),
+            float(sum(losses)),
+            sum(t == p for t, p in pairs),
+            sum(t.casefold() == p.casefold() for t, p in pairs),
+            sum(Levenshtein.distance(t, p) for t, p in pairs),
+            position_correct,
+            position_total,
+            confusion,
+        )
 
     @property
     def num_out_of_charset(self) -> int:
@@ -112,6 +126,8 @@ class PredictionCounts:
             self.num_images + other.num_images,
             self.loss_sum + other.loss_sum,
             self.strings_correct + other.strings_correct,
+            self.strings_correct_ignoring_case + other.strings_correct_ignoring_case,
+            self.num_edits + other.num_edits,
             _add_padded(self.position_correct, other.position_correct),
             _add_padded(self.position_total, other.position_total),
             self.confusion + other.confusion,
@@ -121,7 +137,8 @@ class PredictionCounts:
         """Return ratios and tables as JSON types; None if nothing was counted.
 
         loss: nats per image, summed over its characters. classes: precision, recall, F1 and support per character.
-        averages: the same, unweighted (macro) and by support (weighted), over characters that occur.
+        char_accuracy: of characters at their position. char_error_rate: edits per character of the truths, which may be
+        above 1. averages: the same, unweighted (macro) and by support (weighted), over characters that occur.
         """
         loss = ratio(self.loss_sum, self.num_images)
         interval = wilson_interval(self.strings_correct, self.num_images)
@@ -130,7 +147,9 @@ class PredictionCounts:
             "num_images": self.num_images,
             "loss": loss if loss is not None and math.isfinite(loss) else None,
             "char_accuracy": ratio(int(self.position_correct.sum()), int(self.position_total.sum())),
+            "char_error_rate": ratio(self.num_edits, int(self.position_total.sum())),
             "exact_match": ratio(self.strings_correct, self.num_images),
+            "exact_match_ignoring_case": ratio(self.strings_correct_ignoring_case, self.num_images),
             "exact_match_ci95": None if interval is None else list(interval),
             "num_exact_match": self.strings_correct,
             "position_accuracy": [

@@ -83,11 +83,16 @@ def _measures(summary: Mapping[str, Any]) -> dict[str, str]:
         exact += f" ({summary['num_exact_match']} of {summary['num_images']}; "
         exact += f"95% interval {page.percent(low)} to {page.percent(high)})"
     positions = enumerate(summary["position_accuracy"], start=1)
+    loosely = summary.get("exact_match_ignoring_case")
+    differs = loosely is not None and loosely != summary["exact_match"]
+    ignoring_case = {"The same ignoring case": page.percent(loosely)} if differs else {}
     return {
         "Images": str(summary["num_images"]),
         "Loss, nats per image": page.number(summary["loss"], ".4f"),
         "Character accuracy": page.percent(summary["char_accuracy"]),
+        "Character error rate, by edits": page.percent(summary.get("char_error_rate")),
         "Whole-string accuracy": exact,
+        **ignoring_case,
         **{f"Accuracy at position {position}": page.percent(value) for position, value in positions},
     }
 

@@ -120,6 +120,19 @@ def test_characters_that_are_missing_or_unknown_go_to_the_last_row_and_column() 
     assert found.strings_correct == 1
 
 
+def test_a_character_too_many_is_one_edit_though_all_behind_it_stand_elsewhere() -> None:
+    summary = PredictionCounts.of("abcd", ["abcd", "dcba"], ["aabcd", "dcba"], [0.0, 0.0]).summary()
+    assert summary["char_error_rate"] == pytest.approx(1 / 8)
+    assert summary["char_accuracy"] == pytest.approx(5 / 8)
+    assert PredictionCounts.of("ab", ["a"], ["bbb"], [0.0]).summary()["char_error_rate"] == 3
+
+
+def test_strings_that_differ_by_case_alone_are_counted_apart() -> None:
+    summary = PredictionCounts.of("aAbB", ["aB", "ab", "bb"], ["Ab", "ab", "aa"], [0.0] * 3).summary()
+    assert summary["exact_match"] == pytest.approx(1 / 3)
+    assert summary["exact_match_ignoring_case"] == pytest.approx(2 / 3)
+
+
 def test_no_images_give_none_and_not_zero() -> None:
     summary = count("ab", []).summary()
     assert (summary["num_images"], summary["num_exact_match"], summary["position_accuracy"]) == (0, 0, [])
