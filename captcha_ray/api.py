@@ -14,8 +14,8 @@ from captcha_ray.datasets.config import PreprocessConfig, SynthesizeConfig
 from captcha_ray.datasets.schema import Manifest
 from captcha_ray.evaluation.config import EvaluateConfig
 from captcha_ray.inference.config import InferConfig
-from captcha_ray.recipes.catalog import load_recipe
 from captcha_ray.recipes.config import TrainConfig
+from captcha_ray.recipes.file import load_recipe
 from captcha_ray.runs.directory import RunDirectory, to_json
 from captcha_ray.runtime import capacity, ray_session
 from captcha_ray.storage import filesystem

@@ -12,8 +12,8 @@ from captcha_ray.datasets import decoding
 from captcha_ray.datasets.config import PreprocessConfig, SynthesizeConfig
 from captcha_ray.evaluation.config import EvaluateConfig
 from captcha_ray.inference.config import InferConfig
-from captcha_ray.recipes.catalog import load_recipe
 from captcha_ray.recipes.config import TrainConfig
+from captcha_ray.recipes.file import load_recipe
 from captcha_ray.storage import filesystem
 from captcha_ray.training import diagnosis
 from captcha_ray.tuning.config import TuneConfig

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from captcha_ray.errors import InputError
-from captcha_ray.recipes.catalog import get, load_recipe
+from captcha_ray.recipes.catalog import get
 from captcha_ray.recipes.config import TrainConfig
+from captcha_ray.recipes.file import load_recipe
 from captcha_ray.runs import environment as runs_environment
 from captcha_ray.runs.directory import RunDirectory, read_json
 from captcha_ray.runs.environment import PACKAGES, commit

@@ -22,8 +22,9 @@ from captcha_ray.errors import InputError
 from captcha_ray.evaluation import evaluate, sources
 from captcha_ray.models import checkpoint, fingerprint
 from captcha_ray.recipes import auto_config
-from captcha_ray.recipes.catalog import get, load_recipe
+from captcha_ray.recipes.catalog import get
 from captcha_ray.recipes.config import TrainConfig
+from captcha_ray.recipes.file import load_recipe
 from captcha_ray.recognizer import Recognizer
 from captcha_ray.runs.directory import RunDirectory
 from captcha_ray.runtime import ray_session

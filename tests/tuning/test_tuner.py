@@ -14,8 +14,9 @@ import ray
 from captcha_ray.datasets import schema
 from captcha_ray.datasets.shards import Shards
 from captcha_ray.errors import InputError, JobError
-from captcha_ray.recipes.catalog import get, load_recipe
+from captcha_ray.recipes.catalog import get
 from captcha_ray.recipes.config import TrainConfig
+from captcha_ray.recipes.file import load_recipe
 from captcha_ray.runs.directory import RunDirectory
 from captcha_ray.runtime import ray_session
 from captcha_ray.tuning import report, search_space, trials, tuner
