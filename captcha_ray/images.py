@@ -55,6 +55,15 @@ SOLID, EDGE_CONTRAST = 0.98, 70
 Where colors and alpha fade together from white to transparent black, edges over white have a contrast of 64.
 """
 
+PHOTOMETRIC, WHITE_IS_ZERO = 262, 0
+"""Tag of a TIFF and its value where 0 is white, which Pillow heeds for samples of up to 8 bits."""
+
+SAMPLE_FORMAT, SIGNED = 339, 2
+"""Tag of a TIFF and its value for signed integers, which Pillow heeds for samples of more than 8 bits."""
+
+FEW_OF_INK, MOSTLY = 0.05, 0.5
+"""Share of solid ink that is too little to be the text, and least share of an image that is transparent ground."""
+
 MAX_FRAMES = 100
 """Most frames of an animation that are looked at for one that shows something."""
 
@@ -62,6 +71,9 @@ PIXEL_CHUNKS = {b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"}
 """Chunks of a PNG file without which its pixels would not be the same."""
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+
+SIGNATURES = {PNG_SIGNATURE: "PNG", b"\xff\xd8\xff": "JPEG", b"II*\0": "TIFF", b"MM\0*": "TIFF", b"GIF8": "GIF"}
+"""How files begin that are called by their kind though Pillow cannot open them."""
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -76,7 +88,7 @@ class Unreadable:
     detail: str
 
 
-BLANK = Unreadable("blank", "all pixels have one color, so nothing is to be seen")
+BLANK = Unreadable("blank", "all pixels have one color, or colors that 8 bits a channel do not tell apart")
 
 
 AspectRatios = tuple[float, ...]
@@ -140,13 +152,23 @@ def _with_image(data: bytes, max_pixels: int, make: Callable[[Image.Image], T | 
 
 
 def _try_image(data: bytes, max_pixels: int, make: Callable[[Image.Image], T | Unreadable]) -> T | Unreadable:
-    try:
+    def open_and_make() -> T | Unreadable:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             width, height = image.size
             if width * height > max_pixels:
                 return Unreadable("too_large", f"{width}x{height} pixels are more than {max_pixels}")
             return make(image)
+
+    return _guarded(open_and_make, max_pixels, data)
+
+
+def _guarded(make: Callable[[], T | Unreadable], max_pixels: int, data: bytes = b"") -> T | Unreadable:
+    """Return what `make` makes, or the reason for what Pillow raises. data: the file, to call it by its kind."""
+    try:
+        return make()
     except UnidentifiedImageError:
+        if kind := next((name for start, name in SIGNATURES.items() if data.startswith(start)), ""):
+            return Unreadable("not_an_image", f"these bytes begin a {kind} file, but it is damaged or of a rare kind")
         return Unreadable("not_an_image", "these bytes begin no PNG, JPEG, GIF, BMP, WebP, TIFF or PNM file")
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         return Unreadable("too_large", f"the image has more than {max_pixels} pixels")
@@ -217,6 +239,7 @@ def _orientation(image: Image.Image) -> int:
         return 1
     try:
         found = image.getexif().get(ExifTags.Base.Orientation, 1)
+        found = found[0] if isinstance(found, bytes) and len(found) == 1 else found
         return found if found in TURNS else 1
     except Exception:  # whatever Pillow's parsers raise for garbage
         return 1
@@ -281,6 +304,18 @@ def from_array(array: npt.NDArray[np.uint8], spec: ImageSpec) -> Pixels | Unread
     return prepare(Image.fromarray(array[:, :, 0] if array.ndim == 3 and array.shape[2] == 1 else array), spec)
 
 
+def from_image(image: Image.Image, spec: ImageSpec) -> Pixels | Unreadable:
+    """Convert a Pillow image, at the frame where it is, to uint8 (H, W, C); or return why there are no pixels."""
+    if not all(image.size):
+        return Unreadable("damaged", f"the image has {image.size[0]}x{image.size[1]} pixels")
+    return _guarded(lambda: prepare(upright_image(_loaded(image)), spec), MAX_PIXELS)
+
+
+def _loaded(image: Image.Image) -> Image.Image:
+    image.load()
+    return image
+
+
 def otsu_threshold(pixels: Pixels) -> int:
     """Return the gray level that splits the histogram into the two classes of largest variance between them.
 
@@ -299,10 +334,14 @@ def otsu_threshold(pixels: Pixels) -> int:
 
 def _to_8_bits(image: Image.Image) -> Image.Image:
     """Convert any Pillow mode to L, RGB or opaque RGBA."""
+    tags = getattr(image, "tag_v2", {})
+    if image.mode == "L" and SIGNED in tags.get(SAMPLE_FORMAT, ()):
+        return Image.fromarray(np.asarray(image) ^ 0x80)
     if image.mode in ("L", "RGB") and "transparency" not in image.info:
         return image
     if image.mode.startswith("I") or image.mode == "F":
-        return Image.fromarray(_scale(np.asarray(image)))
+        scaled = _scale(np.asarray(image))
+        return Image.fromarray(255 - scaled if tags.get(PHOTOMETRIC) == WHITE_IS_ZERO else scaled)
     if image.has_transparency_data:
         image = image.convert("RGBA")
         if image.getchannel("A").getextrema()[0] == 255:
@@ -323,15 +362,13 @@ def _scale(samples: npt.NDArray[Any]) -> Pixels:
     if not finite.size:
         return np.zeros(samples.shape, np.uint8)
     low, high, top = float(finite.min()), float(finite.max()), 255 if floats else 65_535
-    if low >= 0 and high <= top and high - low >= top / 4:
+    usual = np.quantile(finite, [FEW, 1 - FEW])
+    if low >= 0 and high <= top and usual[1] - usual[0] >= top / 4:
         return (values if floats else values // 256).clip(0, 255).astype(np.uint8)
     values = np.nan_to_num(values, nan=low, posinf=high, neginf=low)
-    scaled = _stretch_range(values, low, high)
-    if (np.abs(scaled.astype(int) - int(np.median(scaled))) >= MIN_CONTRAST).mean() < FEW:  # a few odd samples
-        low, high = (float(x) for x in np.quantile(finite, [FEW, 1 - FEW]))
-        if low < high:
-            return _stretch_range(values, low, high)
-    return scaled
+    if 0 < usual[1] - usual[0] < (high - low) / 4:  # a few odd samples, such as hot pixels
+        low, high = float(usual[0]), float(usual[1])
+    return _stretch_range(values, low, high)
 
 
 def _stretch_range(values: npt.NDArray[np.float64], low: float, high: float) -> Pixels:
@@ -348,8 +385,10 @@ def _over_ground(image: Image.Image) -> Image.Image:
     over_white = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     alpha = np.asarray(image.getchannel("A"))
     solid = alpha >= max(SOLID * alpha.max(), 1)
-    of_ink, contrast = 255 - int(np.asarray(over_white)[solid].min(initial=255)), _contrast(over_white)
-    if contrast > EDGE_CONTRAST or of_ink >= max(MIN_CONTRAST, contrast / 2):
+    darkest = np.asarray(over_white)[solid].min(1) if solid.any() else np.array([255])
+    of_ink, contrast = 255 - float(np.quantile(darkest, FEW_OF_INK)), _contrast(over_white)
+    is_ground = (alpha < alpha.max() / 2).mean() >= MOSTLY  # else the ink may be a white card with thin text on it
+    if of_ink >= max(MIN_CONTRAST, min(contrast, EDGE_CONTRAST) / 2) or (contrast > EDGE_CONTRAST and not is_ground):
         return over_white
     over_black = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image).convert("RGB")
     if _contrast(over_black) >= MIN_CONTRAST:

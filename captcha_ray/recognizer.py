@@ -1,6 +1,7 @@
 """Predict texts and confidences of images with a trained network; evaluation and inference go through it."""
 
 import dataclasses
+import io
 import math
 import os
 from collections.abc import Callable, Iterable, Sequence
@@ -208,7 +209,7 @@ class Recognizer:
             except ValueError as error:
                 return images.Unreadable("not_an_image", str(error))
         if isinstance(source, Image.Image):
-            return images.prepare(images.upright_image(source), self.spec.image)
+            return images.from_image(source, self.spec.image)
         data = source if isinstance(source, bytes | bytearray | memoryview) else _read(source)
         return data if isinstance(data, images.Unreadable) else images.decode(bytes(data), self.spec.image)
 
@@ -216,8 +217,8 @@ class Recognizer:
 def _read(source: Any) -> bytes | images.Unreadable:
     """Return the bytes of an open file, or of the file that a path or URI names."""
     if hasattr(source, "read"):
-        data = source.read()
-        if not isinstance(data, bytes):
+        data = b"" if isinstance(source, io.TextIOBase) else source.read()
+        if isinstance(source, io.TextIOBase) or not isinstance(data, bytes):
             raise TypeError("a file of an image must be open for reading bytes, by mode 'rb'")
         return data
     try:

@@ -44,6 +44,12 @@ def legible(data: bytes) -> bool:
     return min(contrasts) >= 16 and likeness(gray[:, :, 0]) > 0.9 and max(map(likeness, color.transpose(2, 0, 1))) > 0.9
 
 
+def likeness_of(data: bytes) -> float:
+    pixels = decode(data, GRAY)
+    assert isinstance(pixels, np.ndarray), pixels
+    return likeness(pixels[:, :, 0])
+
+
 def with_alpha(ink: tuple[int, int, int], beneath: tuple[int, int, int] = (0, 0, 0)) -> Image.Image:
     """Return text as a drawing program leaves it: colors and alpha fade together at the edges."""
     colors = np.array(beneath) + MASK[:, :, None] * (np.array(ink) - beneath)
@@ -96,6 +102,47 @@ def test_a_few_odd_samples_do_not_hide_the_others() -> None:
     values = 1 - MASK
     values[0, 0], values[0, 1], values[1, 0] = 1e9, np.nan, -np.inf
     assert legible(encode(Image.fromarray(values), "TIFF"))
+
+
+def test_one_hot_sample_does_not_hide_12_bits() -> None:
+    values = (4095 - MASK * 4095).astype(np.uint16)
+    values[0, 0] = 65_535
+    assert likeness_of(encode(Image.fromarray(values), "PNG")) > 0.9
+
+
+def test_a_speck_of_other_ink_does_not_hide_white_ink_on_a_transparent_ground() -> None:
+    image = with_alpha((255, 255, 255))
+    image.putpixel((0, 0), (0, 0, 0, 255))
+    assert likeness_of(encode(image, "PNG")) > 0.9
+
+
+def test_thin_text_on_a_white_card_stays_on_white() -> None:
+    card = Image.new("RGBA", SIZE, (255, 255, 255, 255))
+    for x in (0, 47):
+        card.putpixel((x, 0), (0, 0, 0, 0))
+    card.paste((0, 0, 0, 255), (20, 7, 24, 8))
+    pixels = decode(encode(card, "PNG"), GRAY)
+    assert isinstance(pixels, np.ndarray)
+    assert (pixels[0, 0], pixels[7, 21], pixels[12, 2]) == (255, 0, 255)
+
+
+def test_a_tiff_whose_zero_is_white_is_turned_around() -> None:
+    text = (MASK * 65_535).astype(np.uint16)  # ink is the greatest value, which is black there
+    pixels = decode(encode(Image.fromarray(text), "TIFF", tiffinfo={262: 0}), GRAY)
+    assert isinstance(pixels, np.ndarray)
+    assert (pixels[0, 0], pixels.min()) == (255, 0)
+
+
+def test_signed_samples_keep_their_order() -> None:
+    ink = np.where(MASK > 0.5, -100, 100).astype(np.int8).view(np.uint8)
+    pixels = decode(encode(Image.fromarray(ink), "TIFF", tiffinfo={339: 2}), GRAY)
+    assert isinstance(pixels, np.ndarray)
+    assert (pixels[0, 0], pixels.min()) == (228, 28)
+
+
+def test_a_file_of_a_kind_that_is_not_read_is_called_by_its_kind() -> None:
+    found = decode(b"GIF8 and nothing that Pillow knows", GRAY)
+    assert found == Unreadable("not_an_image", "these bytes begin a GIF file, but it is damaged or of a rare kind")
 
 
 @pytest.mark.parametrize(("low", "high", "expected"), [(0, 65_535, (0, 255)), (0x1000, 0x9FFF, (0x10, 0x9F))])

@@ -88,7 +88,7 @@ def test_transparent_pixels_are_read_as_white(recognizer: Recognizer) -> None:
 def test_an_array_of_one_color_is_an_error_and_no_prediction(recognizer: Recognizer) -> None:
     flat = np.full((12, 20), 255, np.uint8)
     assert recognizer.predict([flat])[0].error.startswith("blank: ")
-    with pytest.raises(InputError, match="nothing is to be seen"):
+    with pytest.raises(InputError, match="blank: all pixels have one color"):
         recognizer.predict(flat)
 
 
@@ -368,3 +368,13 @@ def test_a_photograph_that_pillow_opened_is_turned_as_it_is_to_be_seen(recognize
     exif[0x0112] = 6
     upright.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "a.png", exif=exif)
     assert recognizer.predict(Image.open(tmp_path / "a.png")) == recognizer.predict(upright)
+
+
+@pytest.mark.parametrize("kind", ["no pixels", "cut off"])
+def test_a_pillow_image_that_cannot_be_read_is_an_error_of_its_own(recognizer: Recognizer, kind: str) -> None:
+    stream = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (12, 20), np.uint8)).save(stream, "PNG")
+    bad = Image.new("L", (0, 0)) if kind == "no pixels" else Image.open(io.BytesIO(stream.getvalue()[:-60]))
+    first, second = recognizer.predict([bad, stream.getvalue()])
+    assert (first.error or "").startswith(("damaged: ", "truncated: "))
+    assert second.error is None

@@ -1,6 +1,7 @@
 """Say what is wrong with a corpus, what looks like a mistake in its labels, and which command follows."""
 
 import collections
+import dataclasses
 import shlex
 
 import pyarrow as pa
@@ -9,6 +10,7 @@ import pyarrow.compute as pc
 from captcha_ray import console
 from captcha_ray.datasets import schema
 from captcha_ray.datasets.config import PreprocessConfig
+from captcha_ray.storage import filesystem
 
 LOOK_ALIKE = ("0Oo", "1lI|", "5S", "2Z", "8B", "vV", "wW", "xX", "cC", "sS", "zZ", "uU", "pP", "kK")
 """Characters that people who label take for one another."""
@@ -50,6 +52,8 @@ def advise(config: PreprocessConfig, manifest: schema.Manifest, texts: list[str]
 def command(config: PreprocessConfig) -> str:
     """Return the command of a config without `--check`."""
     words = ["captcha-ray", "preprocess"]
+    if config.out == filesystem.absolute(PreprocessConfig.out):  # nobody has named a place yet
+        config = dataclasses.replace(config, out=f"shards/{config.corpus.rpartition('/')[2] or 'corpus'}")
     defaults = PreprocessConfig().to_dict()
     for name, value in config.to_dict().items():
         if name == "check" or value == defaults[name] or (name == "corpus" and config.labels == "table"):

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 
 from captcha_ray.errors import InputError
 from captcha_ray.storage import filesystem
+from captcha_ray.storage.filesystem import speakable
 
 PATH_NAMES = ("path", "file_name", "filename", "file", "image", "uri")
 """Columns, in lower case, that may name the image, the first that is there; Hugging Face's image folders and the
@@ -30,6 +31,9 @@ TEXT_NAMES = ("text", "label", "ground_truth", "transcription")
 
 DELIMITERS = (",", ";", "\t", "|")
 """What may part the fields of a line. Of these, the one that parts the header into most fields is taken."""
+
+EXCELS_FIRST_LINE = re.compile("sep=.", re.IGNORECASE)
+"""What Excel takes, and leaves, before the header."""
 
 NUMBERS_LOSE = (
     "numbers lose leading zeros; write the labels as text, in pandas by dtype={'text': str} when the table is read, or "
@@ -49,6 +53,8 @@ class Row:
     text: str | None
     problem: str = ""
 
+
+NO_CHARACTER = "half a surrogate pair, which is no character"
 
 Cell = tuple[Any, Any, str]
 """Path, label and problem of a row as they stand in the table."""
@@ -70,14 +76,20 @@ def read_table(uri: str, path_column: str = "", text_column: str = "") -> Iterat
     """
     uri = filesystem.absolute(uri)
     folder = uri.rpartition("/")[0]
-    for number, (path, text, problem) in enumerate(_cells(uri, path_column, text_column), start=1):
+    for number, cell in enumerate(_cells(uri, path_column, text_column), start=1):
+        path, text, problem = cell if _is_unicode(cell) else (None, None, f"row {number} of {uri}: {NO_CHARACTER}")
         label = None if problem or not text else text
         if not path:
             yield Row(f"{uri}#row-{number}", None, problem or "the row names no image")
         elif path.startswith("/") or "://" in path:
             yield Row(filesystem.absolute(path), label, problem)
         else:
-            yield Row(filesystem.join(folder, posixpath.normpath(path)), label, problem)
+            joined = filesystem.join(folder, posixpath.normpath(path))
+            yield Row(joined if filesystem.is_remote(joined) else posixpath.normpath(joined), label, problem)
+
+
+def _is_unicode(cell: Cell) -> bool:
+    return all(speakable(value) == value for value in cell if isinstance(value, str))
 
 
 def _cells(uri: str, path_column: str, text_column: str) -> Iterator[Cell]:
@@ -100,18 +112,23 @@ def _cells(uri: str, path_column: str, text_column: str) -> Iterator[Cell]:
     if data[:4] == b"PK\x03\x04":
         raise InputError(f"the table {uri} is a workbook or an archive; save it as CSV in UTF-8")
     lines = re.split("\r\n|\n|\r", _decode(uri, data))
+    first = next((line.strip() for line in lines if line.strip()), "")
+    if first.startswith("["):
+        raise InputError(f"the table {uri} is a JSON array; write one object a line")
     suffix = posixpath.splitext(uri.lower().removesuffix(".gz"))[1]
-    if suffix in (".jsonl", ".ndjson") or (lines and lines[0].lstrip().startswith("{")):
+    if suffix in (".jsonl", ".ndjson") or first.startswith("{"):
         return _of_json_lines(uri, lines, choose)
     return _of_csv(uri, lines, choose)
 
 
 def _column(uri: str, names: Sequence[str], what: str, wanted: str, known: Sequence[str]) -> str:
     """Return the name of a column as the table has it. Raises InputError if there is none."""
-    by_lower = {name.strip().lower(): name for name in reversed(names)}
-    for name in [wanted.lower()] if wanted else known:
-        if name in by_lower:
-            return by_lower[name]
+    lower = [name.strip().lower() for name in names]
+    for name in [wanted.strip().lower()] if wanted else known:
+        if lower.count(name) > 1:
+            raise InputError(f"the table {uri} has {lower.count(name)} columns named {name!r}")
+        if name in lower:
+            return names[lower.index(name)]
     has = ", ".join(names) or "none"
     raise InputError(f"the table {uri} has no column {wanted or what!r}; it has {has}; --{what}-column names another")
 
@@ -126,7 +143,14 @@ def _of_parquet(uri: str, data: bytes, choose: Callable[[Sequence[str]], tuple[s
     columns = [_strings(uri, name, table[name]) for name in (path_column, text_column)]
     for path, text in zip(*columns, strict=True):
         problems = [found.args[0] for found in (path, text) if isinstance(found, ValueError)]
-        yield (None if isinstance(path, ValueError) else path), text, "; ".join(problems)
+        path, text = (None if isinstance(found, ValueError) else found for found in (path, text))  # noqa: PLW2901
+        yield path, text, "; ".join(problems)
+
+
+TEXT_TYPES = (pa.types.is_null, pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
+BYTE_TYPES = (
+    pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view, pa.types.is_fixed_size_binary,
+)  # fmt: skip
 
 
 def _strings(uri: str, name: str, column: pa.ChunkedArray) -> list[Any]:
@@ -137,11 +161,9 @@ def _strings(uri: str, name: str, column: pa.ChunkedArray) -> list[Any]:
     kind = column.type
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
-    if pa.types.is_null(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind):
+    if any(is_kind(kind) for is_kind in TEXT_TYPES):
         return column.to_pylist()  # type: ignore[no-any-return]
-    if pa.types.is_string_view(kind):
-        return column.to_pylist()  # type: ignore[no-any-return]
-    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind):
+    if any(is_kind(kind) for is_kind in BYTE_TYPES):
         return [_text_of(value, name) for value in column.to_pylist()]
     is_number = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
     why = NUMBERS_LOSE if is_number and name.lower() not in PATH_NAMES else "it must hold text"
@@ -156,39 +178,39 @@ def _text_of(value: bytes | None, name: str) -> Any:
 
 
 def _of_json_lines(uri: str, lines: list[str], choose: Callable[[Sequence[str]], tuple[str, str]]) -> Iterator[Cell]:
-    columns: tuple[str, str] | None = None
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            values = json.loads(line)
-        except ValueError as error:
-            yield None, None, f"line {number} of {uri}: no JSON, {error}"
-            continue
+    rows = [(number, _object(line)) for number, line in enumerate(lines, start=1) if line.strip()]
+    columns = choose(list(dict.fromkeys(name for _, values in rows if isinstance(values, dict) for name in values)))
+    for number, values in rows:
+        where = f"line {number} of {uri}"
         if not isinstance(values, dict):
-            yield None, None, f"line {number} of {uri}: no JSON object"
+            yield None, None, f"{where}: {values}"
             continue
-        columns = columns or choose(list(values))
         path, text = (values.get(name) for name in columns)
         problem = ""
         if not isinstance(path, str | None):
-            path, problem = None, f"line {number} of {uri}: the image is {path!r}, which is no text"
+            path, problem = None, f"{where}: the image is {path!r}, which is no text"
         elif not isinstance(text, str | None):
             why = f"; {NUMBERS_LOSE}" if isinstance(text, int | float) and not isinstance(text, bool) else ""
-            text, problem = None, f"line {number} of {uri}: the label is {text!r}, which is no text{why}"
+            text, problem = None, f"{where}: the label is {text!r}, which is no text{why}"
         yield path, text, problem
 
 
-def _of_csv(uri: str, lines: list[str], choose: Callable[[Sequence[str]], tuple[str, str]]) -> Iterator[Cell]:
+def _object(line: str) -> dict[str, Any] | str:
+    """Return the JSON object of a line, or why it holds none."""
     try:
-        headers = {delimiter: _fields(lines[0], delimiter) for delimiter in DELIMITERS}
-    except csv.Error as error:
-        raise InputError(f"the table {uri} is no readable CSV: {error}") from error
-    delimiter, header = max(headers.items(), key=lambda item: len(item[1]))
+        values = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        return f"no JSON, {error}"
+    return values if isinstance(values, dict) else "no JSON object"
+
+
+def _of_csv(uri: str, lines: list[str], choose: Callable[[Sequence[str]], tuple[str, str]]) -> Iterator[Cell]:
+    numbered = [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
+    if numbered and EXCELS_FIRST_LINE.fullmatch(numbered[0][1].strip()):
+        del numbered[0]
+    delimiter, header = _header(uri, numbered[0][1] if numbered else "")
     places = [header.index(name) for name in choose(header)]
-    for number, line in enumerate(lines[1:], start=2):
-        if not line.strip():
-            continue
+    for number, line in numbered[1:]:
         try:
             fields, problem = _fields(line, delimiter), ""
         except csv.Error as error:
@@ -198,19 +220,35 @@ def _of_csv(uri: str, lines: list[str], choose: Callable[[Sequence[str]], tuple[
         elif len(fields) > len(header):
             problem = f"{len(fields)} fields where the header has {len(header)}"
         elif problem == "unexpected end of data":
-            problem = "a quotation mark that is not closed"
+            problem = "a quotation mark that is not closed; a field must stand on one line"
         path, text = (fields[place] if place < len(fields) else None for place in places)
         yield path, text, f"line {number} of {uri}: {problem}" if problem else ""
 
 
+def _header(uri: str, line: str) -> tuple[str, list[str]]:
+    """Return the delimiter that parts the header into most fields, and these. Raises InputError if none parts it."""
+    found = {}
+    for delimiter in DELIMITERS:
+        try:
+            found[delimiter] = _fields(line, delimiter)
+        except csv.Error as error:
+            reason = error
+    if not found:
+        raise InputError(f"the table {uri} is no readable CSV: {reason}")
+    return max(found.items(), key=lambda item: len(item[1]))
+
+
 def _fields(line: str, delimiter: str) -> list[str]:
     """Return the fields of one line. Raises csv.Error for a quotation mark that the line does not close."""
-    return next(csv.reader([line], delimiter=delimiter, strict=True), [])
+    blanks = f'{delimiter} "' in line  # before a quotation mark, as some write it; others are the field's
+    return next(csv.reader([line], delimiter=delimiter, strict=True, skipinitialspace=blanks), [])
 
 
 def _decode(uri: str, data: bytes) -> str:
-    """Return the text of a table in UTF-8 or UTF-16. Raises InputError for another encoding."""
-    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
+    """Return the text of a table in UTF-8, UTF-16 or UTF-32. Raises InputError for another encoding."""
+    if data[:4] in (b"\xff\xfe\0\0", b"\0\0\xfe\xff"):
+        encoding = "utf-32"
+    elif data[:2] in (b"\xff\xfe", b"\xfe\xff"):
         encoding = "utf-16"
     elif data[1:40:2].count(0) > len(data[1:40:2]) / 2:
         encoding = "utf-16-le"

@@ -16,6 +16,13 @@ FILLERS = "\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0"
 """Characters that show nothing though Unicode counts them as letters, marks or symbols."""
 
 
+VISIBLE_CONTROLS = "\u0600\u0601\u0602\u0603\u0604\u0605\u06dd\u070f\u0890\u0891\u08e2\U000110bd\U000110cd"
+"""Characters that Unicode counts as controls though they are drawn, around numbers (Prepended_Concatenation_Mark)."""
+
+JOINERS = "\u200c\u200d"
+"""Zero-width non-joiner and joiner."""
+
+
 @dataclasses.dataclass(frozen=True)
 class LabelRule:
     """Rule by which labels are found. The last three are as the flags say."""
@@ -47,14 +54,14 @@ class Listing:
         texts: Label of each, None if the rule finds none.
         num_hidden: Hidden and system files, passed over.
         num_cleaned: Labels that `clean` has changed.
-        problems: Why there is no label, by URI, where a table's row cannot be understood.
+        problems: Why there is no label, by place in the lists, where a table's row cannot be understood.
     """
 
     uris: list[str]
     texts: list[str | None]
     num_hidden: int
     num_cleaned: int = 0
-    problems: dict[str, str] = dataclasses.field(default_factory=dict)
+    problems: dict[int, str] = dataclasses.field(default_factory=dict)
 
 
 def list_corpus(corpus: str, rule: LabelRule) -> Listing:
@@ -63,11 +70,11 @@ def list_corpus(corpus: str, rule: LabelRule) -> Listing:
     Raises InputError if the corpus is absent, or as `label_table.read_table` does.
     """
     num_hidden = 0
-    problems: dict[str, str] = {}
+    problems: dict[int, str] = {}
     if rule.labels == "table":
         rows = list(label_table.read_table(rule.table, rule.path_column, rule.text_column))
         uris, texts = [row.uri for row in rows], [row.text for row in rows]
-        problems = {row.uri: row.problem for row in rows if row.problem}
+        problems = {place: row.problem for place, row in enumerate(rows) if row.problem}
     else:
         uris = []
         for uri in filesystem.list_files(corpus):
@@ -79,8 +86,8 @@ def list_corpus(corpus: str, rule: LabelRule) -> Listing:
         texts = [label_of(uri, corpus, rule.labels, pattern) for uri in uris]
         uris = [speakable(uri) for uri in uris]
     cleaned = texts if rule.keep_blanks else [text and (clean(text) or None) for text in texts]
-    cleaned = [text and canonical(text) for text in cleaned]
     num_cleaned = sum(one != other for one, other in zip(texts, cleaned, strict=True))
+    cleaned = [text and canonical(text) for text in cleaned]
     return Listing(uris, cleaned, num_hidden, num_cleaned, problems)
 
 
@@ -88,17 +95,25 @@ def clean(text: str) -> str:
     """Return a label as it is seen: in normal form C, without invisible characters, and without blanks at its ends.
 
     Normal form C writes a letter and its accent as one character where there is one: a Mac's file names part them.
+    Blanks of every kind become the plain one. Joiners stay between letters of scripts that they shape.
     """
     if text.isascii() and text.isprintable() and text == text.strip():
         return text
-    shown = "".join(c for c in text if not _is_invisible(c))
-    return unicodedata.normalize("NFC", shown).strip()
+    shown = "".join(c for k, c in enumerate(text) if not _is_invisible(c) or _joins(text, k))
+    blanks = "".join(" " if c.isspace() else c for c in unicodedata.normalize("NFC", shown))
+    return blanks.strip()
 
 
 def _is_invisible(character: str) -> bool:
     is_selector = "\ufe00" <= character <= "\ufe0f" or "\U000e0100" <= character <= "\U000e01ef"
     is_control = unicodedata.category(character) in ("Cc", "Cf") and not character.isspace()
-    return is_selector or is_control or character in FILLERS
+    return (is_selector or is_control or character in FILLERS) and character not in VISIBLE_CONTROLS
+
+
+def _joins(text: str, place: int) -> bool:
+    """Return whether the character is a joiner between two that it may shape: neither is ASCII or a blank."""
+    around = text[max(place - 1, 0) : place + 2]
+    return text[place] in JOINERS and len(around) == 3 and all(c > "\x7f" and not c.isspace() for c in around)
 
 
 def list_images(folder: str) -> list[str]:

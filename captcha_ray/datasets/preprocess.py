@@ -115,7 +115,9 @@ def preprocess(config: PreprocessConfig) -> schema.Manifest:
     rule = labels.LabelRule.of(config)
     listing = labels.list_corpus(config.corpus, rule)
     if not listing.uris:
-        raise InputError(f"{config.corpus} holds no images")
+        raise InputError(
+            f"the table {config.table} has no rows" if config.table else f"{config.corpus} holds no images"
+        )
     files, refused = _labeled_files(listing, config)
     image, files, too_long = _choose_image(config, files)
     if not config.check:
@@ -252,13 +254,14 @@ def _check_labels(listing: labels.Listing, config: PreprocessConfig) -> tuple[pa
     good: list[tuple[str, str]] = []
     bad: list[tuple[str, str, str]] = []
     seen: set[tuple[str, str | None]] = set()
-    for uri, text in zip(listing.uris, listing.texts, strict=True):
+    for place, (uri, text) in enumerate(zip(listing.uris, listing.texts, strict=True)):
+        if problem := listing.problems.get(place):
+            bad.append((uri, "bad_row", problem))
+            continue
         if (uri, text) in seen:
             continue  # a table may name a file twice; it is one file
         seen.add((uri, text))
-        if problem := listing.problems.get(uri):
-            bad.append((uri, "bad_row", problem))
-        elif text is None:
+        if text is None:
             bad.append((uri, "no_label", "the label rule finds no label, or the name is not UTF-8"))
         elif charset and (unknown := charset.unknown_in(text)):
             bad.append((uri, "unknown_character", f"label {text!r} holds {unknown!r}"))

@@ -121,10 +121,11 @@ class Manifest(Config):
         lengths = (
             f"{self.min_length}" if self.min_length == self.max_length else f"{self.min_length} to {self.max_length}"
         )
+        shown = "".join(c if c.isprintable() and not c.isspace() else f" {c!r} " for c in self.charset)
         kept = ", ".join(f"{count:,} {split}" for split, count in self.num_images.items())
         lines = [
             f"{sum(self.num_images.values()):,} images of {size.width}x{size.height} pixels: {kept}",
-            f"{len(self.charset)} characters: {self.charset}; {lengths} per label",
+            f"{len(self.charset)} characters: {shown}; {lengths} per label",
         ]
         if self.num_quarantined:
             lines.append("quarantined: " + ", ".join(f"{n:,} {reason}" for reason, n in self.num_quarantined.items()))

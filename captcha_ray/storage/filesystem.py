@@ -32,17 +32,26 @@ PAGE_FILES = 1000
 """Local files per page of a listing, as many as S3 gives."""
 
 
-HIDDEN_FILES = {"thumbs.db", "desktop.ini", "ehthumbs.db", "icon\r", "_success", "picasa.ini", "zbthumbnail.info"}
+HIDDEN_FILES = {"desktop.ini", "icon\r", "_success", "picasa.ini", "zbthumbnail.info"}
 """Names, in lower case, of files that operating systems and programs leave in folders; others begin with a dot."""
 
-HIDDEN_ENDINGS = ("zone.identifier", "_$folder$", "~", ".crdownload", ".part", ".partial", ".tmp")
-"""How names, in lower case, of such files end: downloads and what marks them, backups, folders of Hadoop."""
+HIDDEN_STARTS = ("thumbs.db", "ehthumbs", "_committed_", "_started_")
+"""How names, in lower case, of such files begin: previews of Windows, marks of Databricks."""
+
+HIDDEN_ENDINGS = (
+    "zone.identifier", "@synoeastream", "@synoresource", "_$folder$", "~", ".crc", ".crdownload", ".part", ".partial",
+    ".tmp",
+)  # fmt: skip
+"""How names, in lower case, of such files end: downloads and what marks them, streams of Synology, backups, folders
+and checksums of Hadoop.
+"""
 
 HIDDEN_FOLDERS = {
     "__macosx", "network trash folder", "temporary items",  # macOS
-    "$recycle.bin", "recycler", "system volume information", "found.000",  # Windows
+    "$recycle.bin", "recycler", "recycled", "recycle bin", "system volume information",
+    *(f"found.{k:03}" for k in range(100)),  # Windows
     "lost+found",  # Linux
-    "@eadir", "#recycle", "#snapshot", "@recycle", "@recently-snapshot", "@tmp",  # network drives
+    "@eadir", "#recycle", "#snapshot", "~snapshot", "@recycle", "@recently-snapshot", "@tmp",  # network drives
     "_temporary", "_delta_log", "_spark_metadata",  # Hadoop, Delta, Spark
 }  # fmt: skip
 """Names, in lower case, of folders that they leave; all that is in them is theirs."""
@@ -59,6 +68,7 @@ def is_hidden(uri: str, corpus: str) -> bool:
     name = name or uri.rpartition("/")[2].lower()
     return (
         name in HIDDEN_FILES
+        or name.startswith(HIDDEN_STARTS)
         or name.endswith(HIDDEN_ENDINGS)
         or any(part.startswith(".") and part not in (".", "..") for part in (*folders, name))
         or not HIDDEN_FOLDERS.isdisjoint(folders)

@@ -73,7 +73,9 @@ def test_a_byte_order_mark_and_further_columns_do_no_harm(tmp_path: Path) -> Non
         (b"", "has no column 'path'; it has none"),
         (b"path,text\n\xe4,b\n", "is not in UTF-8: byte 0xe4 in line 2; convert it, if it is from Windows by iconv"),
         (b"PK\x03\x04 and a workbook", "is a workbook or an archive; save it as CSV"),
-        (b'path,"text\n', "is no readable CSV: unexpected end"),
+        (b'"path\n', "is no readable CSV: unexpected end"),
+        (b'[{"path": "a.png", "text": "1"}]', "is a JSON array; write one object a line"),
+        (b"path,text,Text\na,b,c\n", "has 2 columns named 'text'"),
         (b"PAR1 and then nothing", "is no readable Parquet"),
     ],
 )
@@ -113,7 +115,7 @@ def test_rows_that_are_cut_wrongly_have_a_line_and_the_others_a_label(tmp_path: 
     problems = [problem for _, _, problem in rows if problem]
     assert problems[:3] == [
         "line 2 of t.csv: 3 fields where the header has 2",
-        "line 3 of t.csv: a quotation mark that is not closed",
+        "line 3 of t.csv: a quotation mark that is not closed; a field must stand on one line",
         "line 7 of t.csv: a byte of zero",
     ]
     assert problems[3].startswith("line 8 of t.csv: ")
@@ -203,3 +205,35 @@ def test_bytes_that_are_no_utf8_are_a_problem_of_their_row(tmp_path: Path) -> No
         Row(f"{tmp_path}/t.parquet#row-2", None, r"path b'\xff' is not UTF-8"),
         Row(f"{tmp_path}/c", None, r"text b'\xff' is not UTF-8"),
     ]
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
+def test_quoted_headers_and_a_blank_before_a_quotation_mark_are_read(tmp_path: Path, delimiter: str) -> None:
+    lines = [f'"path"{delimiter}"text"', f'"a.png"{delimiter} "000"', f'b.png{delimiter}"00;,1"']
+    assert rows_of(tmp_path, "\n".join(lines).encode()) == [("a.png", "000", ""), ("b.png", "00;,1", "")]
+
+
+@pytest.mark.parametrize("start", ["sep=;\n", "\n\n", "\ufeff"])
+def test_what_stands_before_the_header_is_passed_over(tmp_path: Path, start: str) -> None:
+    assert rows_of(tmp_path, f"{start}path;text\na.png;1\n".encode()) == [("a.png", "1", "")]
+
+
+def test_a_line_that_is_no_json_or_no_text_is_a_problem_of_its_row(tmp_path: Path) -> None:
+    lines = ['{"version": 1}', '{"path": "a.png", "text": "1"}', "[" * 100_000, '{"path": "b.png", "text": "\\ud800"}']
+    rows = rows_of(tmp_path, "\n".join(lines).encode(), "t.jsonl")
+    assert [text for _, text, _ in rows] == [None, "1", None, None]
+    assert rows[2][2].startswith("line 3 of t.jsonl: no JSON, ")
+    assert rows[3][2] == "row 4 of t.jsonl: half a surrogate pair, which is no character"
+
+
+def test_a_parquet_column_that_is_there_twice_is_named(tmp_path: Path) -> None:
+    table = pa.Table.from_arrays([pa.array(["a"]), pa.array(["1"]), pa.array(["2"])], names=["path", "text", "text"])
+    pq.write_table(table, tmp_path / "t.parquet")
+    with pytest.raises(InputError, match="has 2 columns named 'text'"):
+        list(read_table(f"{tmp_path}/t.parquet"))
+
+
+def test_a_path_that_leads_out_of_the_tables_folder_and_back_is_one_file(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/t.csv").write_text("path,text\n../in/a.png,1\na.png,1\n")
+    assert {row.uri for row in read_table(f"{tmp_path}/in/t.csv")} == {f"{tmp_path}/in/a.png"}

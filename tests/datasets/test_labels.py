@@ -15,6 +15,8 @@ HIDDEN_FILES = [
     *("7/@eaDir/a.png/SYNOPHOTO_THUMB_M.jpg", "#recycle/7/a.png", "@Recycle/a.png", "$RECYCLE.BIN/S-1-5/a.png"),
     *("System Volume Information/WPSettings.dat", "lost+found/#123", "7/a.png:Zone.Identifier", "7_$folder$"),
     *("_SUCCESS", "_temporary/0/a.png", "7/a.png.crdownload", "7/b.png.part", "7/a.png~", ".Trash-1000/files/a.png"),
+    *("Recycle Bin/7/a.png", "~snapshot/hourly.0/7/a.png", "FOUND.007/a.png", "7/Thumbs.db:encryptable"),
+    *("7/a.png@SynoEAStream", "7/.a.png.crc", "7/a.png.crc", "_committed_123"),
     ".DS_Store",
     "7/Thumbs.db",
     "7/THUMBS.DB",
@@ -157,13 +159,15 @@ def test_a_tables_rows_are_the_corpus_in_their_order(tmp_path: Path) -> None:
     listing = list_corpus("/not/looked/at", LabelRule("table", table=f"{tmp_path}/t.csv"))
     assert found(listing, str(tmp_path)) == {"b.png": "2", "a.png": "1", ".hidden.png": "3", "c.png": None}
     assert listing.num_hidden == 0
-    assert listing.problems == {f"{tmp_path}/c.png": f"line 5 of {tmp_path}/t.csv: 3 fields where the header has 2"}
+    assert listing.problems == {3: f"line 5 of {tmp_path}/t.csv: 3 fields where the header has 2"}
 
 
 SEEN = {
     " 0317": "0317", "0317 ": "0317", "\u00a00317": "0317", "03\u200b17": "0317", "\u200f0317\u200e": "0317",
     "\ufeff0317": "0317", "03\u00ad17": "0317", "e\u0301e\u0301": "éé", "0\ufe0f3": "03", "\u31643": "3", "\u2800": "",
-    "a b": "a b", "\t7\n": "7", "\x7f7": "7", "か\u3099": "が", "x": "x", "日本": "日本", "\u2066abc\u2069": "abc",
+    "a b": "a b", "\t7\n": "7", "\x7f7": "7", "か\u3099": "が", "7\u00a054": "7 54", "a\nb": "a b",
+    "\u06dd\u0661": "\u06dd\u0661", "می\u200cخواهم": "می\u200cخواهم", "0\u200d3": "03", "x": "x", "日本": "日本",
+    "\u2066abc\u2069": "abc",
 }  # fmt: skip
 
 
