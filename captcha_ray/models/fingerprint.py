@@ -24,7 +24,7 @@ def fingerprint(spec: ModelSpec, weights: bytes) -> str:
     decisive = spec.to_dict()
     del decisive["dropout"], decisive["aspect_ratios"]  # which images are taken, not what is recognized in them
     # As in checkpoints from before there were others.
-    for name, before in (("variable", False), ("temperature", 1.0), ("bidirectional", False)):
+    for name, before in (("variable", False), ("temperature", 1.0), ("bidirectional", False), ("filters", 32)):
         if decisive[name] == before:
             del decisive[name]
     description = json.dumps(decisive, sort_keys=True).encode()

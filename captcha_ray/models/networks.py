@@ -138,36 +138,39 @@ class ColumnCNN(Network):
     All columns share the last layers and see little more than one character, so the network learns characters and not
     strings, from few images. Trained by CTC; predicts by the probability of each character at each position over all
     alignments. Outputs: logits (N, T, K + 1), the blank last. `variable`: an image holds 1 to S characters; class K at
-    a position means that the text has ended.
+    a position means that the text has ended. `filters`: F, those of the first convolution.
     """
 
-    def __init__(self, image: ImageSpec, num_classes: int, max_length: int, dropout: float, *, variable: bool) -> None:
+    def __init__(
+        self, image: ImageSpec, num_classes: int, max_length: int, dropout: float, *, variable: bool, filters: int
+    ) -> None:
         super().__init__(num_classes)
         self._max_length, self._variable = max_length, variable
         stride = column_stride(image, max_length)
+        few, more, most = filters, 2 * filters, 4 * filters
         self.features = nn.Sequential(
-            *_convolution(image.channels, 32, 5, stride=2),
-            *_convolution(32, 32, 3),
+            *_convolution(image.channels, few, 5, stride=2),
+            *_convolution(few, few, 3),
             nn.MaxPool2d((2, stride // 2)),
-            *_convolution(32, 64, 3),
-            *_convolution(64, 64, 3),
+            *_convolution(few, more, 3),
+            *_convolution(more, more, 3),
             nn.Dropout2d(dropout / 3),
             nn.MaxPool2d((2, 1)),
-            *_convolution(64, 128, 3),
-            *_convolution(128, 128, 3),
+            *_convolution(more, most, 3),
+            *_convolution(most, most, 3),
             nn.Dropout2d(dropout / 3),
         )
         height = (image.height + 1) // 2 // 2 // 2
         self.columns = nn.Sequential(
-            *_convolution(128, 128, (height, 1), padding=0),
-            *_convolution(128, 128, (1, 3), padding=(0, 1)),
+            *_convolution(most, most, (height, 1), padding=0),
+            *_convolution(most, most, (1, 3), padding=(0, 1)),
             nn.Dropout(dropout),
-            nn.Conv2d(128, num_classes + 1, 1),
+            nn.Conv2d(most, num_classes + 1, 1),
         )
 
     def forward(self, images: Tensor) -> Tensor:
         """Map float32 (N, C, H, W) in [0, 1] to logits (N, T, K + 1)."""
-        maps = self.features(images)  # (N, 128, H // 8, T)
+        maps = self.features(images)  # (N, 4 F, H // 8, T)
         columns: Tensor = self.columns(maps)  # (N, K + 1, 1, T)
         return columns.squeeze(2).transpose(1, 2)
 
@@ -245,5 +248,12 @@ def build_model(spec: ModelSpec) -> Network:
                 f"column_cnn recognizes {spec.max_length} characters in images of at least {2 * needed}x7 pixels "
                 f"(width x height), not {spec.image}"
             )
-        return ColumnCNN(spec.image, len(spec.charset), spec.max_length, spec.dropout, variable=spec.variable)
+        return ColumnCNN(
+            spec.image,
+            len(spec.charset),
+            spec.max_length,
+            spec.dropout,
+            variable=spec.variable,
+            filters=spec.filters,
+        )
     return MultiHeadCNN(spec.image, len(spec.charset), spec.max_length, spec.dropout)

@@ -6,7 +6,7 @@ import typing
 from typing import Literal
 
 from captcha_ray.charset import Charset
-from captcha_ray.config import Config
+from captcha_ray.config import Config, Limit
 from captcha_ray.errors import InputError, check
 from captcha_ray.image_spec import ImageSpec
 
@@ -14,6 +14,10 @@ Network = Literal["auto", "glyph_vgg", "multi_head_cnn", "column_cnn"]
 
 
 Precision = Literal["auto", "fp32", "bf16"]
+
+
+FILTERS = Limit(4, 256, "4 to 256")
+"""Limit of `filters`."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,6 +34,8 @@ class ModelSpec(Config):
     """Characters per image."""
     variable: bool = False
     """Allow fewer characters than `max_length` in an image, down to one."""
+    filters: int = 32
+    """Filters of the first convolution of column_cnn; the later ones have one, two and four times as many."""
     dropout: float = 0.5
     """Rate before the last layer; only training uses it."""
     temperature: float = 1.0
@@ -53,6 +59,7 @@ class ModelSpec(Config):
         known = [name for name in typing.get_args(Network) if name != "auto"]
         check(self.network in known, f"network is {self.network!r}; known are {', '.join(known)}")
         Charset(self.charset)
+        check(FILTERS.holds(self.filters), f"filters is {self.filters}; it must be {FILTERS.must_be}")
         check(self.max_length >= 1, f"max_length is {self.max_length}; it must be at least 1")
         check(0 < self.temperature < math.inf, f"temperature is {self.temperature}; it must be finite and above 0")
         check(0 <= self.dropout < 1, f"dropout is {self.dropout}; it must be 0 to below 1")

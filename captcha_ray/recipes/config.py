@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from captcha_ray.config import DEMO, NOT_NEGATIVE, POSITIVE, SHARE, SHARE_BELOW_1, Config, Limit, at_least
 from captcha_ray.errors import InputError, check
-from captcha_ray.models.spec import Network, Precision
+from captcha_ray.models.spec import FILTERS, Network, Precision
 
 Optimizer = Literal["sgd", "rmsprop", "adam", "adamw"]
 
@@ -34,6 +34,9 @@ class TrainConfig(Config):
     """Image width the shards must have, pixels; 0 takes what they have."""
     max_length: Annotated[int, NOT_NEGATIVE] = 0
     """Characters per image that the network recognizes; 0 takes the length of the shards' labels."""
+    filters: Annotated[int, FILTERS] = 32
+    """Filters of column_cnn's first convolution; later ones have up to four times as many. 16 take a quarter of the
+    operations, and recognize a little less."""
     variable_length: bool = False
     """Recognize 1 to --max-length characters per image instead of exactly as many; column_cnn only."""
     charset: str = ""

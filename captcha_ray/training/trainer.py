@@ -89,6 +89,7 @@ def model_spec(config: TrainConfig, manifest: schema.Manifest) -> ModelSpec:
         charset=manifest.charset,
         max_length=config.max_length or manifest.max_length,
         variable=config.variable_length,
+        filters=config.filters,
         dropout=config.dropout,
         bidirectional=has_right_to_left(manifest.charset),
         aspect_ratios=manifest.aspect_ratios,

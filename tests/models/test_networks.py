@@ -7,10 +7,12 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from captcha_ray.errors import InputError
 from captcha_ray.image_spec import ImageSpec
 from captcha_ray.models.ctc import uniform_alignment_loss
+from captcha_ray.models.fingerprint import fingerprint
 from captcha_ray.models.networks import MaxPool, build_model
 from captcha_ray.models.spec import ModelSpec
 
@@ -162,6 +164,19 @@ def test_a_column_sees_a_character_and_a_half_and_no_more() -> None:
     changed[..., 100:] = 0
     seen = (model(images) != model(changed)).any(2)[0].nonzero().flatten()
     assert 25 - 8 < seen.min() <= 25
+
+
+def test_half_the_filters_take_a_quarter_of_the_work_and_are_part_of_the_identity() -> None:
+    def work(spec: ModelSpec) -> int:
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            build_model(spec).eval()(torch.zeros(1, 1, spec.image.height, spec.image.width))
+        return int(counter.get_total_flops())
+
+    half = dataclasses.replace(COLUMNS, filters=16)
+    assert work(half) / work(COLUMNS) == pytest.approx(0.25, abs=0.01)
+    assert fingerprint(half, b"") != fingerprint(COLUMNS, b"")
+    before = {name: value for name, value in COLUMNS.to_dict().items() if name != "filters"}
+    assert ModelSpec.from_dict(before) == COLUMNS, "a checkpoint from before there was a choice"
 
 
 def test_column_cnn_reads_fewer_characters_where_it_is_told_to() -> None:
