@@ -88,7 +88,7 @@ def preprocess(config: PreprocessConfig) -> Manifest:
 
         capacity.wait_for_capacity(1, 1, 0)
         ray_session.check_shared(corpus="" if config.table else config.corpus, table=config.table, out=config.out)
-        if config.labels != "table":
+        if config.labels != "table" and not config.check:
             demo.ensure_corpus(config.corpus)
         return preprocessing.preprocess(config)
 

@@ -72,7 +72,9 @@ PIXEL_CHUNKS = {b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"}
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
-SIGNATURES = {PNG_SIGNATURE: "PNG", b"\xff\xd8\xff": "JPEG", b"II*\0": "TIFF", b"MM\0*": "TIFF", b"GIF8": "GIF"}
+JPEG_SIGNATURE, START_OF_SCAN = b"\xff\xd8\xff", 0xDA
+
+SIGNATURES = {PNG_SIGNATURE: "PNG", JPEG_SIGNATURE: "JPEG", b"II*\0": "TIFF", b"MM\0*": "TIFF", b"GIF8": "GIF"}
 """How files begin that are called by their kind though Pillow cannot open them."""
 
 Pixels = npt.NDArray[np.uint8]
@@ -139,14 +141,15 @@ def decode_with_ratio(data: bytes, spec: ImageSpec, max_pixels: int = MAX_PIXELS
 def _with_image(data: bytes, max_pixels: int, make: Callable[[Image.Image], T | Unreadable]) -> T | Unreadable:
     """Return what `make` makes of the opened image, or why it cannot be decoded.
 
-    A PNG that fails is tried again without its metadata, which may be all that is wrong with it.
+    A PNG or JPEG that fails is tried again without its metadata, which may be all that is wrong with it.
     """
     if not data:
         return Unreadable("empty_file", "the file has zero bytes")
     made = _try_image(data, max_pixels, make)
     failed = isinstance(made, Unreadable) and made.reason in ("not_an_image", "damaged", "truncated")
-    if failed and data.startswith(PNG_SIGNATURE):
-        again = _try_image(_without_metadata(data), max_pixels, make)
+    strip = _png_without_metadata if data.startswith(PNG_SIGNATURE) else _jpeg_without_metadata
+    if failed and data.startswith((PNG_SIGNATURE, JPEG_SIGNATURE)):
+        again = _try_image(strip(data), max_pixels, make)
         return made if isinstance(again, Unreadable) else again
     return made
 
@@ -177,7 +180,7 @@ def _guarded(make: Callable[[], T | Unreadable], max_pixels: int, data: bytes = 
         return Unreadable(reason, f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
 
 
-def _without_metadata(data: bytes) -> bytes:
+def _png_without_metadata(data: bytes) -> bytes:
     """Return a PNG file with the chunks alone that its pixels need."""
     kept, at = [PNG_SIGNATURE], len(PNG_SIGNATURE)
     while at + 8 <= len(data):
@@ -187,6 +190,18 @@ def _without_metadata(data: bytes) -> bytes:
             kept.append(data[at:end])
         at = end
     return b"".join(kept)
+
+
+def _jpeg_without_metadata(data: bytes) -> bytes:
+    """Return a JPEG file without comments and application segments, but for a whole Adobe's, which tells its colors."""
+    kept, at = [data[:2]], 2
+    while at + 4 <= len(data) and data[at] == 0xFF and data[at + 1] != START_OF_SCAN:
+        end = at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+        is_application = 0xE0 <= data[at + 1] <= 0xEF or data[at + 1] == 0xFE
+        if not is_application or (data[at + 4 : at + 9] == b"Adobe" and end - at >= 16):
+            kept.append(data[at:end])
+        at = end
+    return b"".join([*kept, data[at:]])
 
 
 def _decode(
@@ -215,13 +230,15 @@ def _wrong_aspect(size: tuple[int, int], spec: ImageSpec) -> Unreadable:
 
 
 def _frames(image: Image.Image) -> Iterator[Image.Image]:
-    """Yield the image, decoded, at each of its frames."""
+    """Yield the image, decoded, at each of its frames that has the size of the first."""
+    size = image.size
     image.load()
     yield image
     for number in range(1, min(getattr(image, "n_frames", 1), MAX_FRAMES)):
         image.seek(number)
-        image.load()
-        yield image
+        if image.size == size:  # a larger one might be one that no memory holds
+            image.load()
+            yield image
 
 
 def upright_image(image: Image.Image) -> Image.Image:
@@ -365,7 +382,9 @@ def _scale(samples: npt.NDArray[Any]) -> Pixels:
     usual = np.quantile(finite, [FEW, 1 - FEW])
     if low >= 0 and high <= top and usual[1] - usual[0] >= top / 4:
         return (values if floats else values // 256).clip(0, 255).astype(np.uint8)
-    values = np.nan_to_num(values, nan=low, posinf=high, neginf=low)
+    if low == high:  # all ink is alike, or all ground; what is no number is the other
+        return np.where(np.isfinite(values), 0, 255).astype(np.uint8)
+    values = np.nan_to_num(values, nan=high, posinf=high, neginf=low)
     if 0 < usual[1] - usual[0] < (high - low) / 4:  # a few odd samples, such as hot pixels
         low, high = float(usual[0]), float(usual[1])
     return _stretch_range(values, low, high)

@@ -4,7 +4,7 @@ import dataclasses
 import io
 import math
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, BinaryIO, TypeAlias, overload
 
 import numpy as np
@@ -109,7 +109,7 @@ class Recognizer:
             if prediction.error:
                 raise InputError(prediction.error)
             return prediction
-        if not isinstance(sources, Iterable):
+        if not isinstance(sources, Iterable) or isinstance(sources, Mapping):
             raise TypeError(f"an image is a {TAKEN}, not a {type(sources).__name__}")
         decoded = [self._decode(source) for source in sources]
         good = [pixels for pixels in decoded if not isinstance(pixels, images.Unreadable)]
@@ -217,16 +217,29 @@ class Recognizer:
 def _read(source: Any) -> bytes | images.Unreadable:
     """Return the bytes of an open file, or of the file that a path or URI names."""
     if hasattr(source, "read"):
-        data = b"" if isinstance(source, io.TextIOBase) else source.read()
-        if isinstance(source, io.TextIOBase) or not isinstance(data, bytes):
-            raise TypeError("a file of an image must be open for reading bytes, by mode 'rb'")
-        return data
+        return _read_file(source)
     try:
         return filesystem.read(filesystem.absolute(os.fsdecode(source)))
     except FileNotFoundError:
         return images.Unreadable("missing", f"{source} does not exist")
     except (InputError, OSError, ValueError) as error:  # no such scheme, no permission, a zero byte in the path
         return images.Unreadable("unreadable", f"{source}: {getattr(error, 'strerror', None) or error}")
+
+
+def _read_file(file: Any) -> bytes | images.Unreadable:
+    """Return what is left of an open file, or all of it if nothing is: an image was just written to it."""
+    if isinstance(file, io.TextIOBase):
+        raise TypeError("a file of an image must be open for reading bytes, by mode 'rb'")
+    try:
+        data = file.read()
+        if data == b"" and file.seekable():
+            file.seek(0)
+            data = file.read()
+    except (OSError, ValueError) as error:
+        return images.Unreadable("unreadable", f"{type(error).__name__}: {error}")
+    if not isinstance(data, bytes):
+        raise TypeError("a file of an image must be open for reading bytes, by mode 'rb'")
+    return data
 
 
 def _is_source(value: Any) -> bool:

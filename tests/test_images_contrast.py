@@ -349,3 +349,33 @@ def test_no_damage_makes_a_look_raise(kind: str, changes: list[tuple[int, int]])
 @pytest.mark.parametrize(("kind", "mode"), PAIRS)
 def test_black_images_of_every_mode_and_format_are_blank(kind: str, mode: str) -> None:
     assert decode(encode(Image.new(mode, SIZE), kind), GRAY) == BLANK
+
+
+@pytest.mark.parametrize("hole", [np.nan, np.inf, -np.inf])
+def test_ink_on_a_ground_of_no_number_is_seen(hole: float) -> None:
+    values = np.where(MASK > 0.5, 7.0, hole).astype(np.float32)
+    assert likeness_of(encode(Image.fromarray(values), "TIFF")) > 0.8
+
+
+def test_a_later_frame_of_another_size_is_not_decoded() -> None:
+    text = Image.fromarray((255 - MASK * 255).astype(np.uint8))
+    large = text.resize((4800, 1600))
+    data = encode(Image.new("L", SIZE, 255), "TIFF", save_all=True, append_images=[large])
+    assert decode(data, GRAY, max_pixels=10_000) == BLANK
+    assert legible(encode(Image.new("L", SIZE, 255), "TIFF", save_all=True, append_images=[large, text]))
+
+
+BAD_SEGMENTS = {
+    "a short JFIF": b"\xff\xe0\x00\x07JFIF\0",
+    "a short profile": b"\xff\xe2\x00\x0eICC_PROFILE\0",
+    "a short Adobe": b"\xff\xee\x00\x08Adobe\0",
+    "garbage for EXIF": b"\xff\xe1\x00\x0cExif\0\0\xff\xff\xff\xff",
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", BAD_SEGMENTS)
+def test_pixels_of_a_jpeg_count_whatever_the_metadata_beside_them(name: str) -> None:
+    plain = encode(samples(0, 255, "uint8"), "JPEG")
+    found = decode(plain[:2] + BAD_SEGMENTS[name] + plain[2:], GRAY)
+    assert np.array_equal(found, decode(plain, GRAY))  # type: ignore[arg-type]

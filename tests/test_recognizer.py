@@ -378,3 +378,20 @@ def test_a_pillow_image_that_cannot_be_read_is_an_error_of_its_own(recognizer: R
     first, second = recognizer.predict([bad, stream.getvalue()])
     assert (first.error or "").startswith(("damaged: ", "truncated: "))
     assert second.error is None
+
+
+def test_a_file_that_was_just_written_is_read_from_its_start_and_a_closed_one_is_an_error(
+    recognizer: Recognizer,
+) -> None:
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (12, 20), np.uint8))
+    stream, closed = io.BytesIO(), io.BytesIO()
+    image.save(stream, "PNG")
+    closed.close()
+    assert recognizer.predict(stream) == recognizer.predict(image)
+    assert "closed file" in (recognizer.predict([closed])[0].error or "")
+
+
+def test_a_mapping_is_no_list_of_images(recognizer: Recognizer) -> None:
+    value: Any = {"bytes": b"", "path": "a.png"}
+    with pytest.raises(TypeError, match="an image is a path"):
+        recognizer.predict(value)

@@ -41,6 +41,8 @@ def advise(config: PreprocessConfig, manifest: schema.Manifest, texts: list[str]
     """
     for line in manifest.describe():
         console.say(line)
+    lengths = sorted(collections.Counter(map(len, texts)).items())
+    console.say("labels by length: " + ", ".join(f"{number:,} of {length}" for length, number in lengths))
     for sentence in suspicions(texts):
         console.warn(sentence)
     for reason in sorted(set(quarantine["reason"].to_pylist())):

@@ -35,10 +35,7 @@ DELIMITERS = (",", ";", "\t", "|")
 EXCELS_FIRST_LINE = re.compile("sep=.", re.IGNORECASE)
 """What Excel takes, and leaves, before the header."""
 
-NUMBERS_LOSE = (
-    "numbers lose leading zeros; write the labels as text, in pandas by dtype={'text': str} when the table is read, or "
-    "by .astype(str).str.zfill(n) for labels of n digits"
-)
+NUMBERS_LOSE = "numbers lose leading zeros; keep labels as text from the start, in pandas by read_csv(..., dtype=str)"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,8 +50,6 @@ class Row:
     text: str | None
     problem: str = ""
 
-
-NO_CHARACTER = "half a surrogate pair, which is no character"
 
 Cell = tuple[Any, Any, str]
 """Path, label and problem of a row as they stand in the table."""
@@ -77,7 +72,9 @@ def read_table(uri: str, path_column: str = "", text_column: str = "") -> Iterat
     uri = filesystem.absolute(uri)
     folder = uri.rpartition("/")[0]
     for number, cell in enumerate(_cells(uri, path_column, text_column), start=1):
-        path, text, problem = cell if _is_unicode(cell) else (None, None, f"row {number} of {uri}: {NO_CHARACTER}")
+        path, text, problem = cell
+        if bad := _no_text(cell):
+            path, text, problem = None, None, problem or f"row {number} of {uri}: {bad}"
         label = None if problem or not text else text
         if not path:
             yield Row(f"{uri}#row-{number}", None, problem or "the row names no image")
@@ -88,8 +85,12 @@ def read_table(uri: str, path_column: str = "", text_column: str = "") -> Iterat
             yield Row(joined if filesystem.is_remote(joined) else posixpath.normpath(joined), label, problem)
 
 
-def _is_unicode(cell: Cell) -> bool:
-    return all(speakable(value) == value for value in cell if isinstance(value, str))
+def _no_text(cell: Cell) -> str:
+    """Return what a path or a label holds that no text does; empty if all is well."""
+    values = [value for value in cell[:2] if value]
+    if any("\0" in value for value in values):
+        return "a byte of zero"
+    return "half a surrogate pair, which is no character" if any(speakable(v) != v for v in values) else ""
 
 
 def _cells(uri: str, path_column: str, text_column: str) -> Iterator[Cell]:
@@ -162,7 +163,10 @@ def _strings(uri: str, name: str, column: pa.ChunkedArray) -> list[Any]:
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
     if any(is_kind(kind) for is_kind in TEXT_TYPES):
-        return column.to_pylist()  # type: ignore[no-any-return]
+        try:
+            return column.to_pylist()  # type: ignore[no-any-return]
+        except UnicodeDecodeError:  # Parquet does not keep a writer from it
+            return [_text_of(value, name) for value in column.cast(pa.binary()).to_pylist()]
     if any(is_kind(kind) for is_kind in BYTE_TYPES):
         return [_text_of(value, name) for value in column.to_pylist()]
     is_number = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
@@ -215,9 +219,7 @@ def _of_csv(uri: str, lines: list[str], choose: Callable[[Sequence[str]], tuple[
             fields, problem = _fields(line, delimiter), ""
         except csv.Error as error:
             fields, problem = [], str(error)
-        if "\0" in line:
-            problem = "a byte of zero"
-        elif len(fields) > len(header):
+        if len(fields) > len(header):
             problem = f"{len(fields)} fields where the header has {len(header)}"
         elif problem == "unexpected end of data":
             problem = "a quotation mark that is not closed; a field must stand on one line"

@@ -11,6 +11,7 @@ import functools
 import io
 import math
 import time
+import unicodedata
 
 import numpy as np
 import pyarrow as pa
@@ -33,8 +34,8 @@ from captcha_ray.storage import filesystem
 QUARANTINE_ROWS = 1_000_000
 """Rows of one part of the quarantine."""
 
-FEW_TOO_LONG = 0.01
-"""Greatest share of labels that may be put aside as far longer than the others: more than twice as long."""
+FEW_TOO_LONG = 0.02
+"""Greatest share of labels that may be put aside as more than twice as long as the others; one may always be."""
 
 STARTED = "_STARTED.json"
 """Marks unfinished shards of this job, which it may overwrite."""
@@ -217,31 +218,27 @@ def _choose_image(config: PreprocessConfig, files: pa.Table) -> tuple[ImageSpec,
     put aside if no `max_length` says that they are meant.
     """
     texts = files["text"].to_pylist()
-    image = decoding.choose_image(config, files["uri"].to_pylist())
     lengths = np.array([len(text) for text in texts])
-    fitting = decoding.num_fitting(image.width)
-    if lengths.max() <= fitting:
-        return image, files, schema.quarantine([])
-    usual = int(np.quantile(lengths, 1 - FEW_TOO_LONG, method="lower"))
-    longest = int(lengths.max()) if config.max_length or lengths.max() <= 2 * usual else usual
+    keep = np.ones(len(lengths), bool)
+    if not config.max_length:
+        usual = int(np.sort(lengths)[max(len(lengths) - 1 - max(int(FEW_TOO_LONG * len(lengths)), 1), 0)])
+        keep = lengths <= 2 * usual
+    longest = int(lengths[keep].max())
+    image = decoding.choose_image(config, files["uri"].to_pylist())
     if not config.width and decoding.num_fitting(image.width) < longest:
         wide = decoding.width_for(longest)
         console.say(f"images are {wide} instead of {image.width} pixels wide, to hold {longest} characters")
         image = dataclasses.replace(image, width=wide)
-    limit = max(decoding.num_fitting(image.width), usual)
-    keep = lengths <= limit
-    if not keep.all():
-        one = int(lengths.argmax())
-        console.warn(
-            f"{int((~keep).sum()):,} labels are far longer than the others and are put aside, such as {texts[one]!r} "
-            f"of {files['uri'][one]}; if they are meant, pass --max-length {lengths.max()}"
-        )
-    detail = "label {!r} has {} characters, where images of {} pixels' width hold {}"
     aside = [
-        (uri, "too_long", detail.format(text, len(text), image.width, decoding.num_fitting(image.width)))
+        (uri, "too_long", f"label {text!r} has {len(text)} characters, all but a few have at most {longest}")
         for uri, text, kept in zip(files["uri"].to_pylist(), texts, keep.tolist(), strict=True)
         if not kept
     ]
+    if aside:
+        console.warn(
+            f"{len(aside):,} labels are more than twice as long as the others and are put aside; of {aside[0][0]} the "
+            f"{aside[0][2]}; if they are meant, pass --max-length {lengths.max()}"
+        )
     return image, files.filter(pa.array(keep)), schema.quarantine(aside)
 
 
@@ -250,7 +247,7 @@ def _check_labels(listing: labels.Listing, config: PreprocessConfig) -> tuple[pa
 
     Raises InputError for the first bad label if they are to be refused.
     """
-    charset = Charset(config.charset) if config.charset else None
+    charset = Charset(_alphabet(config)) if config.charset else None
     good: list[tuple[str, str]] = []
     bad: list[tuple[str, str, str]] = []
     seen: set[tuple[str, str | None]] = set()
@@ -262,7 +259,7 @@ def _check_labels(listing: labels.Listing, config: PreprocessConfig) -> tuple[pa
             continue  # a table may name a file twice; it is one file
         seen.add((uri, text))
         if text is None:
-            bad.append((uri, "no_label", "the label rule finds no label, or the name is not UTF-8"))
+            bad.append((uri, "no_label", "the label rule finds nothing, or only blanks; or the name is not UTF-8"))
         elif charset and (unknown := charset.unknown_in(text)):
             bad.append((uri, "unknown_character", f"label {text!r} holds {unknown!r}"))
         elif config.length and len(text) != config.length:
@@ -277,6 +274,11 @@ def _check_labels(listing: labels.Listing, config: PreprocessConfig) -> tuple[pa
         )
     columns = zip(*good, strict=True) if good else ((), ())
     return pa.table([pa.array(list(c), pa.string()) for c in columns], names=["uri", "text"]), schema.quarantine(bad)
+
+
+def _alphabet(config: PreprocessConfig) -> str:
+    """Return the charset that was requested, in the form that labels have."""
+    return config.charset if config.keep_blanks else unicodedata.normalize("NFC", config.charset)
 
 
 def _run_blocks(files: pa.Table, config: PreprocessConfig, image: ImageSpec) -> pa.Table:
@@ -356,7 +358,7 @@ def _manifest(
         raise InputError(f"{config.corpus} holds no image that can be used: {decoding.counted(reasons)}{first}")
     texts = {s: kept.filter(pc.equal(kept["split"], s))["text"].to_pylist() for s in SPLITS}
     every = [text for split in texts.values() for text in split]
-    charset = Charset(config.charset) if config.charset else Charset.found_in(every)
+    charset = Charset(_alphabet(config)) if config.charset else Charset.found_in(every)
     if len(set(every)) == 1:
         raise InputError(f"{config.corpus} holds one class: every label is {every[0]!r}, so there is nothing to learn")
     counts = {s: collections.Counter("".join(t)) for s, t in texts.items()}

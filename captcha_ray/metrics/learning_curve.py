@@ -149,7 +149,7 @@ def _answer(found: dict[str, Any]) -> str:
 
 def _outlook(found: dict[str, Any], goal: str, unsure: str) -> str:
     """Return what the curve says about the images that the goal needs."""
-    have, needed, (fewest, _) = (
+    have, needed, (fewest, most) = (
         found["points"][-1]["num_images"],
         found["images_for_goal"],
         found["images_for_goal_ci95"],
@@ -157,7 +157,7 @@ def _outlook(found: dict[str, Any], goal: str, unsure: str) -> str:
     low, high = (f"{n:,}" if n is not None else f"more than {BEYOND * have:,}" for n in found["images_for_goal_ci95"])
     if needed is None and fewest is None:
         return f"{goal} cannot be reached with more images like these"
-    if needed is None:
+    if needed is None or (needed > have and most is None):
         return f"{goal} may take {low} to {high} images in all: {unsure}"
     if needed <= have:
         return (

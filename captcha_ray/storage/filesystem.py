@@ -32,10 +32,10 @@ PAGE_FILES = 1000
 """Local files per page of a listing, as many as S3 gives."""
 
 
-HIDDEN_FILES = {"desktop.ini", "icon\r", "_success", "picasa.ini", "zbthumbnail.info"}
+HIDDEN_FILES = {"icon\r", "_success", "_metadata", "_common_metadata", "picasa.ini", "zbthumbnail.info"}
 """Names, in lower case, of files that operating systems and programs leave in folders; others begin with a dot."""
 
-HIDDEN_STARTS = ("thumbs.db", "ehthumbs", "_committed_", "_started_")
+HIDDEN_STARTS = ("thumbs.db", "ehthumbs", "desktop.ini", "~$", "_committed_", "_started_")
 """How names, in lower case, of such files begin: previews of Windows, marks of Databricks."""
 
 HIDDEN_ENDINGS = (

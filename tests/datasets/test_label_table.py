@@ -116,7 +116,7 @@ def test_rows_that_are_cut_wrongly_have_a_line_and_the_others_a_label(tmp_path: 
     assert problems[:3] == [
         "line 2 of t.csv: 3 fields where the header has 2",
         "line 3 of t.csv: a quotation mark that is not closed; a field must stand on one line",
-        "line 7 of t.csv: a byte of zero",
+        "row 5 of t.csv: a byte of zero",
     ]
     assert problems[3].startswith("line 8 of t.csv: ")
     assert len(rows) == 7
@@ -237,3 +237,26 @@ def test_a_path_that_leads_out_of_the_tables_folder_and_back_is_one_file(tmp_pat
     (tmp_path / "in").mkdir()
     (tmp_path / "in/t.csv").write_text("path,text\n../in/a.png,1\na.png,1\n")
     assert {row.uri for row in read_table(f"{tmp_path}/in/t.csv")} == {f"{tmp_path}/in/a.png"}
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+def test_a_byte_of_zero_is_a_problem_in_every_kind_of_table(tmp_path: Path, kind: str) -> None:
+    if kind == "parquet":
+        pq.write_table(pa.table({"path": ["a", "b"], "text": ["1\0002", "3"]}), tmp_path / "t.parquet")
+        data = (tmp_path / "t.parquet").read_bytes()
+    else:
+        lines = ["path,text", "a,1\0002", "b,3"]
+        objects = ['{"path": "a", "text": "1\\u00002"}', '{"path": "b", "text": "3"}']
+        text = "\n".join(lines if kind == "csv" else objects)
+        data = text.encode()
+    first, second = rows_of(tmp_path, data, f"t.{kind}")
+    assert first == (f"t.{kind}#row-1", None, f"row 1 of t.{kind}: a byte of zero")
+    assert second == ("b", "3", "")
+
+
+def test_text_of_parquet_that_is_no_utf8_is_a_problem_of_its_row(tmp_path: Path) -> None:
+    broken = pa.Array.from_buffers(pa.string(), 2, pa.array([b"\xff", b"ok"]).buffers())
+    pq.write_table(pa.table({"path": ["a", "b"], "text": broken}), tmp_path / "t.parquet")
+    rows = list(read_table(f"{tmp_path}/t.parquet"))
+    assert [row.text for row in rows] == [None, "ok"]
+    assert rows[0].problem == r"text b'\xff' is not UTF-8"

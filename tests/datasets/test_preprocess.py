@@ -208,7 +208,7 @@ def test_junk_is_passed_over_and_counted_but_unknown_files_are_not(tmp_path: Pat
     folder = draw_glyphs(tmp_path / "corpus", glyph_texts(20, 2))
     for name in (".DS_Store", "Thumbs.db", "desktop.ini"):
         (folder / name).write_bytes(b"hidden")
-    (folder / "notes.txt").write_text("not hidden, and not an image")
+    (folder / "xx.txt").write_text("not hidden, and not an image")
     manifest = preprocess.preprocess(config_for(tmp_path))
     assert manifest.num_hidden == 3
     assert manifest.num_quarantined == {"not_an_image": 1}
@@ -343,7 +343,7 @@ def test_names_and_paths_that_no_file_can_have_cost_a_row(tmp_path: Path) -> Non
     table = str(folder / "labels.parquet")
     config = config_for(tmp_path, labels="table", label_pattern="", table=table, out=str(tmp_path / "other"))
     manifest = preprocess.preprocess(config)
-    assert manifest.num_quarantined == {"unreadable": 1}
+    assert manifest.num_quarantined == {"bad_row": 1}
     assert sum(manifest.num_images.values()) == 3
 
 

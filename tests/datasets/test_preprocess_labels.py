@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from captcha_ray import cli
+from captcha_ray import api, cli
 from captcha_ray.datasets import advice, preprocess
 from captcha_ray.datasets.config import PreprocessConfig
 from captcha_ray.datasets.shards import open_shards
@@ -35,11 +35,37 @@ def test_one_label_far_longer_than_all_others_is_put_aside_by_name(
     config = config_for(tmp_path, height=0, width=0)
     manifest = preprocess.preprocess(config)
     assert (manifest.max_length, manifest.image_spec.width) == (2, 48)
-    assert "too_long: label 'screenshotscreenshotscreenshot' has 30" in reasons(config.out)[f"{'screenshot' * 3}-1.png"]
+    assert reasons(config.out)[f"{'screenshot' * 3}-1.png"] == (
+        "too_long: label 'screenshotscreenshotscreenshot' has 30 characters, all but a few have at most 2"
+    )
     said = capsys.readouterr().err
-    assert "1 labels are far longer than the others" in said
+    assert "1 labels are more than twice as long as the others" in said
     assert "screenshot" in said
     assert "--max-length 30" in said
+
+
+def test_a_label_far_longer_is_put_aside_though_the_images_would_hold_it(tmp_path: Path) -> None:
+    draw_glyphs(tmp_path / "corpus", glyph_texts(100, 2))
+    for text, seed in (("abcdabcd", 1), ("dcbadcba", 2)):
+        add(tmp_path / "corpus", f"{text}-{seed}.png", seed)
+    manifest = preprocess.preprocess(config_for(tmp_path, height=0, width=0))
+    assert manifest.max_length == 2
+    assert manifest.num_quarantined == {"too_long": 2}
+
+
+def test_lengths_that_vary_are_no_reason_to_put_labels_aside(tmp_path: Path) -> None:
+    (tmp_path / "corpus").mkdir()
+    for k in range(120):
+        add(tmp_path / "corpus", f"{'abcd'[k % 4] * (1 + k % 12)}-{k}.png", seed=k)
+    manifest = preprocess.preprocess(config_for(tmp_path, height=0, width=0))
+    assert (manifest.min_length, manifest.max_length) == (1, 12)
+
+
+def test_a_charset_is_taken_in_the_form_that_labels_have(tmp_path: Path) -> None:
+    folder = draw_glyphs(tmp_path / "corpus", glyph_texts(40, 2))
+    for path in folder.iterdir():
+        path.rename(folder / path.name.replace("a", "\u00e9"))
+    assert preprocess.preprocess(config_for(tmp_path, charset="e\u0301bcd")).charset == "\u00e9bcd"
 
 
 def test_images_are_made_wide_enough_for_their_labels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -129,6 +155,7 @@ def test_a_check_says_what_would_be_and_writes_nothing(
     out, err = capsys.readouterr()
     assert "151 images of 48x32 pixels: " in out
     assert "not_an_image: 1 files, such as " in out
+    assert "labels by length: 151 of 2" in out
     assert "1 letters are upper case, 301 lower: look at the few" in err
     last = out.splitlines()[-1]
     assert last.startswith("nothing was written; this makes the shards: captcha-ray preprocess --corpus ")
@@ -137,6 +164,13 @@ def test_a_check_says_what_would_be_and_writes_nothing(
     )
     cli.preprocess()
     assert sum(open_shards("shards").manifest.num_images.values()) == 151
+
+
+def test_a_check_of_the_demo_corpus_draws_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="demo/corpus/digits does not exist"):
+        api.preprocess(PreprocessConfig(check=True))
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

@@ -78,7 +78,7 @@ def test_where_more_do_not_help_no_number_is_made_up() -> None:
     open_ended = summary([Point(100, 50, 60), Point(200, 53, 60), Point(400, 55, 60)])
     assert open_ended["images_for_goal"] > 400
     assert open_ended["images_for_goal_ci95"][1] is None
-    assert "to more than 40,000)" in open_ended["answer"]
+    assert " to more than 40,000 images in all: 60 test images are too few to tell" in open_ended["answer"]
 
 
 def test_from_one_string_nothing_is_concluded() -> None:
