@@ -1,6 +1,6 @@
 """Damaged files of every kind give a result or a reason, however they are damaged.
 
-`CAPTCHA_RAY_FUZZ_TRIES` says how often; 200,000 take about ten minutes on a core.
+`FUZZ_TRIES` says how often; 700,000 take about ten minutes on a core.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ from captcha_ray.images import Appearance, Unreadable, decode, inspect
 from captcha_ray.inference import listing
 from captcha_ray.visual_order import canonical, in_visual_order
 
-TRIES = int(os.environ.get("CAPTCHA_RAY_FUZZ_TRIES", "20000"))
+TRIES = int(os.environ.get("FUZZ_TRIES", "20000"))
 SPECS = [ImageSpec(height=8, width=16), ImageSpec(height=8, width=16, channels=3, denoise=3)]
 INTERESTING = [struct.pack(">I", n) for n in (0, 1, 0x7FFFFFFF, 0xFFFFFFFF, 0xFFFF, 0x80000000)]
 

@@ -99,7 +99,8 @@ def clean(text: str) -> str:
     """
     if text.isascii() and text.isprintable() and text == text.strip():
         return text
-    shown = "".join(c for k, c in enumerate(text) if not _is_invisible(c) or _joins(text, k))
+    shown = "".join(c for c in text if not _is_invisible(c) or c in JOINERS)
+    shown = "".join(c for k, c in enumerate(shown) if c not in JOINERS or _joins(shown, k))
     blanks = "".join(" " if c.isspace() else c for c in unicodedata.normalize("NFC", shown))
     return blanks.strip()
 
@@ -111,9 +112,9 @@ def _is_invisible(character: str) -> bool:
 
 
 def _joins(text: str, place: int) -> bool:
-    """Return whether the character is a joiner between two that it may shape: neither is ASCII or a blank."""
-    around = text[max(place - 1, 0) : place + 2]
-    return text[place] in JOINERS and len(around) == 3 and all(c > "\x7f" and not c.isspace() for c in around)
+    """Return whether a joiner stands between two characters that it may shape: neither is ASCII, a blank or a joiner."""
+    around = [text[k] for k in (place - 1, place + 1) if 0 <= k < len(text)]
+    return len(around) == 2 and all(c > "\x7f" and not c.isspace() and c not in JOINERS for c in around)
 
 
 def list_images(folder: str) -> list[str]:
