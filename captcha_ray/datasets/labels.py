@@ -112,7 +112,7 @@ def _is_invisible(character: str) -> bool:
 
 
 def _joins(text: str, place: int) -> bool:
-    """Return whether a joiner stands between two characters that it may shape: neither is ASCII, a blank or a joiner."""
+    """Return whether a joiner stands between two that it may shape: neither is ASCII, a blank or a joiner."""
     around = [text[k] for k in (place - 1, place + 1) if 0 <= k < len(text)]
     return len(around) == 2 and all(c > "\x7f" and not c.isspace() and c not in JOINERS for c in around)
 
