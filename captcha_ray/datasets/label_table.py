@@ -139,7 +139,7 @@ def _of_parquet(uri: str, data: bytes, choose: Callable[[Sequence[str]], tuple[s
         names = pq.read_schema(io.BytesIO(data)).names
         path_column, text_column = choose(names)
         table = pq.read_table(io.BytesIO(data), columns=list(dict.fromkeys([path_column, text_column])))
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise InputError(f"the table {uri} is no readable Parquet: {error}") from error
     columns = [_strings(uri, name, table[name]) for name in (path_column, text_column)]
     for path, text in zip(*columns, strict=True):

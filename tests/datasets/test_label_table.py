@@ -260,3 +260,10 @@ def test_text_of_parquet_that_is_no_utf8_is_a_problem_of_its_row(tmp_path: Path)
     rows = list(read_table(f"{tmp_path}/t.parquet"))
     assert [row.text for row in rows] == [None, "ok"]
     assert rows[0].problem == r"text b'\xff' is not UTF-8"
+
+
+def test_a_parquet_file_whose_schema_is_damaged_is_no_readable_parquet(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"path": ["a"], "text": ["b"]}), tmp_path / "t.parquet", store_schema=False)
+    data = (tmp_path / "t.parquet").read_bytes().replace(b"path", b"p\xfft\xff")
+    with pytest.raises(InputError, match="is no readable Parquet"):
+        rows_of(tmp_path, data, "t.parquet")
