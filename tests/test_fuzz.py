@@ -24,6 +24,7 @@ from captcha_ray.image_spec import ImageSpec
 from captcha_ray.images import Appearance, Unreadable, decode, inspect
 from captcha_ray.inference import listing
 from captcha_ray.visual_order import canonical, in_visual_order
+from tests.support.image_files import MODES
 
 TRIES = int(os.environ.get("FUZZ_TRIES", "20000"))
 SPECS = [ImageSpec(height=8, width=16), ImageSpec(height=8, width=16, channels=3, denoise=3)]
@@ -38,15 +39,7 @@ def image_files() -> list[bytes]:
     exif = Image.Exif()
     exif[0x0112] = 6
     made = []
-    for kind, modes in {
-        "PNG": ["1", "L", "LA", "P", "RGB", "RGBA", "I;16"],
-        "TIFF": ["1", "L", "P", "RGB", "RGBA", "CMYK", "I;16", "I", "F"],
-        "JPEG": ["L", "RGB", "CMYK"],
-        "WEBP": ["L", "RGB", "RGBA"],
-        "GIF": ["L", "P"],
-        "BMP": ["1", "L", "P", "RGB"],
-        "PPM": ["1", "L", "RGB"],
-    }.items():
+    for kind, modes in (MODES | {"PPM": ["1", "L", "RGB"]}).items():
         for mode in modes:
             color = Image.fromarray(rng.integers(0, 256, (9, 17, 3), np.uint8))
             image = color.convert("L" if mode[0] in "IF" else mode)

@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 
 from captcha_ray.image_spec import ImageSpec
 from captcha_ray.images import BLANK, Unreadable, decode, inspect
-from tests.support.image_files import encode
+from tests.support.image_files import MODES, encode
 
 SIZE = (48, 16)
 GRAY = ImageSpec(height=16, width=48)
@@ -273,14 +273,6 @@ def test_the_size_is_that_of_the_image_as_it_is_seen(kind: str, orientation: int
 
 # --------------------------------------------------------------------------------------------------------- everything
 
-MODES = {
-    "PNG": ["1", "L", "LA", "P", "RGB", "RGBA", "I;16"],
-    "TIFF": ["1", "L", "P", "RGB", "RGBA", "CMYK", "I;16", "I", "F"],
-    "JPEG": ["L", "RGB", "CMYK"],
-    "WEBP": ["L", "RGB", "RGBA"],
-    "GIF": ["L", "P"],
-    "BMP": ["1", "L", "P", "RGB"],
-}
 PAIRS = [(kind, mode) for kind, modes in MODES.items() for mode in modes]
 TURNED = {
     1: None,

@@ -13,6 +13,16 @@ COLOR = ImageSpec(height=4, width=4, channels=3)
 ORANGE = (200, 100, 50)  # gray: (299 * 200 + 587 * 100 + 114 * 50) / 1000 = 124.2
 NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 40, 3), dtype=np.uint8))
 
+MODES = {
+    "PNG": ["1", "L", "LA", "P", "RGB", "RGBA", "I;16"],
+    "TIFF": ["1", "L", "P", "RGB", "RGBA", "CMYK", "I;16", "I", "F"],
+    "JPEG": ["L", "RGB", "CMYK"],
+    "WEBP": ["L", "RGB", "RGBA"],
+    "GIF": ["L", "P"],
+    "BMP": ["1", "L", "P", "RGB"],
+}
+"""Modes that each format holds."""
+
 
 def encode(image: Image.Image, kind: str, **options: object) -> bytes:
     lossless = {"WEBP": {"lossless": True}, "JPEG": {"quality": 100, "subsampling": 0}}
