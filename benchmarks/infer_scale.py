@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 import torch
 import tyro
 
-from captcha_ray.image_spec import ImageSpec
+from captcha_ray.images.spec import ImageSpec
 from captcha_ray.inference import schema, table
 from captcha_ray.inference.block import BlockTask
 from captcha_ray.inference.config import InferConfig

@@ -59,7 +59,7 @@ def read_all(paths: list[str], run: str) -> int:
     import torch  # noqa: PLC0415
     from obstore.store import from_url  # noqa: PLC0415
 
-    from captcha_ray import images  # noqa: PLC0415
+    from captcha_ray.images import decoder  # noqa: PLC0415
     from captcha_ray.models import checkpoint  # noqa: PLC0415
     from captcha_ray.models.device import Arithmetic  # noqa: PLC0415
 
@@ -87,7 +87,7 @@ def read_all(paths: list[str], run: str) -> int:
                 data = [future.result() for future in now]
             else:
                 data = [Path(path).read_bytes() for path in batch]
-            pixels = np.stack([np.asarray(images.decode(each, spec.image)) for each in data])
+            pixels = np.stack([np.asarray(decoder.decode(each, spec.image)) for each in data])
             read += int(model(arithmetic.to_input(torch.from_numpy(pixels))).argmax(2).numel())
     return read
 

@@ -13,15 +13,15 @@ import pyarrow as pa
 import torch
 from PIL import Image
 
-from captcha_ray import images
-from captcha_ray.charset import Charset
 from captcha_ray.errors import InputError
+from captcha_ray.images import decoder
 from captcha_ray.models import checkpoint
 from captcha_ray.models.device import Arithmetic, keep_freed_memory
 from captcha_ray.models.networks import Network
 from captcha_ray.models.spec import ModelSpec, Precision
 from captcha_ray.storage import filesystem
-from captcha_ray.visual_order import visual_order
+from captcha_ray.text.charset import Charset
+from captcha_ray.text.visual_order import visual_order
 
 MIN_CALIBRATION = 50
 """Least characters for fitting a temperature; they let confidence reach about 1 - 1 / their number."""
@@ -112,14 +112,14 @@ class Recognizer:
         if not isinstance(sources, Iterable) or isinstance(sources, Mapping):
             raise TypeError(f"an image is a {TAKEN}, not a {type(sources).__name__}")
         decoded = [self._decode(source) for source in sources]
-        good = [pixels for pixels in decoded if not isinstance(pixels, images.Unreadable)]
+        good = [pixels for pixels in decoded if not isinstance(pixels, decoder.Unreadable)]
         read: list[Prediction] = []
         for start in range(0, len(good), batch_size):
             read += self.predictions(self.log_probabilities(np.stack(good[start : start + batch_size])))
         rest = iter(read)
         return [
             Prediction("", 0.0, (), f"{item.reason}: {item.detail}")
-            if isinstance(item, images.Unreadable)
+            if isinstance(item, decoder.Unreadable)
             else next(rest)
             for item in decoded
         ]
@@ -198,35 +198,35 @@ class Recognizer:
                 result.append(float(-row[np.arange(self.spec.max_length), classes].sum()))
         return result
 
-    def _decode(self, source: Any) -> images.Pixels | images.Unreadable:
+    def _decode(self, source: Any) -> decoder.Pixels | decoder.Unreadable:
         if isinstance(source, pa.Scalar):
             source = source.as_py()
         if not _is_source(source):
             raise TypeError(f"an image is a {TAKEN}, not a {type(source).__name__}")
         if isinstance(source, np.ndarray):
             try:
-                return images.from_array(source, self.spec.image)
+                return decoder.from_array(source, self.spec.image)
             except ValueError as error:
-                return images.Unreadable("not_an_image", str(error))
+                return decoder.Unreadable("not_an_image", str(error))
         if isinstance(source, Image.Image):
-            return images.from_image(source, self.spec.image)
+            return decoder.from_image(source, self.spec.image)
         data = source if isinstance(source, bytes | bytearray | memoryview) else _read(source)
-        return data if isinstance(data, images.Unreadable) else images.decode(bytes(data), self.spec.image)
+        return data if isinstance(data, decoder.Unreadable) else decoder.decode(bytes(data), self.spec.image)
 
 
-def _read(source: Any) -> bytes | images.Unreadable:
+def _read(source: Any) -> bytes | decoder.Unreadable:
     """Return the bytes of an open file, or of the file that a path or URI names."""
     if hasattr(source, "read"):
         return _read_file(source)
     try:
         return filesystem.read(filesystem.absolute(os.fsdecode(source)))
     except FileNotFoundError:
-        return images.Unreadable("missing", f"{source} does not exist")
+        return decoder.Unreadable("missing", f"{source} does not exist")
     except (InputError, OSError, ValueError) as error:  # no such scheme, no permission, a zero byte in the path
-        return images.Unreadable("unreadable", f"{source}: {getattr(error, 'strerror', None) or error}")
+        return decoder.Unreadable("unreadable", f"{source}: {getattr(error, 'strerror', None) or error}")
 
 
-def _read_file(file: Any) -> bytes | images.Unreadable:
+def _read_file(file: Any) -> bytes | decoder.Unreadable:
     """Return what is left of an open file, or all of it if nothing is: an image was just written to it."""
     if isinstance(file, io.TextIOBase):
         raise TypeError("a file of an image must be open for reading bytes, by mode 'rb'")
@@ -236,7 +236,7 @@ def _read_file(file: Any) -> bytes | images.Unreadable:
             file.seek(0)
             data = file.read()
     except (OSError, ValueError) as error:
-        return images.Unreadable("unreadable", f"{type(error).__name__}: {error}")
+        return decoder.Unreadable("unreadable", f"{type(error).__name__}: {error}")
     if not isinstance(data, bytes):
         raise TypeError("a file of an image must be open for reading bytes, by mode 'rb'")
     return data

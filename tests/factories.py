@@ -10,7 +10,7 @@ from PIL import Image
 
 from captcha_ray.datasets.config import PreprocessConfig
 from captcha_ray.datasets.schema import Manifest
-from captcha_ray.image_spec import ImageSpec
+from captcha_ray.images.spec import ImageSpec
 from captcha_ray.models import checkpoint
 from captcha_ray.models.networks import build_model
 from captcha_ray.models.spec import ModelSpec

@@ -17,7 +17,7 @@ from captcha_ray.datasets.config import PreprocessConfig, SynthesizeConfig
 from captcha_ray.datasets.schema import Manifest
 from captcha_ray.errors import InputError
 from captcha_ray.evaluation.config import EvaluateConfig
-from captcha_ray.image_spec import ImageSpec
+from captcha_ray.images.spec import ImageSpec
 from captcha_ray.inference.config import InferConfig
 from captcha_ray.recipes import config
 from captcha_ray.recipes.catalog import RECIPES, get

@@ -20,10 +20,10 @@ from PIL import Image
 from captcha_ray.datasets.label_table import read_table
 from captcha_ray.datasets.labels import clean
 from captcha_ray.errors import InputError
-from captcha_ray.image_spec import ImageSpec
-from captcha_ray.images import Appearance, Unreadable, decode, inspect
+from captcha_ray.images.decoder import Appearance, Unreadable, decode, inspect
+from captcha_ray.images.spec import ImageSpec
 from captcha_ray.inference import listing
-from captcha_ray.visual_order import canonical, in_visual_order
+from captcha_ray.text.visual_order import canonical, in_visual_order
 from tests.support.image_files import MODES
 
 TRIES = int(os.environ.get("FUZZ_TRIES", "20000"))

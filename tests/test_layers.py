@@ -16,33 +16,27 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 TOP_MODULES = {"api", "cli"}
 """Modules that may import every room, as `jobs/` may."""
 
-ROOT_MODULES = {
-    "__init__",
-    "charset",
-    "config",
-    "console",
-    "errors",
-    "image_spec",
-    "images",
-    "visual_order",
-    "contrast",
-}
+ROOT_MODULES = {"__init__", "config", "console", "errors"}
 """Modules of no room, which every room may import; `recognizer` counts as a room of its own."""
 
 ROOMS: dict[str, set[str]] = {
     "storage": set(),
     "metrics": set(),
+    "images": set(),
+    "text": set(),
     "runs": {"storage"},
     "runtime": {"storage"},
     "reporting": {"metrics", "runs", "storage"},
-    "models": {"runs", "storage"},
-    "recognizer": {"models", "storage"},
-    "datasets": {"runs", "runtime", "storage"},
+    "models": {"images", "runs", "storage", "text"},
+    "recognizer": {"images", "models", "storage", "text"},
+    "datasets": {"images", "runs", "runtime", "storage", "text"},
     "recipes": {"datasets", "models", "runs", "storage"},
-    "evaluation": {"datasets", "metrics", "models", "recognizer", "runs", "runtime", "storage"},
+    "evaluation": {
+        "datasets", "images", "metrics", "models", "recognizer", "runs", "runtime", "storage", "text",
+    },
     "training": {
-        "datasets", "evaluation", "metrics", "models", "recipes", "recognizer", "reporting", "runs", "runtime",
-        "storage",
+        "datasets", "evaluation", "images", "metrics", "models", "recipes", "recognizer", "reporting", "runs",
+        "runtime", "storage", "text",
     },
     "experiments": {
         "datasets", "evaluation", "metrics", "models", "recipes", "runs", "runtime", "storage", "training",
@@ -51,7 +45,7 @@ ROOMS: dict[str, set[str]] = {
         "datasets", "experiments", "metrics", "models", "recipes", "reporting", "runs", "runtime", "storage",
         "training",
     },
-    "inference": {"models", "recognizer", "runs", "runtime", "storage"},
+    "inference": {"images", "models", "recognizer", "runs", "runtime", "storage"},
 }  # fmt: skip
 """Each room, with the rooms that it may import besides itself."""
 

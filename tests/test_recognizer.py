@@ -17,7 +17,7 @@ from PIL import Image
 
 from captcha_ray import Prediction, Recognizer
 from captcha_ray.errors import InputError
-from captcha_ray.image_spec import ImageSpec
+from captcha_ray.images.spec import ImageSpec
 from captcha_ray.models import checkpoint
 from captcha_ray.models.networks import build_model
 from captcha_ray.models.spec import ModelSpec

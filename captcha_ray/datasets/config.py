@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Protocol
 
 from captcha_ray.config import DEMO, Config, Limit, at_least
 from captcha_ray.errors import InputError, check
-from captcha_ray.image_spec import MAX_PIXELS_LIMIT, ImageSpec
+from captcha_ray.images.spec import MAX_PIXELS_LIMIT, ImageSpec
 
 Labels = Literal["folder", "filename", "table"]
 

@@ -14,11 +14,11 @@ from typing import TypeVar
 import numpy as np
 import pyarrow as pa
 
-from captcha_ray import images
 from captcha_ray.datasets import schema
 from captcha_ray.datasets.config import PreprocessConfig
 from captcha_ray.errors import InputError
-from captcha_ray.image_spec import ImageSpec
+from captcha_ray.images import decoder
+from captcha_ray.images.spec import ImageSpec
 from captcha_ray.storage import filesystem
 
 T = TypeVar("T")
@@ -69,12 +69,12 @@ def choose_image(config: PreprocessConfig, uris: list[str]) -> ImageSpec:
         return config.image(*given)
     sample = [uris[k * len(uris) // NUM_SAMPLED] for k in range(NUM_SAMPLED)] if len(uris) > NUM_SAMPLED else uris
     with concurrent.futures.ThreadPoolExecutor(NUM_FETCH_THREADS) as pool:
-        seen = list(pool.map(lambda uri: _of_file(uri, lambda data: images.inspect(data, config.max_pixels)), sample))
-    looks = [one for one in seen if isinstance(one, images.Appearance)]
+        seen = list(pool.map(lambda uri: _of_file(uri, lambda data: decoder.inspect(data, config.max_pixels)), sample))
+    looks = [one for one in seen if isinstance(one, decoder.Appearance)]
     if not looks:
-        reasons = collections.Counter(one.reason for one in seen if isinstance(one, images.Unreadable))
+        reasons = collections.Counter(one.reason for one in seen if isinstance(one, decoder.Unreadable))
         first = next(
-            (uri, one.detail) for uri, one in zip(sample, seen, strict=True) if isinstance(one, images.Unreadable)
+            (uri, one.detail) for uri, one in zip(sample, seen, strict=True) if isinstance(one, decoder.Unreadable)
         )
         said = f"{counted(reasons)}; {first[0]}: {first[1]}"
         raise InputError(f"{config.corpus} holds no image that can be used: {said}")
@@ -102,8 +102,8 @@ def decode_files(files: pa.Table, spec: ImageSpec, max_pixels: int) -> tuple[pa.
             results = list(pool.map(lambda uri: _decode_file(uri, spec, max_pixels), uris))
     else:
         results = [_decode_file(uri, spec, max_pixels) for uri in uris]
-    readable = [not isinstance(result, images.Unreadable) for result in results]
-    good = [result for result in results if not isinstance(result, images.Unreadable)]
+    readable = [not isinstance(result, decoder.Unreadable) for result in results]
+    good = [result for result in results if not isinstance(result, decoder.Unreadable)]
     pixels = np.stack([one.pixels for one in good]) if good else np.zeros((0, *spec.shape), np.uint8)
     kept = files.filter(pa.array(readable, pa.bool_()))
     shard = pa.table(
@@ -115,23 +115,23 @@ def decode_files(files: pa.Table, spec: ImageSpec, max_pixels: int) -> tuple[pa.
         ],
         schema=schema.shard_schema(spec),
     )
-    bad = [(uri, r.reason, r.detail) for uri, r in zip(uris, results, strict=True) if isinstance(r, images.Unreadable)]
+    bad = [(uri, r.reason, r.detail) for uri, r in zip(uris, results, strict=True) if isinstance(r, decoder.Unreadable)]
     return shard, schema.quarantine(bad), [one.aspect_ratio for one in good]
 
 
-def _decode_file(uri: str, spec: ImageSpec, max_pixels: int) -> images.Decoded | images.Unreadable:
-    return _of_file(uri, lambda data: images.decode_with_ratio(data, spec, max_pixels))
+def _decode_file(uri: str, spec: ImageSpec, max_pixels: int) -> decoder.Decoded | decoder.Unreadable:
+    return _of_file(uri, lambda data: decoder.decode_with_ratio(data, spec, max_pixels))
 
 
-def _of_file(uri: str, make: Callable[[bytes], T | images.Unreadable]) -> T | images.Unreadable:
+def _of_file(uri: str, make: Callable[[bytes], T | decoder.Unreadable]) -> T | decoder.Unreadable:
     """Return what `make` makes of a file's bytes, or why they cannot be read."""
     try:
         data = filesystem.read(uri)
     except FileNotFoundError:
-        return images.Unreadable("missing", f"there is no such file{_hint(uri)}")
+        return decoder.Unreadable("missing", f"there is no such file{_hint(uri)}")
     except (OSError, ValueError, InputError) as error:
         sentence = getattr(error, "strerror", None) or str(error)
-        return images.Unreadable("unreadable", f"{type(error).__name__}: {sentence}")
+        return decoder.Unreadable("unreadable", f"{type(error).__name__}: {sentence}")
     return make(data)
 
 

@@ -10,7 +10,7 @@ from captcha_ray.datasets.config import LabelFlags, Labels
 from captcha_ray.errors import check
 from captcha_ray.storage import filesystem
 from captcha_ray.storage.filesystem import is_hidden, speakable
-from captcha_ray.visual_order import canonical
+from captcha_ray.text.visual_order import canonical
 
 FILLERS = "\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0"
 """Characters that show nothing though Unicode counts them as letters, marks or symbols."""

@@ -20,16 +20,16 @@ import pyarrow.parquet as pq
 import ray.data
 
 from captcha_ray import console
-from captcha_ray.charset import Charset
 from captcha_ray.datasets import advice, decoding, labels, schema
 from captcha_ray.datasets.config import PreprocessConfig
 from captcha_ray.datasets.shards import open_shards, read_part
 from captcha_ray.datasets.splits import SPLITS, split_of
 from captcha_ray.errors import InputError
-from captcha_ray.image_spec import ImageSpec
+from captcha_ray.images.spec import ImageSpec
 from captcha_ray.runs.directory import read_json, to_json
 from captcha_ray.runs.environment import versions
 from captcha_ray.storage import filesystem
+from captcha_ray.text.charset import Charset
 
 QUARANTINE_ROWS = 1_000_000
 """Rows of one part of the quarantine."""

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from captcha_ray.config import Config
-from captcha_ray.image_spec import ImageSpec
+from captcha_ray.images.spec import ImageSpec
 
 
 def shard_schema(image: ImageSpec) -> pa.Schema:

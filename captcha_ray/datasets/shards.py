@@ -14,7 +14,7 @@ from ray.data.dataset import MaterializedDataset
 from captcha_ray.datasets import decoding, schema, splits
 from captcha_ray.datasets.splits import SPLITS, Split
 from captcha_ray.errors import InputError
-from captcha_ray.image_spec import ImageSpec
+from captcha_ray.images.spec import ImageSpec
 from captcha_ray.runs.directory import read_json
 from captcha_ray.runtime import capacity
 from captcha_ray.storage import filesystem

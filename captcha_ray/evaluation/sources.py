@@ -5,15 +5,15 @@ import functools
 
 import pyarrow as pa
 
-from captcha_ray import images
-from captcha_ray.charset import Charset
 from captcha_ray.datasets import decoding, labels
 from captcha_ray.datasets.shards import Labeled, in_blocks, map_tables, open_shards
 from captcha_ray.errors import InputError
 from captcha_ray.evaluation.config import EvaluateConfig
-from captcha_ray.image_spec import ImageSpec
+from captcha_ray.images import decoder
+from captcha_ray.images.spec import ImageSpec
 from captcha_ray.models.spec import ModelSpec
 from captcha_ray.storage import filesystem
+from captcha_ray.text.charset import Charset
 
 
 def open_labeled(config: EvaluateConfig, own_shards: str, spec: ModelSpec) -> Labeled:
@@ -63,6 +63,6 @@ def read_corpus(corpus: str, rule: labels.LabelRule, spec: ImageSpec) -> Labeled
 
 
 def _decode_only(files: pa.Table, *, spec: ImageSpec) -> pa.Table:
-    read, unreadable, _ = decoding.decode_files(files, spec, images.MAX_PIXELS)
+    read, unreadable, _ = decoding.decode_files(files, spec, decoder.MAX_PIXELS)
     rows = pa.concat_tables([read, unreadable.select(["uri", "reason"])], promote_options="default")
     return rows.cast(pa.schema([field.with_nullable(True) for field in rows.schema]))

@@ -12,8 +12,8 @@ from typing import Any, TypeVar
 import numpy as np
 import pyarrow as pa
 
-from captcha_ray import images
 from captcha_ray.errors import InputError
+from captcha_ray.images import decoder
 from captcha_ray.inference import schema, table
 from captcha_ray.inference.block import BATCH_SIZE, BlockTask
 from captcha_ray.inference.table import STAGED_SCHEMA, Counts
@@ -53,7 +53,7 @@ class BlockReader:
         self._report["stage"] = "wait for work"
         return len(rows), Counts.of(rows).num_errors
 
-    def _fetch(self, chunks: list[list[dict[str, Any]]]) -> Iterator[list[bytes | images.Unreadable]]:
+    def _fetch(self, chunks: list[list[dict[str, Any]]]) -> Iterator[list[bytes | decoder.Unreadable]]:
         """Yield the bytes of each chunk's objects; those of the next chunk are fetched meanwhile from a store."""
         if not any(filesystem.is_remote(row["uri"]) for chunk in chunks for row in chunk):
             for chunk in chunks:
@@ -64,39 +64,39 @@ class BlockReader:
             now, ahead = ahead, [self._fetchers.submit(self._fetch_one, row) for row in following]
             yield self._timed("fetch", lambda now=now: [future.result() for future in now])
 
-    def _fetch_one(self, row: dict[str, Any]) -> bytes | images.Unreadable:
+    def _fetch_one(self, row: dict[str, Any]) -> bytes | decoder.Unreadable:
         """Return the object's bytes, and put into `row` what its listing left out."""
         uri, limit = row["uri"], self._task.max_bytes
         try:
             if not filesystem.is_known(uri):
-                return images.Unreadable("unknown_scheme", "only paths, s3:// and gs:// are read")
+                return decoder.Unreadable("unknown_scheme", "only paths, s3:// and gs:// are read")
             if (row["size"] or 0) > limit:
-                return images.Unreadable("too_large", f"{row['size']} bytes are more than {limit}")
+                return decoder.Unreadable("too_large", f"{row['size']} bytes are more than {limit}")
             data, entry = filesystem.fetch(uri, limit)
         except FileNotFoundError:
             odd = "; its name may not be UTF-8" if "\\udc" in uri or "\\x" in uri else ""
-            return images.Unreadable("missing", f"there is no such object{odd}")
+            return decoder.Unreadable("missing", f"there is no such object{odd}")
         except PermissionError as error:
-            return images.Unreadable("denied", _sentence(error, uri))
+            return decoder.Unreadable("denied", _sentence(error, uri))
         except (OSError, InputError, ValueError) as error:
-            return images.Unreadable("store_error", _sentence(error, uri))
+            return decoder.Unreadable("store_error", _sentence(error, uri))
         finally:
             self._report["fetched"] += 1
         row["etag"] = row["etag"] or entry.etag
         row["size"] = entry.size if row["size"] is None else row["size"]
         row["last_modified"] = row["last_modified"] or entry.last_modified
-        return images.Unreadable("too_large", f"{entry.size} bytes are more than {limit}") if data is None else data
+        return decoder.Unreadable("too_large", f"{entry.size} bytes are more than {limit}") if data is None else data
 
-    def _read_chunk(self, listed: list[dict[str, Any]], fetched: list[bytes | images.Unreadable]) -> pa.Table:
+    def _read_chunk(self, listed: list[dict[str, Any]], fetched: list[bytes | decoder.Unreadable]) -> pa.Table:
         decoded = self._timed("decode", self._decode, fetched)
-        good = [pixels for pixels in decoded if not isinstance(pixels, images.Unreadable)]
+        good = [pixels for pixels in decoded if not isinstance(pixels, decoder.Unreadable)]
         predictions = iter(self._timed("recognize", self._recognize, good) if good else [])
         columns: dict[str, list[Any]] = {name: [] for name in STAGED_SCHEMA.names}
         now = datetime.datetime.now(datetime.UTC)
         for row, item in zip(listed, decoded, strict=True):
             for name in schema.LISTING_SCHEMA.names:
                 columns[name].append(row[name])
-            error = _error(item) if isinstance(item, images.Unreadable) else None
+            error = _error(item) if isinstance(item, decoder.Unreadable) else None
             prediction = next(predictions) if error is None else None
             columns["text"].append(prediction.text if prediction else None)
             columns["confidence"].append(prediction.confidence if prediction else None)
@@ -113,18 +113,18 @@ class BlockReader:
             return "error"
         return "ok" if prediction.confidence >= self._task.min_confidence else "uncertain"
 
-    def _decode(self, fetched: list[bytes | images.Unreadable]) -> list[images.Pixels | images.Unreadable]:
-        def decode(item: bytes | images.Unreadable) -> images.Pixels | images.Unreadable:
-            if isinstance(item, images.Unreadable):
+    def _decode(self, fetched: list[bytes | decoder.Unreadable]) -> list[decoder.Pixels | decoder.Unreadable]:
+        def decode(item: bytes | decoder.Unreadable) -> decoder.Pixels | decoder.Unreadable:
+            if isinstance(item, decoder.Unreadable):
                 return item
             spec = self._recognizer.spec
-            return images.decode(
+            return decoder.decode(
                 item, spec.image, self._task.max_pixels, self._task.max_stretch, spec.aspect_ratios or None
             )
 
         return list((self._decoders.map if self._decoders else map)(decode, fetched))
 
-    def _recognize(self, pixels: list[images.Pixels]) -> list[Prediction]:
+    def _recognize(self, pixels: list[decoder.Pixels]) -> list[Prediction]:
         return self._recognizer.predictions(self._recognizer.log_probabilities(np.stack(pixels)))
 
     def _timed(self, stage: str, call: Callable[..., T], *arguments: Any) -> T:
@@ -136,7 +136,7 @@ class BlockReader:
         return result
 
 
-def _error(item: images.Unreadable) -> str:
+def _error(item: decoder.Unreadable) -> str:
     """Return `TooLarge: sentence` for `too_large`, `sentence`."""
     return f"{''.join(word.capitalize() for word in item.reason.split('_'))}: {item.detail}"
 

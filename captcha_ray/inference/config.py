@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from captcha_ray.config import DEMO, NOT_NEGATIVE, POSITIVE, SHARE, Config, at_least
 from captcha_ray.errors import InputError, check
-from captcha_ray.image_spec import MAX_PIXELS_LIMIT
+from captcha_ray.images.spec import MAX_PIXELS_LIMIT
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -5,10 +5,10 @@ import math
 import typing
 from typing import Literal
 
-from captcha_ray.charset import Charset
 from captcha_ray.config import Config, Limit
 from captcha_ray.errors import InputError, check
-from captcha_ray.image_spec import ImageSpec
+from captcha_ray.images.spec import ImageSpec
+from captcha_ray.text.charset import Charset
 
 Network = Literal["auto", "glyph_vgg", "multi_head_cnn", "column_cnn"]
 

@@ -13,12 +13,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray.data
 
-from captcha_ray import console, images
+from captcha_ray import console
 from captcha_ray.datasets import decoding, labels, schema
 from captcha_ray.datasets.shards import Labeled, Shards, in_blocks, map_tables
 from captcha_ray.errors import check
 from captcha_ray.evaluation import evaluate
-from captcha_ray.image_spec import ImageSpec
+from captcha_ray.images import decoder
+from captcha_ray.images.spec import ImageSpec
 from captcha_ray.recipes.config import TrainConfig
 from captcha_ray.recognizer import Recognizer
 from captcha_ray.runs.directory import RunDirectory
@@ -50,7 +51,7 @@ class RecognizeFiles:
 
     def __call__(self, files: pa.Table) -> pa.Table:
         """Return a row for each file that can be decoded."""
-        rows, *_ = decoding.decode_files(files, self._recognizer.spec.image, images.MAX_PIXELS)
+        rows, *_ = decoding.decode_files(files, self._recognizer.spec.image, decoder.MAX_PIXELS)
         predictions = []
         if len(rows):
             pixels = schema.unpack_images(rows["image"], self._recognizer.spec.image)
@@ -167,6 +168,6 @@ def _decode(chosen: pa.Table, shards: Shards) -> ray.data.Dataset:
 
 
 def _unchanged(files: pa.Table, *, spec: ImageSpec) -> pa.Table:
-    rows, *_ = decoding.decode_files(files, spec, images.MAX_PIXELS)
+    rows, *_ = decoding.decode_files(files, spec, decoder.MAX_PIXELS)
     then = files["sha256"].take(pc.index_in(rows["uri"], value_set=files["uri"].combine_chunks()))
     return rows.filter(pc.equal(rows["sha256"], then))

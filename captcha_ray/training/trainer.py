@@ -39,9 +39,9 @@ from captcha_ray.runtime.ray_train import LOST_WORKER_ERROR, InterruptibleTraine
 from captcha_ray.runtime.telemetry import Telemetry
 from captcha_ray.storage import filesystem
 from captcha_ray.storage.lock import Lease
+from captcha_ray.text.visual_order import has_right_to_left
 from captcha_ray.training.progress import Event, TrainingProgress, WaitingNotice, measure
 from captcha_ray.training.worker import Worker, WorkerJob, best_epoch, has_diverged, train_worker
-from captcha_ray.visual_order import has_right_to_left
 
 RESIZE_S = 60.0
 """Seconds after which an elastic training that lacks workers looks for capacity. A change costs the epoch it is at,

@@ -24,7 +24,6 @@ import torch._dynamo  # the first optimizer would import it, when nothing else g
 import torch.distributed
 from torch import Tensor, nn
 
-from captcha_ray.charset import Charset
 from captcha_ray.datasets import schema
 from captcha_ray.errors import RESUME_HINT, JobError
 from captcha_ray.metrics.counts import guess_loss
@@ -36,6 +35,7 @@ from captcha_ray.recipes.config import TrainConfig
 from captcha_ray.runs.directory import RunDirectory
 from captcha_ray.runs.event_log import EventLog
 from captcha_ray.storage import filesystem
+from captcha_ray.text.charset import Charset
 from captcha_ray.training import loop, schedule
 from captcha_ray.training.augment import Augment
 from captcha_ray.training.batches import EpochFeed, derive_seed

@@ -23,7 +23,7 @@ from captcha_ray.datasets.config import PreprocessConfig, SynthesizeConfig
 from captcha_ray.datasets.shards import Shards
 from captcha_ray.datasets.splits import SPLITS, split_of
 from captcha_ray.errors import InputError
-from captcha_ray.image_spec import ImageSpec
+from captcha_ray.images.spec import ImageSpec
 from captcha_ray.runs.directory import to_json
 from tests.factories import config_for, draw_glyphs, glyph_texts
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from captcha_ray.datasets.schema import QUARANTINE_SCHEMA, Manifest, pack_images, shard_schema, unpack_images
 from captcha_ray.datasets.splits import SPLITS, split_of
 from captcha_ray.errors import InputError
-from captcha_ray.image_spec import ImageSpec
+from captcha_ray.images.spec import ImageSpec
 from tests import factories
 
 SPEC = ImageSpec(height=5, width=4, channels=3)

@@ -6,14 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from captcha_ray import images
 from captcha_ray.datasets import preprocess
 from captcha_ray.datasets.labels import LabelRule
 from captcha_ray.datasets.shards import Shards, open_shards
 from captcha_ray.errors import InputError
 from captcha_ray.evaluation import sources
 from captcha_ray.evaluation.config import EvaluateConfig
-from captcha_ray.image_spec import ImageSpec
+from captcha_ray.images import decoder
+from captcha_ray.images.spec import ImageSpec
 from captcha_ray.models.spec import ModelSpec
 from tests.factories import config_for, draw_glyphs, glyph_texts
 
@@ -46,7 +46,7 @@ def test_a_labeled_corpus_is_read_without_shards(tmp_path: Path) -> None:
     (unreadable,) = [row for row in rows if row["reason"]]
     assert (unreadable["uri"], unreadable["image"]) == (str(folder / "ab-broken.png"), None)
     rows.remove(unreadable)
-    pixels = images.decode(Path(rows[0]["uri"]).read_bytes(), spec)
+    pixels = decoder.decode(Path(rows[0]["uri"]).read_bytes(), spec)
     assert isinstance(pixels, np.ndarray)
     assert rows[0]["image"] == pixels.tobytes()
 

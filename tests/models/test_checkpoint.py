@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from captcha_ray.errors import InputError
-from captcha_ray.image_spec import ImageSpec
+from captcha_ray.images.spec import ImageSpec
 from captcha_ray.models import checkpoint, fingerprint
 from captcha_ray.models.networks import build_model
 from captcha_ray.models.spec import ModelSpec

@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from captcha_ray.errors import InputError
-from captcha_ray.image_spec import ImageSpec
+from captcha_ray.images.spec import ImageSpec
 from captcha_ray.models.ctc import uniform_alignment_loss
 from captcha_ray.models.fingerprint import fingerprint
 from captcha_ray.models.networks import MaxPool, build_model

@@ -4,7 +4,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from captcha_ray.image_spec import ImageSpec
+from captcha_ray.images.spec import ImageSpec
 from captcha_ray.models.device import Arithmetic
 from captcha_ray.models.networks import Network, build_model
 from captcha_ray.models.spec import ModelSpec

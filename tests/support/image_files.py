@@ -5,8 +5,8 @@ import io
 import numpy as np
 from PIL import Image
 
-from captcha_ray.image_spec import ImageSpec
-from captcha_ray.images import decode
+from captcha_ray.images.decoder import decode
+from captcha_ray.images.spec import ImageSpec
 
 GRAY = ImageSpec(height=4, width=4)
 COLOR = ImageSpec(height=4, width=4, channels=3)

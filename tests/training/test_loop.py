@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from captcha_ray.image_spec import ImageSpec
+from captcha_ray.images.spec import ImageSpec
 from captcha_ray.metrics.counts import PredictionCounts
 from captcha_ray.models.networks import Network
 from captcha_ray.models.spec import ModelSpec

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from captcha_ray.errors import InputError
-from captcha_ray.visual_order import in_visual_order
+from captcha_ray.text.visual_order import in_visual_order
 
 
 @dataclasses.dataclass(frozen=True)

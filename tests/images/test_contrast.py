@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
-from captcha_ray.image_spec import ImageSpec
-from captcha_ray.images import BLANK, Unreadable, decode, inspect
+from captcha_ray.images.decoder import BLANK, Unreadable, decode, inspect
+from captcha_ray.images.spec import ImageSpec
 from tests.support.image_files import MODES, encode
 
 SIZE = (48, 16)

@@ -7,14 +7,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from captcha_ray import Recognizer
-from captcha_ray.charset import Charset
-from captcha_ray.image_spec import ImageSpec
+from captcha_ray.images.spec import ImageSpec
 from captcha_ray.models import fingerprint
 from captcha_ray.models.networks import build_model
 from captcha_ray.models.spec import ModelSpec
 from captcha_ray.recipes.catalog import get
+from captcha_ray.text.charset import Charset
+from captcha_ray.text.visual_order import canonical, has_right_to_left, in_visual_order, visual_order
 from captcha_ray.training.trainer import model_spec
-from captcha_ray.visual_order import canonical, has_right_to_left, in_visual_order, visual_order
 from tests import factories
 
 HEBREW = "אבגדה"

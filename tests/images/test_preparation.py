@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from captcha_ray.image_spec import ImageSpec
-from captcha_ray.images import Unreadable, decode, from_array, otsu_threshold
+from captcha_ray.images.decoder import Unreadable, decode, from_array, otsu_threshold
+from captcha_ray.images.spec import ImageSpec
 from tests.support.image_files import COLOR, GRAY, ORANGE, encode, read
 
 

@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import ExifTags, Image, ImageFilter, UnidentifiedImageError
 
-from captcha_ray import contrast
-from captcha_ray.image_spec import ImageSpec
+from captcha_ray.images import contrast
+from captcha_ray.images.spec import ImageSpec
 
 MAX_PIXELS = 16_000_000
 """Default limit on the pixels of a source image; a text crop has thousands."""

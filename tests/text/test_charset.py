@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from captcha_ray.charset import Charset
 from captcha_ray.errors import InputError
+from captcha_ray.text.charset import Charset
 
 ALPHABETS = st.text(min_size=1, max_size=40).map(lambda text: "".join(dict.fromkeys(text)))
 

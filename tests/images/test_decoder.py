@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from captcha_ray import images
-from captcha_ray.image_spec import ImageSpec
-from captcha_ray.images import BLANK, Unreadable, decode, from_array, prepare
+from captcha_ray.images import decoder
+from captcha_ray.images.decoder import BLANK, Unreadable, decode, from_array, prepare
+from captcha_ray.images.spec import ImageSpec
 from tests.support.image_files import COLOR, GRAY, NOISE, ORANGE, encode, read
 
 HALF_BLACK = (0, 0, 0, 128)  # over white: 255 * (1 - 128 / 255) = 127
@@ -223,8 +223,8 @@ def bomb(width: int, height: int) -> bytes:
 
 BOMB_CHECK = """
 import resource, sys
-from captcha_ray.image_spec import ImageSpec
-from captcha_ray.images import BLANK, decode
+from captcha_ray.images.spec import ImageSpec
+from captcha_ray.images.decoder import BLANK, decode
 decode(b"no image", ImageSpec(height=4, width=4))
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + 64 * 2**20,) * 2)
@@ -316,7 +316,7 @@ def test_no_damage_to_an_image_makes_decoding_raise(data: bytes, changes: list[t
 
 
 def test_the_usual_limit_on_pixels_is_sixteen_million() -> None:
-    assert images.MAX_PIXELS == 16_000_000
+    assert decoder.MAX_PIXELS == 16_000_000
 
 
 def test_a_look_tells_the_size_a_picture_is_seen_in_and_whether_it_is_in_color() -> None:
@@ -328,14 +328,14 @@ def test_a_look_tells_the_size_a_picture_is_seen_in_and_whether_it_is_in_color()
     for array, colored in ((gray, False), (np.stack([gray] * 3, 2), False), (red, True), (white, False)):
         stream = io.BytesIO()
         Image.fromarray(array).save(stream, "PNG")
-        found = images.inspect(stream.getvalue())
-        assert found == images.Appearance(array.shape[1], 40, colored)
+        found = decoder.inspect(stream.getvalue())
+        assert found == decoder.Appearance(array.shape[1], 40, colored)
     exif = Image.Exif()
     exif[0x0112] = 6
     stream = io.BytesIO()
     Image.fromarray(gray).save(stream, "JPEG", exif=exif)
-    assert images.inspect(stream.getvalue()) == images.Appearance(40, 120, False)
-    assert images.inspect(b"broken") == images.Unreadable(
+    assert decoder.inspect(stream.getvalue()) == decoder.Appearance(40, 120, False)
+    assert decoder.inspect(b"broken") == decoder.Unreadable(
         "not_an_image", "these bytes begin no PNG, JPEG, GIF, BMP, WebP, TIFF or PNM file"
     )
-    assert images.inspect(stream.getvalue(), max_pixels=100).reason == "too_large"  # type: ignore[union-attr]
+    assert decoder.inspect(stream.getvalue(), max_pixels=100).reason == "too_large"  # type: ignore[union-attr]

@@ -1,0 +1,1 @@
+"""Pixels: their specification, and how the bytes of an image file become them."""

@@ -1,0 +1,1 @@
+"""Characters of labels: the alphabet, and the order in which an image shows them."""
