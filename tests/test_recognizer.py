@@ -313,7 +313,7 @@ FORMS: dict[str, Callable[[Path], Any]] = {
     "Arrow string": lambda path: pa.scalar(str(path)),
     "Arrow bytes": lambda path: pa.scalar(path.read_bytes()),
 }
-"""What may stand for the image in a file."""
+"""Make of a file each form in which its image is taken."""
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from typing import Annotated, Literal, Protocol
+from typing import Annotated, Literal
 
 from captcha_ray.config import DEMO, Config, Limit, at_least
 from captcha_ray.errors import InputError, check
@@ -11,37 +11,40 @@ from captcha_ray.images.spec import MAX_PIXELS_LIMIT, ImageSpec
 Labels = Literal["folder", "filename", "table"]
 
 
-class LabelFlags(Protocol):
-    """The fields of a config that say how labels are found."""
+@dataclasses.dataclass(frozen=True)
+class LabelRule:
+    """Rule by which labels are found, as the flags of `preprocess` say.
 
-    @property
-    def labels(self) -> Labels: ...  # noqa: D102
-    @property
-    def label_pattern(self) -> str: ...  # noqa: D102
-    @property
-    def table(self) -> str: ...  # noqa: D102
-    @property
-    def path_column(self) -> str: ...  # noqa: D102
-    @property
-    def text_column(self) -> str: ...  # noqa: D102
-    @property
-    def keep_blanks(self) -> bool: ...  # noqa: D102
+    Raises InputError if its parts do not fit together, or the pattern is no regular expression.
+    """
 
+    labels: Labels
+    pattern: str = ""
+    table: str = ""
+    path_column: str = ""
+    text_column: str = ""
+    keep_blanks: bool = False
 
-def check_label_rule(flags: LabelFlags) -> None:
-    """Raise InputError if the label rule's parts do not fit together, or the pattern is no regular expression."""
-    labels, pattern, table = flags.labels, flags.label_pattern, flags.table
-    check((labels == "table") == bool(table), f"labels is {labels!r} and table is {table!r}; --table goes with 'table'")
-    check(
-        not pattern or labels == "filename",
-        f"labels is {labels!r} and label_pattern is {pattern!r}; --label-pattern goes with 'filename'",
-    )
-    columns = [f"--{name}-column" for name in ("path", "text") if getattr(flags, f"{name}_column")]
-    check(not columns or labels == "table", f"labels is {labels!r}; {' and '.join(columns)} go with 'table'")
-    try:
-        re.compile(pattern)
-    except re.error as error:
-        raise InputError(f"label_pattern is {pattern!r}; it is not a regular expression: {error}") from None
+    def __post_init__(self) -> None:
+        labels, pattern, table = self.labels, self.pattern, self.table
+        check(
+            (labels == "table") == bool(table),
+            f"labels is {labels!r} and table is {table!r}; --table goes with 'table'",
+        )
+        check(
+            not pattern or labels == "filename",
+            f"labels is {labels!r} and label_pattern is {pattern!r}; --label-pattern goes with 'filename'",
+        )
+        columns = [f"--{name}-column" for name in ("path", "text") if getattr(self, f"{name}_column")]
+        check(not columns or labels == "table", f"labels is {labels!r}; {' and '.join(columns)} go with 'table'")
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise InputError(f"label_pattern is {pattern!r}; it is not a regular expression: {error}") from None
+
+    def to_dict(self) -> dict[str, str]:
+        """Return the rule as a manifest holds it."""
+        return {"labels": self.labels, "label_pattern": self.pattern, "table": self.table}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -122,11 +125,17 @@ class PreprocessConfig(Config):
             f"splits is {self.splits}; the fractions must not be negative and must add up to 1",
         )
         check(self.splits[0] > 0, f"splits is {self.splits}; the training fraction must be above 0")
-        check_label_rule(self)
+        _ = self.label_rule
         check(
             len(set(self.charset)) == len(self.charset), f"charset is {self.charset!r}; a character stands in it twice"
         )
         check(bool(self.corpus) and bool(self.out), "corpus and out must each name a folder or a URI")
+
+    @property
+    def label_rule(self) -> LabelRule:
+        """Return the rule by which labels are found."""
+        columns = (self.path_column, self.text_column)
+        return LabelRule(self.labels, self.label_pattern, self.table, *columns, self.keep_blanks)
 
     def image(self, height: int, width: int, channels: int) -> ImageSpec:
         """Return the specification of images of this size in pixels."""

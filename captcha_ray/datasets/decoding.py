@@ -38,20 +38,6 @@ convolutions, higher ones cost work for nothing.
 """
 
 
-COLUMN_WIDTH = 4
-"""Pixels of a column of `column_cnn`, the default network, which finds at most one character in each."""
-
-
-def num_fitting(width: int) -> int:
-    """Return the characters that the default network can find in images of so many pixels' width."""
-    return (width + 2) // COLUMN_WIDTH
-
-
-def width_for(length: int) -> int:
-    """Return the least width in pixels in which the default network can find so many characters."""
-    return COLUMN_WIDTH * length - 2
-
-
 def block_rows(num_files: int, image: ImageSpec) -> int:
     """Return the files per task and part. It depends on the corpus alone, so parts are the same on any cluster."""
     fitting = max(BLOCK_BYTES // math.prod(image.shape), 1)
@@ -116,11 +102,11 @@ def decode_files(files: pa.Table, spec: ImageSpec, max_pixels: int) -> tuple[pa.
         schema=schema.shard_schema(spec),
     )
     bad = [(uri, r.reason, r.detail) for uri, r in zip(uris, results, strict=True) if isinstance(r, decoder.Unreadable)]
-    return shard, schema.quarantine(bad), [one.aspect_ratio for one in good]
+    return shard, schema.quarantine(bad), [one.width / one.height for one in good]
 
 
 def _decode_file(uri: str, spec: ImageSpec, max_pixels: int) -> decoder.Decoded | decoder.Unreadable:
-    return _of_file(uri, lambda data: decoder.decode_with_ratio(data, spec, max_pixels))
+    return _of_file(uri, lambda data: decoder.decode_with_size(data, spec, max_pixels))
 
 
 def _of_file(uri: str, make: Callable[[bytes], T | decoder.Unreadable]) -> T | decoder.Unreadable:

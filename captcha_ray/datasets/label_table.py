@@ -30,10 +30,10 @@ TEXT_NAMES = ("text", "label", "ground_truth", "transcription")
 """Columns, in lower case, that may hold the label, the first that is there."""
 
 DELIMITERS = (",", ";", "\t", "|")
-"""What may part the fields of a line. Of these, the one that parts the header into most fields is taken."""
+"""Separate the fields of a line; the one that splits the header into most fields is taken."""
 
 EXCELS_FIRST_LINE = re.compile("sep=.", re.IGNORECASE)
-"""What Excel takes, and leaves, before the header."""
+"""Match the line by which a table tells Excel its delimiter."""
 
 NUMBERS_LOSE = "numbers lose leading zeros; keep labels as text from the start, in pandas by read_csv(..., dtype=str)"
 

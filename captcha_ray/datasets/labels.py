@@ -6,7 +6,7 @@ import re
 import unicodedata
 
 from captcha_ray.datasets import label_table
-from captcha_ray.datasets.config import LabelFlags, Labels
+from captcha_ray.datasets.config import LabelRule, Labels
 from captcha_ray.errors import check
 from captcha_ray.storage import filesystem
 from captcha_ray.storage.filesystem import is_hidden, speakable
@@ -21,28 +21,6 @@ VISIBLE_CONTROLS = "\u0600\u0601\u0602\u0603\u0604\u0605\u06dd\u070f\u0890\u0891
 
 JOINERS = "\u200c\u200d"
 """Zero-width non-joiner and joiner."""
-
-
-@dataclasses.dataclass(frozen=True)
-class LabelRule:
-    """Rule by which labels are found. The last three are as the flags say."""
-
-    labels: Labels
-    pattern: str = ""
-    table: str = ""
-    path_column: str = ""
-    text_column: str = ""
-    keep_blanks: bool = False
-
-    @classmethod
-    def of(cls, flags: LabelFlags) -> "LabelRule":
-        """Return the rule that flags describe."""
-        columns = (flags.path_column, flags.text_column)
-        return cls(flags.labels, flags.label_pattern, flags.table, *columns, flags.keep_blanks)
-
-    def to_dict(self) -> dict[str, str]:
-        """Return the rule as a manifest holds it."""
-        return {"labels": self.labels, "label_pattern": self.pattern, "table": self.table}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,11 +21,11 @@ import ray.data
 
 from captcha_ray import console
 from captcha_ray.datasets import advice, decoding, labels, schema
-from captcha_ray.datasets.config import PreprocessConfig
+from captcha_ray.datasets.config import LabelRule, PreprocessConfig
 from captcha_ray.datasets.shards import open_shards, read_part
 from captcha_ray.datasets.splits import SPLITS, split_of
 from captcha_ray.errors import InputError
-from captcha_ray.images.spec import ImageSpec
+from captcha_ray.images.spec import ImageSpec, columns_for
 from captcha_ray.runs.directory import read_json, to_json
 from captcha_ray.runs.environment import versions
 from captcha_ray.storage import filesystem
@@ -113,7 +113,7 @@ def preprocess(config: PreprocessConfig) -> schema.Manifest:
         if filesystem.exists(filesystem.join(config.out, "_SUCCESS")):
             return _finished(config)
         filesystem.check_writable(config.out)
-    rule = labels.LabelRule.of(config)
+    rule = config.label_rule
     listing = labels.list_corpus(config.corpus, rule)
     if not listing.uris:
         raise InputError(
@@ -225,8 +225,8 @@ def _choose_image(config: PreprocessConfig, files: pa.Table) -> tuple[ImageSpec,
         keep = lengths <= 2 * usual
     longest = int(lengths[keep].max())
     image = decoding.choose_image(config, files["uri"].to_pylist())
-    if not config.width and decoding.num_fitting(image.width) < longest:
-        wide = decoding.width_for(longest)
+    if not config.width and image.most_characters < longest:
+        wide = 2 * columns_for(longest)
         console.say(f"images are {wide} instead of {image.width} pixels wide, to hold {longest} characters")
         image = dataclasses.replace(image, width=wide)
     aside = [
@@ -346,7 +346,7 @@ def _remove(kept: pa.Table, removed: pa.Table, out: str) -> pa.Table:
 def _manifest(
     config: PreprocessConfig,
     image: ImageSpec,
-    rule: labels.LabelRule,
+    rule: LabelRule,
     listing: labels.Listing,
     kept: pa.Table,
     quarantine: pa.Table,

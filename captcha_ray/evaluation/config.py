@@ -4,7 +4,7 @@ import dataclasses
 from typing import Annotated, Literal
 
 from captcha_ray.config import DEMO, NOT_NEGATIVE, Config
-from captcha_ray.datasets.config import Labels, check_label_rule
+from captcha_ray.datasets.config import LabelRule, Labels
 from captcha_ray.errors import check
 
 
@@ -52,7 +52,7 @@ class EvaluateConfig(Config):
             not (self.shards and self.corpus),
             f"shards is {self.shards!r} and corpus is {self.corpus!r}; --shards and --corpus exclude each other",
         )
-        check_label_rule(self)
+        _ = self.label_rule
         check(not self.label_pattern or bool(self.corpus), "--label-pattern goes with --corpus")
         check(not self.use_gpu or self.num_workers > 0 or self.trains, "--use-gpu needs --num-workers of at least 1")
         check(self.folds == 0 or 2 <= self.folds <= 100, f"folds is {self.folds}; it must be 2 to 100, or 0 for none")
@@ -62,6 +62,12 @@ class EvaluateConfig(Config):
             "--folds and --learning-curve train on shards and write to the run; --corpus, --table, --split, "
             "--num-workers and --out do not go with them",
         )
+
+    @property
+    def label_rule(self) -> LabelRule:
+        """Return the rule by which labels of the corpus are found."""
+        columns = (self.path_column, self.text_column)
+        return LabelRule(self.labels, self.label_pattern, self.table, *columns, self.keep_blanks)
 
     @property
     def trains(self) -> bool:

@@ -6,6 +6,7 @@ import functools
 import pyarrow as pa
 
 from captcha_ray.datasets import decoding, labels
+from captcha_ray.datasets.config import LabelRule
 from captcha_ray.datasets.shards import Labeled, in_blocks, map_tables, open_shards
 from captcha_ray.errors import InputError
 from captcha_ray.evaluation.config import EvaluateConfig
@@ -29,8 +30,7 @@ def open_labeled(config: EvaluateConfig, own_shards: str, spec: ModelSpec) -> La
         InputError: There is nothing to read, or the network cannot take such shards.
     """
     if config.corpus or config.table:
-        rule = labels.LabelRule.of(config)
-        return read_corpus(config.corpus, rule, spec.image)
+        return read_corpus(config.corpus, config.label_rule, spec.image)
     if not config.shards and not own_shards:
         raise InputError("there is no run to tell which shards to measure on; name --shards or --corpus")
     shards = open_shards(config.shards or own_shards)
@@ -50,7 +50,7 @@ def open_labeled(config: EvaluateConfig, own_shards: str, spec: ModelSpec) -> La
     return labeled if shards.uri == own_shards else dataclasses.replace(labeled, name="shards")
 
 
-def read_corpus(corpus: str, rule: labels.LabelRule, spec: ImageSpec) -> Labeled:
+def read_corpus(corpus: str, rule: LabelRule, spec: ImageSpec) -> Labeled:
     """Decode a labeled corpus on the fly. Raises InputError if it is absent or holds no labeled file."""
     listing = labels.list_corpus(filesystem.absolute(corpus), rule)
     labeled = ((u, t) for u, t in zip(listing.uris, listing.texts, strict=True) if t is not None)

@@ -24,9 +24,6 @@ MAX_PIXELS = 16_000_000
 MIN_SATURATION = 48
 """Difference between a pixel's channels above which it counts as colored; compression alone makes smaller ones."""
 
-ON_ITS_SIDE = 5
-"""The first of the EXIF orientations that exchange width and height."""
-
 FORMATS = ("PNG", "JPEG", "GIF", "BMP", "DIB", "WEBP", "TIFF", "PPM")
 """Formats that are tried. Others that Pillow knows start programs (EPS) or are rarely tested against attacks."""
 
@@ -42,7 +39,7 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""What brings an image of an EXIF orientation upright; those from 5 on lie on their side."""
+"""Turn an image of each EXIF orientation upright; with those from 5 on it lies on its side."""
 
 MAX_FRAMES = 100
 """Most frames of an animation that are looked at for one that shows something."""
@@ -55,7 +52,7 @@ PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 JPEG_SIGNATURE, START_OF_SCAN = b"\xff\xd8\xff", 0xDA
 
 SIGNATURES = {PNG_SIGNATURE: "PNG", JPEG_SIGNATURE: "JPEG", b"II*\0": "TIFF", b"MM\0*": "TIFF", b"GIF8": "GIF"}
-"""How files begin that are called by their kind though Pillow cannot open them."""
+"""Name the kind of a file by its first bytes, where Pillow cannot open it."""
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -79,10 +76,11 @@ AspectRatios = tuple[float, ...]
 
 @dataclasses.dataclass(frozen=True)
 class Decoded:
-    """Pixels, uint8 (H, W, C), and the ratio of width to height that the image had."""
+    """Pixels, uint8 (H, W, C), and width and height of the image as it is to be seen, in pixels."""
 
     pixels: Pixels
-    aspect_ratio: float
+    width: int
+    height: int
 
 
 def decode(
@@ -109,40 +107,42 @@ def decode(
         uint8 (H, W, C), or why there are no pixels.
     """
     usual = aspect_ratios or (spec.width / spec.height,)
-    found = _with_image(data, max_pixels, lambda image: _decode(image, spec, max_stretch, usual))
+    found = _open_and_decode(data, spec, max_pixels, max_stretch, usual)
     return found if isinstance(found, Unreadable) else found.pixels
 
 
-def decode_with_ratio(data: bytes, spec: ImageSpec, max_pixels: int = MAX_PIXELS) -> Decoded | Unreadable:
-    """Decode an image file's bytes as `decode` does, and tell its ratio of width to height."""
-    return _with_image(data, max_pixels, lambda image: _decode(image, spec))
+def decode_with_size(data: bytes, spec: ImageSpec, max_pixels: int = MAX_PIXELS) -> Decoded | Unreadable:
+    """Decode an image file's bytes as `decode` does, and tell its size."""
+    return _open_and_decode(data, spec, max_pixels)
 
 
-def _with_image(data: bytes, max_pixels: int, make: Callable[[Image.Image], T | Unreadable]) -> T | Unreadable:
-    """Return what `make` makes of the opened image, or why it cannot be decoded.
+def _open_and_decode(
+    data: bytes,
+    spec: ImageSpec,
+    max_pixels: int,
+    max_stretch: float = math.inf,
+    usual: AspectRatios = (1.0,),
+) -> Decoded | Unreadable:
+    """Return the decoded image, or why it cannot be decoded.
 
     A PNG or JPEG that fails is tried again without its metadata, which may be all that is wrong with it.
     """
-    if not data:
-        return Unreadable("empty_file", "the file has zero bytes")
-    made = _try_image(data, max_pixels, make)
-    failed = isinstance(made, Unreadable) and made.reason in ("not_an_image", "damaged", "truncated")
-    strip = _png_without_metadata if data.startswith(PNG_SIGNATURE) else _jpeg_without_metadata
-    if failed and data.startswith((PNG_SIGNATURE, JPEG_SIGNATURE)):
-        again = _try_image(strip(data), max_pixels, make)
-        return made if isinstance(again, Unreadable) else again
-    return made
 
-
-def _try_image(data: bytes, max_pixels: int, make: Callable[[Image.Image], T | Unreadable]) -> T | Unreadable:
-    def open_and_make() -> T | Unreadable:
+    def open_and_decode(data: bytes) -> Decoded | Unreadable:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             width, height = image.size
             if width * height > max_pixels:
                 return Unreadable("too_large", f"{width}x{height} pixels are more than {max_pixels}")
-            return make(image)
+            return _decode(image, spec, max_stretch, usual)
 
-    return _guarded(open_and_make, max_pixels, data)
+    if not data:
+        return Unreadable("empty_file", "the file has zero bytes")
+    made = _guarded(lambda: open_and_decode(data), max_pixels, data)
+    strip = next((strip for start, strip in STRIPPERS.items() if data.startswith(start)), None)
+    if strip and isinstance(made, Unreadable) and made.reason in ("not_an_image", "damaged", "truncated"):
+        again = _guarded(lambda: open_and_decode(strip(data)), max_pixels)
+        return made if isinstance(again, Unreadable) else again
+    return made
 
 
 def _guarded(make: Callable[[], T | Unreadable], max_pixels: int, data: bytes = b"") -> T | Unreadable:
@@ -184,9 +184,11 @@ def _jpeg_without_metadata(data: bytes) -> bytes:
     return b"".join([*kept, data[at:]])
 
 
-def _decode(
-    image: Image.Image, spec: ImageSpec, max_stretch: float = math.inf, usual: AspectRatios = (1.0,)
-) -> Decoded | Unreadable:
+STRIPPERS = {PNG_SIGNATURE: _png_without_metadata, JPEG_SIGNATURE: _jpeg_without_metadata}
+"""Strip the metadata from files that begin so."""
+
+
+def _decode(image: Image.Image, spec: ImageSpec, max_stretch: float, usual: AspectRatios) -> Decoded | Unreadable:
     width, height = image.size
     if min(_stretch((width, height), usual), _stretch((height, width), usual)) > max_stretch:
         return _wrong_aspect((width, height), spec)  # lying on its side or not; decoding would be for nothing
@@ -195,7 +197,7 @@ def _decode(
         if number == 0 and _stretch(upright.size, usual) > max_stretch:
             return _wrong_aspect(upright.size, spec)
         if not isinstance(pixels := prepare(upright, spec), Unreadable):
-            return Decoded(pixels, upright.width / upright.height)
+            return Decoded(pixels, upright.width, upright.height)
     return BLANK
 
 
@@ -256,19 +258,11 @@ def inspect(data: bytes, max_pixels: int = MAX_PIXELS) -> Appearance | Unreadabl
 
     In color: at least a fiftieth of its pixels have channels that differ by more than `MIN_SATURATION`.
     """
-
-    def look(image: Image.Image) -> Appearance | Unreadable:
-        found = _decode(image, ImageSpec(height=32, width=32, channels=3))
-        if isinstance(found, Unreadable):
-            return found
-        small = found.pixels
-        width, height = image.size
-        if _orientation(image) >= ON_ITS_SIDE:
-            width, height = height, width
-        saturation = small.max(2).astype(int) - small.min(2)
-        return Appearance(width, height, bool((saturation > MIN_SATURATION).mean() >= 0.02))
-
-    return _with_image(data, max_pixels, look)
+    found = decode_with_size(data, ImageSpec(height=32, width=32, channels=3), max_pixels)
+    if isinstance(found, Unreadable):
+        return found
+    saturation = found.pixels.max(2).astype(int) - found.pixels.min(2)
+    return Appearance(found.width, found.height, bool((saturation > MIN_SATURATION).mean() >= 0.02))
 
 
 def prepare(image: Image.Image, spec: ImageSpec) -> Pixels | Unreadable:

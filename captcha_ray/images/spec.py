@@ -9,6 +9,11 @@ MAX_PIXELS_LIMIT = Limit(1, 178_956_970, "1 to 178956970, Pillow's own limit")
 """Limit of `max_pixels`: above twice its `MAX_IMAGE_PIXELS`, Pillow refuses every image."""
 
 
+def columns_for(length: int) -> int:
+    """Return the columns that so many characters need: a blank between any two, as they may be equal."""
+    return 2 * length - 1
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ImageSpec(Config):
     """The pixels that a network is trained on and predicts from; both must be the same."""
@@ -39,6 +44,16 @@ class ImageSpec(Config):
     def shape(self) -> tuple[int, int, int]:
         """Return (height, width, channels) of one uint8 image."""
         return self.height, self.width, self.channels
+
+    @property
+    def most_characters(self) -> int:
+        """Return the most characters that fit into the columns of `column_cnn`, see `columns_for`."""
+        return (self.most_columns + 1) // 2
+
+    @property
+    def most_columns(self) -> int:
+        """Return the most columns that `column_cnn` makes of the width: one for every two pixels."""
+        return (self.width + 1) // 2
 
     def __str__(self) -> str:
         denoised = f", denoised by {self.denoise}" if self.denoise else ""

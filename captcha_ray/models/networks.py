@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from captcha_ray.errors import InputError
-from captcha_ray.images.spec import ImageSpec
+from captcha_ray.images.spec import ImageSpec, columns_for
 from captcha_ray.models.ctc import slot_probabilities, uniform_alignment_loss
 from captcha_ray.models.spec import ModelSpec
 
@@ -224,7 +224,7 @@ def column_stride(image: ImageSpec, max_length: int) -> int:
 
 def num_columns(image: ImageSpec, max_length: int) -> int:
     """Return the columns that `ColumnCNN` sees in an image."""
-    return (image.width + 1) // 2 // (column_stride(image, max_length) // 2)
+    return image.most_columns // (column_stride(image, max_length) // 2)
 
 
 def build_model(spec: ModelSpec) -> Network:
@@ -239,10 +239,7 @@ def build_model(spec: ModelSpec) -> Network:
             raise InputError(f"glyph_vgg needs images of at least 8x8 pixels, not {spec.image}")
         return GlyphVGG(spec.image, len(spec.charset), spec.dropout)
     if spec.network == "column_cnn":
-        columns, needed = (
-            num_columns(spec.image, spec.max_length),
-            2 * spec.max_length - 1,
-        )  # a blank parts equal characters
+        columns, needed = num_columns(spec.image, spec.max_length), columns_for(spec.max_length)
         if spec.image.height < 7 or columns < needed:
             raise InputError(
                 f"column_cnn recognizes {spec.max_length} characters in images of at least {2 * needed}x7 pixels "

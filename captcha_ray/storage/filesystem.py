@@ -33,16 +33,16 @@ PAGE_FILES = 1000
 
 
 HIDDEN_FILES = {"icon\r", "_success", "_metadata", "_common_metadata", "picasa.ini", "zbthumbnail.info"}
-"""Names, in lower case, of files that operating systems and programs leave in folders; others begin with a dot."""
+"""Name, in lower case, files that operating systems and programs leave in folders; others begin with a dot."""
 
 HIDDEN_STARTS = ("thumbs.db", "ehthumbs", "desktop.ini", "~$", "_committed_", "_started_")
-"""How names, in lower case, of such files begin: previews of Windows, marks of Databricks."""
+"""Begin the names, in lower case, of such files: previews of Windows, marks of Databricks."""
 
 HIDDEN_ENDINGS = (
     "zone.identifier", "@synoeastream", "@synoresource", "_$folder$", "~", ".crc", ".crdownload", ".part", ".partial",
     ".tmp",
 )  # fmt: skip
-"""How names, in lower case, of such files end: downloads and what marks them, streams of Synology, backups, folders
+"""End the names, in lower case, of such files: downloads and what marks them, streams of Synology, backups, folders
 and checksums of Hadoop.
 """
 
@@ -54,7 +54,7 @@ HIDDEN_FOLDERS = {
     "@eadir", "#recycle", "#snapshot", "~snapshot", "@recycle", "@recently-snapshot", "@tmp",  # network drives
     "_temporary", "_delta_log", "_spark_metadata",  # Hadoop, Delta, Spark
 }  # fmt: skip
-"""Names, in lower case, of folders that they leave; all that is in them is theirs."""
+"""Name, in lower case, folders that they leave; all that is in them is theirs."""
 
 
 def speakable(uri: str) -> str:
@@ -64,15 +64,13 @@ def speakable(uri: str) -> str:
 
 def is_hidden(uri: str, corpus: str) -> bool:
     """Return whether a file is hidden below the corpus, or is an operating system's or a program's."""
-    *folders, name = [part.lower() for part in uri.removeprefix(corpus).lstrip("/").split("/")]
-    name = name or uri.rpartition("/")[2].lower()
-    return (
-        name in HIDDEN_FILES
-        or name.startswith(HIDDEN_STARTS)
-        or name.endswith(HIDDEN_ENDINGS)
-        or any(part.startswith(".") and part not in (".", "..") for part in (*folders, name))
-        or not HIDDEN_FOLDERS.isdisjoint(folders)
-    )
+    below = f"/{uri.removeprefix(corpus).lstrip('/').lower()}"
+    name = below.rpartition("/")[2] or uri.rpartition("/")[2].lower()
+    if name in HIDDEN_FILES or name.startswith(HIDDEN_STARTS) or name.endswith(HIDDEN_ENDINGS):
+        return True
+    folders = below.split("/")
+    hidden = "/." in below and any(part.startswith(".") and part not in (".", "..") for part in folders)
+    return hidden or name.startswith(".") or not HIDDEN_FOLDERS.isdisjoint(folders[:-1])
 
 
 def is_remote(uri: str) -> bool:

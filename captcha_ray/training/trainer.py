@@ -138,7 +138,7 @@ def fit(
     run = RunDirectory(config.run)
     unlabeled = filesystem.absolute(config.unlabeled) if config.unlabeled else ""
     config = dataclasses.replace(config, run=run.uri, shards=filesystem.absolute(config.shards), unlabeled=unlabeled)
-    _check_and_begin(config, manifest, run)
+    resolved = _check_and_begin(config, manifest, run)
     facts: dict[str, Any] = {}
     with Lease(run.path("_lease.json")) as lease:
         more = find_more(config) if find_more else None
@@ -148,13 +148,19 @@ def fit(
             blocks["train"] += more.rows.to_arrow_refs() if more.num_images else []
             images = manifest.num_images | {"train": manifest.num_images["train"] + more.num_images}
             manifest = dataclasses.replace(manifest, num_images=images)
-        _train(_resolved(config, manifest, run), manifest, blocks, cluster)
+            # Batch size and epochs follow from all images, which are known only now; what never fits was refused.
+            resolved = _resolved(config, manifest, run)
+            check_batches(resolved, manifest)
+        _train(resolved, manifest, blocks, cluster)
         lease.check()
     return facts | _outcome(run) | {"seconds": time.perf_counter() - started}
 
 
-def _check_and_begin(config: TrainConfig, manifest: schema.Manifest, run: RunDirectory) -> None:
-    """Raise InputError for what never fits, wait for capacity, and write what the run is. config: as requested."""
+def _check_and_begin(config: TrainConfig, manifest: schema.Manifest, run: RunDirectory) -> TrainConfig:
+    """Raise InputError for what never fits, wait for capacity, write what the run is, and return the resolved config.
+
+    config: as requested.
+    """
     resolved = _resolved(config, manifest, run)
     model_spec(resolved, manifest)
     check_batches(resolved, manifest)
@@ -163,6 +169,7 @@ def _check_and_begin(config: TrainConfig, manifest: schema.Manifest, run: RunDir
     where = {"shards": config.shards, "unlabeled": config.unlabeled, "run": config.run}
     capacity.wait_for_capacity(resolved.workers[0], resolved.cpus_per_worker, resolved.use_gpu, **where)
     run.begin(config.to_dict(), manifest.to_dict(), resume=config.resume, may_differ=RESUME_MAY_DIFFER)
+    return resolved
 
 
 def _outcome(run: RunDirectory) -> dict[str, Any]:
@@ -180,7 +187,6 @@ def _outcome(run: RunDirectory) -> dict[str, Any]:
 
 def _train(config: TrainConfig, manifest: schema.Manifest, blocks: dict[str, list[Any]], cluster: Cluster) -> None:
     """Train all epochs that are left, and show and measure them. config: resolved."""
-    check_batches(config, manifest)
     spec, run = model_spec(config, manifest), RunDirectory(config.run)
     run.write_json("resolved_config.json", config.to_dict())
     console.say(describe(config, spec, manifest))

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from captcha_ray.datasets.labels import LabelRule, Listing, clean, label_of, list_corpus
+from captcha_ray.datasets.config import LabelRule
+from captcha_ray.datasets.labels import Listing, clean, label_of, list_corpus
 from captcha_ray.errors import InputError
 from captcha_ray.storage.filesystem import is_hidden
 

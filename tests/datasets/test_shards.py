@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from captcha_ray.datasets import preprocess
-from captcha_ray.datasets.labels import LabelRule
+from captcha_ray.datasets.config import LabelRule
 from captcha_ray.datasets.shards import Shards, open_shards
 from captcha_ray.errors import InputError
 from captcha_ray.evaluation import sources

@@ -1,4 +1,4 @@
-"""Whatever an image's samples mean, the text in it is still to be seen in its pixels, or the image is called blank."""
+"""See the text whatever an image's samples mean, or call the image blank."""
 
 import struct
 import zlib
@@ -284,7 +284,7 @@ TURNED = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_270,
 }
-"""How an image lies in its file, by its orientation."""
+"""Lay an upright image into its file as each orientation says."""
 
 RANGES = {"I;16": [255, 1023, 65_535], "I": [1, 255, 65_535, 2**24], "F": [1, 255, 65_535]}
 

@@ -1,4 +1,4 @@
-"""What a night takes for an image of its network's kind, and how many errors end it."""
+"""Judge a night: which images are of its network's kind, and how many errors end it."""
 
 import dataclasses
 import io

@@ -166,6 +166,16 @@ def test_a_column_sees_a_character_and_a_half_and_no_more() -> None:
     assert 25 - 8 < seen.min() <= 25
 
 
+@pytest.mark.parametrize("width", [*range(4, 60), 199, 200])
+def test_column_cnn_takes_as_many_characters_as_an_image_is_said_to_hold(width: int) -> None:
+    spec = dataclasses.replace(COLUMNS, image=ImageSpec(height=16, width=width))
+    most = spec.image.most_characters
+    with torch.device("meta"):
+        build_model(dataclasses.replace(spec, max_length=most))
+        with pytest.raises(InputError, match=f"column_cnn recognizes {most + 1} characters in images of at least"):
+            build_model(dataclasses.replace(spec, max_length=most + 1))
+
+
 def test_half_the_filters_take_a_quarter_of_the_work_and_are_part_of_the_identity() -> None:
     def work(spec: ModelSpec) -> int:
         with FlopCounterMode(display=False) as counter, torch.no_grad():

@@ -1,4 +1,4 @@
-"""What tests of object stores share: keys of any form, and each kind of request."""
+"""Share what tests of object stores need: keys of any form, and each kind of request."""
 
 import os
 import tempfile

@@ -16,7 +16,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load
 
-from captcha_ray.datasets import labels, preprocess
+from captcha_ray.datasets import preprocess
+from captcha_ray.datasets.config import LabelRule
 from captcha_ray.datasets.shards import Labeled, Shards, open_shards
 from captcha_ray.errors import InputError
 from captcha_ray.evaluation import evaluate, sources
@@ -213,7 +214,7 @@ def test_files_that_cannot_be_read_are_counted_with_their_reasons(
         (folder / name).write_bytes(b"broken")
 
     def labeled() -> Labeled:
-        rule = labels.LabelRule("filename", "^([^-]+)")
+        rule = LabelRule("filename", "^([^-]+)")
         return sources.read_corpus(str(folder), rule, fingerprint.load_spec(str(model)).image)
 
     with pytest.raises(InputError, match=r"no image of .* can be read: 2 not_an_image, 1 no_label"):

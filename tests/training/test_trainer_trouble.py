@@ -1,4 +1,4 @@
-"""What a training does not survive, or is refused at the start, is said in a sentence."""
+"""Say in a sentence what a training does not survive, or is refused at the start."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""Which epoch of a training is kept."""
+"""Keep the right epoch of a training."""
 
 from typing import Any
 
