@@ -69,12 +69,16 @@ def job():
     ray_session.ray.init = lambda *args, **options: (init(*args, **options), end(sys.argv[1] == "while Ray starts"))
     with ray_session.connect():
         end(sys.argv[1] == "inside")
+        try:
+            end(sys.argv[1] == "within Ray Train")
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt("another one")
     end(sys.argv[1] == "after")
 console.run(job)
 """
 
 
-@pytest.mark.parametrize("moment", ["before", "while Ray starts", "inside", "after"])
+@pytest.mark.parametrize("moment", ["before", "while Ray starts", "inside", "within Ray Train", "after"])
 def test_sigterm_is_one_sentence_and_status_143(moment: str) -> None:
     """Ray has a way of its own to end by it."""
     command = [sys.executable, "-c", TERMINATED, moment]

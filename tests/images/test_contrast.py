@@ -371,3 +371,13 @@ def test_pixels_of_a_jpeg_count_whatever_the_metadata_beside_them(name: str) -> 
     plain = encode(samples(0, 255, "uint8"), "JPEG")
     found = decode(plain[:2] + BAD_SEGMENTS[name] + plain[2:], GRAY)
     assert np.array_equal(found, decode(plain, GRAY))  # type: ignore[arg-type]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    "exif", [b"\xff" * 40, b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03", b"II*\0\xff\xff\xff\xff", b"Exif\0\0"], ids=len
+)
+def test_a_webp_whose_exif_is_garbage_is_read_as_it_lies(exif: bytes) -> None:
+    plain = encode(samples(0, 255, "uint8"), "WEBP", lossless=True)
+    found = decode(encode(samples(0, 255, "uint8"), "WEBP", lossless=True, exif=exif), GRAY)
+    assert np.array_equal(found, decode(plain, GRAY))  # type: ignore[arg-type]

@@ -15,6 +15,7 @@ from captcha_ray.models.ctc import uniform_alignment_loss
 from captcha_ray.models.fingerprint import fingerprint
 from captcha_ray.models.networks import MaxPool, build_model
 from captcha_ray.models.spec import ModelSpec
+from captcha_ray.recipes.config import TrainConfig
 
 DIGITS = ModelSpec(network="glyph_vgg", image=ImageSpec(height=60, width=18), charset="0123456789", max_length=1)
 TEXT5 = ModelSpec(
@@ -164,6 +165,14 @@ def test_a_column_sees_a_character_and_a_half_and_no_more() -> None:
     changed[..., 100:] = 0
     seen = (model(images) != model(changed)).any(2)[0].nonzero().flatten()
     assert 25 - 8 < seen.min() <= 25
+
+
+@pytest.mark.parametrize("filters", [3, 257])
+def test_too_few_or_too_many_filters_are_refused(filters: int) -> None:
+    with pytest.raises(InputError, match=f"filters is {filters}; it must be 4 to 256"):
+        dataclasses.replace(COLUMNS, filters=filters)
+    with pytest.raises(InputError, match=f"filters is {filters}; it must be 4 to 256"):
+        TrainConfig(filters=filters)
 
 
 @pytest.mark.parametrize("width", [*range(4, 60), 199, 200])
