@@ -4,7 +4,6 @@ Events are frozen dataclasses, which the rooms that use the channel define. A wo
 event costs progress on the terminal, and never the work.
 """
 
-import contextlib
 import threading
 import time
 from collections.abc import Callable
@@ -66,14 +65,19 @@ class ProgressChannel:
 
     def deliver(self) -> int:
         """Deliver what has come; return the number of events. A look that fails costs a look."""
-        with self._lock, contextlib.suppress(ray.exceptions.RayError):
+        with self._lock:
             self._taken = self._taken or self._mailbox.take.remote()
-            events = ray.get(self._taken, timeout=TIMEOUT_S)
+            try:
+                events = ray.get(self._taken, timeout=TIMEOUT_S)
+            except ray.exceptions.GetTimeoutError:
+                return 0
+            except ray.exceptions.RayError:
+                self._taken = None
+                return 0
             self._taken = None
             for event in events:
                 self._on_event(event)
             return len(events)
-        return 0
 
     def __enter__(self) -> Self:
         self._thread.start()

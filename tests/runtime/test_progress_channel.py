@@ -5,6 +5,7 @@ import threading
 
 import pytest
 import ray
+from ray.exceptions import ActorUnavailableError, GetTimeoutError
 
 from captcha_ray.runtime import progress_channel
 from captcha_ray.runtime.progress_channel import ProgressChannel
@@ -67,3 +68,29 @@ def test_a_lost_mailbox_costs_progress_and_no_more() -> None:
         channel.sender()(Number(1))
         assert looks.wait(60), "it goes on looking"
     assert seen == []
+
+
+@pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.parametrize(
+    ("trouble", "delivered"), [(GetTimeoutError(), [1]), (ActorUnavailableError("gone", None), [2])]
+)
+def test_a_late_answer_is_awaited_and_a_failed_one_is_asked_for_anew(
+    trouble: Exception, delivered: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a failed answer held is lost; what comes afterwards is not."""
+    seen: list[Number] = []
+    channel = ProgressChannel(seen.append)  # nobody looks but this test
+    send, get = channel.sender(), ray.get
+
+    def fail(reference: object, timeout: float) -> None:
+        get(reference)
+        raise trouble
+
+    send(Number(1))
+    with monkeypatch.context() as patch:
+        patch.setattr(progress_channel.ray, "get", fail)
+        assert channel.deliver() == 0
+    send(Number(2))
+    assert channel.deliver() == 1
+    assert [number.value for number in seen] == delivered
+    ray.kill(channel._mailbox)
