@@ -20,13 +20,13 @@ WARMUP_STEPS = 200
 So 50 captchas get the 192 steps that `one_cycle` gives them; with 150, some of them stayed ten points below.
 """
 
-PRIOR_STEPS, PRIOR_EPOCHS, PRIOR_SHARE = 100, 10, 0.1
+PRIOR_STEPS, PRIOR_EPOCHS, PRIOR_SHARE = 100, 9.6, 0.1
 """The alignment prior has full weight for the least of so many steps, so many epochs and this share of planned steps.
 
-After 30 steps of it, crowded or crossed characters are not found. After more than ten epochs, few images are memorized.
+After 30 steps of it, crowded or crossed characters are not found. After more epochs, few images are memorized.
 """
 
-PRIOR_FADE = 3
+PRIOR_FADE = 10 / 3
 """The prior has faded to zero after this many times the steps of its full weight."""
 
 RECOGNIZING_LOSS = 0.5
