@@ -8,6 +8,7 @@ import dataclasses
 import gzip
 import io
 import json
+import mimetypes
 import posixpath
 import re
 import zlib
@@ -34,6 +35,11 @@ DELIMITERS = (",", ";", "\t", "|")
 
 EXCELS_FIRST_LINE = re.compile("sep=.", re.IGNORECASE)
 """Match the line by which a table tells Excel its delimiter."""
+
+MAX_RECORD_LINES = 100
+"""Most lines of a record, whose notes may hold line breaks within quotation marks."""
+
+UNCLOSED = "a quotation mark that is not closed; a path or a label must stand on one line"
 
 NUMBERS_LOSE = "numbers lose leading zeros; keep labels as text from the start, in pandas by read_csv(..., dtype=str)"
 
@@ -131,7 +137,9 @@ def _column(uri: str, names: Sequence[str], what: str, wanted: str, known: Seque
         if name in lower:
             return names[lower.index(name)]
     has = ", ".join(names) or "none"
-    raise InputError(f"the table {uri} has no column {wanted or what!r}; it has {has}; --{what}-column names another")
+    is_row = any((mimetypes.guess_type(name)[0] or "").startswith("image/") for name in names)
+    hint = "its first line must name the columns, such as path,text" if is_row else f"--{what}-column names another"
+    raise InputError(f"the table {uri} has no column {wanted or what!r}; it has {has}; {hint}")
 
 
 def _of_parquet(uri: str, data: bytes, choose: Callable[[Sequence[str]], tuple[str, str]]) -> Iterator[Cell]:
@@ -209,41 +217,46 @@ def _object(line: str) -> dict[str, Any] | str:
 
 
 def _of_csv(uri: str, lines: list[str], choose: Callable[[Sequence[str]], tuple[str, str]]) -> Iterator[Cell]:
-    numbered = [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
-    if numbered and EXCELS_FIRST_LINE.fullmatch(numbered[0][1].strip()):
-        del numbered[0]
-    delimiter, header = _header(uri, numbered[0][1] if numbered else "")
+    at = next((at for at, line in enumerate(lines) if line.strip()), len(lines))
+    if at < len(lines) and EXCELS_FIRST_LINE.fullmatch(lines[at].strip()):
+        at = next((at for at in range(at + 1, len(lines)) if lines[at].strip()), len(lines))
+    delimiter, header = _header(uri, "".join(lines[at : at + 1]))
     places = [header.index(name) for name in choose(header)]
-    for number, line in numbered[1:]:
-        try:
-            fields, problem = _fields(line, delimiter), ""
-        except csv.Error as error:
-            fields, problem = [], str(error)
-        if len(fields) > len(header):
-            problem = f"{len(fields)} fields where the header has {len(header)}"
-        elif problem == "unexpected end of data":
-            problem = "a quotation mark that is not closed; a field must stand on one line"
+    num_lines = 1
+    while (at := at + num_lines) < len(lines):
+        num_lines = 1
+        if not lines[at].strip():
+            continue
+        fields, num_lines, problem = _record(lines[at : at + MAX_RECORD_LINES], delimiter)
         path, text = (fields[place] if place < len(fields) else None for place in places)
-        yield path, text, f"line {number} of {uri}: {problem}" if problem else ""
+        if num_lines > 1 and (len(fields) != len(header) or "\n" in f"{path}{text}"):
+            path, text, num_lines, problem = None, None, 1, UNCLOSED
+        elif len(fields) > len(header):
+            problem = f"{len(fields)} fields where the header has {len(header)}"
+        yield path, text, f"line {at + 1} of {uri}: {problem}" if problem else ""
 
 
 def _header(uri: str, line: str) -> tuple[str, list[str]]:
     """Return the delimiter that parts the header into most fields, and these. Raises InputError if none parts it."""
-    found = {}
-    for delimiter in DELIMITERS:
-        try:
-            found[delimiter] = _fields(line, delimiter)
-        except csv.Error as error:
-            reason = error
-    if not found:
-        raise InputError(f"the table {uri} is no readable CSV: {reason}")
-    return max(found.items(), key=lambda item: len(item[1]))
+    found = {delimiter: _record([line], delimiter) for delimiter in DELIMITERS}
+    parted = {delimiter: fields for delimiter, (fields, _, problem) in found.items() if not problem}
+    if not parted:
+        raise InputError(f"the table {uri} is no readable CSV: {found[','][2]}")
+    return max(parted.items(), key=lambda item: len(item[1]))
 
 
-def _fields(line: str, delimiter: str) -> list[str]:
-    """Return the fields of one line. Raises csv.Error for a quotation mark that the line does not close."""
-    blanks = f'{delimiter} "' in line  # before a quotation mark, as some write it; others are the field's
-    return next(csv.reader([line], delimiter=delimiter, strict=True, skipinitialspace=blanks), [])
+def _record(lines: Sequence[str], delimiter: str) -> tuple[list[str], int, str]:
+    """Return the fields of the record that begins with the first line, its number of lines, and what is wrong with it.
+
+    A record that is wrong has no fields and one line, so that the rows after it are read.
+    """
+    blanks = f'{delimiter} "' in lines[0]  # before a quotation mark, as some write it; others are the field's
+    reader = csv.reader((f"{line}\n" for line in lines), delimiter=delimiter, strict=True, skipinitialspace=blanks)
+    try:
+        return next(reader), reader.line_num, ""
+    except csv.Error as error:
+        is_unclosed = reader.line_num > 1 or str(error) == "unexpected end of data"
+        return [], 1, UNCLOSED if is_unclosed else str(error)
 
 
 def _decode(uri: str, data: bytes) -> str:

@@ -8,12 +8,13 @@ import dataclasses
 import io
 import math
 import struct
+import sys
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from PIL import ExifTags, Image, ImageFilter, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, ImageFilter, UnidentifiedImageError
 
 from captcha_ray.images import contrast
 from captcha_ray.images.spec import ImageSpec
@@ -40,6 +41,13 @@ TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 """Turn an image of each EXIF orientation upright; with those from 5 on it lies on its side."""
+
+LOW_BYTES = {
+    f"{mode};16{order}": f"{mode};16{other}"
+    for mode in ("RGB", "RGBX", "RGBA")
+    for order, other in (("B", "L"), ("L", "B"), ("N", "B" if sys.byteorder == "little" else "L"))
+}
+"""Map Pillow's raw modes of 16 bits a sample to those of the other order of bytes; N is this machine's order."""
 
 MAX_FRAMES = 100
 """Most frames of an animation that are looked at for one that shows something."""
@@ -133,7 +141,11 @@ def _open_and_decode(
             width, height = image.size
             if width * height > max_pixels:
                 return Unreadable("too_large", f"{width}x{height} pixels are more than {max_pixels}")
-            return _decode(image, spec, max_stretch, usual)
+            of_high_bytes = _decode(image, spec, max_stretch, usual)
+        if of_high_bytes is not BLANK:
+            return of_high_bytes
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            return _decode(image, spec, max_stretch, usual) if _take_low_bytes(image) else BLANK
 
     if not data:
         return Unreadable("empty_file", "the file has zero bytes")
@@ -199,6 +211,24 @@ def _decode(image: Image.Image, spec: ImageSpec, max_stretch: float, usual: Aspe
         if not isinstance(pixels := prepare(upright, spec), Unreadable):
             return Decoded(pixels, upright.width, upright.height)
     return BLANK
+
+
+def _take_low_bytes(image: Image.Image) -> bool:
+    """Make an opened color image give the low bytes of samples of 16 bits; return False if it has none.
+
+    Pillow gives the high bytes, which are all zero where a program has written samples of 8 bits as 16. Which byte it
+    takes is told to its decoder by the order of bytes, the last letter of such as `RGB;16B`.
+    """
+    assert isinstance(image, ImageFile.ImageFile)
+    tiles = []
+    for tile in image.tile:
+        mode, *others = tile.args if isinstance(tile.args, tuple) else (tile.args,)
+        if mode not in LOW_BYTES:
+            return False
+        args = (LOW_BYTES[mode], *others) if others else LOW_BYTES[mode]
+        tiles.append(tile._replace(args=args))
+    image.tile = tiles
+    return bool(tiles)
 
 
 def _stretch(size: tuple[int, int], usual: AspectRatios) -> float:

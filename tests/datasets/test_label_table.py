@@ -73,7 +73,7 @@ def test_a_byte_order_mark_and_further_columns_do_no_harm(tmp_path: Path) -> Non
         (b"", "has no column 'path'; it has none"),
         (b"path,text\n\xe4,b\n", "is not in UTF-8: byte 0xe4 in line 2; convert it, if it is from Windows by iconv"),
         (b"PK\x03\x04 and a workbook", "is a workbook or an archive; save it as CSV"),
-        (b'"path\n', "is no readable CSV: unexpected end"),
+        (b'"path\n', "is no readable CSV: a quotation mark that is not closed"),
         (b'[{"path": "a.png", "text": "1"}]', "is a JSON array; write one object a line"),
         (b"path,text,Text\na,b,c\n", "has 2 columns named 'text'"),
         (b"PAR1 and then nothing", "is no readable Parquet"),
@@ -115,11 +115,36 @@ def test_rows_that_are_cut_wrongly_have_a_line_and_the_others_a_label(tmp_path: 
     problems = [problem for _, _, problem in rows if problem]
     assert problems[:3] == [
         "line 2 of t.csv: 3 fields where the header has 2",
-        "line 3 of t.csv: a quotation mark that is not closed; a field must stand on one line",
+        "line 3 of t.csv: a quotation mark that is not closed; a path or a label must stand on one line",
         "row 5 of t.csv: a byte of zero",
     ]
     assert problems[3].startswith("line 8 of t.csv: ")
     assert len(rows) == 7
+
+
+def test_notes_beside_a_label_may_hold_line_breaks(tmp_path: Path) -> None:
+    data = b'path,note,text\na.png,"two\n\nlines, ""one"" mark",12\nb.png,,34\nc.png,"never closed,56\nd.png,,78\n'
+    assert rows_of(tmp_path, data) == [
+        ("a.png", "12", ""),
+        ("b.png", "34", ""),
+        ("t.csv#row-3", None, "line 6 of t.csv: a quotation mark that is not closed; a path or a label must stand on "
+         "one line"),
+        ("d.png", "78", ""),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("label", ['"1\n2"', '"1\nb.png,2"', '"1\nb.png,"2"'])
+def test_a_label_of_several_lines_swallows_no_row(tmp_path: Path, label: str) -> None:
+    rows = rows_of(tmp_path, f"path,text\na.png,{label}\nc.png,7\n".encode())
+    assert rows[-1] == ("c.png", "7", "")
+    assert "line 2 of t.csv: a quotation mark that is not closed" in rows[0][2]
+
+
+def test_a_table_without_a_header_is_told_so(tmp_path: Path) -> None:
+    with pytest.raises(
+        InputError, match=r"it has a\.png, 0317; its first line must name the columns, such as path,text"
+    ):
+        rows_of(tmp_path, b"a.png,0317\nb.png,12\n")
 
 
 @pytest.mark.parametrize("line", ["\n", "\r\n", "\r"])

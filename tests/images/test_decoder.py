@@ -15,7 +15,7 @@ from PIL import Image
 from captcha_ray.images import decoder
 from captcha_ray.images.decoder import BLANK, Unreadable, decode, from_array, prepare
 from captcha_ray.images.spec import ImageSpec
-from tests.support.image_files import COLOR, GRAY, NOISE, ORANGE, encode, read
+from tests.support.image_files import COLOR, GRAY, NOISE, ORANGE, chunk, encode, read
 
 HALF_BLACK = (0, 0, 0, 128)  # over white: 255 * (1 - 128 / 255) = 127
 
@@ -148,10 +148,6 @@ def test_exif_orientation_is_applied(kind: str, orientation: int) -> None:
     height, width = expected.shape
     found = read(oriented(kind, orientation), ImageSpec(height=height * 8, width=width * 8))
     assert np.abs(found[4::8, 4::8, 0].astype(int) - expected).max() <= 2
-
-
-def chunk(kind: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
 def test_orientation_that_a_png_holds_after_its_pixels_is_applied() -> None:

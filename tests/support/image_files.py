@@ -1,6 +1,8 @@
 """Images encoded as files, and read as a specification says."""
 
 import io
+import struct
+import zlib
 
 import numpy as np
 from PIL import Image
@@ -29,6 +31,11 @@ def encode(image: Image.Image, kind: str, **options: object) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, kind, **{**lossless.get(kind, {}), **options})
     return buffer.getvalue()
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    """Return a chunk of a PNG file."""
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
 def read(data: bytes, spec: ImageSpec, **options: int) -> np.ndarray:

@@ -113,7 +113,9 @@ def test_a_network_that_recognizes_text_early_is_taught_at_the_rates_of_one_cycl
         (50, 10, 50),  # a short training: a tenth of its 500 steps
     ],
 )
-def test_the_prior_is_whole_at_first_and_gone_after_ten_thirds_of_that_time(steps: int, epochs: int, whole: int) -> None:
+def test_the_prior_is_whole_at_first_and_gone_after_ten_thirds_of_that_time(
+    steps: int, epochs: int, whole: int
+) -> None:
     one = plan(dataclasses.replace(ADAPTIVE, epochs=epochs, max_epochs=4 * epochs), steps)
     shares = [one.prior(step / steps) for step in (0, whole, 13 / 6 * whole, 10 / 3 * whole, 10 * whole)]
     assert shares == pytest.approx([1, 1, 0.5, 0, 0])
