@@ -74,7 +74,7 @@ def train_epoch(
         parallel: The model wrapped for data-parallel training, if there are several workers.
         augment: Distorts a batch.
         seed: Of dropout and distortion, different for each worker.
-        world_size: Number of workers.
+        world_size: Number of workers; the average of their gradients is that of the mean over all images of a step.
         learning_rate: Returns the rate of a step, from 0.
         label_smoothing: As in `Network.losses`. It and the prior shape the gradient, not the counts.
         alignment_prior: Returns the weight of a step, as in `Network.losses`.
@@ -83,29 +83,27 @@ def train_epoch(
     Returns:
         This worker's counts and the seconds it waited for data.
     """
-    forward = parallel or model
-    forward.train()
+    forward = (parallel or model).train()
     torch.manual_seed(seed)
     generator = torch.Generator(arithmetic.device).manual_seed(seed)
     counter = _Counter(arithmetic.device)
     for step, batch in enumerate(counter.timed(batches)):
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step)
         targets = batch.targets.to(arithmetic.device)
         inputs = augment(arithmetic.to_input(batch.images), generator)
         with arithmetic.autocast():
             outputs = forward(inputs)
-        taught = losses = model.losses(outputs, targets)
-        if label_smoothing or alignment_prior(step):
-            taught = model.losses(outputs, targets, label_smoothing, alignment_prior(step))
-        # Gradients are averaged over workers: this makes them those of the mean over all images of the step.
-        _descend(optimizer, taught.sum() * (world_size / batch.step_images))
+        taught, prior = (losses := model.losses(outputs, targets)), alignment_prior(step)
+        if label_smoothing or prior:
+            taught = model.losses(outputs, targets, label_smoothing, prior)
+        _descend(optimizer, taught.sum() * (world_size / batch.step_images), learning_rate(step))
         counter.add(model, outputs, targets, losses)
         on_step(step, batch.step_images)
     return counter.counts(), counter.waited_s
 
 
-def _descend(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
+def _descend(optimizer: torch.optim.Optimizer, loss: Tensor, learning_rate: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate
     optimizer.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]
     optimizer.step()

@@ -88,21 +88,18 @@ def run(
     """
     directory = RunDirectory(config.run)
     config = dataclasses.replace(config, run=directory.uri, shards=filesystem.absolute(config.shards))
-    requested, recipe = recipe, _recipe_of_trials(config, recipe, manifest)
+    settings = _settings(config, recipe, searched)
+    recipe = _recipe_of_trials(config, recipe, manifest)
     _check_trials(recipe, searched, manifest)
     concurrent = num_concurrent(config)
     sampler = Sampler(config.search, searched, search_space.values_of(recipe, searched), config.num_trials, config.seed)
-    settings = _settings(config, requested, searched)
     directory.begin(settings, manifest.to_dict(), resume=config.resume, may_differ=RESUME_MAY_DIFFER)
     rungs = scheduler.rungs(recipe.epochs) if config.scheduler == "asha" else [recipe.epochs]
     _announce(sampler, rungs, concurrent)
-    judged = [merge(val)]
-    training = Training(recipe, manifest, {"train": [merge(train)], "val": judged, "test": judged})
-    expected = scheduler.expected_epochs(rungs, sampler.num_trials)
-    with (
-        Lease(directory.path("_lease.json")) as lease,
-        SearchProgress(sampler.num_trials, recipe.epochs, expected, list(searched)) as progress,
-    ):
+    training = Training(recipe, manifest, {"train": [merge(train)], "val": (judged := [merge(val)]), "test": judged})
+    num_epochs = scheduler.expected_epochs(rungs, sampler.num_trials)
+    display = SearchProgress(sampler.num_trials, recipe.epochs, num_epochs, list(searched))
+    with Lease(directory.path("_lease.json")) as lease, display as progress:
         begun = _begun_before(directory)
         state = SearchState(sampler, rungs, begun, MAX_DEATHS)
         searcher = _Searcher(directory, recipe, state, begun, progress, lease)
