@@ -21,7 +21,8 @@ import torch
 from torch import Tensor
 
 from captcha_ray.images.spec import ImageSpec
-from captcha_ray.models.device import Arithmetic, has_fast_bf16, keep_freed_memory
+from captcha_ray.models.allocator import keep_freed_memory
+from captcha_ray.models.device import Arithmetic, has_fast_bf16
 from captcha_ray.models.networks import Network, build_model
 from captcha_ray.models.spec import ModelSpec
 from captcha_ray.recipes.catalog import isfahan, wmail

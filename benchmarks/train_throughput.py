@@ -21,7 +21,7 @@ import torch.nn.functional as F
 import tyro
 
 from captcha_ray.images.spec import ImageSpec
-from captcha_ray.models.device import keep_freed_memory
+from captcha_ray.models.allocator import keep_freed_memory
 from captcha_ray.models.networks import build_model
 from captcha_ray.models.spec import ModelSpec
 from captcha_ray.recipes.catalog import isfahan

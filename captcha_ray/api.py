@@ -107,6 +107,7 @@ def train(config: TrainConfig) -> TrainResult:
         from captcha_ray.datasets import demo  # noqa: PLC0415
         from captcha_ray.datasets.shards import open_shards  # noqa: PLC0415
         from captcha_ray.evaluation.evaluate import CALIBRATION_IMAGES, calibrate, evaluate  # noqa: PLC0415
+        from captcha_ray.evaluation.exporting import export  # noqa: PLC0415
         from captcha_ray.training import pseudo_labels, results, trainer  # noqa: PLC0415
 
         cluster.warn_without_gpu(config.use_gpu)
@@ -117,8 +118,10 @@ def train(config: TrainConfig) -> TrainResult:
         more = pseudo_labels.prepare(config, shards, val, cluster)
         dataset = val.dataset if val else None
         facts = trainer.fit(config, shards.manifest, shards.read("train"), dataset, cluster, more)
-        if val:
-            facts["temperature"] = calibrate(val.sample(CALIBRATION_IMAGES), run.uri)
+        sample = val.sample(CALIBRATION_IMAGES) if val else None
+        if sample is not None:
+            facts["temperature"] = calibrate(sample, run.uri)
+        facts["export"] = export(run.uri, sample)
         split: Split = "test" if shards.manifest.num_images["test"] else "val" if val else "train"
         num_actors = 0 if cluster.embedded and not config.use_gpu else config.workers[0]
         evaluation = evaluate(shards.labeled(split), run.uri, num_actors, config.use_gpu)

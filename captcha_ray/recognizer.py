@@ -1,4 +1,7 @@
-"""Predict texts and confidences of images with a trained network; evaluation and inference go through it."""
+"""Predict texts and confidences of images with a trained network; evaluation and inference go through it.
+
+Imports no torch: the engine that computes may need none.
+"""
 
 import dataclasses
 import io
@@ -10,21 +13,24 @@ from typing import Any, BinaryIO, TypeAlias, overload
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import torch
 from PIL import Image
 
+from captcha_ray.engines import choice
+from captcha_ray.engines.engine import Engine, Name, Precision
 from captcha_ray.errors import InputError
 from captcha_ray.images import decoder
-from captcha_ray.models import checkpoint
-from captcha_ray.models.device import Arithmetic, keep_freed_memory
-from captcha_ray.models.networks import Network
-from captcha_ray.models.spec import ModelSpec, Precision
+from captcha_ray.models.allocator import keep_freed_memory
+from captcha_ray.models.slots import slot_probabilities
+from captcha_ray.models.spec import ModelSpec
 from captcha_ray.storage import filesystem
 from captcha_ray.text.charset import Charset
 from captcha_ray.text.visual_order import visual_order
 
 MIN_CALIBRATION = 50
 """Least characters for fitting a temperature; they let confidence reach about 1 - 1 / their number."""
+
+MIN_PROBABILITY = 1e-30
+"""Least probability of a character, whose logarithm must be finite."""
 
 Source: TypeAlias = (
     str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO | npt.NDArray[np.uint8] | Image.Image
@@ -58,30 +64,36 @@ class Recognizer:
     [one.text for one in recognizer.predict(["a.png", open("b.png", "rb").read(), array])]
     """
 
-    def __init__(
-        self, model: Network, spec: ModelSpec, device: str = "cpu", precision: Precision = "auto", model_id: str = ""
-    ) -> None:
+    def __init__(self, engine: Engine, spec: ModelSpec, model_id: str = "") -> None:
         keep_freed_memory()
+        self.engine = engine
         self.spec = spec
         self.model_id = model_id
         self._charset = Charset(spec.charset)
-        self._arithmetic = Arithmetic.choose(torch.device(device), precision)
-        self._model = model.to(self._arithmetic.device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
 
     @classmethod
-    def load(cls, uri: str, device: str = "cpu", precision: Precision = "auto") -> "Recognizer":
+    def load(
+        cls,
+        uri: str,
+        device: str = "cpu",
+        precision: Precision = "auto",
+        engine: Name = "auto",
+        num_threads: int = 0,
+    ) -> "Recognizer":
         """Load the network of a run or checkpoint folder.
 
         Args:
             uri: Local or in a bucket.
             device: In torch's words, such as "cuda"; a visible GPU is not taken by itself.
-            precision: fp32, bf16, or auto for what the device is fast in.
+            precision: int8, bf16, fp32, or auto for the fastest here that loses nothing.
+            engine: openvino, onnxruntime, torch, or auto for OpenVINO on the CPU and torch on another device.
+            num_threads: Of OpenVINO and ONNX Runtime; 0 for one per core.
 
         Raises:
-            InputError: There is no checkpoint, its parts do not belong together, or there is no such device.
+            InputError: There is no checkpoint, its parts do not belong together, there is no such device, or the engine
+                is not installed or cannot compute so.
         """
-        model, spec, model_id = checkpoint.load_model(uri)
-        return cls(model, spec, device, precision, model_id)
+        return cls(*choice.load(uri, engine, precision, device, num_threads))
 
     @overload  # a str is a Sequence[str] too; the first overload takes it
     def predict(self, sources: Source, batch_size: int = ...) -> Prediction: ...  # type: ignore[overload-overlap]
@@ -126,17 +138,19 @@ class Recognizer:
 
     def log_probabilities(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         """Map uint8 (N, H, W, C) of the network's size to log-probabilities, float32 (N, max_length, classes)."""
-        with torch.inference_mode():
-            outputs = self._outputs(pixels) / self.spec.temperature
-            result: npt.NDArray[np.float32] = self._model.log_probabilities(outputs).cpu().numpy()
-        return result
+        return self._at_positions(self._outputs(pixels))
 
-    def _outputs(self, pixels: npt.NDArray[np.uint8]) -> torch.Tensor:
+    def _outputs(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         assert pixels.shape[1:] == self.spec.image.shape, f"{pixels.shape[1:]} is not {self.spec.image.shape}"
-        inputs = self._arithmetic.to_input(torch.from_numpy(np.require(pixels, requirements="W")))
-        with self._arithmetic.autocast():
-            outputs: torch.Tensor = self._model(inputs)
-        return outputs.float()
+        return self.engine.log_probabilities(pixels)
+
+    def _at_positions(self, outputs: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Return log-probabilities of the classes at each position from an engine's."""
+        if not self.spec.has_columns:
+            return outputs
+        found = slot_probabilities(outputs, self.spec.max_length, variable=self.spec.variable)
+        log_probabilities: npt.NDArray[np.float32] = np.log(found.clip(MIN_PROBABILITY)).astype(np.float32)
+        return log_probabilities
 
     def fit_temperature(self, pixels: npt.NDArray[np.uint8], truths: list[str], batch_size: int = 256) -> float:
         """Return the temperature, 1/8 to 8, at which the truths are likeliest.
@@ -151,21 +165,20 @@ class Recognizer:
             truths: N texts of the network's charset and length.
             batch_size: Images per forward pass.
         """
-        classes = self._encode(truths)
-        targets = torch.from_numpy(classes).to(self._arithmetic.device)
-        if targets.numel() < MIN_CALIBRATION:
+        targets = self._encode(truths)
+        if targets.size < MIN_CALIBRATION:
             return 1.0
-        spread = 0.5 / (targets.numel() + 1)
-        with torch.inference_mode():
-            starts = range(0, len(pixels), batch_size)
-            outputs = torch.cat([self._outputs(pixels[start : start + batch_size]) for start in starts])
+        spread = 0.5 / (targets.size + 1)
+        starts = range(0, len(pixels), batch_size)
+        outputs = np.concatenate([self._outputs(pixels[start : start + batch_size]) for start in starts])
+        logits = outputs * np.float32(self.spec.temperature)  # up to a constant, which the softmax takes away
 
-            def loss(log_temperature: float) -> float:
-                log_p = self._model.log_probabilities(outputs / math.exp(log_temperature))
-                of_target = log_p.gather(2, targets[:, :, None]).mean()
-                return -float(torch.lerp(of_target, log_p.mean(), spread))
+        def loss(log_temperature: float) -> float:
+            log_p = self._at_positions(_log_softmax(logits / np.float32(math.exp(log_temperature))))
+            of_target = np.take_along_axis(log_p, targets[:, :, None], 2).mean(dtype=np.float64)
+            return -float((1 - spread) * of_target + spread * log_p.mean(dtype=np.float64))
 
-            return round(math.exp(_minimum(loss, -math.log(8), math.log(8))), 4)
+        return round(math.exp(_minimum(loss, -math.log(8), math.log(8))), 4)
 
     def predictions(self, log_probabilities: npt.NDArray[np.float32]) -> list[Prediction]:
         """Decode log-probabilities, float32 (N, max_length, classes), by each position's likeliest character.
@@ -248,6 +261,12 @@ def _is_source(value: Any) -> bool:
     return isinstance(value, str | os.PathLike | bytes | bytearray | memoryview | Image.Image | pa.Scalar) or hasattr(
         value, "read"
     )
+
+
+def _log_softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    shifted: npt.NDArray[np.float32] = logits - logits.max(2, keepdims=True)
+    shifted -= np.log(np.exp(shifted).sum(2, keepdims=True))
+    return shifted
 
 
 def _minimum(function: Callable[[float], float], low: float, high: float, steps: int = 20) -> float:

@@ -28,11 +28,12 @@ ROOMS: dict[str, set[str]] = {
     "runtime": {"storage"},
     "reporting": {"metrics", "runs", "storage"},
     "models": {"images", "runs", "storage", "text"},
-    "recognizer": {"images", "models", "storage", "text"},
+    "engines": {"models"},
+    "recognizer": {"engines", "images", "models", "storage", "text"},
     "datasets": {"images", "runs", "runtime", "storage", "text"},
     "recipes": {"datasets", "models", "runs", "storage"},
     "evaluation": {
-        "datasets", "images", "metrics", "models", "recognizer", "runs", "runtime", "storage", "text",
+        "datasets", "engines", "images", "metrics", "models", "recognizer", "runs", "runtime", "storage", "text",
     },
     "training": {
         "datasets", "evaluation", "images", "metrics", "models", "recipes", "recognizer", "reporting", "runs",
@@ -45,15 +46,17 @@ ROOMS: dict[str, set[str]] = {
         "datasets", "experiments", "metrics", "models", "recipes", "reporting", "runs", "runtime", "storage",
         "training",
     },
-    "inference": {"images", "models", "recognizer", "runs", "runtime", "storage"},
+    "inference": {"engines", "images", "models", "recognizer", "runs", "runtime", "storage"},
 }  # fmt: skip
 """Each room, with the rooms that it may import besides itself."""
 
-TORCH = {"models", "recognizer", "training", "experiments"}
+TORCH = {"models", "engines", "training", "experiments"}
 """Rooms that may import torch."""
 
 WITHOUT_TORCH = {
-    "models.spec", "models.fingerprint", "training.schedule", "training.diagnosis",
+    "models.spec", "models.fingerprint", "models.slots", "models.exports", "models.allocator",
+    "engines.engine", "engines.choice", "engines.openvino_engine", "engines.onnxruntime_engine", "engines.quantize",
+    "training.schedule", "training.diagnosis",
 }  # fmt: skip
 """Modules of those rooms that may not import torch, because they are used before a network is loaded."""
 
@@ -70,9 +73,6 @@ WITHOUT_RAY = {
     "tuning.figures",
 }  # fmt: skip
 """Modules of those rooms that may not import Ray."""
-
-LOADS_TORCH = {"inference.block_reader"}
-"""Modules that the check of imports leaves out, because they load torch."""
 
 
 def module_of(path: Path) -> str:
@@ -189,7 +189,7 @@ def test_jobs_leave_ray_and_torch_to_the_package() -> None:
 
 
 def test_what_needs_neither_torch_nor_ray_is_imported_without_them_and_without_output() -> None:
-    names = {module_of(path) for path in FILES if path.stem != "__init__"} - LOADS_TORCH
+    names = {module_of(path) for path in FILES if path.stem != "__init__"}
     light = sorted(name for name in names if not may_import_torch(name) and not may_import_ray(name))
     assert len(light) > 40
     code = "import sys\n" + "".join(f"import captcha_ray.{name}\n" for name in light)

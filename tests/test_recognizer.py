@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 
 from captcha_ray import Prediction, Recognizer
+from captcha_ray.engines.torch_engine import TorchEngine
 from captcha_ray.errors import InputError
 from captcha_ray.images.spec import ImageSpec
 from captcha_ray.models import checkpoint
@@ -36,7 +37,7 @@ def recognizer() -> Recognizer:
         for name, parameter in model.named_parameters():
             if name.endswith("3.weight"):
                 parameter.mul_(20)
-    return Recognizer(model, SPEC, precision="fp32")
+    return Recognizer(TorchEngine(model, SPEC, precision="fp32"), SPEC)
 
 
 def pictures(n: int, seed: int = 0) -> Pixels:
@@ -205,7 +206,7 @@ def test_read_only_pixels_are_read_without_a_warning(recognizer: Recognizer) -> 
 def test_a_model_for_rgb_sees_colors() -> None:
     spec = ModelSpec(network="glyph_vgg", image=ImageSpec(height=8, width=8, channels=3), charset="ab", max_length=1)
     torch.manual_seed(0)
-    rgb = Recognizer(build_model(spec), spec, precision="fp32")
+    rgb = Recognizer(TorchEngine(build_model(spec), spec, precision="fp32"), spec)
     red, blue = np.zeros((2, 8, 8, 3), np.uint8)
     red[:, :4, 0] = blue[:, :4, 2] = 255
     assert rgb.predict(red).confidence != rgb.predict(blue).confidence
@@ -217,10 +218,10 @@ def test_a_checkpoint_is_loaded_from_its_run_and_reads_as_the_network_did(tmp_pa
     torch.manual_seed(0)
     model = build_model(SPEC)
     checkpoint.save_model(str(tmp_path / "checkpoint"), model, SPEC)
-    loaded = Recognizer.load(str(tmp_path), device="cpu", precision="fp32")
+    loaded = Recognizer.load(str(tmp_path), device="cpu", precision="fp32", engine="torch")
     assert loaded.spec == SPEC
     images = list(pictures(4))
-    assert loaded.predict(images) == Recognizer(model, SPEC, precision="fp32").predict(images)
+    assert loaded.predict(images) == Recognizer(TorchEngine(model, SPEC, precision="fp32"), SPEC).predict(images)
 
 
 def test_loading_from_where_there_is_no_checkpoint_says_so(tmp_path: Path) -> None:
@@ -232,10 +233,10 @@ def test_a_reading_is_a_value() -> None:
     assert Prediction("a", 0.5, (0.5,)) == Prediction("a", 0.5, (0.5,), None)
 
 
-def test_the_package_offers_the_recognizer_and_imports_torch_only_for_it() -> None:
+def test_the_package_offers_the_recognizer_without_torch_or_ray() -> None:
     program = (
         "import sys, captcha_ray; assert 'torch' not in sys.modules\n"
-        "from captcha_ray import Recognizer, Prediction; assert 'torch' in sys.modules\n"
+        "from captcha_ray import Recognizer, Prediction; assert 'torch' not in sys.modules\n"
         "assert 'ray' not in sys.modules\n"
         "try: captcha_ray.Recogniser\n"
         "except AttributeError as error: print(error, Recognizer.__module__)\n"
@@ -274,7 +275,7 @@ def test_a_temperature_is_fitted_to_texts_of_several_lengths() -> None:
     image = ImageSpec(height=16, width=48)
     spec = ModelSpec(network="column_cnn", image=image, charset="abcd", max_length=3, variable=True, dropout=0.0)
     torch.manual_seed(1)
-    columns = Recognizer(build_model(spec), spec, precision="fp32")
+    columns = Recognizer(TorchEngine(build_model(spec), spec, precision="fp32"), spec)
     images = np.random.default_rng(0).integers(0, 256, (80, 16, 48, 1), np.uint8)
     rng = np.random.default_rng(1)
     truths = ["".join(rng.choice(list("abcd"), size=length)) for length in rng.integers(1, 4, 80)]

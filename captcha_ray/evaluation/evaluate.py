@@ -39,7 +39,7 @@ class RecognizeImages:
     """
 
     def __init__(self, uri: str, device: str = "cpu") -> None:
-        self._recognizer = Recognizer.load(uri, device)
+        self._recognizer = Recognizer.load(uri, device, engine="torch")
 
     def __call__(self, rows: pa.Table) -> pa.Table:
         """Turn rows of `Labeled` into uri, text, prediction, confidence, loss, wrong_image (null if right).
@@ -123,7 +123,7 @@ def calibrate(val: pa.Table, model: str, device: str = "cpu") -> float:
         model: URI of the run or checkpoint.
         device: In torch's words; this process computes there.
     """
-    recognizer = Recognizer.load(model, device)
+    recognizer = Recognizer.load(model, device, engine="torch")
     images = schema.unpack_images(val["image"], recognizer.spec.image)
     temperature = recognizer.fit_temperature(images, val["text"].to_pylist())
     checkpoint.set_temperature(model, temperature)

@@ -17,7 +17,7 @@ from captcha_ray.datasets import schema
 from captcha_ray.datasets.splits import subsample
 from captcha_ray.errors import InputError, JobError
 from captcha_ray.evaluation import evaluate
-from captcha_ray.models.device import keep_freed_memory
+from captcha_ray.models.allocator import keep_freed_memory
 from captcha_ray.recipes.config import TrainConfig
 from captcha_ray.runs.directory import RunDirectory
 from captcha_ray.runtime import capacity

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from captcha_ray.engines.engine import Name, Precision
 from captcha_ray.inference.table import BLOCK
 from captcha_ray.storage import filesystem
 
@@ -13,12 +14,14 @@ BATCH_SIZE = 256
 class BlockTask:
     """A worker's task: the network by URI and fingerprint, limits, and the folder URI of the blocks.
 
-    min_confidence: least confidence of a certain prediction. num_threads: for decoding. device: in torch's words.
+    min_confidence: least confidence of a certain prediction. num_threads: of a worker. device: in torch's words.
     """
 
     model: str
     model_id: str
     device: str
+    engine: Name
+    precision: Precision
     attempt: str
     endpoint_url: str
     max_bytes: int

@@ -37,7 +37,8 @@ class BlockReader:
         self._report = report
         if task.endpoint_url:
             objectstore.use_endpoint(task.endpoint_url)
-        self._recognizer = Recognizer.load(task.model, task.device)
+        self._recognizer = Recognizer.load(task.model, task.device, task.precision, task.engine, task.num_threads)
+        report["engine"] = self._recognizer.engine.name
         if self._recognizer.model_id != task.model_id:
             raise InputError(f"{task.model} is not the network it was when this job began")
         self._fetchers = concurrent.futures.ThreadPoolExecutor(NUM_FETCH_THREADS)

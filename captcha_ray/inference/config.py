@@ -5,6 +5,7 @@ import re
 from typing import Annotated, Literal
 
 from captcha_ray.config import DEMO, NOT_NEGATIVE, POSITIVE, SHARE, Config, at_least
+from captcha_ray.engines.engine import Name, Precision
 from captcha_ray.errors import InputError, check
 from captcha_ray.images.spec import MAX_PIXELS_LIMIT
 
@@ -56,6 +57,11 @@ class InferConfig(Config):
     """CPU cores each worker reserves; more than one decode side by side."""
     use_gpu: bool = False
     """Reserve one GPU per worker and recognize on it."""
+    engine: Name = "auto"
+    """What computes: openvino, onnxruntime, torch, or auto for OpenVINO on CPUs and torch with --use-gpu."""
+    precision: Precision = "auto"
+    """int8, bf16, fp32, or auto for the fastest of a worker's CPU or GPU that loses nothing; the network's report says
+    what int8 costs it."""
     price_per_core_hour: Annotated[float, NOT_NEGATIVE] = 0.04
     """Price of one core for one hour, in any currency, for the cost per million images in the run's manifest."""
 
@@ -70,6 +76,10 @@ class InferConfig(Config):
         check(
             not self.date_pattern or groups == 3,
             f"date_pattern is {self.date_pattern!r}; it must have three groups: year, month and day",
+        )
+        check(
+            not self.use_gpu or self.engine in ("auto", "torch"),
+            f"engine is {self.engine}; with --use-gpu it must be torch",
         )
         check(not (self.retry_errors and self.skip != "same-model"), "--retry-errors and --skip exclude each other")
         check(

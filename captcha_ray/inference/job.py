@@ -15,7 +15,7 @@ import os
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,6 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from captcha_ray import console
+from captcha_ray.engines import choice
 from captcha_ray.errors import InputError, JobError
 from captcha_ray.inference import listing, table
 from captcha_ray.inference.block import BATCH_SIZE, BlockTask
@@ -54,7 +55,7 @@ class NightSummary:
     """Summary of a job.
 
     skipped: listed objects that were done. adopted: objects that an interrupted job had recognized. seconds: of this
-    job, from start to end.
+    job, from start to end. engines: what workers have recognized with.
     """
 
     out: str
@@ -63,6 +64,7 @@ class NightSummary:
     adopted: int
     committed: Committed
     seconds: float
+    engines: Sequence[str] = ()
 
     def describe(self) -> str:
         """Return a line for a person."""
@@ -71,12 +73,14 @@ class NightSummary:
         uncertain = f"{counts.uncertain:,} uncertain, " if counts.uncertain else ""
         total = counts.total
         where = ", ".join(run.folder for run in self.committed.runs[:3])
+        engines = " and ".join(self.engines)
         more = f" and {len(self.committed.runs) - 3:,} more" if len(self.committed.runs) > 3 else ""
         return (
             f"{total:,} of {self.listed:,} objects done: {counts.ok:,} ok, {uncertain}{counts.num_errors:,} errors"
             f"{f' ({errors})' if errors else ''}; {self.skipped:,} skipped as done; "
             f"{f'committed as {where}{more} in' if where else 'nothing to add to'} {self.out}; "
             f"{self.seconds:.1f} s, {max(total - self.adopted, 0) / self.seconds:,.0f} objects/s"
+            f"{f' with {engines}' if engines else ''}"
         )
 
 
@@ -179,6 +183,8 @@ class _Job:
             config.run,
             model_id,
             capacity.device_of(config.use_gpu),
+            config.engine,
+            config.precision,
             self._table.attempt,
             objectstore.endpoint(),
             config.max_bytes,
@@ -206,6 +212,8 @@ class _Job:
             pending = self._plan()
             self._total = adopted.total + pending
             if pending:
+                if said := choice.prepare(self._config.run, self._task.engine, self._task.device):
+                    console.say(said)
                 before = time.monotonic()
                 with ray_session.connect():
                     self._seconds["start Ray"] = time.monotonic() - before
@@ -223,7 +231,15 @@ class _Job:
         self._lease.check()
         self._table.close()
         seconds = time.monotonic() - self._started
-        return NightSummary(self._config.out, self._listed, self._skipped, self._adopted, self._committed, seconds)
+        return NightSummary(
+            self._config.out,
+            self._listed,
+            self._skipped,
+            self._adopted,
+            self._committed,
+            seconds,
+            self._pipeline.engines,
+        )
 
     def _list(self, advance: Callable[[int], None]) -> None:
         where = self._spool / "listed.parquet"
@@ -348,6 +364,7 @@ class _Job:
             "images": self._config.images,
             "model": self._config.run,
             "model_id": self._task.model_id,
+            "engines": self._pipeline.engines,
             "committed_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "seconds": {"wall": round(wall, 3), **{name: round(s, 3) for name, s in seconds.items()}},
             "images_per_second": {

@@ -62,6 +62,11 @@ class Pipeline:
             seconds.update(state.seconds)
         return seconds
 
+    @property
+    def engines(self) -> list[str]:
+        """Return what workers recognize with; machines may differ."""
+        return sorted({state.engine for state in list(self._states.values())} - {""})
+
     def _stage(self) -> str:
         """Return the stage that most workers are at."""
         stages = collections.Counter(state.stage for state in list(self._states.values()))

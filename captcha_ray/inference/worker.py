@@ -26,9 +26,10 @@ REPORT_S = 1.0
 
 @dataclasses.dataclass(frozen=True)
 class WorkerState:
-    """State of a worker. fetched, recognized: objects. seconds: per stage."""
+    """State of a worker. engine: what computes. fetched, recognized: objects. seconds: per stage."""
 
     worker: str
+    engine: str
     stage: str
     fetched: int
     recognized: int
@@ -79,7 +80,10 @@ class RecognizeBlocks:
         report = self._report
         name = ray.get_runtime_context().get_worker_id()
         seconds = dict(report["seconds"])
-        self._send(WorkerState(name, report["stage"], report["fetched"], report["recognized"], seconds))
+        state = WorkerState(
+            name, report.get("engine", ""), report["stage"], report["fetched"], report["recognized"], seconds
+        )
+        self._send(state)
 
     def _keep_reporting(self) -> None:
         while True:

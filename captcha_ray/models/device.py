@@ -1,7 +1,6 @@
 """Choose where and how precisely a network computes."""
 
 import contextlib
-import ctypes
 import dataclasses
 
 import torch
@@ -9,9 +8,6 @@ from torch import Tensor
 
 from captcha_ray.errors import InputError
 from captcha_ray.models.spec import Precision
-
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-"""Parameters of glibc's mallopt, from malloc.h."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,16 +42,3 @@ def has_fast_bf16(device: torch.device) -> bool:
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     able = torch.cpu.get_capabilities()
     return bool(able.get("avx512_bf16") or able.get("amx_bf16"))
-
-
-def keep_freed_memory() -> None:
-    """Tell glibc to keep large buffers for the next batch instead of returning them to the kernel.
-
-    Otherwise every batch pays for its pages again: training of MultiHeadCNN is 1.4 to 1.8 times slower on two cores.
-    The same as MALLOC_MMAP_THRESHOLD_ and MALLOC_TRIM_THRESHOLD_, but works in a running process. Does nothing on
-    another C library.
-    """
-    with contextlib.suppress(OSError, AttributeError):
-        libc = ctypes.CDLL("libc.so.6")
-        libc.mallopt(M_MMAP_THRESHOLD, 1 << 30)
-        libc.mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1)

@@ -46,6 +46,11 @@ class ModelSpec(Config):
     aspect_ratios: tuple[float, ...] = ()
     """Least and greatest ratio of width to height of the images it was trained on; empty if unknown."""
 
+    @property
+    def has_columns(self) -> bool:
+        """Return whether the network's outputs are columns, in which it must find out where characters stand."""
+        return self.network == "column_cnn"
+
     def fits(self, shortest: int, longest: int) -> bool:
         """Return whether the network can give texts of so many characters."""
         return (1 if self.variable else self.max_length) <= shortest <= longest <= self.max_length

@@ -47,7 +47,7 @@ class RecognizeFiles:
     """An actor of `map_batches` that turns files (columns uri, text) into rows of `PREDICTIONS_SCHEMA`."""
 
     def __init__(self, model: str, device: str = "cpu") -> None:
-        self._recognizer = Recognizer.load(model, device)
+        self._recognizer = Recognizer.load(model, device, engine="torch")
 
     def __call__(self, files: pa.Table) -> pa.Table:
         """Return a row for each file that can be decoded."""

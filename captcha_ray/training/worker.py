@@ -28,7 +28,8 @@ from captcha_ray.datasets import schema
 from captcha_ray.errors import RESUME_HINT, JobError
 from captcha_ray.metrics.counts import guess_loss
 from captcha_ray.models import checkpoint
-from captcha_ray.models.device import Arithmetic, keep_freed_memory
+from captcha_ray.models.allocator import keep_freed_memory
+from captcha_ray.models.device import Arithmetic
 from captcha_ray.models.networks import Network, build_model
 from captcha_ray.models.spec import ModelSpec
 from captcha_ray.recipes.config import TrainConfig

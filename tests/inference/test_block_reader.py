@@ -90,7 +90,9 @@ def network(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture
 def task(network: str, tmp_path: Path) -> BlockTask:
     _, model_id = fingerprint.load_spec_and_fingerprint(network)
-    return BlockTask(network, model_id, "cpu", str(tmp_path / "attempt"), "", MAX_BYTES, 16_000_000, 4.0, 0.0, 1)
+    return BlockTask(
+        network, model_id, "cpu", "auto", "auto", str(tmp_path / "attempt"), "", MAX_BYTES, 16_000_000, 4.0, 0.0, 1
+    )
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,8 @@ from captcha_ray.inference.block import BlockTask
 from captcha_ray.inference.config import InferConfig
 from captcha_ray.inference.job import _Job
 from captcha_ray.models import fingerprint
-from captcha_ray.models.device import Arithmetic, has_fast_bf16, keep_freed_memory
+from captcha_ray.models.allocator import keep_freed_memory
+from captcha_ray.models.device import Arithmetic, has_fast_bf16
 from captcha_ray.models.networks import Network
 from captcha_ray.runtime import capacity, ray_session
 from captcha_ray.training import pseudo_labels
@@ -60,7 +61,7 @@ def test_nobody_asks_whether_there_is_a_gpu(
     uris = [str(path) for path in folder.iterdir()]
     pseudo_labels.RecognizeFiles(run)(pa.table({"uri": uris, "text": [""] * 3}))
     _, model_id = fingerprint.load_spec_and_fingerprint(run)
-    task = BlockTask(run, model_id, "cpu", str(tmp_path / "attempt"), "", 1000, 1000, 4.0, 0.0, 1)
+    task = BlockTask(run, model_id, "cpu", "auto", "auto", str(tmp_path / "attempt"), "", 1000, 1000, 4.0, 0.0, 1)
     block_reader.BlockReader(task, {"seconds": {}})
     assert requested == []
 
@@ -70,7 +71,7 @@ def test_the_device_of_a_job_reaches_whoever_computes(
 ) -> None:
     devices: list[str] = []
 
-    def load(uri: str, device: str = "cpu") -> Any:
+    def load(uri: str, device: str = "cpu", *_: Any, **__: Any) -> Any:
         devices.append(device)
         raise InterruptedError
 

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from captcha_ray import Recognizer
+from captcha_ray.engines.torch_engine import TorchEngine
 from captcha_ray.images.spec import ImageSpec
 from captcha_ray.models import fingerprint
 from captcha_ray.models.networks import build_model
@@ -79,7 +80,7 @@ def network(bidirectional: bool) -> ModelSpec:
 
 def test_what_a_network_finds_from_left_to_right_becomes_text_with_its_confidences() -> None:
     spec = network(bidirectional=True)
-    recognizer = Recognizer(build_model(spec), spec)
+    recognizer = Recognizer(TorchEngine(build_model(spec), spec), spec)
     text = "אב12"
     classes = Charset(spec.charset).encode([text], 4, variable=True, bidirectional=True)[0]
     assert [spec.charset[k] for k in classes] == ["1", "2", "ב", "א"]
@@ -95,7 +96,7 @@ def test_what_a_network_finds_from_left_to_right_becomes_text_with_its_confidenc
 
 def test_a_network_from_before_there_were_two_orders_recognizes_as_before() -> None:
     spec = network(bidirectional=False)
-    recognizer = Recognizer(build_model(spec), spec)
+    recognizer = Recognizer(TorchEngine(build_model(spec), spec), spec)
     p = np.full((1, 4, 8), 0.01, np.float32)
     p[0, range(4), [2, 3, 0, 1]] = 0.9
     assert recognizer.predictions(np.log(p))[0].text == "אב12"

@@ -1,0 +1,1 @@
+"""Run a network on batches of images: with OpenVINO or ONNX Runtime, which need no torch, or with torch."""

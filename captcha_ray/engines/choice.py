@@ -1,0 +1,107 @@
+"""Load a network on the engine that was named, or on the one that is fastest here.
+
+Engines are imported when they are needed: a worker that recognizes with OpenVINO loads no torch.
+"""
+
+import contextlib
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from captcha_ray.engines.engine import Engine, Name, Precision
+from captcha_ray.errors import InputError
+from captcha_ray.models import exports, fingerprint
+from captcha_ray.models.spec import ModelSpec
+
+if TYPE_CHECKING:
+    from captcha_ray.models.exports import Form
+
+
+def load(
+    uri: str, name: Name = "auto", precision: Precision = "auto", device: str = "cpu", num_threads: int = 0
+) -> tuple[Engine, ModelSpec, str]:
+    """Load the network of a run or checkpoint folder; return it with its description and fingerprint.
+
+    Args:
+        uri: Local or in a bucket.
+        name: auto for OpenVINO on the CPU, torch on another device.
+        precision: auto for the fastest that loses nothing: int8 if the network has passed in it and the CPU has
+            instructions for it, else bf16 if it has those, else fp32.
+        device: In torch's words; a visible GPU is not taken by itself.
+        num_threads: Of OpenVINO and ONNX Runtime; 0 for one per core.
+
+    Raises:
+        InputError: There is no checkpoint, its parts do not belong together, the engine is not installed, or it cannot
+            compute on this device or in this precision.
+    """
+    if name == "auto":
+        name = "openvino" if device == "cpu" else "torch"
+    if name == "torch":
+        return _with_torch(uri, precision, device)
+    if device != "cpu":
+        raise InputError(f"engine {name} computes on the CPU; use torch on {device}")
+    spec, model_id = fingerprint.load_spec_and_fingerprint(uri)
+    engine: Any = _import(name)
+    if precision == "auto":
+        precision = engine.best_precision(int8=exports.has(uri, "int8")) if name == "openvino" else "fp32"
+    if name == "onnxruntime" and precision == "bf16":
+        raise InputError("engine onnxruntime computes in fp32 or int8; use openvino or torch for bf16")
+    model = _exported(uri, "int8" if precision == "int8" else "fp32")
+    kind = engine.OpenVINOEngine if name == "openvino" else engine.ONNXRuntimeEngine
+    return kind(model, precision, num_threads), spec, model_id
+
+
+def _with_torch(uri: str, precision: Precision, device: str) -> tuple[Engine, ModelSpec, str]:
+    if precision == "int8":
+        raise InputError("engine torch computes in fp32 or bf16; use openvino for int8")
+    from captcha_ray.engines.torch_engine import TorchEngine  # noqa: PLC0415 -- imports torch
+    from captcha_ray.models.checkpoint import load_model  # noqa: PLC0415
+
+    model, spec, model_id = load_model(uri)
+    return TorchEngine(model, spec, device, precision), spec, model_id
+
+
+def _import(name: Name) -> Any:
+    try:
+        return importlib.import_module(f"captcha_ray.engines.{name}_engine")
+    except ImportError as error:
+        raise InputError(f"engine {name} cannot be loaded ({error}); pip install {name}, or use torch") from error
+
+
+def _exported(uri: str, form: "Form") -> bytes:
+    """Return an ONNX model of a checkpoint; one of floats is made if there is none."""
+    found = exports.load(uri, form)
+    if found is not None:
+        return found
+    if form == "int8":
+        raise InputError(f"{uri} cannot be run in int8: {_why_no_int8(exports.measured(uri))}")
+    return export(uri)
+
+
+def _why_no_int8(measured: dict[str, Any]) -> str:
+    if "int8" not in measured:
+        return "it has no such form; a training with at least 100 validation images makes one"
+    right = {form: measured[form]["right"] for form in ("fp32", "int8")}
+    total = measured["num_images"]
+    return f"of {total:,} validation images it recognizes {right['int8']:,} so, and {right['fp32']:,} in fp32"
+
+
+def prepare(uri: str, name: Name, device: str) -> str:
+    """Export a checkpoint of an earlier version, so that not every worker has to; return a sentence if that was so."""
+    if name == "torch" or device != "cpu" or exports.has(uri, "fp32"):
+        return ""
+    export(uri)
+    if exports.has(uri, "fp32"):
+        return f"{uri} had no ONNX model; one is kept there now"
+    return f"{uri} has no ONNX model and cannot be written; each worker makes one for itself"
+
+
+def export(uri: str) -> bytes:
+    """Return an ONNX model of floats of a checkpoint, and keep it there if the folder can be written."""
+    from captcha_ray.models import checkpoint  # noqa: PLC0415 -- imports torch
+    from captcha_ray.models.export import to_onnx  # noqa: PLC0415
+
+    model, spec, _ = checkpoint.load_model(uri)
+    made = to_onnx(model, spec)
+    with contextlib.suppress(OSError):  # somebody else's run may be read, and no more
+        exports.save(uri, {"fp32": made}, {})
+    return made

@@ -1,0 +1,74 @@
+"""Export a trained network as ONNX models, and measure what is lost by them on validation images."""
+
+import math
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from captcha_ray.datasets import schema
+from captcha_ray.engines import choice
+from captcha_ray.engines.engine import Engine, Precision
+from captcha_ray.engines.openvino_engine import OpenVINOEngine
+from captcha_ray.engines.quantize import to_int8
+from captcha_ray.models import exports
+from captcha_ray.models.spec import ModelSpec
+from captcha_ray.recognizer import Recognizer
+
+MIN_IMAGES = 100
+"""Least validation images by which int8 is judged; with fewer there is no such form."""
+
+MAX_LOSS = 0.001
+"""Largest share of the validation strings that int8 may lose; of fewer than 1,000, not one."""
+
+NUM_RANGE_IMAGES = 300
+"""Images from which the ranges of int8 are taken."""
+
+BATCH_SIZE = 256
+"""Images per forward pass."""
+
+
+def export(uri: str, val: pa.Table | None) -> dict[str, Any]:
+    """Write the ONNX models of a run's network: one of floats and, if it loses nothing, one of 8-bit integers.
+
+    Args:
+        uri: Of the run or checkpoint.
+        val: Rows of shards that the network has not learned from; None if there are none.
+
+    Returns:
+        What was measured, as JSON types: `num_images`, and for torch in fp32 and OpenVINO in each precision how many
+            texts are `right` and how many are `as_torch`. Empty without validation images.
+    """
+    engine, spec, _ = choice.load(uri, "torch", "fp32")
+    model = choice.export(uri)
+    if val is None or not len(val):
+        return {}
+    images, truths = schema.unpack_images(val["image"], spec.image), val["text"].to_pylist()
+    expected = _texts(engine, spec, images)
+    measured: dict[str, Any] = {"num_images": len(truths), "torch": {"right": _num_equal(expected, truths)}}
+
+    def measure(form: bytes, precision: Precision) -> None:
+        texts = _texts(OpenVINOEngine(form, precision), spec, images)
+        measured[precision] = {"right": _num_equal(texts, truths), "as_torch": _num_equal(texts, expected)}
+
+    measure(model, "fp32")
+    measure(model, "bf16")
+    forms: dict[exports.Form, bytes] = {"fp32": model}
+    if len(truths) >= MIN_IMAGES:
+        int8 = to_int8(model, images[:NUM_RANGE_IMAGES])
+        measure(int8, "int8")
+        if measured["int8"]["right"] >= measured["torch"]["right"] - math.floor(MAX_LOSS * len(truths)):
+            forms["int8"] = int8
+    exports.save(uri, forms, measured)
+    return measured
+
+
+def _texts(engine: Engine, spec: ModelSpec, images: npt.NDArray[np.uint8]) -> list[str]:
+    recognizer = Recognizer(engine, spec)
+    batches = (images[start : start + BATCH_SIZE] for start in range(0, len(images), BATCH_SIZE))
+    return [one.text for batch in batches for one in recognizer.predictions(recognizer.log_probabilities(batch))]
+
+
+def _num_equal(texts: list[str], others: list[str]) -> int:
+    return sum(text == other for text, other in zip(texts, others, strict=True))

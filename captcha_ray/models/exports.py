@@ -1,0 +1,70 @@
+"""Keep the ONNX models of a checkpoint beside its weights, with what was measured of them. Needs no torch.
+
+`model.json` holds their SHA-256, so that none is run that was made from other weights.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from captcha_ray.errors import InputError
+from captcha_ray.models.fingerprint import DESCRIPTION, find_checkpoint
+from captcha_ray.runs.directory import read_json, to_json
+from captcha_ray.storage import filesystem
+
+Form = Literal["fp32", "int8"]
+
+FILES: dict[Form, str] = {"fp32": "model.onnx", "int8": "model_int8.onnx"}
+"""Name the file of each form below the checkpoint's folder."""
+
+
+def save(uri: str, models: Mapping[Form, bytes], measured: Mapping[str, Any]) -> None:
+    """Write ONNX models of a checkpoint; those from before are forgotten.
+
+    Args:
+        uri: Of the run or checkpoint.
+        models: By form.
+        measured: What was seen when they were compared with the network, as JSON types.
+    """
+    folder = find_checkpoint(uri)
+    where = filesystem.join(folder, DESCRIPTION)
+    files = {}
+    for form, model in models.items():
+        filesystem.write(filesystem.join(folder, FILES[form]), model)
+        files[form] = {"file": FILES[form], "sha256": hashlib.sha256(model).hexdigest()}
+    filesystem.write(where, to_json({**read_json(where), "exports": {**files, "measured": dict(measured)}}))
+
+
+def load(uri: str, form: Form) -> bytes | None:
+    """Return an ONNX model of a checkpoint; None if it has none of this form.
+
+    Raises InputError if the file is not the one that was made from these weights.
+    """
+    folder = find_checkpoint(uri)
+    known = _exports(folder).get(form)
+    if known is None:
+        return None
+    where = filesystem.join(folder, FILES[form])
+    try:
+        model = filesystem.read(where)
+    except FileNotFoundError:
+        return None
+    if hashlib.sha256(model).hexdigest() != known["sha256"]:
+        raise InputError(f"{where} is not the model that {DESCRIPTION} names; delete it and its entry there")
+    return model
+
+
+def has(uri: str, form: Form) -> bool:
+    """Return whether a checkpoint names a model of this form."""
+    return form in _exports(find_checkpoint(uri))
+
+
+def measured(uri: str) -> dict[str, Any]:
+    """Return what was measured when a checkpoint's models were exported; empty if there are none."""
+    found: dict[str, Any] = _exports(find_checkpoint(uri)).get("measured", {})
+    return found
+
+
+def _exports(folder: str) -> dict[str, Any]:
+    found: dict[str, Any] = read_json(filesystem.join(folder, DESCRIPTION)).get("exports", {})
+    return found
