@@ -94,7 +94,7 @@ def preprocess(config: PreprocessConfig) -> Manifest:
 
 
 def train(config: TrainConfig) -> TrainResult:
-    """Train a network, fit its temperature, measure it on the test split and write its report.
+    """Train a network, fit its temperature, export it, measure it on the test split and write its report.
 
     A run that is finished already is returned as it is if `config.resume` is set.
     """
@@ -121,7 +121,7 @@ def train(config: TrainConfig) -> TrainResult:
         sample = val.sample(CALIBRATION_IMAGES) if val else None
         if sample is not None:
             facts["temperature"] = calibrate(sample, run.uri)
-        facts["export"] = export(run.uri, sample)
+        export(run.uri, sample)
         split: Split = "test" if shards.manifest.num_images["test"] else "val" if val else "train"
         num_actors = 0 if cluster.embedded and not config.use_gpu else config.workers[0]
         evaluation = evaluate(shards.labeled(split), run.uri, num_actors, config.use_gpu)

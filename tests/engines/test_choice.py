@@ -1,7 +1,9 @@
 """Every engine recognizes what the network does, and one that cannot says why."""
 
 import dataclasses
+import itertools
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +14,7 @@ import onnxruntime
 import pyarrow as pa
 import pytest
 import torch
+from PIL import Image
 
 from captcha_ray import Recognizer
 from captcha_ray.datasets import schema
@@ -24,6 +27,8 @@ from captcha_ray.models import checkpoint, exports, fingerprint
 from captcha_ray.models.networks import build_model
 from captcha_ray.models.spec import ModelSpec
 from captcha_ray.storage import filesystem
+
+PAGE = Path(__file__).parents[2] / "docs/inference.md"
 
 SPECS = [
     ModelSpec(network="glyph_vgg", image=ImageSpec(height=16, width=24), charset="0123456789", max_length=1),
@@ -194,6 +199,22 @@ def test_the_model_is_told_what_it_is(tmp_path: Path) -> None:
     session = onnxruntime.InferenceSession(choice.export(save_opinionated(tmp_path, spec)))
     assert ModelSpec.from_dict(json.loads(session.get_modelmeta().custom_metadata_map["model"])) == spec
     assert session.get_inputs()[0].type == "tensor(uint8)"
+
+
+def test_the_documented_program_recognizes_with_onnxruntime_alone(tmp_path: Path) -> None:
+    program = next(
+        block for block in re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL) if "onnx" in block
+    )
+    run = save_opinionated(tmp_path / "runs/captchas/checkpoint", SPECS[2])
+    choice.export(run)
+    image = pictures(SPECS[2], 1)[0]
+    (tmp_path / "captchas").mkdir()
+    Image.fromarray(image).save(tmp_path / "captchas/2b827.png")
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True)
+    columns = Recognizer.load(run, precision="fp32", engine="torch").engine.log_probabilities(image[None])[0]
+    expected = "".join("abc"[k] for k, _ in itertools.groupby(columns.argmax(1)) if k < 3)
+    assert expected
+    assert done.stdout == f"{expected}\n"
 
 
 # ------------------------------------------------------------------------------------------------------------ parity

@@ -224,7 +224,7 @@ def test_evaluate_measures_a_split_and_a_labeled_folder(corpus_and_shards: Path)
     bare = shutil.copytree(folder / "small/checkpoint", folder / "bare")
     status, out, _ = run_job("evaluate", "--run", "bare", "--shards", "shards", cwd=folder)
     assert (status, "shards: " in out) == (0, True)
-    assert sorted(p.name for p in bare.iterdir()) == ["model.json", "model.safetensors"]
+    assert sorted(p.name for p in bare.iterdir()) == ["model.json", "model.onnx", "model.safetensors"]
 
 
 def test_the_same_commands_work_on_an_object_store(tmp_path: Path) -> None:
