@@ -79,7 +79,7 @@ def _exported(uri: str, form: "Form") -> bytes:
 
 def _why_no_int8(measured: dict[str, Any]) -> str:
     if "int8" not in measured:
-        return "it has no such form; a training with at least 100 validation images makes one"
+        return "it has no such form; a training with at least 50 validation images makes one"
     right = {form: measured[form]["right"] for form in ("fp32", "int8")}
     total = measured["num_images"]
     return f"of {total:,} validation images it recognizes {right['int8']:,} so, and {right['fp32']:,} in fp32"

@@ -16,7 +16,7 @@ from captcha_ray.models import exports
 from captcha_ray.models.spec import ModelSpec
 from captcha_ray.recognizer import Recognizer
 
-MIN_IMAGES = 100
+MIN_IMAGES = 50
 """Least validation images by which int8 is judged; with fewer there is no such form."""
 
 MAX_LOSS = 0.001

@@ -124,7 +124,7 @@ def test_auto_takes_the_fastest_that_loses_nothing(run: str, monkeypatch: pytest
         ({"engine": "torch", "precision": "int8"}, "engine torch computes in fp32 or bf16"),
         ({"engine": "onnxruntime", "precision": "bf16"}, "engine onnxruntime computes in fp32 or int8"),
         ({"engine": "openvino", "device": "cuda"}, "engine openvino computes on the CPU; use torch on cuda"),
-        ({"precision": "int8"}, "cannot be run in int8: it has no such form; a training with at least 100"),
+        ({"precision": "int8"}, "cannot be run in int8: it has no such form; a training with at least 50"),
     ],
 )
 def test_what_an_engine_cannot_do_is_said(tmp_path: Path, arguments: dict[str, Any], said: str) -> None:
@@ -255,7 +255,7 @@ def test_a_network_that_loses_strings_in_int8_is_not_and_the_figures_say_why(
         Recognizer.load(run, precision="int8")
 
 
-@pytest.mark.parametrize("num_images", [0, 99])
+@pytest.mark.parametrize("num_images", [0, 49])
 def test_few_images_do_not_judge_int8(tmp_path: Path, num_images: int) -> None:
     run = save_opinionated(tmp_path, SPECS[0])
     measured = exporting.export(run, rows_of(SPECS[0], run, num_images) if num_images else None)
