@@ -1,7 +1,7 @@
 """Images a second of bulk inference against plain loops that read, decode and recognize the same files.
 
-The plain loop is two tuned processes of one thread each (channels last, allocator that keeps its memory, batch 256,
-bf16 where the job uses it) that write nothing. The job also lists, plans, stages, commits and starts Ray; both are
+The plain loop is two tuned processes of one thread each (allocator that keeps its memory, batch 256, the job's engine
+and precision) that write nothing. The job also lists, plans, stages, commits and starts Ray; both are
 timed as whole processes, with their start. With `--source s3` both read from rclone's S3 server on loopback, the loop
 through obstore. Where TensorFlow is installed (name its Python with --keras-python), a Keras 3 loop that decodes with
 Pillow and calls `predict` at batch 32 is timed on a part of the files.
@@ -56,17 +56,12 @@ class Options:
 def read_all(paths: list[str], run: str) -> int:
     """Reads, decodes and recognizes files or objects, one batch after another; returns how many characters that is."""
     import obstore  # noqa: PLC0415 -- in the process that needs it
-    import torch  # noqa: PLC0415
     from obstore.store import from_url  # noqa: PLC0415
 
+    from captcha_ray.engines import choice  # noqa: PLC0415
     from captcha_ray.images import decoder  # noqa: PLC0415
-    from captcha_ray.models import checkpoint  # noqa: PLC0415
-    from captcha_ray.models.device import Arithmetic  # noqa: PLC0415
 
-    torch.set_num_threads(1)
-    model, spec, _ = checkpoint.load_model(run)
-    model = model.to(memory_format=torch.channels_last).eval()
-    arithmetic = Arithmetic.choose(torch.device("cpu"), "auto")
+    engine, spec, _ = choice.load(run, num_threads=1)
     pool = concurrent.futures.ThreadPoolExecutor(NUM_FETCH_THREADS)
     remote = paths[0].startswith("s3://")
     store: Any = from_url("s3://images", client_options={"allow_http": True}) if remote else None
@@ -80,15 +75,14 @@ def read_all(paths: list[str], run: str) -> int:
     batches = [paths[start : start + BATCH_SIZE] for start in range(0, len(paths), BATCH_SIZE)]
     ahead = fetch(batches[0]) if remote else []
     read = 0
-    with torch.inference_mode(), arithmetic.autocast():
-        for batch, following in zip(batches, [*batches[1:], []], strict=True):
-            if remote:
-                now, ahead = ahead, fetch(following)
-                data = [future.result() for future in now]
-            else:
-                data = [Path(path).read_bytes() for path in batch]
-            pixels = np.stack([np.asarray(decoder.decode(each, spec.image)) for each in data])
-            read += int(model(arithmetic.to_input(torch.from_numpy(pixels))).argmax(2).numel())
+    for batch, following in zip(batches, [*batches[1:], []], strict=True):
+        if remote:
+            now, ahead = ahead, fetch(following)
+            data = [future.result() for future in now]
+        else:
+            data = [Path(path).read_bytes() for path in batch]
+        pixels = np.stack([np.asarray(decoder.decode(each, spec.image)) for each in data])
+        read += engine.log_probabilities(pixels).argmax(2).size
     return read
 
 

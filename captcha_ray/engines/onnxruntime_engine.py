@@ -20,7 +20,7 @@ class ONNXRuntimeEngine:
         self._session = onnxruntime.InferenceSession(onnx, options, providers=["CPUExecutionProvider"])
 
     def log_probabilities(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        """As `Engine` says."""
+        """Map pixels to log-probabilities, see `Engine`."""
         name = self._session.get_inputs()[0].name
         found: npt.NDArray[np.float32] = self._session.run(None, {name: np.ascontiguousarray(pixels)})[0]
         return found

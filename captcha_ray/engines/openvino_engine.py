@@ -34,7 +34,7 @@ class OpenVINOEngine:
         )
 
     def log_probabilities(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        """As `Engine` says."""
+        """Map pixels to log-probabilities, see `Engine`."""
         return np.array(self._model(np.ascontiguousarray(pixels))[0], np.float32)  # OpenVINO uses its memory again
 
 

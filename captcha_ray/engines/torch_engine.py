@@ -20,7 +20,7 @@ class TorchEngine:
 
     @torch.inference_mode()
     def log_probabilities(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        """As `Engine` says."""
+        """Map pixels to log-probabilities, see `Engine`."""
         inputs = self._arithmetic.to_input(torch.from_numpy(np.require(pixels, requirements="W")))
         with self._arithmetic.autocast():
             outputs: torch.Tensor = self._model(inputs)

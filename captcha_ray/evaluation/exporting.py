@@ -8,11 +8,13 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from captcha_ray.datasets import schema
-from captcha_ray.engines import choice
 from captcha_ray.engines.engine import Engine, Precision
 from captcha_ray.engines.openvino_engine import OpenVINOEngine
 from captcha_ray.engines.quantize import to_int8
-from captcha_ray.models import exports
+from captcha_ray.engines.torch_engine import TorchEngine
+from captcha_ray.evaluation.evaluate import BATCH_SIZE
+from captcha_ray.models import checkpoint, exports
+from captcha_ray.models.export import to_onnx
 from captcha_ray.models.spec import ModelSpec
 from captcha_ray.recognizer import Recognizer
 
@@ -24,9 +26,6 @@ MAX_LOSS = 0.001
 
 NUM_RANGE_IMAGES = 300
 """Images from which the ranges of int8 are taken."""
-
-BATCH_SIZE = 256
-"""Images per forward pass."""
 
 
 def export(uri: str, val: pa.Table | None) -> dict[str, Any]:
@@ -40,12 +39,13 @@ def export(uri: str, val: pa.Table | None) -> dict[str, Any]:
         What was measured, as JSON types: `num_images`, and for torch in fp32 and OpenVINO in each precision how many
             texts are `right` and how many are `as_torch`. Empty without validation images.
     """
-    engine, spec, _ = choice.load(uri, "torch", "fp32")
-    model = choice.export(uri)
+    network, spec, _ = checkpoint.load_model(uri)
+    model = to_onnx(network, spec)
     if val is None or not len(val):
+        exports.save(uri, {"fp32": model}, {})
         return {}
     images, truths = schema.unpack_images(val["image"], spec.image), val["text"].to_pylist()
-    expected = _texts(engine, spec, images)
+    expected = _texts(TorchEngine(network, spec, precision="fp32"), spec, images)
     measured: dict[str, Any] = {"num_images": len(truths), "torch": {"right": _num_equal(expected, truths)}}
 
     def measure(form: bytes, precision: Precision) -> None:

@@ -58,10 +58,10 @@ class InferConfig(Config):
     use_gpu: bool = False
     """Reserve one GPU per worker and recognize on it."""
     engine: Name = "auto"
-    """What computes: openvino, onnxruntime, torch, or auto for OpenVINO on CPUs and torch with --use-gpu."""
+    """Compute with openvino, onnxruntime, torch, or auto: OpenVINO on CPUs and torch with --use-gpu."""
     precision: Precision = "auto"
-    """int8, bf16, fp32, or auto for the fastest of a worker's CPU or GPU that loses nothing; the network's report says
-    what int8 costs it."""
+    """Compute in int8, bf16, fp32, or auto: the fastest on a worker's CPU or GPU that loses nothing. The network's
+    model.json says what each recognizes."""
     price_per_core_hour: Annotated[float, NOT_NEGATIVE] = 0.04
     """Price of one core for one hour, in any currency, for the cost per million images in the run's manifest."""
 

@@ -40,7 +40,13 @@ class RecognizeBlocks:
     """A `BlockReader` as an actor of `map_batches` that reports its state every second."""
 
     def __init__(self, task: BlockTask, send: Callable[[WorkerState], Any], reader: str) -> None:
-        self._report: dict[str, Any] = {"stage": "load the network", "fetched": 0, "recognized": 0, "seconds": {}}
+        self._report: dict[str, Any] = {
+            "engine": "",
+            "stage": "load the network",
+            "fetched": 0,
+            "recognized": 0,
+            "seconds": {},
+        }
         self._send = send
         self._refusal = self._failure = ""
         threading.Thread(target=self._keep_reporting, daemon=True).start()
@@ -80,9 +86,7 @@ class RecognizeBlocks:
         report = self._report
         name = ray.get_runtime_context().get_worker_id()
         seconds = dict(report["seconds"])
-        state = WorkerState(
-            name, report.get("engine", ""), report["stage"], report["fetched"], report["recognized"], seconds
-        )
+        state = WorkerState(name, report["engine"], report["stage"], report["fetched"], report["recognized"], seconds)
         self._send(state)
 
     def _keep_reporting(self) -> None:

@@ -50,13 +50,14 @@ def load(uri: str, form: Form) -> bytes | None:
     except FileNotFoundError:
         return None
     if hashlib.sha256(model).hexdigest() != known["sha256"]:
-        raise InputError(f"{where} is not the model that {DESCRIPTION} names; delete it and its entry there")
+        raise InputError(f"{where} is not the model that {DESCRIPTION} names; delete the file, and it is made anew")
     return model
 
 
 def has(uri: str, form: Form) -> bool:
-    """Return whether a checkpoint names a model of this form."""
-    return form in _exports(find_checkpoint(uri))
+    """Return whether a checkpoint has a model of this form."""
+    folder = find_checkpoint(uri)
+    return form in _exports(folder) and filesystem.exists(filesystem.join(folder, FILES[form]))
 
 
 def measured(uri: str) -> dict[str, Any]:

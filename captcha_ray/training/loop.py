@@ -92,9 +92,9 @@ def train_epoch(
         inputs = augment(arithmetic.to_input(batch.images), generator)
         with arithmetic.autocast():
             outputs = forward(inputs)
-        taught, prior = (losses := model.losses(outputs, targets)), alignment_prior(step)
-        if label_smoothing or prior:
-            taught = model.losses(outputs, targets, label_smoothing, prior)
+        losses, prior = model.losses(outputs, targets), alignment_prior(step)
+        shaped = label_smoothing or prior
+        taught = model.losses(outputs, targets, label_smoothing, prior) if shaped else losses
         _descend(optimizer, taught.sum() * (world_size / batch.step_images), learning_rate(step))
         counter.add(model, outputs, targets, losses)
         on_step(step, batch.step_images)

@@ -71,8 +71,7 @@ def run(
 ) -> SearchResult:
     """Run all trials that are left, then train the best one's config and the recipe in full and compare them.
 
-    There is no comparison if none is requested, or if the best trial is the recipe. Writes all of the run directory
-    except the report.
+    Nothing is compared if none asks for it or the recipe is best. Writes all of the run directory but the report.
 
     Args:
         config: Of the search.
@@ -96,7 +95,8 @@ def run(
     directory.begin(settings, manifest.to_dict(), resume=config.resume, may_differ=RESUME_MAY_DIFFER)
     rungs = scheduler.rungs(recipe.epochs) if config.scheduler == "asha" else [recipe.epochs]
     _announce(sampler, rungs, concurrent)
-    training = Training(recipe, manifest, {"train": [merge(train)], "val": (judged := [merge(val)]), "test": judged})
+    judged = [merge(val)]
+    training = Training(recipe, manifest, {"train": [merge(train)], "val": judged, "test": judged})
     num_epochs = scheduler.expected_epochs(rungs, sampler.num_trials)
     display = SearchProgress(sampler.num_trials, recipe.epochs, num_epochs, list(searched))
     with Lease(directory.path("_lease.json")) as lease, display as progress:

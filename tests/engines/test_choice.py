@@ -108,7 +108,7 @@ def test_int8_is_near_and_runs_on_both_engines(run: str) -> None:
 def test_auto_takes_the_fastest_that_loses_nothing(run: str, monkeypatch: pytest.MonkeyPatch) -> None:
     fp32 = choice.export(run)
     for flags, has_int8, expected in (
-        ({"avx512_vnni"}, True, "openvino int8"),
+        ({"avx512_vnni"}, True, ("openvino int8",)),
         ({"avx2"}, True, ("openvino bf16", "openvino fp32")),
         ({"avx512_vnni"}, False, ("openvino bf16", "openvino fp32")),
     ):

@@ -77,7 +77,7 @@ def test_a_lost_mailbox_costs_progress_and_no_more() -> None:
 def test_a_late_answer_is_awaited_and_a_failed_one_is_asked_for_anew(
     trouble: Exception, delivered: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What a failed answer held is lost; what comes afterwards is not."""
+    """Lose what a failed answer held, and nothing that comes afterwards."""
     seen: list[Number] = []
     channel = ProgressChannel(seen.append)  # nobody looks but this test
     send, get = channel.sender(), ray.get
