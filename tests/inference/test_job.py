@@ -130,6 +130,7 @@ def test_three_nights_read_what_is_new_and_nothing_twice(
     assert manifest["counts"] == {"objects": 41, "ok": 40, "uncertain": 0, "errors": {"EmptyFile": 1}}
     assert (manifest["listed"], manifest["skipped"], manifest["images"]) == (41, 0, str(images))
     assert manifest["model_id"] == table[0]["model_id"]
+    assert manifest["engines"] == [Recognizer.load(str(network)).engine.name]
     assert manifest["cost"]["cores"] == 2
     assert {"list", "plan", "start Ray", "fetch", "decode", "recognize", "write", "wall"} <= set(manifest["seconds"])
     assert no_job_is_left(out)

@@ -61,13 +61,14 @@ def test_the_size_of_a_chunk_changes_nothing(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_many_columns_stay_within_floats() -> None:
-    """Two characters in 2,000 columns: a hundredth a column would be 1e-4000 without rescaling."""
-    columns = np.full((1, 2000, 4), 0.01)
+    """Two characters in 2,000 columns, of which each halves all masses five times: 1e-3000 without rescaling."""
+    columns = np.full((1, 2000, 4), 1e-6)
     columns[:, :, 3] = 0.03
-    columns[:, 700, :] = [0.9, 0.01, 0.01, 0.08]
-    columns[:, 1500, :] = [0.01, 0.9, 0.01, 0.08]
+    columns[:, 700] = [0.9, 0.01, 0.01, 0.08]
+    columns[:, 1500] = [0.01, 0.9, 0.01, 0.08]
     found = slots.slot_probabilities(np.log(columns).astype(np.float32), 2, variable=False)
-    np.testing.assert_allclose(found.sum(2), 1)
+    assert found[0, 0, 0] > 0.9
+    assert found[0, 1, 1] > 0.9
 
 
 def test_where_no_alignment_is_left_all_characters_are_equally_likely() -> None:
