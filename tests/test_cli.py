@@ -6,11 +6,12 @@ import sys
 import zipfile
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 import captcha_ray
 from captcha_ray import cli
-from captcha_ray.datasets.config import SynthesizeConfig
+from captcha_ray.datasets.config import PreprocessConfig, SynthesizeConfig
 from captcha_ray.datasets.shards import Shards
 from captcha_ray.errors import InputError
 from captcha_ray.evaluation.config import EvaluateConfig
@@ -70,6 +71,22 @@ def test_functions_give_back_what_they_have_made(ray_cluster: ray_session.Cluste
     assert measured.evaluation.counts.num_images == manifest.num_images["val"]
     night = captcha_ray.infer(InferConfig(images=made.corpus, run=trained.run, out=str(tmp_path / "table")))
     assert night.committed.counts.total == 120
+
+
+def test_varied_text_comes_with_a_table_of_its_labels(ray_cluster: ray_session.Cluster, tmp_path: Path) -> None:
+    out = str(tmp_path / "varied")
+    config = SynthesizeConfig(scheme="varied", num_images=300, out=out)
+    captcha_ray.synthesize(config)
+    captcha_ray.synthesize(config)  # finds all of it
+    files = {path.relative_to(out).as_posix() for path in Path(out).rglob("*.png")}
+    table = pq.read_table(f"{out}/labels.parquet").to_pydict()
+    assert files == set(table["path"])
+    made = PreprocessConfig(
+        corpus=out, labels="table", table=f"{out}/labels.parquet", height=48, width=192, out=str(tmp_path / "shards")
+    )
+    manifest = captcha_ray.preprocess(made)
+    assert sum(manifest.num_images.values()) == 300
+    assert (manifest.min_length, manifest.max_length) == (1, 10)
 
 
 def test_a_finished_run_is_given_back_if_it_is_to_be_resumed(

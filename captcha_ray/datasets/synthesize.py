@@ -2,12 +2,15 @@
 
 import dataclasses
 import functools
+from pathlib import Path
 
+import matplotlib
 import pyarrow as pa
+import pyarrow.parquet as pq
 import ray.data
 
 from captcha_ray import console
-from captcha_ray.datasets import synthetic
+from captcha_ray.datasets import synthetic, varied_text
 from captcha_ray.datasets.config import SynthesizeConfig
 from captcha_ray.errors import InputError
 from captcha_ray.runs.directory import read_json, to_json
@@ -16,6 +19,9 @@ from captcha_ray.storage import filesystem
 BLOCK_IMAGES = 256
 """Images that one task draws: about a second of work."""
 
+
+LABELS = "labels.parquet"
+"""Table of the labels of a corpus whose names do not tell them, with columns path and text."""
 
 STARTED = ".synthesis.json"
 """Holds the config that a corpus is drawn by; a hidden file, so no label rule takes it for an image."""
@@ -29,7 +35,7 @@ def synthesize(config: SynthesizeConfig) -> str:
     out = filesystem.absolute(config.out)
     config = dataclasses.replace(config, out=out)
     present = _claim(config)
-    planned = synthetic.plan(config.scheme, config.seed, config.num_images)
+    planned = _plan(config)
     rows = [
         {"index": index, "path": item.path, "text": item.text}
         for index, item in enumerate(planned)
@@ -62,8 +68,34 @@ def _claim(config: SynthesizeConfig) -> set[str]:
     return set()
 
 
+def _plan(config: SynthesizeConfig) -> list[synthetic.Planned]:
+    """Return what to draw, and write the table of labels where names do not tell them."""
+    if config.scheme != "varied":
+        return synthetic.plan(config.scheme, config.seed, config.num_images)
+    _fonts(config)  # a folder without fonts is told before anything is written
+    planned = varied_text.plan(config.seed, config.num_images)
+    table = pa.table({"path": [item.path for item in planned], "text": [item.text for item in planned]})
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink)
+    filesystem.write(filesystem.join(config.out, LABELS), sink.getvalue().to_pybytes())
+    return planned
+
+
+def _fonts(config: SynthesizeConfig) -> varied_text.Families:
+    if config.fonts:
+        return varied_text.find_fonts(config.fonts)
+    # Others that Matplotlib brings have mathematical signs in the place of letters.
+    return varied_text.find_fonts(str(Path(matplotlib.get_data_path(), "fonts", "ttf")), "DejaVuS*")
+
+
+def _render(config: SynthesizeConfig, index: int, text: str) -> bytes:
+    if config.scheme == "varied":
+        return varied_text.render(_fonts(config), config.seed, index, text)
+    return synthetic.render(config.scheme, config.seed, index, text)
+
+
 def _draw(planned: pa.Table, *, config: SynthesizeConfig) -> pa.Table:
     for row in planned.to_pylist():
-        png = synthetic.render(config.scheme, config.seed, row["index"], row["text"])
+        png = _render(config, row["index"], row["text"])
         filesystem.write(filesystem.join(config.out, row["path"]), png)
     return planned.select(["index"])

@@ -37,6 +37,9 @@ class TrainConfig(Config):
     filters: Annotated[int, FILTERS] = 32
     """Filters of column_cnn's first convolution; later ones have up to four times as many. 16 take a quarter of the
     operations, and recognize a little less."""
+    init: str = ""
+    """Folder or URI of a run, whose weights column_cnn begins with; its filters must be --filters. Characters that both
+    know keep what was learned of them. Empty for random weights."""
     variable_length: bool = False
     """Recognize 1 to --max-length characters per image instead of exactly as many; column_cnn only."""
     charset: str = ""
@@ -136,5 +139,9 @@ class TrainConfig(Config):
         check(
             self.max_epochs == 0 or self.max_epochs >= self.epochs,
             f"max_epochs is {self.max_epochs}; it must be 0, or at least as many as epochs, {self.epochs}",
+        )
+        check(
+            not self.init or self.network in ("auto", "column_cnn"),
+            f"init is {self.init!r}; {self.network} begins with random weights, only column_cnn with those of a run",
         )
         check(bool(self.shards) and bool(self.run), "shards and run must each name a folder or a URI")

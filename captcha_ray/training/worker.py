@@ -32,6 +32,7 @@ from captcha_ray.models.allocator import keep_freed_memory
 from captcha_ray.models.device import Arithmetic
 from captcha_ray.models.networks import Network, build_model
 from captcha_ray.models.spec import ModelSpec
+from captcha_ray.models.transfer import begin_with
 from captcha_ray.recipes.config import TrainConfig
 from captcha_ray.runs.directory import RunDirectory
 from captcha_ray.runs.event_log import EventLog
@@ -178,9 +179,11 @@ class Worker:
 
     def _fresh_network(self, attempt: int) -> Network:
         """Build the network that an attempt, from 0, begins with; it is the same on every worker."""
-        seed = self._job.config.seed
-        torch.manual_seed(derive_seed(seed, attempt) if attempt else derive_seed(seed))
+        config = self._job.config
+        torch.manual_seed(derive_seed(config.seed, attempt) if attempt else derive_seed(config.seed))
         network = build_model(self._job.spec)
+        if config.init and not attempt:
+            begin_with(network, self._job.spec, config.init)
         return network.to(self._arithmetic.device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
     def _begin_anew(self) -> None:

@@ -1,0 +1,73 @@
+"""Begin a network with the weights of another one, made for other characters or for images of another size."""
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load
+from torch import Tensor
+
+from captcha_ray.errors import check
+from captcha_ray.models import fingerprint
+from captcha_ray.models.networks import Network
+from captcha_ray.models.spec import ModelSpec
+
+FIRST, HEIGHT, LAST = "features.0.weight", "columns.0.weight", "columns.7."
+"""Parameters of `column_cnn` that depend on the images or the characters: the first convolution, the one over the whole
+height, and weight and bias of the last one.
+"""
+
+
+def check_source(spec: ModelSpec, uri: str) -> None:
+    """Raise InputError if a network cannot begin with the weights at a URI, or there are none."""
+    source = fingerprint.load_spec(uri)
+    check(
+        spec.network == source.network == "column_cnn",
+        f"only column_cnn begins with weights of a column_cnn; this is {spec.network}, and {uri} {source.network}",
+    )
+    check(
+        spec.filters == source.filters,
+        f"{uri} has {source.filters} filters; pass --filters {source.filters} to begin with its weights",
+    )
+
+
+def begin_with(network: Network, spec: ModelSpec, uri: str) -> None:
+    """Set the weights of a `column_cnn` to those of a run's network, as far as they mean the same.
+
+    Characters that both networks know keep their part of the last layer, others get what they have here. The first
+    convolution is summed or spread over color channels, the one over the height is stretched to another height.
+
+    Args:
+        network: Network whose weights to set.
+        spec: Its description.
+        uri: Of the run or checkpoint to begin with.
+
+    Raises:
+        InputError: There is no checkpoint, or it is one of another architecture or number of filters.
+    """
+    check_source(spec, uri)
+    source, _, weights = fingerprint.load_verified(fingerprint.find_checkpoint(uri))
+    theirs, ours = load(weights), network.state_dict()
+    theirs[FIRST] = _for_channels(theirs[FIRST], spec.image.channels)
+    theirs[HEIGHT] = _for_height(theirs[HEIGHT], ours[HEIGHT].shape[2])
+    shared = [k for k, character in enumerate(spec.charset) if character in source.charset]
+    from_ = [source.charset.index(spec.charset[k]) for k in shared]
+    for name in (f"{LAST}weight", f"{LAST}bias"):
+        last = ours[name].clone()
+        last[[*shared, -1]] = theirs[name][[*from_, -1]].to(last.device)  # the blank is the last class of both
+        theirs[name] = last
+    network.load_state_dict(theirs)
+
+
+def _for_channels(weight: Tensor, channels: int) -> Tensor:
+    """Return a first convolution (F, C, h, w) for another number of channels that does to gray images what it did."""
+    if weight.shape[1] == channels:
+        return weight
+    return weight.sum(1, keepdim=True).expand(-1, channels, -1, -1) / channels
+
+
+def _for_height(weight: Tensor, height: int) -> Tensor:
+    """Return a convolution (F, C, h, 1) for maps of another height: each row's weight is shared among rows there."""
+    known = weight.shape[2]
+    if known == height:
+        return weight
+    shares = F.interpolate(torch.eye(known)[None, None], (height, known), mode="bilinear", antialias=True)[0, 0]
+    return torch.einsum("fckx,hk->fchx", weight, shares / shares.sum(0))
