@@ -43,6 +43,10 @@ class Network(nn.Module):
         """Return the classes' log-probabilities at each position, float32 (N, S, K)."""
         return outputs.float().log_softmax(2)
 
+    def greedy(self, outputs: Tensor) -> Tensor:
+        """Return a quick guess of the texts, int64 (N, S), to show how a training gets on."""
+        return outputs.argmax(2)
+
 
 class GlyphVGG(Network):
     """A network for one character: blocks of 1x32, 2x64 and 3x128 convolutions, then a dense layer of 512.
@@ -197,6 +201,20 @@ class ColumnCNN(Network):
         """Return log-probabilities as `Network` does, (N, S, K), or (N, S, K + 1) if the length varies."""
         columns = outputs.float().log_softmax(2)
         return slot_probabilities(columns, self._max_length, variable=self._variable).clamp(min=1e-30).log().float()
+
+    def greedy(self, outputs: Tensor) -> Tensor:
+        """Return the characters of the likeliest class of each column, int64 (N, S); -1 ends a text that is too long.
+
+        This is CTC's best path (A. Graves et al., "Connectionist Temporal Classification", 2006): equal neighbors are
+        one character, blanks none. Exact probabilities take as long as the network itself, see `log_probabilities`.
+        """
+        path, blank, longest = outputs.argmax(2), outputs.shape[2] - 1, self._max_length
+        begins = (path != blank) & (path != F.pad(path[:, :-1], (1, 0), value=blank))
+        position = begins.cumsum(1) - 1  # (N, T)
+        texts = path.new_full((len(path), longest + 1), blank)  # what is no character, or too many, goes to the last
+        texts.scatter_(1, torch.where(begins, position.clamp(max=longest), longest), path)
+        texts[:, longest - 1].masked_fill_(position[:, -1] >= longest, -1)
+        return texts[:, :longest]
 
 
 def _convolution(

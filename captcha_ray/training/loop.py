@@ -81,7 +81,7 @@ def train_epoch(
         on_step: Called with a step and its images.
 
     Returns:
-        This worker's counts and the seconds it waited for data.
+        This worker's counts, of the network's greedy guesses, and the seconds it waited for data.
     """
     forward = (parallel or model).train()
     torch.manual_seed(seed)
@@ -96,7 +96,7 @@ def train_epoch(
         shaped = label_smoothing or prior
         taught = model.losses(outputs, targets, label_smoothing, prior) if shaped else losses
         _descend(optimizer, taught.sum() * (world_size / batch.step_images), learning_rate(step))
-        counter.add(model, outputs, targets, losses)
+        counter.add(model, model.greedy(outputs), targets, losses)
         on_step(step, batch.step_images)
     return counter.counts(), counter.waited_s
 
@@ -118,7 +118,8 @@ def evaluate(model: Network, batches: Iterable[Batch], arithmetic: Arithmetic) -
         targets = batch.targets.to(arithmetic.device)
         with arithmetic.autocast():
             outputs = model(arithmetic.to_input(batch.images))
-        counter.add(model, outputs, targets, model.losses(outputs, targets))
+        texts = model.log_probabilities(outputs).argmax(2)
+        counter.add(model, texts, targets, model.losses(outputs, targets))
     return counter.counts()
 
 
@@ -140,12 +141,12 @@ class _Counter:
                 return
             yield batch
 
-    def add(self, model: Network, outputs: Tensor, targets: Tensor, losses: Tensor) -> None:
+    def add(self, model: Network, texts: Tensor, targets: Tensor, losses: Tensor) -> None:
+        """Add a batch. texts, targets: int64 (N, S). losses: (N,)."""
         with torch.no_grad():
             end = model.num_characters
-            read = model.log_probabilities(outputs).argmax(2)  # (N, S)
-            read = torch.where((read == end).cumsum(1) > 0, end, read)  # nothing is read behind the end
-            right, there = read == targets, targets < end
+            texts = torch.where((texts == end).cumsum(1) > 0, end, texts)  # a text has nothing behind its end
+            right, there = texts == targets, targets < end
             head = torch.stack([torch.full_like(losses[:1].sum(), len(losses)), losses.sum(), right.all(1).sum()])
             sums = torch.cat([head, (right & there).sum(0), there.sum(0)]).double()
             self._sums = sums if self._sums is None else self._sums + sums

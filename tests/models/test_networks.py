@@ -290,3 +290,23 @@ def test_a_spec_without_an_image_or_with_an_unknown_field_is_refused() -> None:
         ModelSpec.from_dict({**values, "image": None})
     with pytest.raises(InputError, match="did you mean 'max_length'"):
         ModelSpec.from_dict({**values, "max_lenght": 5})
+
+
+@pytest.mark.parametrize(
+    ("path", "text"),
+    [
+        ([9, 1, 1, 9, 2, 9, 9, 9], [1, 2, 9]),  # equal neighbors are one character
+        ([1, 9, 1, 9, 9, 9, 9, 2], [1, 1, 2]),  # but with a blank between they are two
+        ([1, 2, 9, 1, 9, 9, 9, 9], [1, 2, 1]),
+        ([9] * 8, [9, 9, 9]),
+        ([1, 2, 1, 2, 9, 9, 9, 9], [1, 2, -1]),  # longer than any text may be, so it cannot be right
+    ],
+)
+def test_greedy_texts_of_columns_are_those_of_the_best_path(path: list[int], text: list[int]) -> None:
+    network = build_model(dataclasses.replace(COLUMNS, charset="abcdefghi", max_length=3, variable=True))
+    outputs = torch.nn.functional.one_hot(torch.tensor([path, [9] * 8]), 10).float()
+    assert network.greedy(outputs).tolist() == [text, [9, 9, 9]]
+
+
+def test_greedy_texts_are_those_of_the_likeliest_classes_elsewhere() -> None:
+    assert build_model(DIGITS).greedy(torch.tensor([[[0.1, 0.7, 0.2]]])).tolist() == [[1]]
