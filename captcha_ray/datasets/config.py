@@ -97,6 +97,9 @@ class PreprocessConfig(Config):
     """Width every image is resized to, pixels; 0 takes the corpus' own at that height."""
     channels: Annotated[int, at_least(0)] = 0
     """1 for gray, 3 for RGB; 0 for RGB where a sample of the corpus is in color, else gray."""
+    fit: Literal["auto", "stretch", "pad"] = "auto"
+    """stretch images to height and width; pad them with the color of their edge, at their own ratio; or auto: pad if
+    texts differ in length and a tenth of the images is twice as wide as another tenth, for their height."""
     denoise: int = 0
     """Side of a median filter, pixels, odd; 0 for none."""
     binarize: bool = False
@@ -141,6 +144,9 @@ class PreprocessConfig(Config):
         columns = (self.path_column, self.text_column)
         return LabelRule(self.labels, self.label_pattern, self.table, *columns, self.keep_blanks)
 
-    def image(self, height: int, width: int, channels: int) -> ImageSpec:
-        """Return the specification of images of this size in pixels."""
-        return ImageSpec(height=height, width=width, channels=channels, denoise=self.denoise, binarize=self.binarize)
+    def image(self, height: int, width: int, channels: int, *, pad: bool = False) -> ImageSpec:
+        """Return the specification of images of this size in pixels. pad: if `fit` leaves it open."""
+        pad = pad if self.fit == "auto" else self.fit == "pad"
+        return ImageSpec(
+            height=height, width=width, channels=channels, denoise=self.denoise, binarize=self.binarize, pad=pad
+        )

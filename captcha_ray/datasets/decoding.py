@@ -37,6 +37,12 @@ HEIGHTS = (32, 64)
 convolutions, higher ones cost work for nothing.
 """
 
+MIN_SPREAD = 2.0
+"""Factor between the widths of many images, for their height, from which on they are padded and not stretched."""
+
+WIDEST = 0.99
+"""Share of the images that are no wider, for their height, than the frame that others are padded to."""
+
 
 def block_rows(num_files: int, image: ImageSpec) -> int:
     """Return the files per task and part. It depends on the corpus alone, so parts are the same on any cluster."""
@@ -44,14 +50,22 @@ def block_rows(num_files: int, image: ImageSpec) -> int:
     return min(max(-(-num_files // 64), 2048), 16_384, fitting)  # a task costs Ray Data about 0.1 s
 
 
-def choose_image(config: PreprocessConfig, uris: list[str]) -> ImageSpec:
+def choose_image(config: PreprocessConfig, uris: list[str], *, lengths_differ: bool) -> ImageSpec:
     """Return the images to produce; what the config leaves open follows from a sample of the corpus.
 
-    The height is the median, within `HEIGHTS`; the width follows from the median aspect ratio; RGB if more than a tenth
-    are in color. Raises InputError if no file of the sample can be decoded.
+    The height is the median, within `HEIGHTS`. The width follows from the median aspect ratio, or, of texts whose
+    images have widths of their own, from the widest, which others are padded to. RGB if more than a tenth are in color.
+
+    Args:
+        config: As requested.
+        uris: The corpus.
+        lengths_differ: Whether labels have different numbers of characters.
+
+    Raises:
+        InputError: No file of the sample can be decoded.
     """
     given = (config.height, config.width, config.channels)
-    if all(given):
+    if all(given) and not (config.fit == "auto" and lengths_differ):
         return config.image(*given)
     sample = [uris[k * len(uris) // NUM_SAMPLED] for k in range(NUM_SAMPLED)] if len(uris) > NUM_SAMPLED else uris
     with concurrent.futures.ThreadPoolExecutor(NUM_FETCH_THREADS) as pool:
@@ -65,9 +79,13 @@ def choose_image(config: PreprocessConfig, uris: list[str]) -> ImageSpec:
         said = f"{counted(reasons)}; {first[0]}: {first[1]}"
         raise InputError(f"{config.corpus} holds no image that can be used: {said}")
     height = config.height or min(max(round(statistics.median(one.height for one in looks)), HEIGHTS[0]), HEIGHTS[1])
-    width = round(height * statistics.median(one.width / one.height for one in looks))
+    ratios = np.array([one.width / one.height for one in looks])
+    narrow, wide = np.quantile(ratios, [0.1, 0.9])
+    pad = config.fit == "pad" or (config.fit == "auto" and lengths_differ and bool(wide > MIN_SPREAD * narrow))
+    width = round(height * float(np.quantile(ratios, WIDEST) if pad else np.median(ratios)))
     colored = sum(one.colored for one in looks) > len(looks) / 10 and not config.binarize
-    return config.image(height, config.width or min(max(width, 4), 4096), config.channels or (3 if colored else 1))
+    channels = config.channels or (3 if colored else 1)
+    return config.image(height, config.width or min(max(width, 4), 4096), channels, pad=pad)
 
 
 def decode_files(files: pa.Table, spec: ImageSpec, max_pixels: int) -> tuple[pa.Table, pa.Table, list[float]]:

@@ -224,7 +224,8 @@ def _choose_image(config: PreprocessConfig, files: pa.Table) -> tuple[ImageSpec,
         usual = int(np.sort(lengths)[max(len(lengths) - 1 - max(int(FEW_TOO_LONG * len(lengths)), 1), 0)])
         keep = lengths <= 2 * usual
     longest = int(lengths[keep].max())
-    image = decoding.choose_image(config, files["uri"].to_pylist())
+    differ = bool(lengths[keep].min() < longest)
+    image = decoding.choose_image(config, files["uri"].to_pylist(), lengths_differ=differ)
     if not config.width and image.most_characters < longest:
         wide = 2 * columns_for(longest)
         console.say(f"images are {wide} instead of {image.width} pixels wide, to hold {longest} characters")

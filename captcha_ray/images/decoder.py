@@ -115,6 +115,8 @@ def decode(
         uint8 (H, W, C), or why there are no pixels.
     """
     usual = aspect_ratios or (spec.width / spec.height,)
+    if spec.pad:
+        usual = (min(*usual, 1.0), max(usual))  # narrow images are padded and lose nothing
     found = _open_and_decode(data, spec, max_pixels, max_stretch, usual)
     return found if isinstance(found, Unreadable) else found.pixels
 
@@ -306,11 +308,28 @@ def prepare(image: Image.Image, spec: ImageSpec) -> Pixels | Unreadable:
     if spec.denoise:
         visible = visible.filter(ImageFilter.MedianFilter(spec.denoise))
     if visible.size != (spec.width, spec.height):
-        visible = visible.resize((spec.width, spec.height), Image.Resampling.BILINEAR)
+        visible = _padded(visible, spec) if spec.pad else _resized(visible, spec.width, spec.height)
     pixels = np.asarray(visible, np.uint8)
     if spec.binarize:
         pixels = np.where(pixels > otsu_threshold(pixels), np.uint8(255), np.uint8(0))
     return pixels.reshape(spec.shape)
+
+
+def _resized(image: Image.Image, width: int, height: int) -> Image.Image:
+    return image.resize((width, height), Image.Resampling.BILINEAR)
+
+
+def _padded(image: Image.Image, spec: ImageSpec) -> Image.Image:
+    """Return an image, gray or RGB, as large as the spec allows, amid the median color of its edge."""
+    scale = min(spec.width / image.width, spec.height / image.height)
+    width, height = (max(round(scale * side), 1) for side in image.size)
+    inner = _resized(image, width, height)
+    pixels = np.asarray(inner)
+    edge = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
+    color = np.median(edge, 0).astype(int)
+    padded = Image.new(image.mode, (spec.width, spec.height), tuple(np.atleast_1d(color).tolist()))
+    padded.paste(inner, ((spec.width - width) // 2, (spec.height - height) // 2))
+    return padded
 
 
 def from_array(array: npt.NDArray[np.uint8], spec: ImageSpec) -> Pixels | Unreadable:

@@ -28,6 +28,8 @@ class ImageSpec(Config):
     """Side of the median filter, pixels, odd; 0 for none. Applied before resizing."""
     binarize: bool = False
     """Make pixels 0 or 255 by Otsu's threshold, after resizing."""
+    pad: bool = False
+    """Keep the ratio of width to height: pad with the color of the image's edge instead of stretching."""
 
     def __post_init__(self) -> None:
         for name in ("height", "width"):
@@ -57,4 +59,5 @@ class ImageSpec(Config):
 
     def __str__(self) -> str:
         denoised = f", denoised by {self.denoise}" if self.denoise else ""
-        return f"{self.width}x{self.height}x{self.channels}{denoised}{', binarized' if self.binarize else ''}"
+        binarized, padded = ", binarized" if self.binarize else "", ", padded" if self.pad else ""
+        return f"{self.width}x{self.height}x{self.channels}{denoised}{binarized}{padded}"

@@ -27,6 +27,8 @@ def fingerprint(spec: ModelSpec, weights: bytes) -> str:
     for name, before in (("variable", False), ("temperature", 1.0), ("bidirectional", False), ("filters", 32)):
         if decisive[name] == before:
             del decisive[name]
+    if not decisive["image"]["pad"]:
+        del decisive["image"]["pad"]
     description = json.dumps(decisive, sort_keys=True).encode()
     return hashlib.sha256(len(description).to_bytes(8, "big") + description + weights).hexdigest()
 

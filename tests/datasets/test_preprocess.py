@@ -369,3 +369,17 @@ def test_a_corpus_without_labels_is_refused_with_the_rule_and_an_example(
     with pytest.raises(InputError, match=r"none of the 2 files of .* has a label by --labels folder; .*ab-0.png: the"):
         preprocess.preprocess(config_for(tmp_path, labels="folder", label_pattern=""))
     assert not (tmp_path / "shards").exists()
+
+
+def test_texts_whose_images_have_widths_of_their_own_are_padded_and_not_stretched(tmp_path: Path) -> None:
+    folder = tmp_path / "corpus"
+    for number in range(40):
+        length = 1 + number % 4
+        texts = glyph_texts(1, length, seed=number)
+        draw_glyphs(folder / str(number), texts, seed=number, size=(12 * length, 32))
+    image = preprocess.preprocess(config_for(tmp_path, height=0, width=0)).image_spec
+    assert (image.height, image.width, image.pad) == (32, 48, True)
+    for fit, width in (("stretch", 30), ("pad", 48)):
+        config = config_for(tmp_path, height=0, width=0, fit=fit, out=str(tmp_path / fit))
+        other = preprocess.preprocess(config).image_spec
+        assert (other.width, other.pad) == (width, fit == "pad")

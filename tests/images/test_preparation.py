@@ -113,3 +113,32 @@ def test_an_image_of_the_wrong_shape_is_not_decoded_and_one_too_large_is_called_
     assert decode(data[:60], GRAY, max_stretch=2.0) == Unreadable("wrong_aspect", "200x10 pixels do not fit 4x4")
     found = decode(data, GRAY, max_pixels=1999, max_stretch=2.0)
     assert found == Unreadable("too_large", "200x10 pixels are more than 1999")
+
+
+@pytest.mark.parametrize(
+    ("size", "box"),
+    [((24, 16), (0, 0, 24, 16)), ((12, 16), (6, 0, 18, 16)), ((48, 8), (0, 6, 24, 10)), ((6, 8), (6, 0, 18, 16))],
+)
+def test_padding_keeps_the_ratio_and_takes_the_color_of_the_edge(
+    size: tuple[int, int], box: tuple[int, int, int, int]
+) -> None:
+    image = Image.new("RGB", size, (200, 100, 0))
+    image.paste((0, 50, 250), (size[0] // 2 - 1, size[1] // 2 - 1, size[0] // 2 + 1, size[1] // 2 + 1))
+    pixels = read(encode(image, "PNG"), ImageSpec(height=16, width=24, channels=3, pad=True))
+    left, top, right, bottom = box
+    inside = np.zeros((16, 24), bool)
+    inside[top:bottom, left:right] = True
+    assert (pixels[~inside] == (200, 100, 0)).all()
+    stretched = image.resize((right - left, bottom - top), Image.Resampling.BILINEAR)
+    assert np.array_equal(pixels[top:bottom, left:right], np.asarray(stretched))
+
+
+def test_padded_images_may_be_narrower_than_usual_but_not_much_wider() -> None:
+    spec = ImageSpec(height=16, width=64, pad=True)
+
+    def fits(width: int, height: int) -> bool:
+        image = Image.new("L", (width, height))
+        image.putpixel((0, 0), 255)
+        return isinstance(decode(encode(image, "PNG"), spec, max_stretch=2.0, aspect_ratios=(3.0, 4.0)), np.ndarray)
+
+    assert [fits(8, 16), fits(7, 16), fits(128, 16), fits(129, 16)] == [True, False, True, False]
