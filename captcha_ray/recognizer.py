@@ -20,6 +20,7 @@ from captcha_ray.engines.engine import Engine, Name, Precision
 from captcha_ray.errors import InputError
 from captcha_ray.images import decoder
 from captcha_ray.models.allocator import keep_freed_memory
+from captcha_ray.models.restriction import WHOLE, Restriction
 from captcha_ray.models.slots import slot_probabilities
 from captcha_ray.models.spec import ModelSpec
 from captcha_ray.storage import filesystem
@@ -64,12 +65,13 @@ class Recognizer:
     [one.text for one in recognizer.predict(["a.png", open("b.png", "rb").read(), array])]
     """
 
-    def __init__(self, engine: Engine, spec: ModelSpec, model_id: str = "") -> None:
+    def __init__(self, engine: Engine, spec: ModelSpec, model_id: str = "", restriction: Restriction = WHOLE) -> None:
         keep_freed_memory()
         self.engine = engine
-        self.spec = spec
-        self.model_id = model_id
-        self._charset = Charset(spec.charset)
+        self.spec = restriction.spec(spec)
+        self.model_id = restriction.model_id(model_id)
+        self._whole, self._restriction = spec, restriction
+        self._charset = Charset(self.spec.charset)
 
     @classmethod
     def load(
@@ -79,21 +81,25 @@ class Recognizer:
         precision: Precision = "auto",
         engine: Name = "auto",
         num_threads: int = 0,
+        charset: str = "",
+        length: int = 0,
     ) -> "Recognizer":
         """Load the network of a run or checkpoint folder.
 
         Args:
-            uri: Local or in a bucket.
+            uri: Local or in a bucket; or `builtin`, for the network that comes with the package.
             device: In torch's words, such as "cuda"; a visible GPU is not taken by itself.
             precision: int8, bf16, fp32, or auto for the fastest here that loses nothing.
             engine: openvino, onnxruntime, torch, or auto for OpenVINO on the CPU and torch on another device.
             num_threads: Of OpenVINO and ONNX Runtime; 0 for one per core.
+            charset: Characters that texts may hold, of those that the network knows; empty for all.
+            length: Characters of every text; 0 for as many as the network finds.
 
         Raises:
-            InputError: There is no checkpoint, its parts do not belong together, there is no such device, or the engine
-                is not installed or cannot compute so.
+            InputError: There is no checkpoint, its parts do not belong together, there is no such device, the engine is
+                not installed or cannot compute so, or the network cannot be restricted so.
         """
-        return cls(*choice.load(uri, engine, precision, device, num_threads))
+        return cls(*choice.load(uri, engine, precision, device, num_threads), Restriction(charset, length))
 
     @overload  # a str is a Sequence[str] too; the first overload takes it
     def predict(self, sources: Source, batch_size: int = ...) -> Prediction: ...  # type: ignore[overload-overlap]
@@ -142,7 +148,7 @@ class Recognizer:
 
     def _outputs(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         assert pixels.shape[1:] == self.spec.image.shape, f"{pixels.shape[1:]} is not {self.spec.image.shape}"
-        return self.engine.log_probabilities(pixels)
+        return self._restriction.apply(self.engine.log_probabilities(pixels), self._whole)
 
     def _at_positions(self, outputs: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """Return log-probabilities of the classes at each position from an engine's."""

@@ -4,6 +4,7 @@ import dataclasses
 
 from captcha_ray.engines.engine import Name, Precision
 from captcha_ray.inference.table import BLOCK
+from captcha_ray.models.restriction import Restriction
 from captcha_ray.storage import filesystem
 
 BATCH_SIZE = 256
@@ -15,6 +16,7 @@ class BlockTask:
     """A worker's task: the network by URI and fingerprint, limits, and the folder URI of the blocks.
 
     min_confidence: least confidence of a certain prediction. num_threads: of a worker. device: in torch's words.
+    restriction: of texts.
     """
 
     model: str
@@ -29,6 +31,7 @@ class BlockTask:
     max_stretch: float
     min_confidence: float
     num_threads: int
+    restriction: Restriction
 
     def block_uri(self, block: int) -> str:
         """Return the URI of the listed objects of a block."""

@@ -37,7 +37,15 @@ class BlockReader:
         self._report = report
         if task.endpoint_url:
             objectstore.use_endpoint(task.endpoint_url)
-        self._recognizer = Recognizer.load(task.model, task.device, task.precision, task.engine, task.num_threads)
+        self._recognizer = Recognizer.load(
+            task.model,
+            task.device,
+            task.precision,
+            task.engine,
+            task.num_threads,
+            task.restriction.charset,
+            task.restriction.length,
+        )
         report["engine"] = self._recognizer.engine.name
         if self._recognizer.model_id != task.model_id:
             raise InputError(f"{task.model} is not the network it was when this job began")

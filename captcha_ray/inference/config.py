@@ -8,6 +8,7 @@ from captcha_ray.config import DEMO, NOT_NEGATIVE, POSITIVE, SHARE, Config, at_l
 from captcha_ray.engines.engine import Name, Precision
 from captcha_ray.errors import InputError, check
 from captcha_ray.images.spec import MAX_PIXELS_LIMIT
+from captcha_ray.models.restriction import Restriction
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -18,7 +19,12 @@ class InferConfig(Config):
     """Folder, s3:// or gs:// URI, single image, or a listing: a .csv, .csv.gz or .parquet table of URIs, or the
     manifest.json of an S3 inventory."""
     run: str = f"{DEMO}/runs/text5"
-    """Run or checkpoint folder or s3:// URI of the network. The default one is trained on first use."""
+    """Run or checkpoint folder or s3:// URI of the network, or builtin for the one that comes with the package. The
+    default one is trained on first use."""
+    charset: str = ""
+    """Characters that texts may hold, of those that the network knows. Default: all of them."""
+    length: Annotated[int, NOT_NEGATIVE] = 0
+    """Characters of every text; 0 for as many as the network finds."""
     out: str = f"{DEMO}/predictions"
     """Folder or s3:// URI of the table; rows are only ever added to it."""
     skip: Literal["same-model", "any-model", "never"] = "same-model"
@@ -87,3 +93,8 @@ class InferConfig(Config):
             f"endpoint_url is {self.endpoint_url!r}; it must start with http:// or https://",
         )
         check("@" not in self.endpoint_url, "endpoint_url must hold no credentials; they belong in the environment")
+
+    @property
+    def restriction(self) -> Restriction:
+        """Return what is known of all texts."""
+        return Restriction(self.charset, self.length)

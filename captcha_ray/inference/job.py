@@ -103,11 +103,13 @@ def transcribe(config: InferConfig, started: float, reader: str = READER) -> Nig
     config = dataclasses.replace(
         config,
         images=filesystem.absolute(config.images),
-        run=filesystem.absolute(config.run),
+        run=fingerprint.absolute(config.run),
         out=filesystem.absolute(config.out),
     )
     _check_apart(config.images, config.out)
-    _, model_id = fingerprint.load_spec_and_fingerprint(config.run)
+    spec, whole_id = fingerprint.load_spec_and_fingerprint(config.run)
+    config.restriction.spec(spec)  # it is told here if the network cannot be restricted so
+    model_id = config.restriction.model_id(whole_id)
     with contextlib.ExitStack() as stack:
         if os.environ.get("RAY_ADDRESS"):  # a cluster says no before a listing of hours; a Ray of our own cannot
             stack.enter_context(ray_session.connect())
@@ -138,7 +140,8 @@ def _num_workers(config: InferConfig) -> int:
 def _shared(config: InferConfig) -> dict[str, str]:
     """Return what workers read and write, by flag; a table that lists images is the driver's alone."""
     images = "" if listing.is_table(config.images) else config.images
-    return {"images": images, "run": config.run, "out": config.out}
+    run = "" if config.run == fingerprint.BUILTIN else config.run
+    return {"images": images, "run": run, "out": config.out}
 
 
 def block_sizes(num_batches: int, num_workers: int) -> list[int]:
@@ -192,6 +195,7 @@ class _Job:
             config.max_stretch,
             config.min_confidence,
             config.cpus_per_worker,
+            config.restriction,
         )
         self._pipeline = Pipeline(config, self._task, reader)
         self._seconds: dict[str, float] = {}

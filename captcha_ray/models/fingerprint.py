@@ -6,6 +6,7 @@ taken for a whole one.
 
 import hashlib
 import json
+from pathlib import Path
 
 from captcha_ray.errors import InputError
 from captcha_ray.models.spec import ModelSpec
@@ -14,6 +15,9 @@ from captcha_ray.storage import filesystem
 
 WEIGHTS = "model.safetensors"
 DESCRIPTION = "model.json"
+
+BUILTIN = "builtin"
+"""Names the network that comes with the package, wherever a run is named, and its folder beside this module."""
 
 
 def fingerprint(spec: ModelSpec, weights: bytes) -> str:
@@ -70,9 +74,14 @@ def _load_description(folder: str) -> tuple[ModelSpec, str]:
         raise InputError(f"{folder}/{DESCRIPTION} describes no model: {type(error).__name__}, {error}") from error
 
 
+def absolute(uri: str) -> str:
+    """Return the URI of a run from the working directory; `BUILTIN` stays a name, as each machine has its own copy."""
+    return uri if uri == BUILTIN else filesystem.absolute(uri)
+
+
 def find_checkpoint(uri: str) -> str:
     """Return the checkpoint folder of a run, or the folder itself if it is one. Raises InputError for neither."""
-    uri = filesystem.absolute(uri)
+    uri = str(Path(__file__).with_name(BUILTIN)) if uri == BUILTIN else filesystem.absolute(uri)
     for folder in (filesystem.join(uri, "checkpoint"), uri):
         if filesystem.exists(filesystem.join(folder, DESCRIPTION)):
             return folder

@@ -4,6 +4,7 @@ import dataclasses
 import math
 
 from captcha_ray.datasets.schema import Manifest
+from captcha_ray.models.fingerprint import BUILTIN, load_spec
 from captcha_ray.recipes.config import TrainConfig
 
 # Figures were measured on 856 real captchas and 6,802 digits, see LOG.md, 2026-11-21.
@@ -45,6 +46,7 @@ def resolve(config: TrainConfig, manifest: Manifest) -> TrainConfig:
     return dataclasses.replace(
         config,
         network="column_cnn" if open_ else config.network,
+        init=_init(config),
         variable_length=config.variable_length or (open_ and manifest.min_length < manifest.max_length),
         batch_size=config.batch_size or max(batch_size(manifest.num_images["train"]) // config.workers[1], 2),
         epochs=min(chosen, config.max_epochs or chosen),
@@ -52,6 +54,12 @@ def resolve(config: TrainConfig, manifest: Manifest) -> TrainConfig:
         # A line over a single character can make another character of it.
         lines_fraction=config.lines_fraction if manifest.max_length > 1 else 0.0,
     )
+
+
+def _init(config: TrainConfig) -> str:
+    """Return the weights to begin with; the built-in ones are for networks of their own number of filters."""
+    fits = config.init != BUILTIN or config.filters == load_spec(BUILTIN).filters
+    return config.init if fits and not config.from_scratch else ""
 
 
 def batch_size(num_images: int) -> int:

@@ -99,6 +99,34 @@ def auto() -> TrainConfig:
     )
 
 
+def pretrain() -> TrainConfig:
+    """Return the recipe of the built-in weights, for a large corpus of `synthesize --scheme varied`.
+
+    The corpus is varied enough by itself, so images are not distorted once more.
+    """
+    return dataclasses.replace(
+        auto(),
+        recipe="pretrain",
+        network="column_cnn",
+        variable_length=True,
+        filters=16,
+        epochs=11,
+        batch_size=64,
+        schedule="one_cycle",
+        warmup_fraction=0.02,
+        dropout=0.1,
+        rotation_degrees=0.0,
+        shift_fraction=0.0,
+        shear_degrees=0.0,
+        zoom_fraction=0.0,
+        lines_fraction=0.0,
+        elastic_fraction=0.0,
+        stroke_fraction=0.0,
+        contrast_fraction=0.0,
+        noise_fraction=0.0,
+    )
+
+
 def text() -> TrainConfig:
     """Return the recipe for a fixed number of characters, in images of any size."""
     return dataclasses.replace(auto(), recipe="text", network="column_cnn")
@@ -121,6 +149,7 @@ RECIPES: dict[str, Callable[[], TrainConfig]] = {
     "text": text,
     "text-ctc": text_ctc,
     "glyph": glyph,
+    "pretrain": pretrain,
     "demo-digits": demo_digits,
     "demo-text5": demo_text5,
 }

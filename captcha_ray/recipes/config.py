@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 from captcha_ray.config import DEMO, NOT_NEGATIVE, POSITIVE, SHARE, SHARE_BELOW_1, Config, Limit, at_least
 from captcha_ray.errors import InputError, check
+from captcha_ray.models.fingerprint import BUILTIN
 from captcha_ray.models.spec import FILTERS, Network, Precision
 
 Optimizer = Literal["sgd", "rmsprop", "adam", "adamw"]
@@ -38,8 +39,11 @@ class TrainConfig(Config):
     """Filters of column_cnn's first convolution; later ones have up to four times as many. 16 take a quarter of the
     operations, and recognize a little less."""
     init: str = ""
-    """Folder or URI of a run, whose weights column_cnn begins with; its filters must be --filters. Characters that both
-    know keep what was learned of them. Empty for random weights."""
+    """Folder or URI of a run whose weights column_cnn begins with, and which has as many --filters; or builtin, for the
+    weights that come with the package. Characters that both know keep what was learned of them. Empty for random
+    weights."""
+    from_scratch: bool = False
+    """Begin with random weights, whatever the recipe says."""
     variable_length: bool = False
     """Recognize 1 to --max-length characters per image instead of exactly as many; column_cnn only."""
     charset: str = ""
@@ -143,5 +147,9 @@ class TrainConfig(Config):
         check(
             not self.init or self.network in ("auto", "column_cnn"),
             f"init is {self.init!r}; {self.network} begins with random weights, only column_cnn with those of a run",
+        )
+        check(
+            self.init in ("", BUILTIN) or not self.from_scratch,
+            f"init is {self.init!r}, and from_scratch says to begin with random weights; leave one of them out",
         )
         check(bool(self.shards) and bool(self.run), "shards and run must each name a folder or a URI")

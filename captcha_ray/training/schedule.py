@@ -160,12 +160,16 @@ class Plan:
     def prior(self, done: float) -> float:
         """Return the weight of the alignment prior in the loss, 0 to 1, after so many epochs."""
         whole = self._prior_steps
+        if not whole:
+            return 0.0
         step: float = (done - self.begun) * self.steps
         return min(max((PRIOR_FADE * whole - step) / ((PRIOR_FADE - 1) * whole), 0.0), 1.0)
 
     @property
     def _prior_steps(self) -> float:
-        """Return the steps of this attempt in which the prior has full weight."""
+        """Return the steps of this attempt in which the prior has full weight: none if it began with weights."""
+        if self.config.init and not self.attempt:
+            return 0.0
         planned = PRIOR_SHARE * self.config.epochs * self.steps
         longer: int = PRIOR_GROWTH**self.attempt
         return min(PRIOR_STEPS, PRIOR_EPOCHS * self.steps, planned) * longer

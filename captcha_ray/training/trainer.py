@@ -27,8 +27,10 @@ import torch.distributed
 from captcha_ray import console
 from captcha_ray.datasets import schema
 from captcha_ray.errors import InputError, JobError, check
+from captcha_ray.models import fingerprint
 from captcha_ray.models.networks import build_model
 from captcha_ray.models.spec import ModelSpec
+from captcha_ray.models.transfer import check_source
 from captcha_ray.recipes.auto_config import resolve
 from captcha_ray.recipes.config import TrainConfig
 from captcha_ray.runs.directory import RunDirectory
@@ -137,7 +139,8 @@ def fit(
     started = time.perf_counter()
     run = RunDirectory(config.run)
     unlabeled = filesystem.absolute(config.unlabeled) if config.unlabeled else ""
-    config = dataclasses.replace(config, run=run.uri, shards=filesystem.absolute(config.shards), unlabeled=unlabeled)
+    shards, init = filesystem.absolute(config.shards), fingerprint.absolute(config.init) if config.init else ""
+    config = dataclasses.replace(config, run=run.uri, shards=shards, unlabeled=unlabeled, init=init)
     resolved = _check_and_begin(config, manifest, run)
     facts: dict[str, Any] = {}
     with Lease(run.path("_lease.json")) as lease:
@@ -162,11 +165,14 @@ def _check_and_begin(config: TrainConfig, manifest: schema.Manifest, run: RunDir
     config: as requested.
     """
     resolved = _resolved(config, manifest, run)
-    model_spec(resolved, manifest)
+    spec = model_spec(resolved, manifest)
+    if resolved.init:
+        check_source(spec, resolved.init)
     check_batches(resolved, manifest)
     if not config.resume:
         run.check_free()
-    where = {"shards": config.shards, "unlabeled": config.unlabeled, "run": config.run}
+    init = "" if resolved.init == fingerprint.BUILTIN else resolved.init
+    where = {"shards": config.shards, "unlabeled": config.unlabeled, "init": init, "run": config.run}
     capacity.wait_for_capacity(resolved.workers[0], resolved.cpus_per_worker, resolved.use_gpu, **where)
     run.begin(config.to_dict(), manifest.to_dict(), resume=config.resume, may_differ=RESUME_MAY_DIFFER)
     return resolved
@@ -221,8 +227,9 @@ def describe(config: TrainConfig, spec: ModelSpec, manifest: schema.Manifest) ->
         size = sum(parameter.numel() for parameter in build_model(spec).parameters())
     longest = f" (up to {config.max_epochs} where that helps)" if config.max_epochs > config.epochs else ""
     lengths = f"{spec.length_range} of {len(spec.charset)} characters in {spec.image}"
+    begins = f", begun with the weights of {config.init}," if config.init else ""
     return (
-        f"{spec.network} of {size:,} parameters for {lengths}: {config.epochs} epochs{longest} of "
+        f"{spec.network} of {size:,} parameters{begins} for {lengths}: {config.epochs} epochs{longest} of "
         f"{manifest.num_images['train']:,} images in batches of up to {config.batch_size}"
     )
 

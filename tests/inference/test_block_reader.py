@@ -22,6 +22,7 @@ from captcha_ray.inference.block import BlockTask
 from captcha_ray.inference.block_reader import BlockReader
 from captcha_ray.inference.table import STAGED_SCHEMA, Counts, stage
 from captcha_ray.models import fingerprint
+from captcha_ray.models.restriction import WHOLE
 from captcha_ray.storage import filesystem, objectstore
 from tests.factories import GLYPHS, draw_glyphs, glyph_texts, save_network
 from tests.support.fault_proxy import Fault, fault_proxy
@@ -91,7 +92,19 @@ def network(tmp_path_factory: pytest.TempPathFactory) -> str:
 def task(network: str, tmp_path: Path) -> BlockTask:
     _, model_id = fingerprint.load_spec_and_fingerprint(network)
     return BlockTask(
-        network, model_id, "cpu", "auto", "auto", str(tmp_path / "attempt"), "", MAX_BYTES, 16_000_000, 4.0, 0.0, 1
+        network,
+        model_id,
+        "cpu",
+        "auto",
+        "auto",
+        str(tmp_path / "attempt"),
+        "",
+        MAX_BYTES,
+        16_000_000,
+        4.0,
+        0.0,
+        1,
+        WHOLE,
     )
 
 

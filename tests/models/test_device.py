@@ -24,6 +24,7 @@ from captcha_ray.models import fingerprint
 from captcha_ray.models.allocator import keep_freed_memory
 from captcha_ray.models.device import Arithmetic, has_fast_bf16
 from captcha_ray.models.networks import Network
+from captcha_ray.models.restriction import WHOLE
 from captcha_ray.runtime import capacity, ray_session
 from captcha_ray.training import pseudo_labels
 from tests.factories import GLYPHS, draw_glyphs, glyph_texts, save_network
@@ -61,7 +62,9 @@ def test_nobody_asks_whether_there_is_a_gpu(
     uris = [str(path) for path in folder.iterdir()]
     pseudo_labels.RecognizeFiles(run)(pa.table({"uri": uris, "text": [""] * 3}))
     _, model_id = fingerprint.load_spec_and_fingerprint(run)
-    task = BlockTask(run, model_id, "cpu", "auto", "auto", str(tmp_path / "attempt"), "", 1000, 1000, 4.0, 0.0, 1)
+    task = BlockTask(
+        run, model_id, "cpu", "auto", "auto", str(tmp_path / "attempt"), "", 1000, 1000, 4.0, 0.0, 1, WHOLE
+    )
     block_reader.BlockReader(task, {"seconds": {}})
     assert requested == []
 
