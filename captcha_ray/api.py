@@ -145,21 +145,24 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
     from captcha_ray.models import fingerprint  # noqa: PLC0415
     from captcha_ray.training.results import publish  # noqa: PLC0415
 
-    spec = fingerprint.load_spec(run.uri)
+    model = fingerprint.absolute(config.run)
+    spec = config.restriction.spec(fingerprint.load_spec(model))
+    adds = bool(run.shards) and not (config.charset or config.length)  # a bare checkpoint is not ours to add to
     if config.out:
         filesystem.check_writable(filesystem.absolute(config.out).rpartition("/")[0])
-    elif run.shards:
+    elif adds:
         filesystem.check_writable(run.uri)
     with ray_session.connect():
         capacity.wait_for_capacity(config.num_workers or 1, 1, config.use_gpu and config.num_workers > 0)
         shards = "" if config.corpus or config.table else config.shards or run.shards
-        ray_session.check_shared(run=config.run, shards=shards, corpus=config.corpus, table=config.table)
+        own = "" if model == fingerprint.BUILTIN else config.run
+        ray_session.check_shared(run=own, shards=shards, corpus=config.corpus, table=config.table)
         source = sources.open_labeled(config, run.shards, spec)
-        evaluation = measuring.evaluate(source, run.uri, config.num_workers, config.use_gpu)
+        evaluation = measuring.evaluate(source, model, config.num_workers, config.use_gpu, config.restriction)
     alone = {source.name: evaluation.summary()}
     if config.out:
         filesystem.write(filesystem.absolute(config.out), to_json(alone))
-    elif run.shards:  # a bare checkpoint is not ours to add to
+    elif adds:
         published = publish(run, {source.name: evaluation})
         return EvaluateResult(published, source.name, evaluation, run.path("report.html"))
     return EvaluateResult(alone, source.name, evaluation)

@@ -100,6 +100,9 @@ class PreprocessConfig(Config):
     fit: Literal["auto", "stretch", "pad"] = "auto"
     """stretch images to height and width; pad them with the color of their edge, at their own ratio; or auto: pad if
     texts differ in length and a tenth of the images is twice as wide as another tenth, for their height."""
+    crop: Literal["auto", "none"] = "auto"
+    """auto cuts off what lies above, below or beside the text, where text stands in the same half of the height or of
+    the width, or less, in nearly all images and neither --height nor --width is given; none keeps all."""
     denoise: int = 0
     """Side of a median filter, pixels, odd; 0 for none."""
     binarize: bool = False
@@ -144,9 +147,17 @@ class PreprocessConfig(Config):
         columns = (self.path_column, self.text_column)
         return LabelRule(self.labels, self.label_pattern, self.table, *columns, self.keep_blanks)
 
-    def image(self, height: int, width: int, channels: int, *, pad: bool = False) -> ImageSpec:
+    def image(
+        self, height: int, width: int, channels: int, *, pad: bool = False, crop: tuple[float, ...] = ()
+    ) -> ImageSpec:
         """Return the specification of images of this size in pixels. pad: if `fit` leaves it open."""
         pad = pad if self.fit == "auto" else self.fit == "pad"
         return ImageSpec(
-            height=height, width=width, channels=channels, denoise=self.denoise, binarize=self.binarize, pad=pad
+            height=height,
+            width=width,
+            channels=channels,
+            denoise=self.denoise,
+            binarize=self.binarize,
+            pad=pad,
+            crop=crop,
         )

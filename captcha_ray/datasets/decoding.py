@@ -16,6 +16,7 @@ import pyarrow as pa
 
 from captcha_ray.datasets import schema
 from captcha_ray.datasets.config import PreprocessConfig
+from captcha_ray.datasets.text_band import LOOK, find_text
 from captcha_ray.errors import InputError
 from captcha_ray.images import decoder
 from captcha_ray.images.spec import ImageSpec
@@ -53,8 +54,9 @@ def block_rows(num_files: int, image: ImageSpec) -> int:
 def choose_image(config: PreprocessConfig, uris: list[str], *, lengths_differ: bool) -> ImageSpec:
     """Return the images to produce; what the config leaves open follows from a sample of the corpus.
 
-    The height is the median, within `HEIGHTS`. The width follows from the median aspect ratio, or, of texts whose
-    images have widths of their own, from the widest, which others are padded to. RGB if more than a tenth are in color.
+    What surrounds the text is cut off, see `find_text`. The height is the median, within `HEIGHTS`. The width follows
+    from the median aspect ratio, or, of texts whose images have widths of their own, from the widest, which others are
+    padded to. RGB if more than a tenth are in color.
 
     Args:
         config: As requested.
@@ -67,25 +69,40 @@ def choose_image(config: PreprocessConfig, uris: list[str], *, lengths_differ: b
     given = (config.height, config.width, config.channels)
     if all(given) and not (config.fit == "auto" and lengths_differ):
         return config.image(*given)
-    sample = [uris[k * len(uris) // NUM_SAMPLED] for k in range(NUM_SAMPLED)] if len(uris) > NUM_SAMPLED else uris
-    with concurrent.futures.ThreadPoolExecutor(NUM_FETCH_THREADS) as pool:
-        seen = list(pool.map(lambda uri: _of_file(uri, lambda data: decoder.inspect(data, config.max_pixels)), sample))
-    looks = [one for one in seen if isinstance(one, decoder.Appearance)]
-    if not looks:
-        reasons = collections.Counter(one.reason for one in seen if isinstance(one, decoder.Unreadable))
-        first = next(
-            (uri, one.detail) for uri, one in zip(sample, seen, strict=True) if isinstance(one, decoder.Unreadable)
-        )
-        said = f"{counted(reasons)}; {first[0]}: {first[1]}"
-        raise InputError(f"{config.corpus} holds no image that can be used: {said}")
-    height = config.height or min(max(round(statistics.median(one.height for one in looks)), HEIGHTS[0]), HEIGHTS[1])
-    ratios = np.array([one.width / one.height for one in looks])
+    looks, grays = _look_at_sample(config, uris)
+    sized = config.height > 0 or config.width > 0
+    crop = find_text(grays) if config.crop == "auto" and not sized else ()
+    left, top, right, bottom = crop or (0, 0, 1, 1)
+    heights = [(bottom - top) * one.height for one in looks]
+    height = config.height or min(max(round(statistics.median(heights)), HEIGHTS[0]), HEIGHTS[1])
+    ratios = np.array([(right - left) * one.width / one.height / (bottom - top) for one in looks])
     narrow, wide = np.quantile(ratios, [0.1, 0.9])
     pad = config.fit == "pad" or (config.fit == "auto" and lengths_differ and bool(wide > MIN_SPREAD * narrow))
     width = round(height * float(np.quantile(ratios, WIDEST) if pad else np.median(ratios)))
     colored = sum(one.colored for one in looks) > len(looks) / 10 and not config.binarize
     channels = config.channels or (3 if colored else 1)
-    return config.image(height, config.width or min(max(width, 4), 4096), channels, pad=pad)
+    return config.image(height, config.width or min(max(width, 4), 4096), channels, pad=pad, crop=crop)
+
+
+def _look_at_sample(config: PreprocessConfig, uris: list[str]) -> tuple[list[decoder.Appearance], list[decoder.Pixels]]:
+    """Return how images of a sample look, and the images themselves as `find_text` takes them."""
+
+    def look(data: bytes) -> tuple[decoder.Appearance, decoder.Pixels] | decoder.Unreadable:
+        appearance, gray = decoder.inspect(data, config.max_pixels), decoder.decode(data, LOOK, config.max_pixels)
+        if isinstance(appearance, decoder.Unreadable):
+            return appearance
+        return gray if isinstance(gray, decoder.Unreadable) else (appearance, gray)
+
+    sample = [uris[k * len(uris) // NUM_SAMPLED] for k in range(NUM_SAMPLED)] if len(uris) > NUM_SAMPLED else uris
+    with concurrent.futures.ThreadPoolExecutor(NUM_FETCH_THREADS) as pool:
+        seen = list(pool.map(lambda uri: _of_file(uri, look), sample))
+    looks = [one for one in seen if not isinstance(one, decoder.Unreadable)]
+    if not looks:
+        bad = [(uri, one) for uri, one in zip(sample, seen, strict=True) if isinstance(one, decoder.Unreadable)]
+        reasons = collections.Counter(one.reason for _, one in bad)
+        first, why = bad[0]
+        raise InputError(f"{config.corpus} holds no image that can be used: {counted(reasons)}; {first}: {why.detail}")
+    return [appearance for appearance, _ in looks], [gray for _, gray in looks]
 
 
 def decode_files(files: pa.Table, spec: ImageSpec, max_pixels: int) -> tuple[pa.Table, pa.Table, list[float]]:

@@ -226,6 +226,10 @@ def _choose_image(config: PreprocessConfig, files: pa.Table) -> tuple[ImageSpec,
     longest = int(lengths[keep].max())
     differ = bool(lengths[keep].min() < longest)
     image = decoding.choose_image(config, files["uri"].to_pylist(), lengths_differ=differ)
+    if image.crop:
+        console.say(
+            f"text stands in {_described(image.crop)} of the images; the rest is cut off (--crop none keeps it)"
+        )
     if not config.width and image.most_characters < longest:
         wide = 2 * columns_for(longest)
         console.say(f"images are {wide} instead of {image.width} pixels wide, to hold {longest} characters")
@@ -241,6 +245,11 @@ def _choose_image(config: PreprocessConfig, files: pa.Table) -> tuple[ImageSpec,
             f"{aside[0][2]}; if they are meant, pass --max-length {lengths.max()}"
         )
     return image, files.filter(pa.array(keep)), schema.quarantine(aside)
+
+
+def _described(part: tuple[float, ...]) -> str:
+    left, top, right, bottom = part
+    return f"{left:.0%} to {right:.0%} of the width and {top:.0%} to {bottom:.0%} of the height"
 
 
 def _check_labels(listing: labels.Listing, config: PreprocessConfig) -> tuple[pa.Table, pa.Table]:

@@ -6,6 +6,8 @@ from typing import Annotated, Literal
 from captcha_ray.config import DEMO, NOT_NEGATIVE, Config
 from captcha_ray.datasets.config import LabelRule, Labels
 from captcha_ray.errors import check
+from captcha_ray.models.fingerprint import BUILTIN
+from captcha_ray.models.restriction import Restriction
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -13,7 +15,12 @@ class EvaluateConfig(Config):
     """Measure a network on a split or a labeled corpus, or its recipe by training it anew on parts of the images."""
 
     run: str = f"{DEMO}/runs/digits"
-    """Run or checkpoint folder or s3:// URI. The default one is trained on first use."""
+    """Run or checkpoint folder or s3:// URI; or builtin, for the network that comes with the package. The default one
+    is trained on first use."""
+    charset: str = ""
+    """Characters that texts may hold, of those that the network knows, as in jobs/infer.py. Default: all of them."""
+    length: Annotated[int, NOT_NEGATIVE] = 0
+    """Characters of every text, as in jobs/infer.py; 0 for as many as the network finds."""
     shards: str = ""
     """Folder or s3:// URI of shards to measure on. Default: those the run was trained on."""
     split: Literal["train", "val", "test"] = "test"
@@ -43,7 +50,8 @@ class EvaluateConfig(Config):
     use_gpu: bool = False
     """Reserve one GPU per actor, or per training."""
     out: str = ""
-    """JSON file to write the figures to. Default: the run's results.json and report.html."""
+    """JSON file to write the figures to. Default: the run's results.json and report.html; none with --charset, --length
+    or --run builtin."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -58,6 +66,10 @@ class EvaluateConfig(Config):
         check(self.folds == 0 or 2 <= self.folds <= 100, f"folds is {self.folds}; it must be 2 to 100, or 0 for none")
         check(not (self.folds and self.learning_curve), "--folds and --learning-curve exclude each other")
         check(
+            not (self.trains and (self.charset or self.length or self.run == BUILTIN)),
+            "--folds and --learning-curve train networks; --charset, --length and --run builtin do not go with them",
+        )
+        check(
             not (self.trains and (self.corpus or self.table or self.num_workers or self.out or self.split != "test")),
             "--folds and --learning-curve train on shards and write to the run; --corpus, --table, --split, "
             "--num-workers and --out do not go with them",
@@ -68,6 +80,11 @@ class EvaluateConfig(Config):
         """Return the rule by which labels of the corpus are found."""
         columns = (self.path_column, self.text_column)
         return LabelRule(self.labels, self.label_pattern, self.table, *columns, self.keep_blanks)
+
+    @property
+    def restriction(self) -> Restriction:
+        """Return what is known of all texts."""
+        return Restriction(self.charset, self.length)
 
     @property
     def trains(self) -> bool:

@@ -18,6 +18,7 @@ from captcha_ray.errors import InputError
 from captcha_ray.metrics.calibration import Confidences
 from captcha_ray.metrics.counts import Mistake, PredictionCounts
 from captcha_ray.models import checkpoint, fingerprint
+from captcha_ray.models.restriction import WHOLE, Restriction
 from captcha_ray.models.spec import ModelSpec
 from captcha_ray.recognizer import Recognizer
 from captcha_ray.runtime import capacity
@@ -38,8 +39,9 @@ class RecognizeImages:
     The network is loaded once, in the constructor, so an object serves as an actor of `map_batches`.
     """
 
-    def __init__(self, uri: str, device: str = "cpu") -> None:
-        self._recognizer = Recognizer.load(uri, device, engine="torch")
+    def __init__(self, uri: str, device: str = "cpu", restriction: Restriction = WHOLE) -> None:
+        charset, length = restriction.charset, restriction.length
+        self._recognizer = Recognizer.load(uri, device, engine="torch", charset=charset, length=length)
 
     def __call__(self, rows: pa.Table) -> pa.Table:
         """Turn rows of `Labeled` into uri, text, prediction, confidence, loss, wrong_image (null if right).
@@ -73,17 +75,19 @@ class RecognizeImages:
         )
 
 
-def _read_rows(dataset: ray.data.Dataset, uri: str, num_workers: int, use_gpu: bool) -> Iterator[pa.Table]:
+def _read_rows(
+    dataset: ray.data.Dataset, uri: str, num_workers: int, use_gpu: bool, restriction: Restriction
+) -> Iterator[pa.Table]:
     """Yield tables of predictions for all rows. num_workers: actors; 0 computes in this process."""
     if num_workers == 0:
-        read = RecognizeImages(uri, capacity.device_of(use_gpu))
+        read = RecognizeImages(uri, capacity.device_of(use_gpu), restriction)
         for rows in dataset.iter_batches(batch_size=BATCH_SIZE, batch_format="pyarrow"):
             yield read(rows)
         return
     compute: Any = ray.data.ActorPoolStrategy(size=num_workers)
     predictions = dataset.map_batches(
         RecognizeImages,
-        fn_constructor_args=(uri, capacity.device_of(use_gpu)),
+        fn_constructor_args=(uri, capacity.device_of(use_gpu), restriction),
         batch_size=BATCH_SIZE,
         batch_format="pyarrow",
         compute=compute,
@@ -167,7 +171,9 @@ class Tally:
         return Evaluation(source, self._counts, Confidences.of(confidence, right), mistakes, self._unread)
 
 
-def evaluate(source: Labeled, model: str, num_workers: int = 0, use_gpu: bool = False) -> Evaluation:
+def evaluate(
+    source: Labeled, model: str, num_workers: int = 0, use_gpu: bool = False, restriction: Restriction = WHOLE
+) -> Evaluation:
     """Predict labeled images and count what is right.
 
     Args:
@@ -175,13 +181,14 @@ def evaluate(source: Labeled, model: str, num_workers: int = 0, use_gpu: bool = 
         model: URI of a run or checkpoint.
         num_workers: Actors that compute; 0 computes in this process.
         use_gpu: Give a GPU to each of them.
+        restriction: Of the network's texts.
 
     Raises:
-        InputError: No image can be decoded.
+        InputError: No image can be decoded, or the network cannot be restricted so.
     """
-    tally = Tally(fingerprint.load_spec(model), source.num_unlabeled)
+    tally = Tally(restriction.spec(fingerprint.load_spec(model)), source.num_unlabeled)
     with console.progress(f"evaluate {source.name}", source.num_files, "images") as advance:
-        for table in _read_rows(source.dataset, model, num_workers, use_gpu):
+        for table in _read_rows(source.dataset, model, num_workers, use_gpu, restriction):
             tally.add(table)
             advance(len(table))
     return tally.evaluation(source.source)

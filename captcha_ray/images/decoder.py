@@ -9,7 +9,7 @@ import io
 import math
 import struct
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
 import numpy as np
@@ -302,6 +302,8 @@ def prepare(image: Image.Image, spec: ImageSpec) -> Pixels | Unreadable:
 
     Raises what Pillow raises for damaged data.
     """
+    if spec.crop:
+        image = _cropped(image, spec.crop)
     visible = contrast.to_contrast(contrast.to_8_bits(image), gray=spec.channels == 1)
     if visible is None:
         return BLANK
@@ -313,6 +315,13 @@ def prepare(image: Image.Image, spec: ImageSpec) -> Pixels | Unreadable:
     if spec.binarize:
         pixels = np.where(pixels > otsu_threshold(pixels), np.uint8(255), np.uint8(0))
     return pixels.reshape(spec.shape)
+
+
+def _cropped(image: Image.Image, part: Sequence[float]) -> Image.Image:
+    """Return a part of an image, of at least a pixel."""
+    left, top, right, bottom = (round(f * side) for f, side in zip(part, 2 * image.size, strict=True))
+    left, top = min(left, image.width - 1), min(top, image.height - 1)
+    return image.crop((left, top, max(right, left + 1), max(bottom, top + 1)))
 
 
 def _resized(image: Image.Image, width: int, height: int) -> Image.Image:

@@ -31,7 +31,15 @@ class ImageSpec(Config):
     pad: bool = False
     """Keep the ratio of width to height: pad with the color of the image's edge instead of stretching."""
 
+    crop: tuple[float, ...] = ()
+    """Left, top, right and bottom of the part that is kept, as fractions of width and height; empty for all."""
+
     def __post_init__(self) -> None:
+        left, top, right, bottom = self.crop or (0, 0, 1, 1)
+        check(
+            0 <= left < right <= 1 and 0 <= top < bottom <= 1,
+            f"crop is {self.crop}; it must be left, top, right and bottom, 0 to 1",
+        )
         for name in ("height", "width"):
             value = getattr(self, name)
             check(4 <= value <= 4096, f"{name} is {value}; it must be 4 to 4096 pixels")
@@ -60,4 +68,5 @@ class ImageSpec(Config):
     def __str__(self) -> str:
         denoised = f", denoised by {self.denoise}" if self.denoise else ""
         binarized, padded = ", binarized" if self.binarize else "", ", padded" if self.pad else ""
-        return f"{self.width}x{self.height}x{self.channels}{denoised}{binarized}{padded}"
+        cropped = ", cropped" if self.crop else ""
+        return f"{self.width}x{self.height}x{self.channels}{denoised}{binarized}{padded}{cropped}"

@@ -31,8 +31,9 @@ def fingerprint(spec: ModelSpec, weights: bytes) -> str:
     for name, before in (("variable", False), ("temperature", 1.0), ("bidirectional", False), ("filters", 32)):
         if decisive[name] == before:
             del decisive[name]
-    if not decisive["image"]["pad"]:
-        del decisive["image"]["pad"]
+    for name in ("pad", "crop"):
+        if not decisive["image"][name]:
+            del decisive["image"][name]
     description = json.dumps(decisive, sort_keys=True).encode()
     return hashlib.sha256(len(description).to_bytes(8, "big") + description + weights).hexdigest()
 

@@ -1,7 +1,6 @@
 """Networks that are told which characters there are, and how many: the rest of their outputs is left out."""
 
 import dataclasses
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
