@@ -122,7 +122,9 @@ def test_a_wheel_holds_all_of_the_package_and_its_console_script_runs(tmp_path: 
     zipfile.ZipFile(wheel).extractall(unpacked)
     source = ROOT / "captcha_ray"
     expected = {
-        path.relative_to(ROOT).as_posix() for path in source.rglob("*") if path.suffix in (".py", ".typed", ".jinja")
+        path.relative_to(ROOT).as_posix()
+        for path in source.rglob("*")
+        if path.suffix in (".py", ".typed", ".jinja") or path.parent.name == "builtin"
     }
     held = {path.relative_to(unpacked).as_posix() for path in unpacked.glob("captcha_ray/**/*") if path.is_file()}
     assert held == expected

@@ -57,9 +57,9 @@ def resolve(config: TrainConfig, manifest: Manifest) -> TrainConfig:
 
 
 def _init(config: TrainConfig) -> str:
-    """Return the weights to begin with; the built-in ones are for networks of their own number of filters."""
-    fits = config.init != BUILTIN or config.filters == load_spec(BUILTIN).filters
-    return config.init if fits and not config.from_scratch else ""
+    """Return the weights to begin with; the built-in ones are for networks of their own kind and number of filters."""
+    own = config.network in ("auto", "column_cnn") and config.filters == load_spec(BUILTIN).filters
+    return config.init if not config.from_scratch and (own or config.init != BUILTIN) else ""
 
 
 def batch_size(num_images: int) -> int:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 from captcha_ray.config import DEMO
 from captcha_ray.errors import check_keys
+from captcha_ray.models.fingerprint import BUILTIN
 from captcha_ray.recipes.config import TrainConfig
 
 
@@ -81,6 +82,7 @@ def auto() -> TrainConfig:
     """
     return TrainConfig(
         recipe="auto",
+        init=BUILTIN,
         optimizer="adamw",
         learning_rate=3e-3,
         schedule="warmup_stable_decay",
@@ -109,7 +111,7 @@ def pretrain() -> TrainConfig:
         recipe="pretrain",
         network="column_cnn",
         variable_length=True,
-        filters=16,
+        init="",
         epochs=11,
         batch_size=64,
         schedule="one_cycle",

@@ -35,9 +35,9 @@ class TrainConfig(Config):
     """Image width the shards must have, pixels; 0 takes what they have."""
     max_length: Annotated[int, NOT_NEGATIVE] = 0
     """Characters per image that the network recognizes; 0 takes the length of the shards' labels."""
-    filters: Annotated[int, FILTERS] = 32
-    """Filters of column_cnn's first convolution; later ones have up to four times as many. 16 take a quarter of the
-    operations, and recognize a little less."""
+    filters: Annotated[int, FILTERS] = 16
+    """Filters of column_cnn's first convolution; later ones have up to four times as many. 32 take four times the
+    operations and begin with random weights."""
     init: str = ""
     """Folder or URI of a run whose weights column_cnn begins with, and which has as many --filters; or builtin, for the
     weights that come with the package. Characters that both know keep what was learned of them. Empty for random
@@ -145,7 +145,7 @@ class TrainConfig(Config):
             f"max_epochs is {self.max_epochs}; it must be 0, or at least as many as epochs, {self.epochs}",
         )
         check(
-            not self.init or self.network in ("auto", "column_cnn"),
+            self.init in ("", BUILTIN) or self.network in ("auto", "column_cnn"),
             f"init is {self.init!r}; {self.network} begins with random weights, only column_cnn with those of a run",
         )
         check(

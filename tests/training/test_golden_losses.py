@@ -25,7 +25,14 @@ TOLERANCE = 1e-3
 rate below, AVX-512, AVX2 and SSE differ by a seventh of this; at 1e-3 they differ by 4 %."""
 
 CONFIG = TrainConfig(
-    recipe="test", epochs=2, batch_size=16, learning_rate=2e-5, precision="fp32", rotation_degrees=2.0, seed=3
+    recipe="test",
+    filters=32,
+    epochs=2,
+    batch_size=16,
+    learning_rate=2e-5,
+    precision="fp32",
+    rotation_degrees=2.0,
+    seed=3,
 )
 
 

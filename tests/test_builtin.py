@@ -1,0 +1,100 @@
+"""The network that comes with the package: what it recognizes without a label, and who begins with it."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import matplotlib
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image, ImageDraw, ImageFont
+
+import captcha_ray
+from captcha_ray import Recognizer
+from captcha_ray.evaluation.config import EvaluateConfig
+from captcha_ray.inference.config import InferConfig
+from captcha_ray.models import fingerprint
+from captcha_ray.models.fingerprint import BUILTIN
+from captcha_ray.recipes.auto_config import resolve
+from captcha_ray.recipes.catalog import get
+from captcha_ray.runtime import ray_session
+from tests.factories import manifest
+
+FOLDER = Path(captcha_ray.__file__).parent / "models" / "builtin"
+FONT = str(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"))
+
+
+def picture(text: str, size: int = 30, margin: int = 12) -> Image.Image:
+    font = ImageFont.truetype(FONT, size)
+    left, top, right, bottom = font.getbbox(text)
+    image = Image.new("L", (round(right - left) + 2 * margin, round(bottom - top) + 2 * margin), 235)
+    ImageDraw.Draw(image).text((margin - left, margin - top), text, fill=30, font=font)
+    return image
+
+
+def test_it_is_small_and_whole() -> None:
+    assert sum(path.stat().st_size for path in FOLDER.iterdir()) < 4_000_000
+    assert {path.name for path in FOLDER.iterdir()} >= {"model.safetensors", "model.json", "model.onnx"}
+    spec, model_id = fingerprint.load_spec_and_fingerprint(BUILTIN)
+    assert (spec.network, spec.image.pad, spec.max_length, spec.variable) == ("column_cnn", True, 10, True)
+    assert json.loads((FOLDER / "model.json").read_bytes())["fingerprint"] == model_id
+
+
+@pytest.mark.parametrize("engine", ["torch", "openvino", "onnxruntime"])
+def test_it_recognizes_plain_text_of_any_size_without_a_label(engine: str) -> None:
+    recognizer = Recognizer.load(BUILTIN, engine=engine)  # type: ignore[arg-type]
+    texts = ["4827", "36+21", "garden", "7", "ABCDEF", "2468135792"]
+    for size in (20, 60):
+        assert [one.text for one in recognizer.predict([picture(text, size) for text in texts])] == texts
+
+
+def test_what_is_known_of_the_texts_helps() -> None:
+    digits = Recognizer.load(BUILTIN, charset="0123456789", length=4)
+    prediction = digits.predict(picture("0120"))
+    assert (prediction.text, len(prediction.char_confidence)) == ("0120", 4)
+    assert digits.model_id != Recognizer.load(BUILTIN).model_id
+
+
+def test_a_night_needs_no_run_and_keeps_restricted_networks_apart(
+    ray_cluster: ray_session.Cluster, tmp_path: Path
+) -> None:
+    (tmp_path / "inbox").mkdir()
+    texts = ["4071", "2365", "9988"]
+    for text in texts:
+        picture(text).save(tmp_path / "inbox" / f"{text}.png")
+    config = InferConfig(images=str(tmp_path / "inbox"), run=BUILTIN, out=str(tmp_path / "table"))
+    restricted = dataclasses.replace(config, charset="0123456789", length=4)
+    for one, recognized in ((restricted, 3), (restricted, 0), (config, 3)):
+        assert captcha_ray.infer(one).committed.counts.total == recognized
+    rows = pq.read_table(tmp_path / "table").to_pylist()
+    assert len(rows) == 6
+    assert len({row["model_id"] for row in rows}) == 2
+    mine = Recognizer.load(BUILTIN, charset="0123456789", length=4).model_id
+    assert sorted(row["text"] for row in rows if row["model_id"] == mine) == sorted(texts)
+
+
+def test_it_is_measured_on_labeled_images_and_left_as_it_is(
+    ray_cluster: ray_session.Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "corpus").mkdir()
+    for text in ("4071", "2365", "9988"):
+        picture(text).save(tmp_path / "corpus" / f"{text}.png")
+    before = {path: path.read_bytes() for path in FOLDER.iterdir()}
+    config = EvaluateConfig(run=BUILTIN, corpus="corpus", labels="filename", charset="0123456789", length=4)
+    measured = captcha_ray.evaluate(config)
+    assert measured.results["corpus"]["exact_match"] == 1.0
+    assert {path: path.read_bytes() for path in FOLDER.iterdir()} == before
+    assert not (tmp_path / BUILTIN).exists()
+
+
+def test_trainings_begin_with_it_unless_they_say_otherwise_or_it_does_not_fit() -> None:
+    def init(**changes: object) -> str:
+        return resolve(dataclasses.replace(get("auto"), **changes), manifest()).init  # type: ignore[arg-type]
+
+    assert init() == BUILTIN
+    assert init(filters=32) == ""
+    assert init(from_scratch=True) == ""
+    assert init(network="multi_head_cnn") == ""
+    assert init(init="runs/old", filters=32) == "runs/old"
+    assert resolve(get("isfahan"), manifest()).init == ""
