@@ -69,7 +69,7 @@ class Recognizer:
         keep_freed_memory()
         self.engine = engine
         self.spec = restriction.spec(spec)
-        self.model_id = restriction.model_id(model_id)
+        self.model_id = restriction.model_id(model_id, spec)
         self._whole, self._restriction = spec, restriction
         self._charset = Charset(self.spec.charset)
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import matplotlib
@@ -11,14 +12,16 @@ from PIL import Image, ImageDraw, ImageFont
 
 import captcha_ray
 from captcha_ray import Recognizer
+from captcha_ray.errors import InputError
 from captcha_ray.evaluation.config import EvaluateConfig
 from captcha_ray.inference.config import InferConfig
 from captcha_ray.models import fingerprint
-from captcha_ray.models.fingerprint import BUILTIN
+from captcha_ray.models.spec import BUILTIN
 from captcha_ray.recipes.auto_config import resolve
 from captcha_ray.recipes.catalog import get
+from captcha_ray.recipes.config import TrainConfig
 from captcha_ray.runtime import ray_session
-from tests.factories import manifest
+from tests.factories import config_for, draw_glyphs, glyph_texts, manifest
 
 FOLDER = Path(captcha_ray.__file__).parent / "models" / "builtin"
 FONT = str(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"))
@@ -89,12 +92,37 @@ def test_it_is_measured_on_labeled_images_and_left_as_it_is(
 
 
 def test_trainings_begin_with_it_unless_they_say_otherwise_or_it_does_not_fit() -> None:
-    def init(**changes: object) -> str:
-        return resolve(dataclasses.replace(get("auto"), **changes), manifest()).init  # type: ignore[arg-type]
+    def init(charset: str = "abcd", **changes: object) -> str:
+        return resolve(dataclasses.replace(get("auto"), **changes), manifest(charset=charset)).init  # type: ignore[arg-type]
 
     assert init() == BUILTIN
+    assert init("abcЖ") == BUILTIN
+    assert init("aЖЙЩ") == ""
     assert init(filters=32) == ""
     assert init(from_scratch=True) == ""
     assert init(network="multi_head_cnn") == ""
     assert init(init="runs/old", filters=32) == "runs/old"
     assert resolve(get("isfahan"), manifest()).init == ""
+    with pytest.raises(InputError, match="run is 'builtin', the name of the network of this package"):
+        TrainConfig(run=BUILTIN)
+
+
+def test_a_run_begins_with_another_ones_weights_and_goes_on_without_it(
+    ray_cluster: ray_session.Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    draw_glyphs(tmp_path / "corpus", glyph_texts(200, 2))
+    captcha_ray.preprocess(config_for(tmp_path, splits=(0.6, 0.2, 0.2)))
+    base = TrainConfig(
+        shards="shards", run="first", filters=4, network="column_cnn", epochs=2, batch_size=16, learning_rate=3e-3
+    )
+    captcha_ray.train(dataclasses.replace(base, epochs=25))
+    fresh = captcha_ray.train(dataclasses.replace(base, run="fresh"))
+    begun = captcha_ray.train(dataclasses.replace(base, run="begun", init="first"))
+    assert begun.results["test"]["loss"] < 0.5 * fresh.results["test"]["loss"]
+    with pytest.raises(InputError, match="pass --filters 4"):
+        captcha_ray.train(dataclasses.replace(base, run="other", init="first", filters=8))
+    shutil.rmtree("first")
+    Path("begun/_SUCCESS").unlink()
+    again = captcha_ray.train(dataclasses.replace(base, run="begun", init="first", resume=True))
+    assert again.results["num_epochs"] == 2

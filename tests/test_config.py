@@ -181,7 +181,7 @@ def test_an_unknown_field_names_the_nearest() -> None:
 
 
 def test_an_unknown_field_near_to_none_lists_the_known_ones() -> None:
-    with pytest.raises(InputError, match=r"'zzz'; known are scheme, num_images, seed, out\."):
+    with pytest.raises(InputError, match=r"'zzz'; known are scheme, num_images, seed, fonts, out\."):
         SynthesizeConfig.from_dict({"zzz": 3})
 
 

@@ -68,6 +68,7 @@ class SynthesizeConfig(Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check(not self.fonts or self.scheme == "varied", "--fonts goes with --scheme varied")
         if not self.out:
             object.__setattr__(self, "out", f"{DEMO}/corpus/{self.scheme}")
 

@@ -71,7 +71,7 @@ def choose_image(config: PreprocessConfig, uris: list[str], *, lengths_differ: b
         return config.image(*given)
     looks, grays = _look_at_sample(config, uris)
     sized = config.height > 0 or config.width > 0
-    crop = find_text(grays) if config.crop == "auto" and not sized else ()
+    crop = find_text(grays, cut_width=not lengths_differ) if config.crop == "auto" and not sized else ()
     left, top, right, bottom = crop or (0, 0, 1, 1)
     heights = [(bottom - top) * one.height for one in looks]
     height = config.height or min(max(round(statistics.median(heights)), HEIGHTS[0]), HEIGHTS[1])

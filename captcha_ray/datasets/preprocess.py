@@ -168,7 +168,7 @@ def _claim(config: PreprocessConfig) -> None:
     """Mark the folder as begun. Raises InputError if it holds anything but unfinished work of this job."""
     marker = filesystem.join(config.out, STARTED)
     if filesystem.exists(marker):
-        if read_json(marker) != config.to_dict():
+        if PreprocessConfig.from_dict(read_json(marker)) != config:
             raise InputError(f"{config.out} holds shards begun with other settings; name another --out")
     elif not filesystem.is_empty(config.out):
         raise InputError(f"{config.out} is not empty and holds no shards; name another --out")
@@ -225,7 +225,7 @@ def _choose_image(config: PreprocessConfig, files: pa.Table) -> tuple[ImageSpec,
         keep = lengths <= 2 * usual
     longest = int(lengths[keep].max())
     differ = bool(lengths[keep].min() < longest)
-    image = decoding.choose_image(config, files["uri"].to_pylist(), lengths_differ=differ)
+    image = decoding.choose_image(config, files.filter(pa.array(keep))["uri"].to_pylist(), lengths_differ=differ)
     if image.crop:
         console.say(
             f"text stands in {_described(image.crop)} of the images; the rest is cut off (--crop none keeps it)"

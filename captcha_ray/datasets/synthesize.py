@@ -4,7 +4,6 @@ import dataclasses
 import functools
 from pathlib import Path
 
-import matplotlib
 import pyarrow as pa
 import pyarrow.parquet as pq
 import ray.data
@@ -33,7 +32,7 @@ def synthesize(config: SynthesizeConfig) -> str:
     Needs a connected Ray. Raises InputError if `config.out` holds anything else.
     """
     out = filesystem.absolute(config.out)
-    config = dataclasses.replace(config, out=out)
+    config = dataclasses.replace(config, out=out, fonts=filesystem.absolute(config.fonts) if config.fonts else "")
     present = _claim(config)
     planned = _plan(config)
     rows = [
@@ -59,7 +58,7 @@ def _claim(config: SynthesizeConfig) -> set[str]:
     """Mark the folder and return the URIs that an interrupted job has drawn in it."""
     marker = filesystem.join(config.out, STARTED)
     if filesystem.exists(marker):
-        if read_json(marker) != config.to_dict():
+        if SynthesizeConfig.from_dict(read_json(marker)) != config:  # an older one may lack fields
             raise InputError(f"{config.out} holds a corpus drawn with other settings; name another --out")
         return set(filesystem.list_files(config.out))
     if not filesystem.is_empty(config.out):
@@ -84,8 +83,10 @@ def _plan(config: SynthesizeConfig) -> list[synthetic.Planned]:
 def _fonts(config: SynthesizeConfig) -> varied_text.Families:
     if config.fonts:
         return varied_text.find_fonts(config.fonts)
+    import matplotlib as mpl  # noqa: PLC0415 -- it looks for a folder to write to
+
     # Others that Matplotlib brings have mathematical signs in the place of letters.
-    return varied_text.find_fonts(str(Path(matplotlib.get_data_path(), "fonts", "ttf")), "DejaVuS*")
+    return varied_text.find_fonts(str(Path(mpl.get_data_path(), "fonts", "ttf")), "DejaVuS*")
 
 
 def _render(config: SynthesizeConfig, index: int, text: str) -> bytes:

@@ -22,11 +22,14 @@ MARGIN = 0.12
 SMALL = 0.5
 """Largest extent of the text, of the image's, for which the rest is cut off."""
 
+MIN_INSIDE, MAX_LOST = 0.6, 0.02
+"""Least share of an image's ink that the part must hold, and largest share of the images that may have less in it."""
+
 MIN_IMAGES = 20
 """Least images from which a part is chosen."""
 
 
-def find_text(images: Sequence[npt.NDArray[np.uint8]]) -> tuple[float, ...]:
+def find_text(images: Sequence[npt.NDArray[np.uint8]], *, cut_width: bool = True) -> tuple[float, ...]:
     """Return left, top, right and bottom of the part with text, as fractions; nothing where it is most of the image.
 
     Ink is where gray levels change along a row, for its place from top to bottom, and along a column, for its place
@@ -34,13 +37,25 @@ def find_text(images: Sequence[npt.NDArray[np.uint8]]) -> tuple[float, ...]:
 
     Args:
         images: Of a corpus, gray, uint8, of the size of `LOOK`.
+        cut_width: Whether the width may be cut: texts of different lengths end at different places.
     """
     if len(images) < MIN_IMAGES:
         return ()
     pixels = np.stack(images).reshape(len(images), LOOK.height, LOOK.width).astype(np.int16)
-    top, bottom = _extent(np.abs(np.diff(pixels, axis=2)).mean(2))
-    left, right = _extent(np.abs(np.diff(pixels, axis=1)).mean(1))
-    return () if (left, top, right, bottom) == (0.0, 0.0, 1.0, 1.0) else (left, top, right, bottom)
+    along, across = np.abs(np.diff(pixels, axis=2)), np.abs(np.diff(pixels, axis=1))
+    top, bottom = _extent(along.mean(2))
+    left, right = _extent(across.mean(1)) if cut_width else (0.0, 1.0)
+    part = (left, top, right, bottom)
+    inside = _inside(along.mean(2), top, bottom) * _inside(across.mean(1), left, right)
+    return () if part == (0.0, 0.0, 1.0, 1.0) or (inside < MIN_INSIDE).mean() > MAX_LOST else part
+
+
+def _inside(ink: npt.NDArray[np.float64], low: float, high: float) -> npt.NDArray[np.float64]:
+    """Return the share of each image's ink that stands from low to high, fractions. ink: (images, places)."""
+    total = ink.shape[1]
+    part = ink[:, round(low * total) : round(high * total)].sum(1)
+    share: npt.NDArray[np.float64] = part / np.maximum(ink.sum(1), 1e-9)
+    return share
 
 
 def _extent(ink: npt.NDArray[np.float64]) -> tuple[float, float]:

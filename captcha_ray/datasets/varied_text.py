@@ -12,6 +12,7 @@ import math
 import os
 import string
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -64,7 +65,9 @@ def find_fonts(folder: str, stem: str = "*") -> Families:
     families = []
     for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
         found = glob.glob(f"{glob.escape(entry.path)}/**/*", recursive=True) if entry.is_dir() else [entry.path]
-        fonts = (path for path in found if fnmatch.fnmatch(os.path.basename(path), f"{stem}.[to]tf"))
+        fonts = (
+            path for path in found if fnmatch.fnmatch(Path(path).stem, stem) and path[-4:].lower() in (".ttf", ".otf")
+        )
         families.append(sorted(path for path in fonts if _draws_everything(path)))
     families = [family for family in families if family]
     check(bool(families), f"no font below {folder} draws each of {CHARSET}")

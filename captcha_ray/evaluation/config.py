@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 from captcha_ray.config import DEMO, NOT_NEGATIVE, Config
 from captcha_ray.datasets.config import LabelRule, Labels
 from captcha_ray.errors import check
-from captcha_ray.models.fingerprint import BUILTIN
 from captcha_ray.models.restriction import Restriction
+from captcha_ray.models.spec import BUILTIN
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

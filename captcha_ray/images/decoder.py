@@ -302,9 +302,8 @@ def prepare(image: Image.Image, spec: ImageSpec) -> Pixels | Unreadable:
 
     Raises what Pillow raises for damaged data.
     """
-    if spec.crop:
-        image = _cropped(image, spec.crop)
-    visible = contrast.to_contrast(contrast.to_8_bits(image), gray=spec.channels == 1)
+    eight = contrast.to_8_bits(image)
+    visible = contrast.to_contrast(_cropped(eight, spec.crop) if spec.crop else eight, gray=spec.channels == 1)
     if visible is None:
         return BLANK
     if spec.denoise:

@@ -35,9 +35,9 @@ class ImageSpec(Config):
     """Left, top, right and bottom of the part that is kept, as fractions of width and height; empty for all."""
 
     def __post_init__(self) -> None:
-        left, top, right, bottom = self.crop or (0, 0, 1, 1)
+        left, top, right, bottom = self.crop if len(self.crop) == 4 else (0, 0, 1, 1)
         check(
-            0 <= left < right <= 1 and 0 <= top < bottom <= 1,
+            len(self.crop) in (0, 4) and 0 <= left < right <= 1 and 0 <= top < bottom <= 1,
             f"crop is {self.crop}; it must be left, top, right and bottom, 0 to 1",
         )
         for name in ("height", "width"):

@@ -32,6 +32,7 @@ from captcha_ray.inference.pipeline import Pipeline
 from captcha_ray.inference.table import NUM_THREADS, Committed, Counts, PredictionTable
 from captcha_ray.inference.watchdog import watch
 from captcha_ray.models import fingerprint
+from captcha_ray.models.spec import BUILTIN
 from captcha_ray.runs.environment import environment
 from captcha_ray.runtime import capacity, ray_session
 from captcha_ray.runtime.telemetry import Telemetry
@@ -108,8 +109,7 @@ def transcribe(config: InferConfig, started: float, reader: str = READER) -> Nig
     )
     _check_apart(config.images, config.out)
     spec, whole_id = fingerprint.load_spec_and_fingerprint(config.run)
-    config.restriction.spec(spec)  # it is told here if the network cannot be restricted so
-    model_id = config.restriction.model_id(whole_id)
+    model_id = config.restriction.model_id(whole_id, spec)
     with contextlib.ExitStack() as stack:
         if os.environ.get("RAY_ADDRESS"):  # a cluster says no before a listing of hours; a Ray of our own cannot
             stack.enter_context(ray_session.connect())
@@ -140,7 +140,7 @@ def _num_workers(config: InferConfig) -> int:
 def _shared(config: InferConfig) -> dict[str, str]:
     """Return what workers read and write, by flag; a table that lists images is the driver's alone."""
     images = "" if listing.is_table(config.images) else config.images
-    run = "" if config.run == fingerprint.BUILTIN else config.run
+    run = "" if config.run == BUILTIN else config.run
     return {"images": images, "run": run, "out": config.out}
 
 

@@ -9,15 +9,12 @@ import json
 from pathlib import Path
 
 from captcha_ray.errors import InputError
-from captcha_ray.models.spec import ModelSpec
+from captcha_ray.models.spec import BUILTIN, ModelSpec
 from captcha_ray.runs.directory import read_json
 from captcha_ray.storage import filesystem
 
 WEIGHTS = "model.safetensors"
 DESCRIPTION = "model.json"
-
-BUILTIN = "builtin"
-"""Names the network that comes with the package, wherever a run is named, and its folder beside this module."""
 
 
 def fingerprint(spec: ModelSpec, weights: bytes) -> str:

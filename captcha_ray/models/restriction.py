@@ -34,9 +34,9 @@ class Restriction:
             spec = dataclasses.replace(spec, max_length=self.length, variable=False)
         return spec
 
-    def model_id(self, model_id: str) -> str:
+    def model_id(self, model_id: str, spec: ModelSpec) -> str:
         """Return the fingerprint of the restricted network: its predictions are not those of the whole one."""
-        if self == WHOLE:
+        if self.spec(spec) == spec:
             return model_id
         characters = "".join(sorted(set(self.charset)))
         return hashlib.sha256(f"{model_id} {self.length} {characters}".encode()).hexdigest()

@@ -16,6 +16,9 @@ Network = Literal["auto", "glyph_vgg", "multi_head_cnn", "column_cnn"]
 Precision = Literal["auto", "fp32", "bf16"]
 
 
+BUILTIN = "builtin"
+"""Names the network that comes with the package, wherever a run is named."""
+
 FILTERS = Limit(4, 256, "4 to 256")
 """Limit of `filters`."""
 

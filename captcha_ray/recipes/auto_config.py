@@ -4,7 +4,8 @@ import dataclasses
 import math
 
 from captcha_ray.datasets.schema import Manifest
-from captcha_ray.models.fingerprint import BUILTIN, load_spec
+from captcha_ray.models.fingerprint import load_spec
+from captcha_ray.models.spec import BUILTIN
 from captcha_ray.recipes.config import TrainConfig
 
 # Figures were measured on 856 real captchas and 6,802 digits, see LOG.md, 2026-11-21.
@@ -46,7 +47,7 @@ def resolve(config: TrainConfig, manifest: Manifest) -> TrainConfig:
     return dataclasses.replace(
         config,
         network="column_cnn" if open_ else config.network,
-        init=_init(config),
+        init=_init(config, manifest.charset),
         variable_length=config.variable_length or (open_ and manifest.min_length < manifest.max_length),
         batch_size=config.batch_size or max(batch_size(manifest.num_images["train"]) // config.workers[1], 2),
         epochs=min(chosen, config.max_epochs or chosen),
@@ -56,10 +57,17 @@ def resolve(config: TrainConfig, manifest: Manifest) -> TrainConfig:
     )
 
 
-def _init(config: TrainConfig) -> str:
-    """Return the weights to begin with; the built-in ones are for networks of their own kind and number of filters."""
-    own = config.network in ("auto", "column_cnn") and config.filters == load_spec(BUILTIN).filters
-    return config.init if not config.from_scratch and (own or config.init != BUILTIN) else ""
+def _init(config: TrainConfig, charset: str) -> str:
+    """Return the weights to begin with.
+
+    The built-in ones are for networks of their own kind and number of filters, and for charsets half known to them.
+    """
+    if config.from_scratch or config.init != BUILTIN:
+        return "" if config.from_scratch else config.init
+    builtin = load_spec(BUILTIN)
+    num_known = sum(character in builtin.charset for character in charset)
+    fits = config.network in ("auto", "column_cnn") and config.filters == builtin.filters
+    return BUILTIN if fits and 2 * num_known >= len(charset) else ""
 
 
 def batch_size(num_images: int) -> int:

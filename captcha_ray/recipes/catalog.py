@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from captcha_ray.config import DEMO
 from captcha_ray.errors import check_keys
-from captcha_ray.models.fingerprint import BUILTIN
+from captcha_ray.models.spec import BUILTIN
 from captcha_ray.recipes.config import TrainConfig
 
 
@@ -82,6 +82,7 @@ def auto() -> TrainConfig:
     """
     return TrainConfig(
         recipe="auto",
+        filters=16,
         init=BUILTIN,
         optimizer="adamw",
         learning_rate=3e-3,

@@ -5,8 +5,7 @@ from typing import Annotated, Literal
 
 from captcha_ray.config import DEMO, NOT_NEGATIVE, POSITIVE, SHARE, SHARE_BELOW_1, Config, Limit, at_least
 from captcha_ray.errors import InputError, check
-from captcha_ray.models.fingerprint import BUILTIN
-from captcha_ray.models.spec import FILTERS, Network, Precision
+from captcha_ray.models.spec import BUILTIN, FILTERS, Network, Precision
 
 Optimizer = Literal["sgd", "rmsprop", "adam", "adamw"]
 
@@ -35,9 +34,9 @@ class TrainConfig(Config):
     """Image width the shards must have, pixels; 0 takes what they have."""
     max_length: Annotated[int, NOT_NEGATIVE] = 0
     """Characters per image that the network recognizes; 0 takes the length of the shards' labels."""
-    filters: Annotated[int, FILTERS] = 16
+    filters: Annotated[int, FILTERS] = 32
     """Filters of column_cnn's first convolution; later ones have up to four times as many. 32 take four times the
-    operations and begin with random weights."""
+    operations of 16 and begin with random weights."""
     init: str = ""
     """Folder or URI of a run whose weights column_cnn begins with, and which has as many --filters; or builtin, for the
     weights that come with the package. Characters that both know keep what was learned of them. Empty for random
@@ -152,4 +151,5 @@ class TrainConfig(Config):
             self.init in ("", BUILTIN) or not self.from_scratch,
             f"init is {self.init!r}, and from_scratch says to begin with random weights; leave one of them out",
         )
+        check(self.run != BUILTIN, f"run is {BUILTIN!r}, the name of the network of this package; name another folder")
         check(bool(self.shards) and bool(self.run), "shards and run must each name a folder or a URI")

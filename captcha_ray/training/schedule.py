@@ -171,7 +171,7 @@ class Plan:
         if self.config.init and not self.attempt:
             return 0.0
         planned = PRIOR_SHARE * self.config.epochs * self.steps
-        longer: int = PRIOR_GROWTH**self.attempt
+        longer: int = PRIOR_GROWTH ** (self.attempt - bool(self.config.init))
         return min(PRIOR_STEPS, PRIOR_EPOCHS * self.steps, planned) * longer
 
     @property

@@ -29,7 +29,7 @@ from captcha_ray.datasets import schema
 from captcha_ray.errors import InputError, JobError, check
 from captcha_ray.models import fingerprint
 from captcha_ray.models.networks import build_model
-from captcha_ray.models.spec import ModelSpec
+from captcha_ray.models.spec import BUILTIN, ModelSpec
 from captcha_ray.models.transfer import check_source
 from captcha_ray.recipes.auto_config import resolve
 from captcha_ray.recipes.config import TrainConfig
@@ -43,7 +43,7 @@ from captcha_ray.storage import filesystem
 from captcha_ray.storage.lock import Lease
 from captcha_ray.text.visual_order import has_right_to_left
 from captcha_ray.training.progress import Event, TrainingProgress, WaitingNotice, measure
-from captcha_ray.training.worker import Worker, WorkerJob, best_epoch, has_diverged, train_worker
+from captcha_ray.training.worker import STATE, Worker, WorkerJob, best_epoch, has_diverged, train_worker
 
 RESIZE_S = 60.0
 """Seconds after which an elastic training that lacks workers looks for capacity. A change costs the epoch it is at,
@@ -166,12 +166,12 @@ def _check_and_begin(config: TrainConfig, manifest: schema.Manifest, run: RunDir
     """
     resolved = _resolved(config, manifest, run)
     spec = model_spec(resolved, manifest)
-    if resolved.init:
+    if resolved.init and not filesystem.exists(run.path(STATE)):
         check_source(spec, resolved.init)
     check_batches(resolved, manifest)
     if not config.resume:
         run.check_free()
-    init = "" if resolved.init == fingerprint.BUILTIN else resolved.init
+    init = "" if resolved.init == BUILTIN else resolved.init
     where = {"shards": config.shards, "unlabeled": config.unlabeled, "init": init, "run": config.run}
     capacity.wait_for_capacity(resolved.workers[0], resolved.cpus_per_worker, resolved.use_gpu, **where)
     run.begin(config.to_dict(), manifest.to_dict(), resume=config.resume, may_differ=RESUME_MAY_DIFFER)

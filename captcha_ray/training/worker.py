@@ -182,7 +182,8 @@ class Worker:
         config = self._job.config
         torch.manual_seed(derive_seed(config.seed, attempt) if attempt else derive_seed(config.seed))
         network = build_model(self._job.spec)
-        if config.init and not attempt:
+        continues = filesystem.exists(RunDirectory(config.run).path(STATE))  # with weights of its own
+        if config.init and not attempt and not continues:
             begin_with(network, self._job.spec, config.init)
         return network.to(self._arithmetic.device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 

@@ -1,5 +1,6 @@
 """Text that stands in a small part of the images is found, and nothing is cut off elsewhere."""
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ from PIL import Image
 
 from captcha_ray.datasets import preprocess
 from captcha_ray.datasets.text_band import LOOK, MIN_IMAGES, find_text
-from captcha_ray.images.decoder import from_array
+from captcha_ray.images.decoder import decode, from_array
 from captcha_ray.images.spec import ImageSpec
 from tests.factories import config_for, draw_glyphs, glyph_texts
 
@@ -56,6 +57,28 @@ def test_all_places_of_text_that_is_not_always_at_the_same_are_kept() -> None:
 @pytest.mark.parametrize("part", [(0.0, 0.0, 1.0, 1.0), (0.1, 0.2, 0.8, 0.75)])
 def test_nothing_is_cut_off_images_that_text_fills(part: tuple[float, ...]) -> None:
     assert find_text(images(*part)) == ()
+
+
+def test_nothing_is_cut_off_if_some_images_have_their_text_elsewhere() -> None:
+    above, below = images(0.0, 0.1, 1.0, 0.3), images(0.0, 0.7, 1.0, 0.9)
+    assert find_text(above) != ()
+    assert find_text([*above, *below[:6]]) == ()
+
+
+def test_the_width_stays_whole_if_it_may_not_be_cut() -> None:
+    narrow = images(0.1, 0.2, 0.4, 0.9)
+    assert find_text(narrow) != ()
+    assert find_text(narrow, cut_width=False) == ()
+
+
+def test_a_part_of_a_picture_with_white_as_zero_is_as_light_as_the_whole() -> None:
+    file = io.BytesIO()
+    levels = np.linspace(0, 60_000, 100 * 200).reshape(100, 200).astype(np.uint16)
+    Image.fromarray(levels).save(file, format="TIFF", tiffinfo={262: 0})
+    whole = decode(file.getvalue(), ImageSpec(height=100, width=200))
+    part = decode(file.getvalue(), ImageSpec(height=20, width=200, crop=(0.0, 0.4, 1.0, 0.6)))
+    assert isinstance(whole, np.ndarray)
+    assert np.array_equal(part, whole[40:60])
 
 
 def test_a_few_images_say_nothing() -> None:

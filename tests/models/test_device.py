@@ -100,7 +100,7 @@ def test_actors_are_told_the_device_and_ask_ray_for_it(
     told: list[tuple[Any, Any]] = []
 
     def map_batches(self: Any, function: Any, *, fn_constructor_args: tuple[Any, ...], **named: Any) -> Any:
-        told.append((fn_constructor_args[-1], named["num_gpus"]))
+        told.append((fn_constructor_args[1], named["num_gpus"]))
         raise InterruptedError
 
     rows = glyph_shards.labeled("val")

@@ -62,8 +62,8 @@ def test_probabilities_are_those_given_that_it_is_one_of_the_characters() -> Non
 def test_a_restricted_network_has_a_fingerprint_of_its_own(run: str) -> None:
     ids = {Recognizer.load(run, "cpu", "fp32", "torch", 1, *one).model_id for one in [("", 0), ("01", 0), ("01", 2)]}
     assert len(ids) == 3
-    assert Restriction("01").model_id("x") == Restriction("10").model_id("x")
-    assert WHOLE.model_id("x") == "x"
+    assert Restriction("01").model_id("x", SPEC) == Restriction("10").model_id("x", SPEC) != "x"
+    assert WHOLE.model_id("x", SPEC) == Restriction("ab0123").model_id("x", SPEC) == "x"
 
 
 def test_what_the_network_cannot_give_is_refused() -> None:

@@ -14,7 +14,7 @@ from captcha_ray.training.schedule import Change, Plan
 GUESS = 10.0
 """Loss of guessing."""
 
-ADAPTIVE = dataclasses.replace(get("auto"), epochs=20, max_epochs=80, learning_rate=1.0)
+ADAPTIVE = dataclasses.replace(get("auto"), init="", epochs=20, max_epochs=80, learning_rate=1.0)
 """Planned for 20 epochs, 80 at most."""
 
 
@@ -252,3 +252,10 @@ def test_a_network_that_has_nothing_to_tell_apart_reads_at_once() -> None:
 
 def test_a_loss_that_is_no_number_changes_nothing() -> None:
     assert follow(plan(), [{"epoch": 1, "train_loss": None}])[0].change is Change.NONE
+
+
+def test_a_training_that_begins_with_weights_has_the_prior_from_its_second_attempt_on() -> None:
+    fresh, begun = plan(ADAPTIVE), plan(dataclasses.replace(ADAPTIVE, init="runs/old"))
+    assert (fresh.prior(0), begun.prior(0)) == (1.0, 0.0)
+    second = dataclasses.replace(begun, attempt=1)
+    assert [second.prior(done) for done in (0, 2, 4, 8)] == [fresh.prior(done) for done in (0, 2, 4, 8)]
