@@ -26,8 +26,8 @@ def images(left: float, top: float, right: float, bottom: float, *, specks: int 
         for y, x in rng.integers(0, 128, (specks, 2)):
             image[y, x] = 0
         dx, dy = rng.integers(-jitter, jitter + 1, 2)
-        rows = slice(round(128 * top) + dy, round(128 * bottom) + dy)
-        columns = slice(round(128 * left) + dx, round(128 * right) + dx)
+        rows = slice(max(round(128 * top) + dy, 0), round(128 * bottom) + dy)
+        columns = slice(max(round(128 * left) + dx, 0), round(128 * right) + dx)
         image[rows, columns] = rng.integers(0, 256, image[rows, columns].shape)
         made.append(image)
     return made
