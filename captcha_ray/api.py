@@ -14,7 +14,7 @@ from captcha_ray.datasets.config import PreprocessConfig, SynthesizeConfig
 from captcha_ray.datasets.schema import Manifest
 from captcha_ray.evaluation.config import EvaluateConfig
 from captcha_ray.inference.config import InferConfig
-from captcha_ray.models.spec import BUILTIN
+from captcha_ray.models import fingerprint
 from captcha_ray.recipes.config import TrainConfig
 from captcha_ray.recipes.file import load_recipe
 from captcha_ray.runs.directory import RunDirectory, to_json
@@ -112,7 +112,7 @@ def train(config: TrainConfig) -> TrainResult:
         from captcha_ray.training import pseudo_labels, results, trainer  # noqa: PLC0415
 
         cluster.warn_without_gpu(config.use_gpu)
-        init = "" if config.init == BUILTIN else config.init
+        init = fingerprint.shared(config.init)
         ray_session.check_shared(shards=config.shards, unlabeled=config.unlabeled, init=init, run=config.run)
         demo.ensure_shards(config.shards)
         shards = open_shards(config.shards)
@@ -144,13 +144,12 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
         return EvaluateResult(run.read_json("results.json"), report=run.path("report.html"))
     from captcha_ray.evaluation import evaluate as measuring  # noqa: PLC0415 -- imports torch
     from captcha_ray.evaluation import sources  # noqa: PLC0415
-    from captcha_ray.models import fingerprint  # noqa: PLC0415
     from captcha_ray.training.results import publish  # noqa: PLC0415
 
     model = fingerprint.absolute(config.run)
     spec = config.restriction.spec(fingerprint.load_spec(model))
-    builtin = model == BUILTIN
-    own_shards = "" if builtin else run.shards
+    own = fingerprint.shared(config.run)
+    own_shards = run.shards if own else ""
     adds = bool(own_shards) and not (config.charset or config.length)  # a bare checkpoint is not ours to add to
     if config.out:
         filesystem.check_writable(filesystem.absolute(config.out).rpartition("/")[0])
@@ -159,9 +158,7 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
     with ray_session.connect():
         capacity.wait_for_capacity(config.num_workers or 1, 1, config.use_gpu and config.num_workers > 0)
         shards = "" if config.corpus or config.table else config.shards or own_shards
-        ray_session.check_shared(
-            run="" if builtin else config.run, shards=shards, corpus=config.corpus, table=config.table
-        )
+        ray_session.check_shared(run=own, shards=shards, corpus=config.corpus, table=config.table)
         source = sources.open_labeled(config, own_shards, spec)
         evaluation = measuring.evaluate(source, model, config.num_workers, config.use_gpu, config.restriction)
     alone = {source.name: evaluation.summary()}

@@ -69,9 +69,9 @@ def choose_image(config: PreprocessConfig, uris: list[str], *, lengths_differ: b
     given = (config.height, config.width, config.channels)
     if all(given) and not (config.fit == "auto" and lengths_differ):
         return config.image(*given)
-    looks, grays = _look_at_sample(config, uris)
-    sized = config.height > 0 or config.width > 0
-    crop = find_text(grays, cut_width=not lengths_differ) if config.crop == "auto" and not sized else ()
+    cuts = config.crop == "auto" and not config.height and not config.width
+    looks, grays = _look_at_sample(config, uris, with_pixels=cuts)
+    crop = find_text(grays, cut_width=not lengths_differ) if cuts else ()
     left, top, right, bottom = crop or (0, 0, 1, 1)
     heights = [(bottom - top) * one.height for one in looks]
     height = config.height or min(max(round(statistics.median(heights)), HEIGHTS[0]), HEIGHTS[1])
@@ -84,13 +84,16 @@ def choose_image(config: PreprocessConfig, uris: list[str], *, lengths_differ: b
     return config.image(height, config.width or min(max(width, 4), 4096), channels, pad=pad, crop=crop)
 
 
-def _look_at_sample(config: PreprocessConfig, uris: list[str]) -> tuple[list[decoder.Appearance], list[decoder.Pixels]]:
-    """Return how images of a sample look, and the images themselves as `find_text` takes them."""
+def _look_at_sample(
+    config: PreprocessConfig, uris: list[str], *, with_pixels: bool
+) -> tuple[list[decoder.Appearance], list[decoder.Pixels]]:
+    """Return how images of a sample look, and the images as `find_text` takes them, empty unless they are wanted."""
 
     def look(data: bytes) -> tuple[decoder.Appearance, decoder.Pixels] | decoder.Unreadable:
-        appearance, gray = decoder.inspect(data, config.max_pixels), decoder.decode(data, LOOK, config.max_pixels)
+        appearance = decoder.inspect(data, config.max_pixels)
         if isinstance(appearance, decoder.Unreadable):
             return appearance
+        gray = decoder.decode(data, LOOK, config.max_pixels) if with_pixels else np.zeros(0, np.uint8)
         return gray if isinstance(gray, decoder.Unreadable) else (appearance, gray)
 
     sample = [uris[k * len(uris) // NUM_SAMPLED] for k in range(NUM_SAMPLED)] if len(uris) > NUM_SAMPLED else uris

@@ -17,7 +17,7 @@ MIN_INK = 0.1
 """Least ink of a row or column of the text, of the row or column with the most."""
 
 MARGIN = 0.12
-"""What is kept on each side of the text, of its extent."""
+"""Keep this share of the text's extent on each side of it."""
 
 SMALL = 0.5
 """Largest extent of the text, of the image's, for which the rest is cut off."""

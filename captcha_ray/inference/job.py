@@ -32,7 +32,6 @@ from captcha_ray.inference.pipeline import Pipeline
 from captcha_ray.inference.table import NUM_THREADS, Committed, Counts, PredictionTable
 from captcha_ray.inference.watchdog import watch
 from captcha_ray.models import fingerprint
-from captcha_ray.models.spec import BUILTIN
 from captcha_ray.runs.environment import environment
 from captcha_ray.runtime import capacity, ray_session
 from captcha_ray.runtime.telemetry import Telemetry
@@ -140,8 +139,7 @@ def _num_workers(config: InferConfig) -> int:
 def _shared(config: InferConfig) -> dict[str, str]:
     """Return what workers read and write, by flag; a table that lists images is the driver's alone."""
     images = "" if listing.is_table(config.images) else config.images
-    run = "" if config.run == BUILTIN else config.run
-    return {"images": images, "run": run, "out": config.out}
+    return {"images": images, "run": fingerprint.shared(config.run), "out": config.out}
 
 
 def block_sizes(num_batches: int, num_workers: int) -> list[int]:

@@ -77,6 +77,11 @@ def absolute(uri: str) -> str:
     return uri if uri == BUILTIN else filesystem.absolute(uri)
 
 
+def shared(uri: str) -> str:
+    """Return the URI of a run if machines must see the same one; nothing for `BUILTIN`."""
+    return "" if uri == BUILTIN else uri
+
+
 def find_checkpoint(uri: str) -> str:
     """Return the checkpoint folder of a run, or the folder itself if it is one. Raises InputError for neither."""
     uri = str(Path(__file__).with_name(BUILTIN)) if uri == BUILTIN else filesystem.absolute(uri)

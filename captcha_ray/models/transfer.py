@@ -18,7 +18,10 @@ height, and weight and bias of the last one.
 
 def check_source(spec: ModelSpec, uri: str) -> None:
     """Raise InputError if a network cannot begin with the weights at a URI, or there are none."""
-    source = fingerprint.load_spec(uri)
+    _check_fits(spec, fingerprint.load_spec(uri), uri)
+
+
+def _check_fits(spec: ModelSpec, source: ModelSpec, uri: str) -> None:
     check(
         spec.network == source.network == "column_cnn",
         f"only column_cnn begins with weights of a column_cnn; this is {spec.network}, and {uri} {source.network}",
@@ -43,8 +46,8 @@ def begin_with(network: Network, spec: ModelSpec, uri: str) -> None:
     Raises:
         InputError: There is no checkpoint, or it is one of another architecture or number of filters.
     """
-    check_source(spec, uri)
     source, _, weights = fingerprint.load_verified(fingerprint.find_checkpoint(uri))
+    _check_fits(spec, source, uri)
     theirs, ours = load(weights), network.state_dict()
     theirs[FIRST] = _for_channels(theirs[FIRST], spec.image.channels)
     theirs[HEIGHT] = _for_height(theirs[HEIGHT], ours[HEIGHT].shape[2])

@@ -107,26 +107,19 @@ def pretrain() -> TrainConfig:
 
     The corpus is varied enough by itself, so images are not distorted once more.
     """
-    return dataclasses.replace(
-        auto(),
+    return TrainConfig(
         recipe="pretrain",
         network="column_cnn",
         variable_length=True,
-        init="",
+        filters=16,
         epochs=11,
         batch_size=64,
+        optimizer="adamw",
+        learning_rate=3e-3,
         schedule="one_cycle",
         warmup_fraction=0.02,
+        weight_decay=0.01,
         dropout=0.1,
-        rotation_degrees=0.0,
-        shift_fraction=0.0,
-        shear_degrees=0.0,
-        zoom_fraction=0.0,
-        lines_fraction=0.0,
-        elastic_fraction=0.0,
-        stroke_fraction=0.0,
-        contrast_fraction=0.0,
-        noise_fraction=0.0,
     )
 
 

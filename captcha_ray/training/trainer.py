@@ -29,7 +29,7 @@ from captcha_ray.datasets import schema
 from captcha_ray.errors import InputError, JobError, check
 from captcha_ray.models import fingerprint
 from captcha_ray.models.networks import build_model
-from captcha_ray.models.spec import BUILTIN, ModelSpec
+from captcha_ray.models.spec import ModelSpec
 from captcha_ray.models.transfer import check_source
 from captcha_ray.recipes.auto_config import resolve
 from captcha_ray.recipes.config import TrainConfig
@@ -171,7 +171,7 @@ def _check_and_begin(config: TrainConfig, manifest: schema.Manifest, run: RunDir
     check_batches(resolved, manifest)
     if not config.resume:
         run.check_free()
-    init = "" if resolved.init == BUILTIN else resolved.init
+    init = fingerprint.shared(resolved.init)
     where = {"shards": config.shards, "unlabeled": config.unlabeled, "init": init, "run": config.run}
     capacity.wait_for_capacity(resolved.workers[0], resolved.cpus_per_worker, resolved.use_gpu, **where)
     run.begin(config.to_dict(), manifest.to_dict(), resume=config.resume, may_differ=RESUME_MAY_DIFFER)

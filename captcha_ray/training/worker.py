@@ -115,11 +115,14 @@ class Worker:
         self._train = self._feed("train", -(-step_images // world_size))
         self._val = self._feed("val", EVALUATION_BATCH_SIZE) if job.blocks["val"] else None
         self._network = self._fresh_network(attempt=0)
-        self._optimizer = build_optimizer(config, self._network)
         self._run = RunDirectory(config.run)
+        continues = filesystem.exists(self._run.path(STATE))
+        if config.init and not continues:
+            begin_with(self._network, job.spec, config.init)
+        self._optimizer = build_optimizer(config, self._network)
         self._history: list[dict[str, Any]] = []
         decided: dict[str, Any] = {}
-        if filesystem.exists(self._run.path(STATE)):
+        if continues:
             state = load_state(self._run.path(STATE), self._network, self._optimizer)
             self._history, decided = state["epochs"], state.get("plan", {})
             if rank == 0:  # the last try may have ended between state and metrics
@@ -179,12 +182,9 @@ class Worker:
 
     def _fresh_network(self, attempt: int) -> Network:
         """Build the network that an attempt, from 0, begins with; it is the same on every worker."""
-        config = self._job.config
-        torch.manual_seed(derive_seed(config.seed, attempt) if attempt else derive_seed(config.seed))
+        seed = self._job.config.seed
+        torch.manual_seed(derive_seed(seed, attempt) if attempt else derive_seed(seed))
         network = build_model(self._job.spec)
-        continues = filesystem.exists(RunDirectory(config.run).path(STATE))  # with weights of its own
-        if config.init and not attempt and not continues:
-            begin_with(network, self._job.spec, config.init)
         return network.to(self._arithmetic.device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
     def _begin_anew(self) -> None:

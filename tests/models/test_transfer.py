@@ -66,14 +66,12 @@ def test_a_network_for_colors_serves_gray_images(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("height", "width"), [(24, 96), (64, 200), (7, 30)])
-def test_other_sizes_see_the_same_in_flat_images(source: tuple[str, Network], height: int, width: int) -> None:
+def test_other_heights_sum_up_alike_over_the_height(source: tuple[str, Network], height: int, width: int) -> None:
     uri, network = source
-    level = torch.tensor(0.3)
     other = begun(uri, dataclasses.replace(SOURCE, image=ImageSpec(height=height, width=width)))
-    # Edges are seen at other places; the middle of a tall, wide flat image is the same everywhere.
     weight, there = other.get_parameter("columns.0.weight"), network.get_parameter("columns.0.weight")
     torch.testing.assert_close(weight.sum(2), there.sum(2), rtol=1e-4, atol=1e-5)
-    assert other(level.expand(1, 1, height, width)).isfinite().all()
+    assert other(torch.rand(1, 1, height, width)).isfinite().all()
 
 
 def test_what_does_not_fit_is_refused_in_a_sentence(source: tuple[str, Network], tmp_path: Path) -> None:
