@@ -122,6 +122,10 @@ def test_a_run_begins_with_another_ones_weights_and_goes_on_without_it(
     assert begun.results["test"]["loss"] < 0.5 * fresh.results["test"]["loss"]
     with pytest.raises(InputError, match="pass --filters 4"):
         captcha_ray.train(dataclasses.replace(base, run="other", init="first", filters=8))
+    corpus = EvaluateConfig(run="begun", corpus="corpus", labels="filename", label_pattern="^([^-]+)", charset="ab")
+    before = Path("begun/results.json").read_bytes()
+    assert captcha_ray.evaluate(corpus).report == ""  # figures of a restricted network are not the run's
+    assert Path("begun/results.json").read_bytes() == before
     shutil.rmtree("first")
     Path("begun/_SUCCESS").unlink()
     again = captcha_ray.train(dataclasses.replace(base, run="begun", init="first", resume=True))

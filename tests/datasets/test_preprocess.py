@@ -383,3 +383,14 @@ def test_texts_whose_images_have_widths_of_their_own_are_padded_and_not_stretche
         config = config_for(tmp_path, height=0, width=0, fit=fit, out=str(tmp_path / fit))
         other = preprocess.preprocess(config).image_spec
         assert (other.width, other.pad) == (width, fit == "pad")
+
+
+def test_an_image_whose_label_is_put_aside_does_not_widen_the_others(tmp_path: Path) -> None:
+    folder = tmp_path / "corpus"
+    for number in range(24):
+        length = 1 + number % 4
+        draw_glyphs(folder / str(number), glyph_texts(1, length, seed=number), seed=number, size=(12 * length, 32))
+    draw_glyphs(folder / "banner", ["abcd" * 6], size=(1200, 32))
+    manifest = preprocess.preprocess(config_for(tmp_path, height=0, width=0))
+    assert manifest.num_quarantined["too_long"] == 1
+    assert (manifest.image_spec.width, manifest.image_spec.pad) == (48, True)

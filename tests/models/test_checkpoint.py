@@ -253,3 +253,13 @@ def test_a_description_that_is_not_json_is_refused(folder: Path, data: bytes) ->
 def test_dropout_is_no_part_of_the_weights(folder: Path) -> None:
     edit(folder, lambda d: d["model"].update(dropout=0.25))
     assert checkpoint.load_model(str(folder))[1] == dataclasses.replace(TINY, dropout=0.25)
+
+
+def test_networks_from_before_a_field_was_added_keep_their_fingerprint() -> None:
+    spec = ModelSpec(network="column_cnn", image=ImageSpec(height=50, width=200), charset="0123", max_length=5)
+    assert (
+        fingerprint.fingerprint(spec, b"weights") == "12022ef77d93c3d249c0fba5ee2a6cae226bcb08e27841e62230e4b0fa383510"
+    )
+    padded = dataclasses.replace(spec, image=ImageSpec(height=50, width=200, pad=True))
+    cropped = dataclasses.replace(spec, image=ImageSpec(height=50, width=200, crop=(0.0, 0.4, 1.0, 0.6)))
+    assert len({fingerprint.fingerprint(one, b"weights") for one in (spec, padded, cropped)}) == 3

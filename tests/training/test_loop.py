@@ -222,6 +222,16 @@ def trained_gradient(items: list[Batch], world_size: int) -> tuple[torch.Tensor,
     return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]), counts
 
 
+def test_training_counts_what_the_network_says_before_its_step() -> None:
+    images, targets = labelled(TINY, 40)
+    model = linear_model(TINY)
+    said = model(FP32.to_input(batch(images, targets).images)).argmax(2)
+    right = said[:30].numpy()
+    truths = np.concatenate([right, (right[:10] + 1) % 3])  # whatever it says, three of four are right
+    _, counts = trained_gradient([batch(images[[*range(30), *range(10)]], truths)], 1)
+    assert counts.sums[[0, 2, 3, 4]].tolist() == [40, 30, 30, 30]
+
+
 @pytest.mark.parametrize("cut", [1, 3, 5, 9])
 def test_mean_gradient_of_uneven_workers_is_that_of_one_worker_over_all_images(cut: int) -> None:
     images, targets = labelled(TINY, 10)
