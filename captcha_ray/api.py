@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from captcha_ray import console
 from captcha_ray.datasets.config import PreprocessConfig, SynthesizeConfig
 from captcha_ray.datasets.schema import Manifest
-from captcha_ray.evaluation.config import EvaluateConfig
+from captcha_ray.evaluation.config import EvaluateConfig, ExportConfig
 from captcha_ray.inference.config import InferConfig
 from captcha_ray.models import fingerprint
 from captcha_ray.recipes.config import TrainConfig
@@ -107,8 +107,8 @@ def train(config: TrainConfig) -> TrainResult:
         # torch takes seconds to import; Ray starts meanwhile
         from captcha_ray.datasets import demo  # noqa: PLC0415
         from captcha_ray.datasets.shards import open_shards  # noqa: PLC0415
+        from captcha_ray.evaluation import exporting  # noqa: PLC0415
         from captcha_ray.evaluation.evaluate import CALIBRATION_IMAGES, calibrate, evaluate  # noqa: PLC0415
-        from captcha_ray.evaluation.exporting import export  # noqa: PLC0415
         from captcha_ray.training import pseudo_labels, results, trainer  # noqa: PLC0415
 
         cluster.warn_without_gpu(config.use_gpu)
@@ -123,7 +123,7 @@ def train(config: TrainConfig) -> TrainResult:
         sample = val.sample(CALIBRATION_IMAGES) if val else None
         if sample is not None:
             facts["temperature"] = calibrate(sample, run.uri)
-        export(run.uri, sample)
+        exporting.export(run.uri, sample)
         split: Split = "test" if shards.manifest.num_images["test"] else "val" if val else "train"
         num_actors = 0 if cluster.embedded and not config.use_gpu else config.workers[0]
         evaluation = evaluate(shards.labeled(split), run.uri, num_actors, config.use_gpu)
@@ -150,7 +150,7 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
     spec = config.restriction.spec(fingerprint.load_spec(model))
     own = fingerprint.shared(config.run)
     own_shards = run.shards if own else ""
-    adds = bool(own_shards) and not (config.charset or config.length)  # a bare checkpoint is not ours to add to
+    adds = bool(own_shards) and config.as_trained  # a bare checkpoint is not ours to add to
     if config.out:
         filesystem.check_writable(filesystem.absolute(config.out).rpartition("/")[0])
     elif adds:
@@ -160,7 +160,8 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
         shards = "" if config.corpus or config.table else config.shards or own_shards
         ray_session.check_shared(run=own, shards=shards, corpus=config.corpus, table=config.table)
         source = sources.open_labeled(config, own_shards, spec)
-        evaluation = measuring.evaluate(source, model, config.num_workers, config.use_gpu, config.restriction)
+        how = (config.num_workers, config.use_gpu, config.restriction, config.engine, config.precision)
+        evaluation = measuring.evaluate(source, model, *how)
     alone = {source.name: evaluation.summary()}
     if config.out:
         filesystem.write(filesystem.absolute(config.out), to_json(alone))
@@ -168,6 +169,29 @@ def evaluate(config: EvaluateConfig) -> EvaluateResult:
         published = publish(run, {source.name: evaluation})
         return EvaluateResult(published, source.name, evaluation, run.path("report.html"))
     return EvaluateResult(alone, source.name, evaluation)
+
+
+def export(config: ExportConfig) -> dict[str, Any]:
+    """Write a network's ONNX models anew and return what was measured of them, see `exporting.export`.
+
+    Without validation images, or for a checkpoint that knows of no shards, there is a model in fp32 alone.
+    """
+    run = RunDirectory(config.run)
+    spec = fingerprint.load_spec(run.uri)
+    filesystem.check_writable(run.uri)
+    own_shards = run.shards
+    with ray_session.connect(meanwhile="captcha_ray.evaluation.exporting"):
+        from captcha_ray.datasets.shards import open_shards  # noqa: PLC0415 -- not all verbs need it
+        from captcha_ray.evaluation import exporting, sources  # noqa: PLC0415 -- imports torch
+        from captcha_ray.evaluation.evaluate import CALIBRATION_IMAGES  # noqa: PLC0415
+
+        shards = config.shards or own_shards
+        ray_session.check_shared(run=run.uri, shards=shards)
+        if not shards or not open_shards(shards).manifest.num_images["val"]:
+            return exporting.export(run.uri, None)
+        measured = EvaluateConfig(run=run.uri, shards=shards, split="val")
+        val = sources.open_labeled(measured, own_shards, spec).sample(CALIBRATION_IMAGES)
+        return exporting.export(run.uri, val)
 
 
 def tune(config: TuneConfig) -> TuneResult:

@@ -10,8 +10,9 @@ from collections.abc import Callable
 from captcha_ray import api, console
 from captcha_ray.datasets import decoding
 from captcha_ray.datasets.config import PreprocessConfig, SynthesizeConfig
-from captcha_ray.evaluation.config import EvaluateConfig
+from captcha_ray.evaluation.config import EvaluateConfig, ExportConfig
 from captcha_ray.inference.config import InferConfig
+from captcha_ray.models.fingerprint import find_checkpoint
 from captcha_ray.recipes.config import TrainConfig
 from captcha_ray.recipes.file import load_recipe
 from captcha_ray.storage import filesystem
@@ -70,6 +71,19 @@ def evaluate() -> None:
         console.warn(f"{total:,} files do not count: {decoding.counted(evaluation.unreadable)}")
 
 
+def export() -> None:
+    """Write a network's ONNX models anew and measure what each precision loses."""
+    config = console.parse(ExportConfig)
+    if config.run == ExportConfig().run and filesystem.is_empty(filesystem.absolute(config.run)):
+        _train_first()
+    measured = api.export(config)
+    from captcha_ray.evaluation.exporting import describe  # noqa: PLC0415 -- imported with torch by then
+
+    for line in describe(measured):
+        console.say(line)
+    console.say(f"models are in {find_checkpoint(filesystem.absolute(config.run))}")
+
+
 def tune() -> None:
     """Search a better recipe."""
     result = api.tune(console.parse(TuneConfig))
@@ -95,6 +109,7 @@ VERBS: dict[str, Callable[[], None]] = {
     "preprocess": preprocess,
     "train": train,
     "evaluate": evaluate,
+    "export": export,
     "tune": tune,
     "infer": infer,
 }

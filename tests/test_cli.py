@@ -14,13 +14,15 @@ from captcha_ray import cli
 from captcha_ray.datasets.config import PreprocessConfig, SynthesizeConfig
 from captcha_ray.datasets.shards import Shards
 from captcha_ray.errors import InputError
-from captcha_ray.evaluation.config import EvaluateConfig
+from captcha_ray.evaluation import exporting
+from captcha_ray.evaluation.config import EvaluateConfig, ExportConfig
 from captcha_ray.inference.config import InferConfig
+from captcha_ray.models import exports
 from captcha_ray.recipes.config import TrainConfig
 from captcha_ray.recognizer import Recognizer
 from captcha_ray.runtime import ray_session
 from captcha_ray.tuning.config import TuneConfig
-from tests.factories import config_for, draw_glyphs, glyph_texts
+from tests.factories import config_for, draw_glyphs, glyph_texts, network_of_size
 from tests.support.processes import environment
 
 ROOT = Path(__file__).parents[1]
@@ -87,6 +89,36 @@ def test_varied_text_comes_with_a_table_of_its_labels(ray_cluster: ray_session.C
     manifest = captcha_ray.preprocess(made)
     assert sum(manifest.num_images.values()) == 300
     assert (manifest.min_length, manifest.max_length) == (1, 10)
+
+
+def test_a_network_is_exported_anew_and_measured_as_it_runs_at_night(
+    ray_cluster: ray_session.Cluster, glyph_shards: Shards, tmp_path: Path
+) -> None:
+    run = captcha_ray.train(TrainConfig(shards=glyph_shards.uri, run=str(tmp_path / "run"), epochs=1, batch_size=16))
+    model = Path(run.checkpoint, "model.onnx")
+    before = model.read_bytes()
+    model.unlink()
+    measured = captcha_ray.export(ExportConfig(run=run.run))
+    assert model.read_bytes() == before
+    assert measured["num_images"] == glyph_shards.manifest.num_images["val"]
+    assert exporting.describe(measured)[0].startswith(f"of {measured['num_images']:,} validation texts, torch in fp32")
+    results = Path(run.run, "results.json").read_bytes()
+    night = captcha_ray.evaluate(EvaluateConfig(run=run.run, engine="openvino", precision="fp32"))
+    assert night.results["test"]["char_accuracy"] == pytest.approx(run.results["test"]["char_accuracy"], abs=0.05)
+    assert Path(run.run, "results.json").read_bytes() == results  # measured in another way, so not the run's
+    with pytest.raises(InputError, match="engine torch computes in fp32 or bf16"):
+        captcha_ray.evaluate(EvaluateConfig(run=run.run, precision="int8"))
+
+
+def test_a_bare_checkpoint_is_exported_without_a_measurement(
+    ray_cluster: ray_session.Cluster, glyph_shards: Shards, tmp_path: Path
+) -> None:
+    run = str(network_of_size(tmp_path, 16, 40))
+    assert captcha_ray.export(ExportConfig(run=run)) == {}
+    assert "nothing was measured" in exporting.describe({})[0]
+    assert exports.has(run, "fp32")
+    with pytest.raises(InputError, match="the network takes"):
+        captcha_ray.export(ExportConfig(run=run, shards=glyph_shards.uri))
 
 
 def test_a_finished_run_is_given_back_if_it_is_to_be_resumed(

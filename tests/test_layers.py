@@ -183,7 +183,7 @@ def test_jobs_define_nothing_so_that_workers_get_nothing_of_them(path: Path) -> 
 
 
 def test_jobs_leave_ray_and_torch_to_the_package() -> None:
-    assert len(JOBS) == 6
+    assert len(JOBS) == 7
     for path in JOBS:
         assert roots(path) <= {*sys.stdlib_module_names, "captcha_ray"}, path.name
 

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 from captcha_ray.config import DEMO, NOT_NEGATIVE, Config
 from captcha_ray.datasets.config import LabelRule, Labels
+from captcha_ray.engines.engine import Name, Precision
 from captcha_ray.errors import check
 from captcha_ray.models.restriction import Restriction
 from captcha_ray.models.spec import BUILTIN
@@ -49,9 +50,14 @@ class EvaluateConfig(Config):
     """Actors on the cluster that predict; 0 predicts in this process."""
     use_gpu: bool = False
     """Reserve one GPU per actor, or per training."""
+    engine: Name = "torch"
+    """Compute with openvino, onnxruntime, torch, or auto, which is what jobs/infer.py takes. Networks are trained, and
+    measured after a training, with torch."""
+    precision: Precision = "auto"
+    """Compute in int8, bf16, fp32, or auto, as in jobs/infer.py."""
     out: str = ""
-    """JSON file to write the figures to. Default: the run's results.json and report.html; none with --charset, --length
-    or --run builtin."""
+    """JSON file to write the figures to. Default: the run's results.json and report.html; none with --charset,
+    --length, --precision, another --engine, or --run builtin."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -63,6 +69,14 @@ class EvaluateConfig(Config):
         _ = self.label_rule
         check(not self.label_pattern or bool(self.corpus), "--label-pattern goes with --corpus")
         check(not self.use_gpu or self.num_workers > 0 or self.trains, "--use-gpu needs --num-workers of at least 1")
+        check(
+            not self.use_gpu or self.engine in ("auto", "torch"),
+            f"engine is {self.engine}; with --use-gpu it must be torch",
+        )
+        check(
+            not self.trains or (self.engine, self.precision) == ("torch", "auto"),
+            "--folds and --learning-curve train networks; --engine and --precision do not go with them",
+        )
         check(self.folds == 0 or 2 <= self.folds <= 100, f"folds is {self.folds}; it must be 2 to 100, or 0 for none")
         check(not (self.folds and self.learning_curve), "--folds and --learning-curve exclude each other")
         check(
@@ -87,6 +101,27 @@ class EvaluateConfig(Config):
         return Restriction(self.charset, self.length)
 
     @property
+    def as_trained(self) -> bool:
+        """Return whether the network is measured as it was after its training, so that the figures are the run's."""
+        return self.restriction == Restriction() and (self.engine, self.precision) == ("torch", "auto")
+
+    @property
     def trains(self) -> bool:
         """Return whether networks are trained for the measurement."""
         return self.folds > 0 or self.learning_curve
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExportConfig(Config):
+    """Write a network's ONNX models anew, and measure on validation images what each precision loses."""
+
+    run: str = f"{DEMO}/runs/digits"
+    """Run or checkpoint folder or s3:// URI; the models are written into it. The default one is trained on first
+    use."""
+    shards: str = ""
+    """Folder or s3:// URI of shards whose validation images are recognized. Default: those the run was trained on."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(bool(self.run), "run is empty; name a folder or an s3:// URI")
+        check(self.run != BUILTIN, "the network that comes with the package has its models; name a run of yours")

@@ -14,6 +14,7 @@ import ray.data
 from captcha_ray import console
 from captcha_ray.datasets import decoding, schema
 from captcha_ray.datasets.shards import Labeled
+from captcha_ray.engines.engine import Name, Precision
 from captcha_ray.errors import InputError
 from captcha_ray.metrics.calibration import Confidences
 from captcha_ray.metrics.counts import Mistake, PredictionCounts
@@ -39,9 +40,16 @@ class RecognizeImages:
     The network is loaded once, in the constructor, so an object serves as an actor of `map_batches`.
     """
 
-    def __init__(self, uri: str, device: str = "cpu", restriction: Restriction = WHOLE) -> None:
+    def __init__(
+        self,
+        uri: str,
+        device: str = "cpu",
+        restriction: Restriction = WHOLE,
+        engine: Name = "torch",
+        precision: Precision = "auto",
+    ) -> None:
         charset, length = restriction.charset, restriction.length
-        self._recognizer = Recognizer.load(uri, device, engine="torch", charset=charset, length=length)
+        self._recognizer = Recognizer.load(uri, device, precision, engine, charset=charset, length=length)
 
     def __call__(self, rows: pa.Table) -> pa.Table:
         """Turn rows of `Labeled` into uri, text, prediction, confidence, loss, wrong_image (null if right).
@@ -75,19 +83,24 @@ class RecognizeImages:
         )
 
 
-def _read_rows(
-    dataset: ray.data.Dataset, uri: str, num_workers: int, use_gpu: bool, restriction: Restriction
-) -> Iterator[pa.Table]:
-    """Yield tables of predictions for all rows. num_workers: actors; 0 computes in this process."""
+def _read_rows(dataset: ray.data.Dataset, num_workers: int, use_gpu: bool, load: tuple[Any, ...]) -> Iterator[pa.Table]:
+    """Yield tables of predictions for all rows.
+
+    Args:
+        dataset: Rows of `Labeled`.
+        num_workers: Actors; 0 computes in this process.
+        use_gpu: Give a GPU to each of them.
+        load: Arguments of `RecognizeImages`.
+    """
     if num_workers == 0:
-        read = RecognizeImages(uri, capacity.device_of(use_gpu), restriction)
+        read = RecognizeImages(*load)
         for rows in dataset.iter_batches(batch_size=BATCH_SIZE, batch_format="pyarrow"):
             yield read(rows)
         return
     compute: Any = ray.data.ActorPoolStrategy(size=num_workers)
     predictions = dataset.map_batches(
         RecognizeImages,
-        fn_constructor_args=(uri, capacity.device_of(use_gpu), restriction),
+        fn_constructor_args=load,
         batch_size=BATCH_SIZE,
         batch_format="pyarrow",
         compute=compute,
@@ -172,7 +185,13 @@ class Tally:
 
 
 def evaluate(
-    source: Labeled, model: str, num_workers: int = 0, use_gpu: bool = False, restriction: Restriction = WHOLE
+    source: Labeled,
+    model: str,
+    num_workers: int = 0,
+    use_gpu: bool = False,
+    restriction: Restriction = WHOLE,
+    engine: Name = "torch",
+    precision: Precision = "auto",
 ) -> Evaluation:
     """Predict labeled images and count what is right.
 
@@ -182,13 +201,16 @@ def evaluate(
         num_workers: Actors that compute; 0 computes in this process.
         use_gpu: Give a GPU to each of them.
         restriction: Of the network's texts.
+        engine: What computes, see `engines.choice.load`.
+        precision: What it computes in.
 
     Raises:
-        InputError: No image can be decoded, or the network cannot be restricted so.
+        InputError: No image can be decoded, or the network cannot be restricted or computed so.
     """
+    load = (model, capacity.device_of(use_gpu), restriction, engine, precision)
     tally = Tally(restriction.spec(fingerprint.load_spec(model)), source.num_unlabeled)
     with console.progress(f"evaluate {source.name}", source.num_files, "images") as advance:
-        for table in _read_rows(source.dataset, model, num_workers, use_gpu, restriction):
+        for table in _read_rows(source.dataset, num_workers, use_gpu, load):
             tally.add(table)
             advance(len(table))
     return tally.evaluation(source.source)

@@ -1,6 +1,7 @@
 """Export a trained network as ONNX models, and measure what is lost by them on validation images."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -58,10 +59,33 @@ def export(uri: str, val: pa.Table | None) -> dict[str, Any]:
     if len(truths) >= MIN_IMAGES:
         int8 = to_int8(model, images[:NUM_RANGE_IMAGES])
         measure(int8, "int8")
-        if measured["int8"]["right"] >= measured["torch"]["right"] - math.floor(MAX_LOSS * len(truths)):
+        if _loses_little(measured):
             forms["int8"] = int8
     exports.save(uri, forms, measured)
     return measured
+
+
+def describe(measured: Mapping[str, Any]) -> list[str]:
+    """Return a line for a person per precision that was measured."""
+    if not measured:
+        return ["there are no validation images, so nothing was measured, and int8 is not offered; --shards names some"]
+    total = measured["num_images"]
+    lines = [f"of {total:,} validation texts, torch in fp32 recognizes {measured['torch']['right']:,}"]
+    for precision, seen in measured.items():
+        if isinstance(seen, dict) and "as_torch" in seen:
+            lines.append(f"{precision}: {seen['right']:,}; {seen['as_torch']:,} as torch does")
+    if "int8" not in measured:
+        lines.append(f"int8: not offered, for it is judged by at least {MIN_IMAGES} validation images")
+    elif not _loses_little(measured):
+        lines.append("int8 loses too much, and is not offered")
+    return lines
+
+
+def _loses_little(measured: Mapping[str, Any]) -> bool:
+    """Return whether int8 recognizes as many texts as the network, except for `MAX_LOSS` of them."""
+    lost: int = measured["torch"]["right"] - measured["int8"]["right"]
+    allowed: int = math.floor(MAX_LOSS * measured["num_images"])
+    return lost <= allowed
 
 
 def _texts(engine: Engine, spec: ModelSpec, images: npt.NDArray[np.uint8]) -> list[str]:
