@@ -10,7 +10,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from captcha_ray import console
-from captcha_ray.datasets.config import PreprocessConfig, SynthesizeConfig
+from captcha_ray.datasets.config import PreprocessConfig
 from captcha_ray.datasets.schema import Manifest
 from captcha_ray.evaluation.config import EvaluateConfig, ExportConfig
 from captcha_ray.inference.config import InferConfig
@@ -20,6 +20,7 @@ from captcha_ray.recipes.file import load_recipe
 from captcha_ray.runs.directory import RunDirectory, to_json
 from captcha_ray.runtime import capacity, ray_session
 from captcha_ray.storage import filesystem
+from captcha_ray.synthesis.config import SynthesizeConfig
 from captcha_ray.tuning import search_space
 from captcha_ray.tuning.config import TuneConfig
 
@@ -74,7 +75,7 @@ class TuneResult:
 def synthesize(config: SynthesizeConfig) -> str:
     """Draw a synthetic corpus and return its URI."""
     with ray_session.connect():
-        from captcha_ray.datasets import synthesize as drawing  # noqa: PLC0415 -- not all verbs need it
+        from captcha_ray.synthesis import corpus as drawing  # noqa: PLC0415 -- not all verbs need it
 
         capacity.wait_for_capacity(1, 1, 0)
         ray_session.check_shared(out=config.out)
@@ -84,8 +85,8 @@ def synthesize(config: SynthesizeConfig) -> str:
 def preprocess(config: PreprocessConfig) -> Manifest:
     """Turn a corpus of labeled images into shards at `config.out` and return their manifest."""
     with ray_session.connect():
-        from captcha_ray.datasets import demo  # noqa: PLC0415 -- not all verbs need it
         from captcha_ray.datasets import preprocess as preprocessing  # noqa: PLC0415
+        from captcha_ray.synthesis import demo  # noqa: PLC0415 -- not all verbs need it
 
         capacity.wait_for_capacity(1, 1, 0)
         ray_session.check_shared(corpus="" if config.table else config.corpus, table=config.table, out=config.out)
@@ -105,10 +106,10 @@ def train(config: TrainConfig) -> TrainResult:
         return TrainResult(run.uri, run.read_json("results.json"))
     with ray_session.connect(meanwhile="captcha_ray.training.trainer") as cluster:
         # torch takes seconds to import; Ray starts meanwhile
-        from captcha_ray.datasets import demo  # noqa: PLC0415
         from captcha_ray.datasets.shards import open_shards  # noqa: PLC0415
         from captcha_ray.evaluation import exporting  # noqa: PLC0415
         from captcha_ray.evaluation.evaluate import CALIBRATION_IMAGES, calibrate, evaluate  # noqa: PLC0415
+        from captcha_ray.synthesis import demo  # noqa: PLC0415
         from captcha_ray.training import pseudo_labels, results, trainer  # noqa: PLC0415
 
         cluster.warn_without_gpu(config.use_gpu)
@@ -201,8 +202,8 @@ def tune(config: TuneConfig) -> TuneResult:
     run = RunDirectory(config.run)
     with ray_session.connect(meanwhile="captcha_ray.tuning.tuner") as cluster:
         # torch takes seconds to import; Ray starts meanwhile
-        from captcha_ray.datasets import demo  # noqa: PLC0415
         from captcha_ray.datasets.shards import open_shards  # noqa: PLC0415
+        from captcha_ray.synthesis import demo  # noqa: PLC0415
         from captcha_ray.tuning import report, tuner  # noqa: PLC0415
 
         cluster.warn_without_gpu(config.gpus_per_trial > 0)

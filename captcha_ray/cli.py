@@ -9,13 +9,14 @@ from collections.abc import Callable
 
 from captcha_ray import api, console
 from captcha_ray.datasets import decoding
-from captcha_ray.datasets.config import PreprocessConfig, SynthesizeConfig
+from captcha_ray.datasets.config import PreprocessConfig
 from captcha_ray.evaluation.config import EvaluateConfig, ExportConfig
 from captcha_ray.inference.config import InferConfig
 from captcha_ray.models.fingerprint import find_checkpoint
 from captcha_ray.recipes.config import TrainConfig
 from captcha_ray.recipes.file import load_recipe
 from captcha_ray.storage import filesystem
+from captcha_ray.synthesis.config import SynthesizeConfig
 from captcha_ray.training import diagnosis
 from captcha_ray.tuning.config import TuneConfig
 

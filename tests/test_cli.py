@@ -11,7 +11,7 @@ import pytest
 
 import captcha_ray
 from captcha_ray import cli
-from captcha_ray.datasets.config import PreprocessConfig, SynthesizeConfig
+from captcha_ray.datasets.config import PreprocessConfig
 from captcha_ray.datasets.shards import Shards
 from captcha_ray.errors import InputError
 from captcha_ray.evaluation import exporting
@@ -21,6 +21,7 @@ from captcha_ray.models import exports
 from captcha_ray.recipes.config import TrainConfig
 from captcha_ray.recognizer import Recognizer
 from captcha_ray.runtime import ray_session
+from captcha_ray.synthesis.config import SynthesizeConfig
 from captcha_ray.tuning.config import TuneConfig
 from tests.factories import config_for, draw_glyphs, glyph_texts, network_of_size
 from tests.support.processes import environment

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from captcha_ray.config import Config
-from captcha_ray.datasets.config import PreprocessConfig, SynthesizeConfig
+from captcha_ray.datasets.config import PreprocessConfig
 from captcha_ray.datasets.schema import Manifest
 from captcha_ray.errors import InputError
 from captcha_ray.evaluation.config import EvaluateConfig
@@ -22,6 +22,7 @@ from captcha_ray.inference.config import InferConfig
 from captcha_ray.recipes import config
 from captcha_ray.recipes.catalog import RECIPES, get
 from captcha_ray.recipes.config import TrainConfig
+from captcha_ray.synthesis.config import SynthesizeConfig
 from captcha_ray.tuning.config import TuneConfig
 
 CONFIGS: list[type[Config]] = [ImageSpec, SynthesizeConfig, PreprocessConfig, TrainConfig, EvaluateConfig, InferConfig]

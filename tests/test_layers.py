@@ -1,6 +1,7 @@
 """Checks from the source which room imports which; a new room has to be given its place here."""
 
 import ast
+import collections
 import graphlib
 import subprocess
 import sys
@@ -31,6 +32,7 @@ ROOMS: dict[str, set[str]] = {
     "engines": {"models"},
     "recognizer": {"engines", "images", "models", "storage", "text"},
     "datasets": {"images", "runs", "runtime", "storage", "text"},
+    "synthesis": {"datasets", "runs", "storage"},
     "recipes": {"datasets", "models", "runs", "storage"},
     "evaluation": {
         "datasets", "engines", "images", "metrics", "models", "recognizer", "runs", "runtime", "storage", "text",
@@ -60,13 +62,14 @@ WITHOUT_TORCH = {
 }  # fmt: skip
 """Modules of those rooms that may not import torch, because they are used before a network is loaded."""
 
-RAY = {"runtime", "datasets", "evaluation", "training", "experiments", "tuning", "inference"}
+RAY = {"runtime", "datasets", "synthesis", "evaluation", "training", "experiments", "tuning", "inference"}
 """Rooms that may import Ray."""
 
 WITHOUT_RAY = {
     "inference.schema", "inference.listing", "inference.table", "inference.block_reader", "inference.config",
     "datasets.config", "datasets.schema", "datasets.splits", "datasets.labels", "datasets.decoding",
-    "datasets.synthetic", "training.schedule", "training.diagnosis", "training.loop", "training.batches",
+    "synthesis.schemes", "synthesis.config", "synthesis.varied_text",
+    "training.schedule", "training.diagnosis", "training.loop", "training.batches",
     "training.optim", "training.state", "training.augment",
     "tuning.config", "tuning.search_space",
     "tuning.search_state", "tuning.suggest", "tuning.scheduler", "tuning.trials", "tuning.report",
@@ -165,6 +168,18 @@ def test_rooms_open_empty() -> None:
 def test_nothing_imports_jobs() -> None:
     for path in [*FILES, *JOBS]:
         assert "jobs" not in roots(path), path.name
+
+
+def test_folders_files_and_functions_stay_small() -> None:
+    folders = collections.Counter(path.parent for path in FILES if path.stem != "__init__")
+    assert max(folders.values()) <= 12, folders.most_common(1)
+    for path in FILES:
+        source = path.read_text()
+        assert source.count("\n") <= 400, path
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                assert node.end_lineno is not None
+                assert node.end_lineno - node.lineno < 50, f"{path}: {node.name}"
 
 
 def test_no_module_is_a_drawer_for_leftovers() -> None:

@@ -1,1 +1,1 @@
-"""Turn a corpus into shards: labels, decoding, splits, preprocessing, and synthetic corpora."""
+"""Turn a corpus into shards: labels, decoding, splits and preprocessing."""

@@ -18,13 +18,15 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from captcha_ray.datasets import decoding, demo, preprocess, schema
-from captcha_ray.datasets.config import PreprocessConfig, SynthesizeConfig
+from captcha_ray.datasets import decoding, preprocess, schema
+from captcha_ray.datasets.config import PreprocessConfig
 from captcha_ray.datasets.shards import Shards
 from captcha_ray.datasets.splits import SPLITS, split_of
 from captcha_ray.errors import InputError
 from captcha_ray.images.spec import ImageSpec
 from captcha_ray.runs.directory import to_json
+from captcha_ray.synthesis import demo
+from captcha_ray.synthesis.config import SynthesizeConfig
 from tests.factories import config_for, draw_glyphs, glyph_texts
 
 SMALL = ImageSpec(height=50, width=200)

@@ -17,9 +17,10 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from captcha_ray import Recognizer
-from captcha_ray.datasets.config import PreprocessConfig, SynthesizeConfig
+from captcha_ray.datasets.config import PreprocessConfig
 from captcha_ray.evaluation.config import EvaluateConfig
 from captcha_ray.recipes.config import TrainConfig
+from captcha_ray.synthesis.config import SynthesizeConfig
 from captcha_ray.tuning import search_space
 from captcha_ray.tuning.config import TuneConfig
 from tests.factories import draw_glyphs, glyph_texts

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from PIL import Image, ImageOps
 
-from captcha_ray.datasets import synthetic
+from captcha_ray.synthesis import schemes
 from tests.support.processes import run_job
 
 pytestmark = pytest.mark.slow
@@ -50,7 +50,7 @@ def recognized_by_default(corpus: Path, rule: tuple[str, ...], folder: Path) -> 
     return test
 
 
-BY_NAME = ("--labels", "filename", "--label-pattern", synthetic.LABEL_PATTERN)
+BY_NAME = ("--labels", "filename", "--label-pattern", schemes.LABEL_PATTERN)
 
 
 @pytest.mark.parametrize("scheme", ["lines4", "lines4-small", "bits5", "color-digits"])
@@ -65,8 +65,8 @@ def test_a_corpus_of_many_modes_sizes_and_polarities_is_recognized(tmp_path: Pat
     """Mix 1-bit, palette, gray and transparent images; half are light on dark, a third have half the size."""
     folder = tmp_path / "corpus"
     folder.mkdir()
-    for index, (path, text) in enumerate(synthetic.plan("text5", 0, 1500)):
-        image = Image.open(io.BytesIO(synthetic.render("text5", 0, index, text))).convert("L")
+    for index, (path, text) in enumerate(schemes.plan("text5", 0, 1500)):
+        image = Image.open(io.BytesIO(schemes.render("text5", 0, index, text))).convert("L")
         if index % 2:
             image = ImageOps.invert(image)
         if index % 3 == 0:
@@ -86,8 +86,8 @@ def test_texts_of_several_lengths_are_recognized(tmp_path: Path) -> None:
     """Cut 1 to 5 characters out of images of five."""
     folder = tmp_path / "corpus"
     folder.mkdir()
-    for index, (_, text) in enumerate(synthetic.plan("lines4", 0, 1500)):
-        image = Image.open(io.BytesIO(synthetic.render("lines4", 0, index, text)))
+    for index, (_, text) in enumerate(schemes.plan("lines4", 0, 1500)):
+        image = Image.open(io.BytesIO(schemes.render("lines4", 0, index, text)))
         length = 1 + index % 4
         paper = Image.new("RGB", image.size, image.getpixel((0, 0)))
         paper.paste(image.crop((0, 0, image.width * length // 4, image.height)), (0, 0))

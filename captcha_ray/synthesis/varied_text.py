@@ -19,8 +19,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
-from captcha_ray.datasets.synthetic import Planned
 from captcha_ray.errors import check
+from captcha_ray.synthesis.schemes import Planned
 
 WIDTH, HEIGHT = 192, 48
 """Size of the images, pixels."""

@@ -1,9 +1,11 @@
 """Make, on first use, the synthetic corpora and shards that jobs without arguments run on."""
 
 from captcha_ray.config import DEMO
-from captcha_ray.datasets import preprocess, synthesize, synthetic
-from captcha_ray.datasets.config import PreprocessConfig, SynthesizeConfig
+from captcha_ray.datasets import preprocess
+from captcha_ray.datasets.config import PreprocessConfig
 from captcha_ray.storage import filesystem
+from captcha_ray.synthesis import corpus, schemes
+from captcha_ray.synthesis.config import SynthesizeConfig
 
 CORPORA = (
     SynthesizeConfig(scheme="digits", num_images=4000, out=f"{DEMO}/corpus/digits"),
@@ -14,7 +16,7 @@ SHARDS = (
     PreprocessConfig(
         corpus=f"{DEMO}/corpus/text5",
         labels="filename",
-        label_pattern=synthetic.LABEL_PATTERN,
+        label_pattern=schemes.LABEL_PATTERN,
         height=50,
         width=200,
         out=f"{DEMO}/shards/text5",
@@ -26,7 +28,7 @@ def ensure_corpus(uri: str) -> None:
     """Draw the demo corpus at `uri` if that is its place and nothing is there."""
     for config in CORPORA:
         if filesystem.absolute(config.out) == filesystem.absolute(uri) and filesystem.is_empty(config.out):
-            synthesize.synthesize(config)
+            corpus.synthesize(config)
 
 
 def ensure_shards(uri: str) -> None:

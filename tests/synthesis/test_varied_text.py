@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from captcha_ray.datasets.varied_text import (
+from captcha_ray.errors import InputError
+from captcha_ray.synthesis.varied_text import (
     CHARSET,
     HEIGHT,
     MAX_LENGTH,
@@ -24,7 +25,6 @@ from captcha_ray.datasets.varied_text import (
     plan,
     render,
 )
-from captcha_ray.errors import InputError
 
 FONTS = str(Path(matplotlib.get_data_path(), "fonts", "ttf"))
 
@@ -47,7 +47,7 @@ def test_texts_hold_every_character_and_length_and_digits_most_often() -> None:
 
 def test_a_fresh_process_draws_the_same_bytes_in_any_order() -> None:
     program = (
-        "import hashlib\nfrom captcha_ray.datasets.varied_text import find_fonts, plan, render\n"
+        "import hashlib\nfrom captcha_ray.synthesis.varied_text import find_fonts, plan, render\n"
         f"fonts = find_fonts({FONTS!r})\n"
         "pngs = [render(fonts, 3, i, item.text) for i, item in enumerate(plan(3, 20))]\n"
         "print(hashlib.sha256(b''.join(pngs)).hexdigest())"

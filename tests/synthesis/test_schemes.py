@@ -19,7 +19,7 @@ import pytest
 from captcha.image import ImageCaptcha
 from PIL import Image
 
-from captcha_ray.datasets.synthetic import (
+from captcha_ray.synthesis.schemes import (
     CHARSETS,
     DIGIT_SUPPORT,
     LABEL_PATTERN,
@@ -58,7 +58,7 @@ def test_a_seed_draws_the_same_plan_and_the_same_bytes_in_any_order(scheme: Sche
 @every_scheme
 def test_a_fresh_process_draws_the_same_bytes(scheme: Scheme) -> None:
     program = (
-        "import hashlib; from captcha_ray.datasets.synthetic import plan, render\n"
+        "import hashlib; from captcha_ray.synthesis.schemes import plan, render\n"
         f"pngs = [render({scheme!r}, 3, i, item.text) for i, item in enumerate(plan({scheme!r}, 3, 5))]\n"
         "print(hashlib.sha256(b''.join(pngs)).hexdigest())"
     )

@@ -1,4 +1,4 @@
-"""Draw a synthetic corpus on all cores of a cluster. `synthetic` knows what the pictures look like."""
+"""Draw a synthetic corpus on all cores of a cluster. `schemes` and `varied_text` know what the pictures look like."""
 
 import dataclasses
 import functools
@@ -9,11 +9,11 @@ import pyarrow.parquet as pq
 import ray.data
 
 from captcha_ray import console
-from captcha_ray.datasets import synthetic, varied_text
-from captcha_ray.datasets.config import SynthesizeConfig
 from captcha_ray.errors import InputError
 from captcha_ray.runs.directory import read_json, to_json
 from captcha_ray.storage import filesystem
+from captcha_ray.synthesis import schemes, varied_text
+from captcha_ray.synthesis.config import SynthesizeConfig
 
 BLOCK_IMAGES = 256
 """Images that one task draws: about a second of work."""
@@ -67,10 +67,10 @@ def _claim(config: SynthesizeConfig) -> set[str]:
     return set()
 
 
-def _plan(config: SynthesizeConfig) -> list[synthetic.Planned]:
+def _plan(config: SynthesizeConfig) -> list[schemes.Planned]:
     """Return what to draw, and write the table of labels where names do not tell them."""
     if config.scheme != "varied":
-        return synthetic.plan(config.scheme, config.seed, config.num_images)
+        return schemes.plan(config.scheme, config.seed, config.num_images)
     _fonts(config)  # a folder without fonts is told before anything is written
     planned = varied_text.plan(config.seed, config.num_images)
     table = pa.table({"path": [item.path for item in planned], "text": [item.text for item in planned]})
@@ -92,7 +92,7 @@ def _fonts(config: SynthesizeConfig) -> varied_text.Families:
 def _render(config: SynthesizeConfig, index: int, text: str) -> bytes:
     if config.scheme == "varied":
         return varied_text.render(_fonts(config), config.seed, index, text)
-    return synthetic.render(config.scheme, config.seed, index, text)
+    return schemes.render(config.scheme, config.seed, index, text)
 
 
 def _draw(planned: pa.Table, *, config: SynthesizeConfig) -> pa.Table:

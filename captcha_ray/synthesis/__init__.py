@@ -1,0 +1,1 @@
+"""Draw synthetic corpora, those of the demo among them."""
