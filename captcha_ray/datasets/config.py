@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from captcha_ray.config import DEMO, Config, Limit, at_least
 from captcha_ray.errors import InputError, check
@@ -78,6 +78,10 @@ class PreprocessConfig(Config):
     crop: Literal["auto", "none"] = "auto"
     """auto cuts off what lies above, below or beside the text, where text stands in the same half of the height or of
     the width, or less, in nearly all images and neither --height nor --width is given; none keeps all."""
+    lines: Literal["auto", "one", "two"] = "auto"
+    """Lines of text in an image: one; two; or auto: two in images that are too narrow for their text and have a gap in
+    the middle of their height, if neither --height nor --width is given. The lower line is put to the right of the
+    upper one."""
     denoise: int = 0
     """Side of a median filter, pixels, odd; 0 for none."""
     binarize: bool = False
@@ -122,17 +126,16 @@ class PreprocessConfig(Config):
         columns = (self.path_column, self.text_column)
         return LabelRule(self.labels, self.label_pattern, self.table, *columns, self.keep_blanks)
 
-    def image(
-        self, height: int, width: int, channels: int, *, pad: bool = False, crop: tuple[float, ...] = ()
-    ) -> ImageSpec:
-        """Return the specification of images of this size in pixels. pad: if `fit` leaves it open."""
-        pad = pad if self.fit == "auto" else self.fit == "pad"
-        return ImageSpec(
-            height=height,
-            width=width,
-            channels=channels,
-            denoise=self.denoise,
-            binarize=self.binarize,
-            pad=pad,
-            crop=crop,
-        )
+    def image(self, height: int, width: int, channels: int, **found: Any) -> ImageSpec:
+        """Return the specification of images of this size in pixels.
+
+        Args:
+            height: Of the images.
+            width: Of the images.
+            channels: 1 or 3.
+            found: What was found in the corpus: `pad`, `crop` and `two_lines` of ImageSpec.
+        """
+        if self.fit != "auto":
+            found["pad"] = self.fit == "pad"
+        own: dict[str, Any] = {"denoise": self.denoise, "binarize": self.binarize, **found}
+        return ImageSpec(height=height, width=width, channels=channels, **own)

@@ -5,6 +5,7 @@ Bad files become rows of the quarantine. Knows no Ray, no splits and no folders 
 
 import collections
 import concurrent.futures
+import dataclasses
 import hashlib
 import math
 import statistics
@@ -13,10 +14,12 @@ from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from captcha_ray.datasets import schema
 from captcha_ray.datasets.config import PreprocessConfig
 from captcha_ray.datasets.text_band import LOOK, find_text
+from captcha_ray.datasets.text_lines import find_two_lines
 from captcha_ray.errors import InputError
 from captcha_ray.images import decoder
 from captcha_ray.images.spec import ImageSpec
@@ -41,6 +44,9 @@ convolutions, higher ones cost work for nothing.
 MIN_SPREAD = 2.0
 """Factor between the widths of many images, for their height, from which on they are padded and not stretched."""
 
+ALL_RATIOS = 1e6
+"""Greater than the ratio of width to height of any image."""
+
 WIDEST = 0.99
 """Share of the images that are no wider, for their height, than the frame that others are padded to."""
 
@@ -51,61 +57,84 @@ def block_rows(num_files: int, image: ImageSpec) -> int:
     return min(max(-(-num_files // 64), 2048), 16_384, fitting)  # a task costs Ray Data about 0.1 s
 
 
-def choose_image(config: PreprocessConfig, uris: list[str], *, lengths_differ: bool) -> ImageSpec:
+@dataclasses.dataclass(frozen=True)
+class _Look:
+    """How an image of the sample looks. gray: uint8 (H, W, 1), of the size of `LOOK`. length: of its label."""
+
+    appearance: decoder.Appearance
+    gray: decoder.Pixels
+    length: int
+
+
+def choose_image(config: PreprocessConfig, files: pa.Table) -> ImageSpec:
     """Return the images to produce; what the config leaves open follows from a sample of the corpus.
 
-    What surrounds the text is cut off, see `find_text`. The height is the median, within `HEIGHTS`. The width follows
-    from the median aspect ratio, or, of texts whose images have widths of their own, from the widest, which others are
-    padded to. RGB if more than a tenth are in color.
+    What surrounds the text is cut off, see `find_text`, and two lines are put side by side, see `find_two_lines`. The
+    height is a line's median, within `HEIGHTS`. The width follows from the median aspect ratio, or, of texts whose
+    images have widths of their own, from the widest, which others are padded to. RGB if more than a tenth are in color.
 
     Args:
         config: As requested.
-        uris: The corpus.
-        lengths_differ: Whether labels have different numbers of characters.
+        files: The corpus: columns uri, text.
 
     Raises:
         InputError: No file of the sample can be decoded.
     """
+    lengths = pc.utf8_length(files["text"])
+    differ = pc.min(lengths).as_py() < pc.max(lengths).as_py()
     given = (config.height, config.width, config.channels)
-    if all(given) and not (config.fit == "auto" and lengths_differ):
-        return config.image(*given)
-    cuts = config.crop == "auto" and not config.height and not config.width
-    looks, grays = _look_at_sample(config, uris, with_pixels=cuts)
-    crop = find_text(grays, cut_width=not lengths_differ) if cuts else ()
+    two_lines = ALL_RATIOS if config.lines == "two" else 0.0
+    if all(given) and not (config.fit == "auto" and differ):
+        return config.image(*given, two_lines=two_lines)
+    looks = _look_at_sample(config, files)
+    open_ = not config.height and not config.width
+    crop = find_text([look.gray for look in looks], cut_width=not differ) if open_ and config.crop == "auto" else ()
     left, top, right, bottom = crop or (0, 0, 1, 1)
-    heights = [(bottom - top) * one.height for one in looks]
+    heights = np.array([(bottom - top) * look.appearance.height for look in looks])
+    widths = np.array([(right - left) * look.appearance.width for look in looks])
+    if open_ and config.lines == "auto":
+        rows = slice(round(top * LOOK.height), round(bottom * LOOK.height))
+        grays, lengths = [look.gray[rows] for look in looks], [look.length for look in looks]
+        two_lines = find_two_lines(grays, widths, heights, lengths)
+    ratios = widths / heights
+    heights = np.where(ratios < two_lines, heights / 2, heights)
+    ratios = np.where(ratios < two_lines, 4 * ratios, ratios)
     height = config.height or min(max(round(statistics.median(heights)), HEIGHTS[0]), HEIGHTS[1])
-    ratios = np.array([(right - left) * one.width / one.height / (bottom - top) for one in looks])
     narrow, wide = np.quantile(ratios, [0.1, 0.9])
-    pad = config.fit == "pad" or (config.fit == "auto" and lengths_differ and bool(wide > MIN_SPREAD * narrow))
+    pad = config.fit == "pad" or (config.fit == "auto" and differ and bool(wide > MIN_SPREAD * narrow))
     width = round(height * float(np.quantile(ratios, WIDEST) if pad else np.median(ratios)))
-    colored = sum(one.colored for one in looks) > len(looks) / 10 and not config.binarize
+    colored = sum(look.appearance.colored for look in looks) > len(looks) / 10 and not config.binarize
     channels = config.channels or (3 if colored else 1)
-    return config.image(height, config.width or min(max(width, 4), 4096), channels, pad=pad, crop=crop)
+    width = config.width or min(max(width, 4), 4096)
+    return config.image(height, width, channels, pad=pad, crop=crop, two_lines=two_lines)
 
 
-def _look_at_sample(
-    config: PreprocessConfig, uris: list[str], *, with_pixels: bool
-) -> tuple[list[decoder.Appearance], list[decoder.Pixels]]:
-    """Return how images of a sample look, and the images as `find_text` takes them, empty unless they are wanted."""
+def _look_at_sample(config: PreprocessConfig, files: pa.Table) -> list[_Look]:
+    """Return how images of a sample look."""
 
     def look(data: bytes) -> tuple[decoder.Appearance, decoder.Pixels] | decoder.Unreadable:
         appearance = decoder.inspect(data, config.max_pixels)
         if isinstance(appearance, decoder.Unreadable):
             return appearance
-        gray = decoder.decode(data, LOOK, config.max_pixels) if with_pixels else np.zeros(0, np.uint8)
+        gray = decoder.decode(data, LOOK, config.max_pixels)
         return gray if isinstance(gray, decoder.Unreadable) else (appearance, gray)
 
-    sample = [uris[k * len(uris) // NUM_SAMPLED] for k in range(NUM_SAMPLED)] if len(uris) > NUM_SAMPLED else uris
+    if len(files) > NUM_SAMPLED:
+        files = files.take([k * len(files) // NUM_SAMPLED for k in range(NUM_SAMPLED)])
+    uris = files["uri"].to_pylist()
     with concurrent.futures.ThreadPoolExecutor(NUM_FETCH_THREADS) as pool:
-        seen = list(pool.map(lambda uri: _of_file(uri, look), sample))
-    looks = [one for one in seen if not isinstance(one, decoder.Unreadable)]
+        seen = list(pool.map(lambda uri: _of_file(uri, look), uris))
+    looks = [
+        _Look(*one, length=len(text))
+        for one, text in zip(seen, files["text"].to_pylist(), strict=True)
+        if not isinstance(one, decoder.Unreadable)
+    ]
     if not looks:
-        bad = [(uri, one) for uri, one in zip(sample, seen, strict=True) if isinstance(one, decoder.Unreadable)]
+        bad = [(uri, one) for uri, one in zip(uris, seen, strict=True) if isinstance(one, decoder.Unreadable)]
         reasons = collections.Counter(one.reason for _, one in bad)
         first, why = bad[0]
         raise InputError(f"{config.corpus} holds no image that can be used: {counted(reasons)}; {first}: {why.detail}")
-    return [appearance for appearance, _ in looks], [gray for _, gray in looks]
+    return looks
 
 
 def decode_files(files: pa.Table, spec: ImageSpec, max_pixels: int) -> tuple[pa.Table, pa.Table, list[float]]:

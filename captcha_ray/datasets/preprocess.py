@@ -224,11 +224,16 @@ def _choose_image(config: PreprocessConfig, files: pa.Table) -> tuple[ImageSpec,
         usual = int(np.sort(lengths)[max(len(lengths) - 1 - max(int(FEW_TOO_LONG * len(lengths)), 1), 0)])
         keep = lengths <= 2 * usual
     longest = int(lengths[keep].max())
-    differ = bool(lengths[keep].min() < longest)
-    image = decoding.choose_image(config, files.filter(pa.array(keep))["uri"].to_pylist(), lengths_differ=differ)
+    kept_files = files.filter(pa.array(keep))
+    image = decoding.choose_image(config, kept_files)
     if image.crop:
         console.say(
             f"text stands in {_described(image.crop)} of the images; the rest is cut off (--crop none keeps it)"
+        )
+    if image.two_lines and config.lines == "auto":
+        console.say(
+            f"images less than {image.two_lines:g} times as wide as high hold two lines, which are put side by side "
+            f"(--lines one leaves them)"
         )
     if not config.width and image.most_characters < longest:
         wide = 2 * columns_for(longest)
@@ -244,7 +249,7 @@ def _choose_image(config: PreprocessConfig, files: pa.Table) -> tuple[ImageSpec,
             f"{len(aside):,} labels are more than twice as long as the others and are put aside; of {aside[0][0]} the "
             f"{aside[0][2]}; if they are meant, pass --max-length {lengths.max()}"
         )
-    return image, files.filter(pa.array(keep)), schema.quarantine(aside)
+    return image, kept_files, schema.quarantine(aside)
 
 
 def _described(part: tuple[float, ...]) -> str:

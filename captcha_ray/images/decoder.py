@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import ExifTags, Image, ImageFile, ImageFilter, UnidentifiedImageError
 
-from captcha_ray.images import contrast
+from captcha_ray.images import contrast, two_lines
 from captcha_ray.images.spec import ImageSpec
 
 MAX_PIXELS = 16_000_000
@@ -308,6 +308,8 @@ def prepare(image: Image.Image, spec: ImageSpec) -> Pixels | Unreadable:
         return BLANK
     if spec.denoise:
         visible = visible.filter(ImageFilter.MedianFilter(spec.denoise))
+    if visible.width < spec.two_lines * visible.height:
+        visible = two_lines.side_by_side(visible)
     if visible.size != (spec.width, spec.height):
         visible = _padded(visible, spec) if spec.pad else _resized(visible, spec.width, spec.height)
     pixels = np.asarray(visible, np.uint8)

@@ -1,6 +1,7 @@
 """Specify the pixels of a network: size, channels, preprocessing. Needs no Pillow."""
 
 import dataclasses
+import math
 
 from captcha_ray.config import Config, Limit
 from captcha_ray.errors import check
@@ -30,9 +31,11 @@ class ImageSpec(Config):
     """Make pixels 0 or 255 by Otsu's threshold, after resizing."""
     pad: bool = False
     """Keep the ratio of width to height: pad with the color of the image's edge instead of stretching."""
-
     crop: tuple[float, ...] = ()
     """Left, top, right and bottom of the part that is kept, as fractions of width and height; empty for all."""
+    two_lines: float = 0.0
+    """Images, as cropped, whose ratio of width to height is below this hold two lines of text, which are put side by
+    side; 0 for none."""
 
     def __post_init__(self) -> None:
         left, top, right, bottom = self.crop if len(self.crop) == 4 else (0, 0, 1, 1)
@@ -40,6 +43,7 @@ class ImageSpec(Config):
             len(self.crop) in (0, 4) and 0 <= left < right <= 1 and 0 <= top < bottom <= 1,
             f"crop is {self.crop}; it must be left, top, right and bottom, 0 to 1",
         )
+        check(0 <= self.two_lines < math.inf, f"two_lines is {self.two_lines}; it must be finite and not negative")
         for name in ("height", "width"):
             value = getattr(self, name)
             check(4 <= value <= 4096, f"{name} is {value}; it must be 4 to 4096 pixels")
@@ -68,5 +72,5 @@ class ImageSpec(Config):
     def __str__(self) -> str:
         denoised = f", denoised by {self.denoise}" if self.denoise else ""
         binarized, padded = ", binarized" if self.binarize else "", ", padded" if self.pad else ""
-        cropped = ", cropped" if self.crop else ""
-        return f"{self.width}x{self.height}x{self.channels}{denoised}{binarized}{padded}{cropped}"
+        cropped, lines = ", cropped" if self.crop else "", ", of two lines" if self.two_lines else ""
+        return f"{self.width}x{self.height}x{self.channels}{denoised}{binarized}{padded}{cropped}{lines}"

@@ -28,7 +28,7 @@ def fingerprint(spec: ModelSpec, weights: bytes) -> str:
     for name, before in (("variable", False), ("temperature", 1.0), ("bidirectional", False), ("filters", 32)):
         if decisive[name] == before:
             del decisive[name]
-    for name in ("pad", "crop"):
+    for name in ("pad", "crop", "two_lines"):
         if not decisive["image"][name]:
             del decisive["image"][name]
     description = json.dumps(decisive, sort_keys=True).encode()

@@ -262,4 +262,5 @@ def test_networks_from_before_a_field_was_added_keep_their_fingerprint() -> None
     )
     padded = dataclasses.replace(spec, image=ImageSpec(height=50, width=200, pad=True))
     cropped = dataclasses.replace(spec, image=ImageSpec(height=50, width=200, crop=(0.0, 0.4, 1.0, 0.6)))
-    assert len({fingerprint.fingerprint(one, b"weights") for one in (spec, padded, cropped)}) == 3
+    parted = dataclasses.replace(spec, image=ImageSpec(height=50, width=200, two_lines=1.5))
+    assert len({fingerprint.fingerprint(one, b"weights") for one in (spec, padded, cropped, parted)}) == 4
