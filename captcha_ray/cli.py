@@ -6,6 +6,7 @@
 import subprocess
 import sys
 from collections.abc import Callable
+from typing import Any
 
 from captcha_ray import api, console
 from captcha_ray.datasets import decoding
@@ -45,7 +46,7 @@ def train() -> None:
     _print_results(result.results)
     console.say(f"report: {result.report}")
     console.say(f"network: {result.checkpoint}")
-    _warn_of(result.results)
+    _advise(result.results)
 
 
 def evaluate() -> None:
@@ -61,7 +62,7 @@ def evaluate() -> None:
     _print_results({result.name: summary})
     if result.report:
         console.say(f"report: {result.report}")
-        _warn_of(result.results)
+        _advise(result.results)
     elsewhere = config.corpus or config.table
     if elsewhere and (useless := diagnosis.describe_useless(result.name, summary)):
         console.warn(f"the network is of no use for these images, which may differ from those it learned: {useless}")
@@ -166,10 +167,12 @@ def _print_results(results: dict[str, object]) -> None:
         console.say(line)
 
 
-def _warn_of(results: dict[str, object]) -> None:
-    from captcha_ray.training.results import warn  # noqa: PLC0415 -- imported with torch by then
-
-    warn(results)
+def _advise(results: dict[str, Any]) -> None:
+    """Warn of a network that is of no use, or tell where it says what may make it better."""
+    for sentence in results["warnings"]:
+        console.warn(sentence)
+    if results["next_steps"]:
+        console.say("the report says under `What next?` what may make the network better")
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ from captcha_ray.recipes.config import TrainConfig
 from captcha_ray.runs.directory import RunDirectory
 from captcha_ray.storage import filesystem
 from captcha_ray.storage.lock import Lease
-from captcha_ray.training.results import publish, warn
+from captcha_ray.training.results import publish
 from captcha_ray.training.trainer import model_spec
 
 DISPUTED = 0.99
@@ -65,7 +65,8 @@ def run_experiments(config: EvaluateConfig, run: RunDirectory) -> None:
             results = publish(run, {}, learning_curve=curve)
             console.say(results["learning_curve"]["answer"])
     console.say(f"report: {run.path('report.html')}")
-    warn(results)
+    for sentence in results["warnings"]:
+        console.warn(sentence)
 
 
 def cross_validate(

@@ -4,6 +4,7 @@ A character is right if it stands at its own position. A prediction that is too 
 and right in the positions that agree.
 """
 
+import collections
 import dataclasses
 import math
 from typing import Any
@@ -14,6 +15,9 @@ from rapidfuzz.distance import Levenshtein
 
 OTHER = "∅"
 """Row and column of the confusion matrix for characters out of the charset and for missing ones."""
+
+NUM_CONFUSIONS = 100
+"""Confusions that a summary holds."""
 
 
 def wilson_interval(successes: int, trials: int, z: float = 1.959964) -> tuple[float, float] | None:
@@ -64,7 +68,8 @@ class Mistake:
 class PredictionCounts:
     """Counts of predictions against truths. Immutable; `a + b` counts both.
 
-    num_edits: characters to insert, delete or replace to make all truths of the predictions (Levenshtein distance).
+    single_confusions: truth and prediction of the only wrong character of strings of the right length. num_edits:
+    characters to insert, delete or replace to make all truths of the predictions (Levenshtein distance).
     confusion: int64 (K + 1, K + 1), truth by prediction, K characters of the alphabet and `OTHER` last.
     position_correct, position_total: int64 (longest truth,).
     """
@@ -74,6 +79,7 @@ class PredictionCounts:
     loss_sum: float
     strings_correct: int
     strings_correct_ignoring_case: int
+    single_confusions: collections.Counter[tuple[str, str]]
     num_edits: int
     position_correct: npt.NDArray[np.int64]
     position_total: npt.NDArray[np.int64]
@@ -108,6 +114,7 @@ class PredictionCounts:
             float(sum(losses)),
             sum(t == p for t, p in pairs),
             sum(t.casefold() == p.casefold() for t, p in pairs),
+            collections.Counter(found for t, p in pairs if (found := _single_confusion(t, p))),
             sum(Levenshtein.distance(t, p) for t, p in pairs),
             position_correct,
             position_total,
@@ -127,6 +134,7 @@ class PredictionCounts:
             self.loss_sum + other.loss_sum,
             self.strings_correct + other.strings_correct,
             self.strings_correct_ignoring_case + other.strings_correct_ignoring_case,
+            self.single_confusions + other.single_confusions,
             self.num_edits + other.num_edits,
             _add_padded(self.position_correct, other.position_correct),
             _add_padded(self.position_total, other.position_total),
@@ -137,8 +145,10 @@ class PredictionCounts:
         """Return ratios and tables as JSON types; None if nothing was counted.
 
         loss: nats per image, summed over its characters. classes: precision, recall, F1 and support per character.
-        char_accuracy: of characters at their position. char_error_rate: edits per character of the truths, which may be
-        above 1. averages: the same, unweighted (macro) and by support (weighted), over characters that occur.
+        single_confusions: truth, prediction and number of the commonest `NUM_CONFUSIONS`, in strings of which nothing
+        else is wrong. char_accuracy: of characters at their position. char_error_rate: edits per character of the
+        truths, which may be above 1. averages: the same, unweighted (macro) and by support (weighted), over characters
+        that occur.
         """
         loss = ratio(self.loss_sum, self.num_images)
         interval = wilson_interval(self.strings_correct, self.num_images)
@@ -152,6 +162,7 @@ class PredictionCounts:
             "exact_match_ignoring_case": ratio(self.strings_correct_ignoring_case, self.num_images),
             "exact_match_ci95": None if interval is None else list(interval),
             "num_exact_match": self.strings_correct,
+            "single_confusions": [[*pair, n] for pair, n in self.single_confusions.most_common(NUM_CONFUSIONS)],
             "position_accuracy": [
                 ratio(int(c), int(t)) for c, t in zip(self.position_correct, self.position_total, strict=True)
             ],
@@ -173,6 +184,12 @@ class PredictionCounts:
                 "support": support,
             }
         return table
+
+
+def _single_confusion(truth: str, prediction: str) -> tuple[str, str] | None:
+    """Return the only characters in which two texts of one length differ; None if that is not how they differ."""
+    differ = [pair for pair in zip(truth, prediction, strict=False) if pair[0] != pair[1]]
+    return differ[0] if len(differ) == 1 and len(truth) == len(prediction) else None
 
 
 def _averages(rows: list[dict[str, float | int | None]]) -> dict[str, dict[str, float | None]]:

@@ -37,7 +37,8 @@ def write(run: RunDirectory, results: Mapping[str, Any], mistakes: Mapping[str, 
     epochs = run.read_metrics()
     splits = {name: value for name, value in results.items() if isinstance(value, dict) and "num_images" in value}
     rest = {name: value for name, value in results.items() if name not in splits}
-    parts = [_warnings(said)] if (said := rest.pop("warnings", None)) else []
+    parts = [_sentences("Warning", said)] if (said := rest.pop("warnings", None)) else []
+    parts += [_sentences("What next?", said)] if (said := rest.pop("next_steps", None)) else []
     parts += [_split(run, name, summary, mistakes.get(name)) for name, summary in splits.items()]
     if curve := rest.pop("learning_curve", None):
         parts.append(_learning_curve(run, curve))
@@ -50,9 +51,9 @@ def write(run: RunDirectory, results: Mapping[str, Any], mistakes: Mapping[str, 
     return page.write(run, "Report", parts)
 
 
-def _warnings(sentences: Sequence[str]) -> page.Block:
-    """Say what makes the network useless and what to do, before any figure."""
-    return page.section("Warning", *(page.paragraph(sentence) for sentence in sentences))
+def _sentences(title: str, sentences: Sequence[str]) -> page.Block:
+    """Say what makes the network useless, or what may make it better, before any figure."""
+    return page.section(title, *(page.paragraph(sentence) for sentence in sentences))
 
 
 def _split(run: RunDirectory, name: str, summary: Mapping[str, Any], rows: Sequence[Mistake] | None) -> page.Block:

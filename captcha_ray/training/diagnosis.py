@@ -1,8 +1,9 @@
-"""Tell a useless network from one that recognizes text, and name the likely causes. Pure arithmetic.
+"""Tell a useless network from one that recognizes text, and say what may make either better. Pure arithmetic.
 
 Every sentence has this corpus' own figures, in the order in which the causes are worth looking at.
 """
 
+import collections
 import dataclasses
 import math
 import shlex
@@ -17,6 +18,9 @@ from captcha_ray.metrics.counts import guess_loss
 from captcha_ray.recipes import auto_config
 from captcha_ray.recipes.config import TrainConfig
 
+MIN_GAIN = 0.01
+"""Share of whole strings by which something must help to be suggested."""
+
 HARDLY_ANY = 0.02
 """Share of whole strings at or below which a network counts as useless."""
 
@@ -25,6 +29,9 @@ FEW_STRINGS, MANY_CHARACTERS = 10, 0.5
 
 MIN_PIXELS = 12
 """Pixels of width a character below which networks seldom work: none recognized eight letters in 64 pixels."""
+
+FEW_PIXELS = 16
+"""Pixels of width a character below which larger images may help."""
 
 GOOD_PIXELS = 24
 """Pixels of width a character to try instead."""
@@ -37,6 +44,15 @@ LEARNED = 0.5
 
 NO_LABEL_AT_ALL = 0.1
 """Share of files kept out for their labels above which the label rule is suspected first."""
+
+GOOD_STRINGS = 0.98
+"""Share of whole strings from which on nothing is suggested."""
+
+NUM_PAIRS = 5
+"""Pairs of confused characters that a sentence names."""
+
+ENOUGH_FOR_FOLDS = 50
+"""Least images for which cross-validation is suggested."""
 
 OWN_SPLITS = ("train", "val", "test", "cross_validation")
 """Evaluations of the run's own images; others say nothing about its training."""
@@ -69,6 +85,76 @@ def diagnose(
         return []
     causes = [_pixels(manifest), _images(manifest), _labels(manifest), _loss(epochs, manifest)]
     return [f"this network is of no use: {'; '.join(useless)}", *causes, f"next: {_next(epochs, config, manifest)}"]
+
+
+def suggest(results: Mapping[str, Any], config: TrainConfig, manifest: Manifest) -> list[str]:
+    """Return sentences on what may make a network better that recognizes some strings, but not all.
+
+    Args:
+        results: What `results.json` holds. The split with the most images counts.
+        config: Of the run, resolved.
+        manifest: Of the shards.
+    """
+    splits = [(results[name]["num_images"], name) for name in OWN_SPLITS if name != "train" and name in results]
+    if not splits:
+        return []
+    _, name = max(splits)
+    summary = results[name]
+    if summary["exact_match"] is None or summary["exact_match"] >= GOOD_STRINGS:
+        return []
+    said = [*_confused(summary), *_case(summary), *_rare(manifest)]
+    if _pixels_each(manifest) < FEW_PIXELS:
+        each = _pixels_each(manifest)
+        said.append(f"size: {each:.0f} pixels of width a character are few; larger images: {_larger(config, manifest)}")
+    if "cross_validation" not in results and sum(manifest.num_images.values()) >= ENOUGH_FOR_FOLDS:
+        folds = _command("evaluate", run=config.run, folds="5")
+        said.append(f"labels: cross-validation shows those that are probably wrong: {folds}")
+    if curve := results.get("learning_curve"):
+        said.append(f"more labels: {curve['answer']}")
+    else:
+        command = _command("evaluate", run=config.run, learning_curve=True)
+        said.append(f"more labels: a learning curve estimates how many would reach 99 %: {command}")
+    return said
+
+
+def _confused(summary: Mapping[str, Any]) -> list[str]:
+    """Say which characters are taken for one another in strings that are right otherwise, and what that costs."""
+    pairs = collections.Counter[tuple[str, str]]()
+    for truth, prediction, number in summary.get("single_confusions", ()):
+        pairs[min(truth, prediction), max(truth, prediction)] += number
+    wrong = summary["num_images"] - summary["num_exact_match"]
+    if not pairs:
+        return []
+    named = ", ".join(f"{a!r} and {b!r} ({number:,})" for (a, b), number in pairs.most_common(NUM_PAIRS))
+    strings = summary["exact_match"]
+    better = strings + sum(number for _, number in pairs.most_common(NUM_PAIRS)) / summary["num_images"]
+    return [
+        f"characters: {pairs.total():,} of {wrong:,} wrong strings are wrong in one character alone, most often "
+        f"{named}; if these were told apart, {better:.1%} of the strings would be right instead of {strings:.1%}; the "
+        "pictures of the mistakes show whether people can"
+    ]
+
+
+def _case(summary: Mapping[str, Any]) -> list[str]:
+    strings, loosely = summary["exact_match"], summary.get("exact_match_ignoring_case") or 0.0
+    if loosely - strings < MIN_GAIN:
+        return []
+    return [
+        f"case: {loosely:.1%} of the strings are right if upper and lower case count as one, {strings:.1%} if not; "
+        "where case has no meaning, write all labels in one case and train again"
+    ]
+
+
+def _rare(manifest: Manifest) -> list[str]:
+    counts = manifest.num_characters["train"]
+    rare = sorted((c for c in manifest.charset if counts.get(c, 0) < MIN_OCCURRENCES), key=lambda c: counts.get(c, 0))
+    if not rare:
+        return []
+    named = ", ".join(f"{c!r} ({counts.get(c, 0):,})" for c in rare[:NUM_PAIRS])
+    return [
+        f"images: {len(rare):,} of {len(manifest.charset):,} characters stand fewer than {MIN_OCCURRENCES} times in "
+        f"the training images, such as {named}; label more images that hold them"
+    ]
 
 
 def _best(epochs: Sequence[Mapping[str, Any]], name: str) -> float | None:
@@ -170,15 +256,13 @@ def _loss(epochs: Sequence[Mapping[str, Any]], manifest: Manifest) -> str:
 
 def _next(epochs: Sequence[Mapping[str, Any]], config: TrainConfig, manifest: Manifest) -> str:
     """Return the command to try, for the first cause that applies."""
-    image, (kept_out, files) = manifest.image_spec, _misfits(manifest)
+    kept_out, files = _misfits(manifest)
     if _pixels_each(manifest) < MIN_PIXELS:
-        factor = GOOD_PIXELS / _pixels_each(manifest)
-        width, height = round(image.width * factor), round(image.height * factor)
-        return _preprocess(manifest, width, height, f"{config.shards}-{width}x{height}")
+        return _larger(config, manifest)
     if config.network != "column_cnn":
         return _command("train", shards=config.shards, run=f"{config.run}-auto")
     if _rarest(manifest)[1] < MIN_OCCURRENCES or _losses(epochs)[0] < LEARNED * _guess_loss(manifest):
-        return f"{_command('evaluate', run=config.run)} --learning-curve"
+        return _command("evaluate", run=config.run, learning_curve=True)
     if kept_out > NO_LABEL_AT_ALL * files:
         rows = f"pq.read_table({config.shards + '/quarantine'!r}, columns=['reason', 'uri']).slice(0, 20).to_pylist()"
         return shlex.join(["python", "-c", f"import pyarrow.parquet as pq; print(*{rows}, sep='\\n')"])
@@ -186,6 +270,13 @@ def _next(epochs: Sequence[Mapping[str, Any]], config: TrainConfig, manifest: Ma
     if longest < auto_config.LONGEST * auto_config.epochs(manifest):
         return _command("train", shards=config.shards, run=f"{config.run}-longer")
     return _command("train", shards=config.shards, run=f"{config.run}-longer", max_epochs=str(2 * longest))
+
+
+def _larger(config: TrainConfig, manifest: Manifest) -> str:
+    """Return the command that makes shards of images of `GOOD_PIXELS` a character."""
+    factor = GOOD_PIXELS / _pixels_each(manifest)
+    width, height = (round(side * factor) for side in (manifest.image_spec.width, manifest.image_spec.height))
+    return _preprocess(manifest, width, height, f"{config.shards}-{width}x{height}")
 
 
 def _preprocess(manifest: Manifest, width: int, height: int, out: str) -> str:

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from typing import Any
 
-from captcha_ray import console
 from captcha_ray.datasets.schema import Manifest
 from captcha_ray.evaluation.evaluate import Evaluation
 from captcha_ray.recipes.config import TrainConfig
@@ -23,23 +22,21 @@ def publish(run: RunDirectory, evaluations: Mapping[str, Evaluation], **facts: A
     """
     results = run.read_json("results.json") if filesystem.exists(run.path("results.json")) else {}
     results |= {name: evaluation.summary() for name, evaluation in evaluations.items()} | facts
-    results["warnings"] = diagnose_run(run, results)
+    results["warnings"], results["next_steps"] = diagnose_run(run, results)
     run.write_json("results.json", results)
     run_report.write(run, results, {name: evaluation.mistakes for name, evaluation in evaluations.items()})
     return results
 
 
-def diagnose_run(run: RunDirectory, results: dict[str, Any]) -> list[str]:
-    """Return the warnings about all results of a run; none if the run does not know its shards."""
+def diagnose_run(run: RunDirectory, results: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+    """Return warnings about all results of a run, and without any what may make the network better.
+
+    Both are empty if the run does not know its shards.
+    """
     if not all(filesystem.exists(run.path(name)) for name in ("resolved_config.json", "manifest.json")):
-        return []
+        return [], []
     config = TrainConfig.from_dict(run.read_json("resolved_config.json"))
     manifest = Manifest.from_dict(run.read_json("manifest.json"))
     splits = {name: value for name, value in results.items() if isinstance(value, dict) and "num_images" in value}
-    return diagnosis.diagnose(splits, run.read_metrics(), config, manifest)
-
-
-def warn(results: dict[str, Any]) -> None:
-    """Print the warnings of `results.json`, if there are any."""
-    for sentence in results["warnings"]:
-        console.warn(sentence)
+    warnings = diagnosis.diagnose(splits, run.read_metrics(), config, manifest)
+    return warnings, [] if warnings else diagnosis.suggest(results, config, manifest)

@@ -20,9 +20,9 @@ def count(charset: str, pairs: list[tuple[str, str]], losses: list[float] | None
 
 def same(a: PredictionCounts, b: PredictionCounts) -> bool:
     return all(
-        np.allclose(getattr(a, field.name), getattr(b, field.name))
-        if field.name != "charset"
-        else a.charset == b.charset
+        getattr(a, field.name) == getattr(b, field.name)
+        if field.name in ("charset", "single_confusions")
+        else np.allclose(getattr(a, field.name), getattr(b, field.name))
         for field in dataclasses.fields(PredictionCounts)
     )
 
@@ -131,6 +131,12 @@ def test_strings_that_differ_by_case_alone_are_counted_apart() -> None:
     summary = PredictionCounts.of("aAbB", ["aB", "ab", "bb"], ["Ab", "ab", "aa"], [0.0] * 3).summary()
     assert summary["exact_match"] == pytest.approx(1 / 3)
     assert summary["exact_match_ignoring_case"] == pytest.approx(2 / 3)
+
+
+def test_the_only_wrong_character_of_a_string_is_counted_with_what_was_taken_for_it() -> None:
+    pairs = [("abc", "abd"), ("cbc", "dbc"), ("abc", "ab"), ("abc", "abc"), ("abc", "bac"), ("abc", "bbc")]
+    summary = count("abcd", pairs).summary()
+    assert summary["single_confusions"] == [["c", "d", 2], ["a", "b", 1]]
 
 
 def test_no_images_give_none_and_not_zero() -> None:

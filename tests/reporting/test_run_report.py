@@ -36,6 +36,15 @@ def test_a_warning_stands_before_all_figures_and_only_where_there_is_one(tmp_pat
     assert "<h2>Warning</h2>" not in (tmp_path / "report.html").read_text()
 
 
+def test_advice_stands_before_all_figures_and_only_where_there_is_some(tmp_path: Path) -> None:
+    write(tmp_path, {"test": GOOD, "warnings": [], "next_steps": ["case: <b>", "size: larger"]})
+    text = (tmp_path / "report.html").read_text()
+    assert text.index("<h2>What next?</h2>") < text.index("case: &lt;b&gt;") < text.index("size: larger")
+    assert text.index("size: larger") < text.index("Split test")
+    write(tmp_path, {"test": GOOD, "next_steps": []})
+    assert "What next?" not in (tmp_path / "report.html").read_text()
+
+
 def test_each_split_has_its_own_summary_in_the_order_given_and_other_keys_are_no_splits(tmp_path: Path) -> None:
     page = write(tmp_path, {"val": GOOD, "test": counts("ab", ["a"], ["a"]), "reader": {"batch": 7}, "note": "x"})
     assert page.texts["h2"][:2] == ["Split val", "Split test"]

@@ -19,6 +19,7 @@ from captcha_ray.recipes.catalog import get
 from captcha_ray.recipes.config import TrainConfig
 from captcha_ray.training import diagnosis
 from tests import factories
+from tests.support.commands import parsed
 
 CONFIG = dataclasses.replace(
     get("auto"), network="column_cnn", epochs=40, max_epochs=160, shards="shards/strip", run="runs/strip"
@@ -202,3 +203,55 @@ def test_the_flags_are_the_jobs_own() -> None:
         flags = {word.removeprefix("--").replace("-", "_") for word in words if word.startswith("--")}
         assert flags
         assert flags <= fields
+
+
+def results(right: int, *wrong: tuple[str, str], **others: Any) -> dict[str, Any]:
+    """Of a test split of strings that are right and of pairs of truths and predictions that are not."""
+    truths = ["abcd"] * right + [truth for truth, _ in wrong]
+    predictions = ["abcd"] * right + [prediction for _, prediction in wrong]
+    return {"test": summary(truths, predictions, "abcdA"), **others}
+
+
+def test_a_good_network_needs_no_advice() -> None:
+    assert diagnosis.suggest(results(98, ("abcd", "abca"), ("abcd", "bbcd")), CONFIG, manifest()) == []
+    assert diagnosis.suggest({}, CONFIG, manifest()) == []
+    assert diagnosis.suggest({"train": summary(ABCD, ["aaaa"] * 5)}, CONFIG, manifest()) == []
+
+
+def test_confused_characters_are_counted_with_what_they_cost() -> None:
+    wrong = [("abcd", "bbcd"), ("bacd", "aacd"), ("abcd", "abca"), ("abcd", "abc"), ("abcd", "dddd")]
+    said = diagnosis.suggest(results(95, *wrong), CONFIG, manifest())
+    assert said[0] == (
+        "characters: 3 of 5 wrong strings are wrong in one character alone, most often 'a' and 'b' (2), 'a' and 'd' "
+        "(1); if these were told apart, 98.0% of the strings would be right instead of 95.0%; the pictures of the "
+        "mistakes show whether people can"
+    )
+    assert not [sentence for sentence in said if sentence.startswith(("case:", "images:", "size:"))]
+
+
+def test_advice_names_what_applies_with_commands_that_can_be_parsed() -> None:
+    rare = manifest(
+        image={"height": 32, "width": 60, "channels": 1, "denoise": 0, "binarize": False},
+        num_characters={"train": {"a": 700, "b": 19, "c": 300, "d": 0}, "val": {}, "test": {}},
+    )
+    said = diagnosis.suggest(results(90, *[("abcd", "Abcd")] * 10), CONFIG, rare)
+    names = [sentence.partition(":")[0] for sentence in said]
+    assert names == ["characters", "case", "images", "size", "labels", "more labels"]
+    assert said[1].startswith(
+        "case: 100.0% of the strings are right if upper and lower case count as one, 90.0% if not"
+    )
+    assert "2 of 4 characters stand fewer than 20 times in the training images, such as 'd' (0), 'b' (19)" in said[2]
+    assert "15 pixels of width a character" in said[3]
+    commands = [sentence[sentence.index("python jobs/") :] for sentence in said[3:]]
+    sized, folds, curve = (parsed(words[1].split("/")[1][:-3], words[2:]) for words in map(shlex.split, commands))
+    assert (sized.width, sized.height) == (96, 51)
+    assert (folds.run, folds.folds, curve.learning_curve) == ("runs/strip", 5, True)
+
+
+def test_what_was_measured_already_is_used_and_the_largest_split_counts() -> None:
+    folds = summary(["abcd"] * 80 + ["abcd"] * 20, ["abcd"] * 80 + ["aacd"] * 20)
+    known = results(90, ("abcd", "abc"), cross_validation=folds, learning_curve={"answer": "99% would want 700 images"})
+    said = diagnosis.suggest(known, CONFIG, manifest())
+    assert "instead of 80.0%" in said[0]
+    assert said[-1] == "more labels: 99% would want 700 images"
+    assert not [sentence for sentence in said if sentence.startswith("labels:")]
