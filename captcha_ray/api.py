@@ -15,7 +15,7 @@ from captcha_ray.datasets.schema import Manifest
 from captcha_ray.evaluation.config import EvaluateConfig, ExportConfig
 from captcha_ray.inference.config import InferConfig
 from captcha_ray.models import fingerprint
-from captcha_ray.recipes.config import TrainConfig
+from captcha_ray.recipes.config import RESUME_MAY_DIFFER, TrainConfig
 from captcha_ray.recipes.file import load_recipe
 from captcha_ray.runs.directory import RunDirectory, to_json
 from captcha_ray.runtime import capacity, ray_session
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from captcha_ray.evaluation.evaluate import Evaluation
     from captcha_ray.inference.job import NightSummary
     from captcha_ray.tuning.trials import SearchResult
+
+__all__ = ["evaluate", "export", "infer", "load_recipe", "preprocess", "synthesize", "train", "tune"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,10 +100,12 @@ def preprocess(config: PreprocessConfig) -> Manifest:
 def train(config: TrainConfig) -> TrainResult:
     """Train a network, fit its temperature, export it, measure it on the test split and write its report.
 
+    The defaults of `TrainConfig` are those of no recipe; `load_recipe("auto", shards=..., run=...)` gives a recipe's.
     A run that is finished already is returned as it is if `config.resume` is set.
     """
     run = RunDirectory(config.run)
     if config.resume and run.finished:
+        run.check_config(config.absolute().to_dict(), RESUME_MAY_DIFFER)
         console.say(f"{run.uri} is finished already; nothing to do")
         return TrainResult(run.uri, run.read_json("results.json"))
     with ray_session.connect(meanwhile="captcha_ray.training.trainer") as cluster:

@@ -52,8 +52,8 @@ def train() -> None:
 def evaluate() -> None:
     """Measure a network on images it has not seen, or its recipe by cross-validation."""
     config = console.parse(EvaluateConfig)
-    if config.run == EvaluateConfig().run and filesystem.is_empty(filesystem.absolute(config.run)):
-        _train_first()
+    if config.run == EvaluateConfig().run:
+        _train_first(config.run)
     result = api.evaluate(config)
     evaluation = result.evaluation
     if evaluation is None:
@@ -76,8 +76,8 @@ def evaluate() -> None:
 def export() -> None:
     """Write a network's ONNX models anew and measure what each precision loses."""
     config = console.parse(ExportConfig)
-    if config.run == ExportConfig().run and filesystem.is_empty(filesystem.absolute(config.run)):
-        _train_first()
+    if config.run == ExportConfig().run:
+        _train_first(config.run)
     measured = api.export(config)
     from captcha_ray.evaluation.exporting import describe  # noqa: PLC0415 -- imported with torch by then
 
@@ -101,8 +101,8 @@ def tune() -> None:
 def infer() -> None:
     """Recognize what is new in a bucket and append it to a Parquet table."""
     config = console.parse(InferConfig)
-    if config == InferConfig() and filesystem.is_empty(config.run):
-        _train_first("--recipe", "demo-text5", "--shards", "demo/shards/text5", "--run", config.run)
+    if config.run == InferConfig().run:
+        _train_first(config.run, "--recipe", "demo-text5", "--shards", "demo/shards/text5")
     console.say(api.infer(config).describe())
 
 
@@ -153,9 +153,14 @@ def run(verb: str) -> None:
     console.run(job)
 
 
-def _train_first(*flags: str) -> None:
-    """Train the network that a verb without options works with; a failure ends this process with its status."""
-    command = [sys.executable, "-m", "captcha_ray.cli", "train", *flags]
+def _train_first(run: str, *flags: str) -> None:
+    """Train the network that a verb without options works with, or finish its training, if it is not there yet.
+
+    A failure ends this process with its status.
+    """
+    if filesystem.exists(filesystem.join(filesystem.absolute(run), "_SUCCESS")):
+        return
+    command = [sys.executable, "-m", "captcha_ray.cli", "train", "--run", run, *flags, "--resume"]
     if status := subprocess.run(command, check=False).returncode:
         raise SystemExit(status)
 

@@ -20,8 +20,8 @@ from captcha_ray.engines.engine import Engine, Name, Precision
 from captcha_ray.errors import InputError
 from captcha_ray.images import decoder
 from captcha_ray.models.allocator import keep_freed_memory
+from captcha_ray.models.ctc_decoding import slot_log_probabilities
 from captcha_ray.models.restriction import WHOLE, Restriction
-from captcha_ray.models.slots import slot_probabilities
 from captcha_ray.models.spec import ModelSpec
 from captcha_ray.storage import filesystem
 from captcha_ray.text.charset import Charset
@@ -29,9 +29,6 @@ from captcha_ray.text.visual_order import visual_order
 
 MIN_CALIBRATION = 50
 """Least characters for fitting a temperature; they let confidence reach about 1 - 1 / their number."""
-
-MIN_PROBABILITY = 1e-30
-"""Least probability of a character, whose logarithm must be finite."""
 
 Source: TypeAlias = (
     str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO | npt.NDArray[np.uint8] | Image.Image
@@ -154,9 +151,7 @@ class Recognizer:
         """Return log-probabilities of the classes at each position from an engine's."""
         if not self.spec.has_columns:
             return outputs
-        found = slot_probabilities(outputs, self.spec.max_length, variable=self.spec.variable)
-        log_probabilities: npt.NDArray[np.float32] = np.log(found.clip(MIN_PROBABILITY)).astype(np.float32)
-        return log_probabilities
+        return slot_log_probabilities(outputs, self.spec.max_length, variable=self.spec.variable)
 
     def fit_temperature(self, pixels: npt.NDArray[np.uint8], truths: list[str], batch_size: int = 256) -> float:
         """Return the temperature, 1/8 to 8, at which the truths are likeliest.

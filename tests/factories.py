@@ -20,6 +20,9 @@ from captcha_ray.tuning.trials import Trial, TrialOutcome
 GLYPHS = ModelSpec(network="multi_head_cnn", image=ImageSpec(height=16, width=24), charset="abcd", max_length=2)
 """A network for what `draw_glyphs` draws."""
 
+COLUMNS = dataclasses.replace(GLYPHS, network="column_cnn", variable=True, filters=4)
+"""The default kind of network for the same."""
+
 SHORT_RECIPE = TrainConfig(
     recipe="test", network="multi_head_cnn", epochs=6, batch_size=16, learning_rate=3e-3, dropout=0.1
 )

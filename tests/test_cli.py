@@ -122,6 +122,13 @@ def test_a_bare_checkpoint_is_exported_without_a_measurement(
         captcha_ray.export(ExportConfig(run=run, shards=glyph_shards.uri))
 
 
+def test_a_recipe_is_a_config_with_fields_of_ones_own() -> None:
+    config = captcha_ray.load_recipe("auto", shards="a", run="b")
+    assert (config.shards, config.run, config.optimizer, config.filters) == ("a", "b", "adamw", 16)
+    with pytest.raises(InputError, match="epochs"):
+        captcha_ray.load_recipe("auto", epochs=-1)
+
+
 def test_a_finished_run_is_given_back_if_it_is_to_be_resumed(
     ray_cluster: ray_session.Cluster, glyph_shards: Shards, tmp_path: Path
 ) -> None:
@@ -131,6 +138,8 @@ def test_a_finished_run_is_given_back_if_it_is_to_be_resumed(
     assert again.results == first.results
     with pytest.raises(InputError, match="resume"):
         captcha_ray.train(config)
+    with pytest.raises(InputError, match="was started with epochs 1, not 2; resume with the same flags"):
+        captcha_ray.train(TrainConfig.from_dict({**config.to_dict(), "resume": True, "epochs": 2, "max_epochs": 0}))
 
 
 def test_a_search_is_given_back(ray_cluster: ray_session.Cluster, glyph_shards: Shards, tmp_path: Path) -> None:

@@ -56,7 +56,7 @@ TORCH = {"models", "engines", "training", "experiments"}
 """Rooms that may import torch."""
 
 WITHOUT_TORCH = {
-    "models.spec", "models.fingerprint", "models.slots", "models.exports", "models.allocator",
+    "models.spec", "models.fingerprint", "models.ctc_decoding", "models.exports", "models.allocator",
     "engines.engine", "engines.choice", "engines.openvino_engine", "engines.onnxruntime_engine", "engines.quantize",
     "training.schedule", "training.diagnosis",
 }  # fmt: skip

@@ -73,16 +73,19 @@ def _exported(uri: str, form: "Form") -> bytes:
     if found is not None:
         return found
     if form == "int8":
-        raise InputError(f"{uri} cannot be run in int8: {_why_no_int8(exports.measured(uri))}")
+        raise InputError(f"{uri} cannot be run in int8: {_why_no_int8(uri)}")
     return export(uri)
 
 
-def _why_no_int8(measured: dict[str, Any]) -> str:
+def _why_no_int8(uri: str) -> str:
+    measured = exports.measured(uri)
+    if exports.is_listed(uri, "int8"):
+        return "the file of that form is missing; jobs/export.py makes it anew"
     if "int8" not in measured:
         return "it has no such form; a training with at least 50 validation images makes one"
-    right = {form: measured[form]["right"] for form in ("fp32", "int8")}
+    right = {form: measured[form]["right"] for form in ("torch", "int8")}
     total = measured["num_images"]
-    return f"of {total:,} validation images it recognizes {right['int8']:,} so, and {right['fp32']:,} in fp32"
+    return f"of {total:,} validation images int8 recognizes {right['int8']:,}, and torch in fp32 {right['torch']:,}"
 
 
 def prepare(uri: str, name: Name, device: str) -> str:
@@ -103,5 +106,5 @@ def export(uri: str) -> bytes:
     model, spec, _ = checkpoint.load_model(uri)
     made = to_onnx(model, spec)
     with contextlib.suppress(OSError):  # somebody else's run may be read, and no more
-        exports.save(uri, {"fp32": made}, {})
+        exports.save(uri, {"fp32": made})
     return made

@@ -4,7 +4,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from captcha_ray.models.device import Arithmetic
+from captcha_ray.models.device import Arithmetic, find_device
 from captcha_ray.models.networks import Network
 from captcha_ray.models.spec import ModelSpec, Precision
 
@@ -13,7 +13,7 @@ class TorchEngine:
     """A network on a device. spec: its description. device: in torch's words. precision: as in training."""
 
     def __init__(self, model: Network, spec: ModelSpec, device: str = "cpu", precision: Precision = "auto") -> None:
-        self._arithmetic = Arithmetic.choose(torch.device(device), precision)
+        self._arithmetic = Arithmetic.choose(find_device(device), precision)
         self._model = model.to(self._arithmetic.device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
         self._temperature = spec.temperature
         self.name = f"torch {'bf16' if self._arithmetic.bf16 else 'fp32'}"

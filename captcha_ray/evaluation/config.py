@@ -63,8 +63,8 @@ class EvaluateConfig(Config):
         super().__post_init__()
         check(bool(self.run), "run is empty; name a folder or an s3:// URI")
         check(
-            not (self.shards and self.corpus),
-            f"shards is {self.shards!r} and corpus is {self.corpus!r}; --shards and --corpus exclude each other",
+            not (self.shards and (self.corpus or self.table)),
+            f"shards is {self.shards!r} and corpus or table is {self.corpus or self.table!r}; they exclude each other",
         )
         _ = self.label_rule
         check(not self.label_pattern or bool(self.corpus), "--label-pattern goes with --corpus")
@@ -75,7 +75,8 @@ class EvaluateConfig(Config):
         )
         check(
             not self.trains or (self.engine, self.precision) == ("torch", "auto"),
-            "--folds and --learning-curve train networks; --engine and --precision do not go with them",
+            f"engine is {self.engine} and precision {self.precision}; --folds and --learning-curve leave both at "
+            "their defaults",
         )
         check(self.folds == 0 or 2 <= self.folds <= 100, f"folds is {self.folds}; it must be 2 to 100, or 0 for none")
         check(not (self.folds and self.learning_curve), "--folds and --learning-curve exclude each other")

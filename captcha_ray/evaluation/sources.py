@@ -53,13 +53,14 @@ def open_labeled(config: EvaluateConfig, own_shards: str, spec: ModelSpec) -> La
 def read_corpus(corpus: str, rule: LabelRule, spec: ImageSpec) -> Labeled:
     """Decode a labeled corpus on the fly. Raises InputError if it is absent or holds no labeled file."""
     listing = labels.list_corpus(filesystem.absolute(corpus), rule)
+    corpus = rule.table or corpus
     labeled = ((u, t) for u, t in zip(listing.uris, listing.texts, strict=True) if t is not None)
     files = list(dict.fromkeys(labeled))  # a table may name a file twice
     if not files:
         raise InputError(f"{corpus} holds no labeled images")
     table = pa.table({"uri": [uri for uri, _ in files], "text": [text for _, text in files]})
     decoded = map_tables(in_blocks(table, spec), functools.partial(_decode_only, spec=spec))
-    return Labeled("corpus", filesystem.absolute(corpus or rule.table), decoded, len(files), listing.texts.count(None))
+    return Labeled("corpus", filesystem.absolute(corpus), decoded, len(files), listing.texts.count(None))
 
 
 def _decode_only(files: pa.Table, *, spec: ImageSpec) -> pa.Table:

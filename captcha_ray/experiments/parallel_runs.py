@@ -18,12 +18,12 @@ from captcha_ray.datasets.splits import subsample
 from captcha_ray.errors import InputError, JobError
 from captcha_ray.evaluation import evaluate
 from captcha_ray.models.allocator import keep_freed_memory
-from captcha_ray.recipes.config import TrainConfig
+from captcha_ray.recipes.config import RESUME_MAY_DIFFER, TrainConfig
 from captcha_ray.runs.directory import RunDirectory
 from captcha_ray.runtime import capacity
 from captcha_ray.storage import filesystem
 from captcha_ray.training import trainer
-from captcha_ray.training.trainer import RESUME_MAY_DIFFER, model_spec
+from captcha_ray.training.trainer import model_spec
 from captcha_ray.training.worker import STATE, WorkerJob, fetch, has_diverged
 
 PREDICTIONS = "predictions.parquet"

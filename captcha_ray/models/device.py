@@ -10,6 +10,19 @@ from captcha_ray.errors import InputError
 from captcha_ray.models.spec import Precision
 
 
+def find_device(name: str) -> torch.device:
+    """Return the CPU or a GPU by torch's name for it. Raises InputError if there is none of that name here."""
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise InputError(f"device is {name!r}; it must be cpu, cuda, or cuda: and a number")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise InputError(f"device is {name!r}; torch sees {torch.cuda.device_count()} GPUs here")
+    return device
+
+
 @dataclasses.dataclass(frozen=True)
 class Arithmetic:
     """Device and precision of a computation."""

@@ -18,21 +18,19 @@ FILES: dict[Form, str] = {"fp32": "model.onnx", "int8": "model_int8.onnx"}
 """Name the file of each form below the checkpoint's folder."""
 
 
-def save(uri: str, models: Mapping[Form, bytes], measured: Mapping[str, Any]) -> None:
-    """Write ONNX models of a checkpoint; those from before are forgotten.
+def save(uri: str, models: Mapping[Form, bytes], measured: Mapping[str, Any] | None = None) -> None:
+    """Write ONNX models of a checkpoint, by form.
 
-    Args:
-        uri: Of the run or checkpoint.
-        models: By form.
-        measured: What was seen when they were compared with the network, as JSON types.
+    measured: What was seen when they were compared with the network, as JSON types; models from before are forgotten
+    then. None leaves all else as it is.
     """
     folder = find_checkpoint(uri)
     where = filesystem.join(folder, DESCRIPTION)
-    files = {}
+    files = dict(_exports(folder)) if measured is None else {"measured": dict(measured)}
     for form, model in models.items():
         filesystem.write(filesystem.join(folder, FILES[form]), model)
         files[form] = {"file": FILES[form], "sha256": hashlib.sha256(model).hexdigest()}
-    filesystem.write(where, to_json({**read_json(where), "exports": {**files, "measured": dict(measured)}}))
+    filesystem.write(where, to_json({**read_json(where), "exports": files}))
 
 
 def load(uri: str, form: Form) -> bytes | None:
@@ -50,14 +48,19 @@ def load(uri: str, form: Form) -> bytes | None:
     except FileNotFoundError:
         return None
     if hashlib.sha256(model).hexdigest() != known["sha256"]:
-        raise InputError(f"{where} is not the model that {DESCRIPTION} names; delete the file, and it is made anew")
+        raise InputError(f"{where} is not the model that {DESCRIPTION} names; jobs/export.py makes it anew")
     return model
+
+
+def is_listed(uri: str, form: Form) -> bool:
+    """Return whether a checkpoint's description names a model of this form, whose file may be missing."""
+    return form in _exports(find_checkpoint(uri))
 
 
 def has(uri: str, form: Form) -> bool:
     """Return whether a checkpoint has a model of this form."""
     folder = find_checkpoint(uri)
-    return form in _exports(folder) and filesystem.exists(filesystem.join(folder, FILES[form]))
+    return is_listed(uri, form) and filesystem.exists(filesystem.join(folder, FILES[form]))
 
 
 def measured(uri: str) -> dict[str, Any]:

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from captcha_ray.errors import InputError
 from captcha_ray.images.spec import ImageSpec, columns_for
-from captcha_ray.models.ctc import slot_probabilities, uniform_alignment_loss
+from captcha_ray.models.ctc import ctc_losses, uniform_alignment_loss
+from captcha_ray.models.ctc_decoding import slot_log_probabilities
 from captcha_ray.models.spec import ModelSpec
 
 
@@ -186,10 +187,8 @@ class ColumnCNN(Network):
         Without an alignment prior such networks stay long where every column is blank.
         """
         columns = outputs.float().log_softmax(2)
-        num_columns, blank = columns.shape[1], columns.shape[2] - 1
-        lengths = (targets < blank).sum(1)
-        steps = torch.full_like(lengths, num_columns)
-        losses = F.ctc_loss(columns.transpose(0, 1), targets, steps, lengths, blank, reduction="none")
+        lengths = (targets < columns.shape[2] - 1).sum(1)
+        losses = ctc_losses(columns, targets, lengths)
         if alignment_prior:
             losses = torch.lerp(losses, uniform_alignment_loss(columns, targets, lengths), alignment_prior)
         if label_smoothing:
@@ -199,8 +198,9 @@ class ColumnCNN(Network):
 
     def log_probabilities(self, outputs: Tensor) -> Tensor:
         """Return log-probabilities as `Network` does, (N, S, K), or (N, S, K + 1) if the length varies."""
-        columns = outputs.float().log_softmax(2)
-        return slot_probabilities(columns, self._max_length, variable=self._variable).clamp(min=1e-30).log().float()
+        columns = outputs.float().log_softmax(2).detach().cpu().numpy()
+        found = slot_log_probabilities(columns, self._max_length, variable=self._variable)
+        return torch.from_numpy(found).to(outputs.device)
 
     def greedy(self, outputs: Tensor) -> Tensor:
         """Return the characters of the likeliest class of each column, int64 (N, S); -1 ends a text that is too long.
@@ -241,7 +241,7 @@ def column_stride(image: ImageSpec, max_length: int) -> int:
 
 
 def num_columns(image: ImageSpec, max_length: int) -> int:
-    """Return the columns that `ColumnCNN` sees in an image."""
+    """Return the columns that `ColumnCNN` makes of an image."""
     return image.most_columns // (column_stride(image, max_length) // 2)
 
 

@@ -36,9 +36,10 @@ class Restriction:
 
     def model_id(self, model_id: str, spec: ModelSpec) -> str:
         """Return the fingerprint of the restricted network: its predictions are not those of the whole one."""
-        if self.spec(spec) == spec:
+        restricted = self.spec(spec)
+        if restricted == spec:
             return model_id
-        characters = "".join(sorted(set(self.charset)))
+        characters = "".join(sorted(restricted.charset)) if restricted.charset != spec.charset else ""
         return hashlib.sha256(f"{model_id} {self.length} {characters}".encode()).hexdigest()
 
     def apply(self, log_probabilities: npt.NDArray[np.float32], spec: ModelSpec) -> npt.NDArray[np.float32]:

@@ -58,16 +58,26 @@ def resolve(config: TrainConfig, manifest: Manifest) -> TrainConfig:
 
 
 def _init(config: TrainConfig, charset: str) -> str:
-    """Return the weights to begin with.
-
-    The built-in ones are for networks of their own kind and number of filters, and for charsets half known to them.
-    """
+    """Return the weights to begin with; the built-in ones if they fit."""
     if config.from_scratch or config.init != BUILTIN:
         return "" if config.from_scratch else config.init
+    return "" if why_not_builtin(config, charset) else BUILTIN
+
+
+def why_not_builtin(config: TrainConfig, charset: str) -> str:
+    """Return why the built-in weights do not fit: another kind of network, or a charset less than half known to it.
+
+    Empty if they fit.
+    """
     builtin = load_spec(BUILTIN)
+    if config.network not in ("auto", "column_cnn"):
+        return f"they are for column_cnn, not {config.network}"
+    if config.filters != builtin.filters:
+        return f"they are for {builtin.filters} filters, not {config.filters}"
     num_known = sum(character in builtin.charset for character in charset)
-    fits = config.network in ("auto", "column_cnn") and config.filters == builtin.filters
-    return BUILTIN if fits and 2 * num_known >= len(charset) else ""
+    if 2 * num_known < len(charset):
+        return f"they know {num_known:,} of the {len(charset):,} characters"
+    return ""
 
 
 def batch_size(num_images: int) -> int:

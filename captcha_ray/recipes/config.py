@@ -5,12 +5,18 @@ from typing import Annotated, Literal
 
 from captcha_ray.config import DEMO, NOT_NEGATIVE, POSITIVE, SHARE, SHARE_BELOW_1, Config, Limit, at_least
 from captcha_ray.errors import InputError, check
+from captcha_ray.models import fingerprint
 from captcha_ray.models.spec import BUILTIN, FILTERS, Network, Precision
+from captcha_ray.storage import filesystem
 
 Optimizer = Literal["sgd", "rmsprop", "adam", "adamw"]
 
 
 Schedule = Literal["constant", "one_cycle", "warmup_stable_decay"]
+
+
+RESUME_MAY_DIFFER = ("resume", "run", "num_workers", "cpus_per_worker", "use_gpu", "max_failures")
+"""Fields that may change between the start of a run and its continuation."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -121,6 +127,13 @@ class TrainConfig(Config):
         if len(parts) > 2 or not all(part.isdecimal() for part in parts):
             raise InputError(f"num_workers is {self.num_workers!r}; it must be a number, or LEAST:MOST like 1:4")
         return int(parts[0]), int(parts[-1])
+
+    def absolute(self) -> "TrainConfig":
+        """Return the config with absolute paths; `BUILTIN` stays a name."""
+        shards, run = filesystem.absolute(self.shards), filesystem.absolute(self.run)
+        unlabeled = filesystem.absolute(self.unlabeled) if self.unlabeled else ""
+        init = fingerprint.absolute(self.init) if self.init else ""
+        return dataclasses.replace(self, shards=shards, unlabeled=unlabeled, init=init, run=run)
 
     def __post_init__(self) -> None:
         super().__post_init__()

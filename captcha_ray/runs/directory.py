@@ -74,15 +74,7 @@ class RunDirectory:
 
         Raises InputError naming the first field that differs, except for `may_differ`, or if the shards were made anew.
         """
-        started = self.read_json("config.json")
-        for name, value in config.items():
-            if (
-                name not in may_differ and started.get(name, value) != value
-            ):  # absent: from before there was such a field
-                was = started.get(name)
-                raise InputError(
-                    f"{self.uri} was started with {name} {was!r}, not {value!r}; resume with the same flags"
-                )
+        self.check_config(config, may_differ)
         if not filesystem.exists(self.path("environment.json")):  # the start was cut off; nothing was trained yet
             self.write_json("manifest.json", manifest)
             self.write_json("environment.json", environment())
@@ -90,6 +82,16 @@ class RunDirectory:
         if any(before.get(name) != value for name, value in manifest.items() if name != "seconds"):
             raise InputError(f"the shards were made anew since {self.uri} was started; start another run on them")
         filesystem.delete(self.path("_SUCCESS"))
+
+    def check_config(self, config: dict[str, Any], may_differ: tuple[str, ...]) -> None:
+        """Raise InputError naming the first field, but for `may_differ`, that is not as the run was started with."""
+        started = self.read_json("config.json")
+        for name, value in config.items():
+            was = started.get(name, value)  # a run may be older than a field
+            if name not in may_differ and was != value:
+                raise InputError(
+                    f"{self.uri} was started with {name} {was!r}, not {value!r}; resume with the same flags"
+                )
 
     @property
     def finished(self) -> bool:

@@ -25,9 +25,11 @@ SHARDS = (
 
 
 def ensure_corpus(uri: str) -> None:
-    """Draw the demo corpus at `uri` if that is its place and nothing is there."""
+    """Draw the demo corpus at `uri` if that is its place and nothing else is there; finish one that was begun."""
     for config in CORPORA:
-        if filesystem.absolute(config.out) == filesystem.absolute(uri) and filesystem.is_empty(config.out):
+        if filesystem.absolute(config.out) != filesystem.absolute(uri):
+            continue
+        if filesystem.is_empty(config.out) or filesystem.exists(filesystem.join(config.out, corpus.STARTED)):
             corpus.synthesize(config)
 
 

@@ -275,7 +275,9 @@ def _next(epochs: Sequence[Mapping[str, Any]], config: TrainConfig, manifest: Ma
 def _larger(config: TrainConfig, manifest: Manifest) -> str:
     """Return the command that makes shards of images of `GOOD_PIXELS` a character."""
     factor = GOOD_PIXELS / _pixels_each(manifest)
-    width, height = (round(side * factor) for side in (manifest.image_spec.width, manifest.image_spec.height))
+    image = manifest.image_spec
+    left, top, right, bottom = image.crop or (0.0, 0.0, 1.0, 1.0)  # a size that is given is the whole picture's
+    width, height = round(image.width * factor / (right - left)), round(image.height * factor / (bottom - top))
     return _preprocess(manifest, width, height, f"{config.shards}-{width}x{height}")
 
 

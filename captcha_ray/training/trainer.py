@@ -31,8 +31,8 @@ from captcha_ray.models import fingerprint
 from captcha_ray.models.networks import build_model
 from captcha_ray.models.spec import ModelSpec
 from captcha_ray.models.transfer import check_source
-from captcha_ray.recipes.auto_config import resolve
-from captcha_ray.recipes.config import TrainConfig
+from captcha_ray.recipes.auto_config import resolve, why_not_builtin
+from captcha_ray.recipes.config import RESUME_MAY_DIFFER, TrainConfig
 from captcha_ray.runs.directory import RunDirectory
 from captcha_ray.runtime import capacity
 from captcha_ray.runtime.progress_channel import ProgressChannel
@@ -57,9 +57,6 @@ may have counted a lost one; its default of a minute was most of a recovery.
 
 POLL_S = 1.0
 """Seconds between two looks at the metrics of workers elsewhere."""
-
-RESUME_MAY_DIFFER = ("resume", "run", "num_workers", "cpus_per_worker", "use_gpu", "max_failures")
-"""Fields that may change between the start of a run and its continuation."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,10 +134,7 @@ def fit(
         JobError: Workers are lost again and again.
     """
     started = time.perf_counter()
-    run = RunDirectory(config.run)
-    unlabeled = filesystem.absolute(config.unlabeled) if config.unlabeled else ""
-    shards, init = filesystem.absolute(config.shards), fingerprint.absolute(config.init) if config.init else ""
-    config = dataclasses.replace(config, run=run.uri, shards=shards, unlabeled=unlabeled, init=init)
+    config, run = config.absolute(), RunDirectory(config.run)
     resolved = _check_and_begin(config, manifest, run)
     facts: dict[str, Any] = {}
     with Lease(run.path("_lease.json")) as lease:
@@ -168,6 +162,10 @@ def _check_and_begin(config: TrainConfig, manifest: schema.Manifest, run: RunDir
     spec = model_spec(resolved, manifest)
     if resolved.init and not filesystem.exists(run.path(STATE)):
         check_source(spec, resolved.init)
+    if config.init and not resolved.init and not config.from_scratch:
+        console.say(
+            f"begins with random weights, as the built-in ones do not fit: {why_not_builtin(config, manifest.charset)}"
+        )
     check_batches(resolved, manifest)
     if not config.resume:
         run.check_free()

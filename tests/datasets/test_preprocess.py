@@ -222,6 +222,24 @@ def test_jobs_without_arguments_make_the_corpus_and_shards_of_the_demo() -> None
     assert PreprocessConfig() == demo.SHARDS[0]
 
 
+def test_a_demo_corpus_that_was_begun_is_finished_and_one_of_somebody_else_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = SynthesizeConfig(num_images=12, out=str(tmp_path / "drawn"))
+    monkeypatch.setattr(demo, "CORPORA", (config,))
+    demo.ensure_corpus(config.out)
+    whole = {path: path.read_bytes() for path in (tmp_path / "drawn").rglob("*.png")}
+    for path in sorted((tmp_path / "drawn").rglob("*.png"))[:5]:
+        path.unlink()
+    demo.ensure_corpus(config.out)
+    assert {path: path.read_bytes() for path in (tmp_path / "drawn").rglob("*.png")} == whole
+    (tmp_path / "drawn" / ".synthesis.json").unlink()
+    first = min((tmp_path / "drawn").rglob("*.png"))
+    first.unlink()
+    demo.ensure_corpus(config.out)
+    assert not first.exists()
+
+
 def test_a_finished_job_run_again_changes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     draw_glyphs(tmp_path / "corpus", glyph_texts(20, 2))
     first = preprocess.preprocess(config_for(tmp_path))

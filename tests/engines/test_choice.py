@@ -124,6 +124,9 @@ def test_auto_takes_the_fastest_that_loses_nothing(run: str, monkeypatch: pytest
         ({"engine": "torch", "precision": "int8"}, "engine torch computes in fp32 or bf16"),
         ({"engine": "onnxruntime", "precision": "bf16"}, "engine onnxruntime computes in fp32 or int8"),
         ({"engine": "openvino", "device": "cuda"}, "engine openvino computes on the CPU; use torch on cuda"),
+        ({"engine": "torch", "device": "gpu"}, "device is 'gpu'; it must be cpu, cuda, or cuda: and a number"),
+        ({"engine": "torch", "device": "mps"}, "device is 'mps'; it must be cpu"),
+        ({"engine": "torch", "device": "cuda:99"}, "device is 'cuda:99'; torch sees [0-9]+ GPUs here"),
         ({"precision": "int8"}, "cannot be run in int8: it has no such form; a training with at least 50"),
     ],
 )
@@ -160,6 +163,21 @@ def test_another_temperature_needs_another_model(tmp_path: Path) -> None:
     found = Recognizer.load(run, precision="fp32").log_probabilities(images)
     np.testing.assert_allclose(found, expected.log_probabilities(images), atol=1e-3)
     assert exports.has(run, "fp32")
+
+
+def test_a_model_that_is_lost_is_made_anew_and_the_others_stay(tmp_path: Path) -> None:
+    run = save_opinionated(tmp_path, SPECS[0])
+    fp32 = choice.export(run)
+    seen = {"num_images": 60, "torch": {"right": 60}, "int8": {"right": 60}}
+    exports.save(run, {"fp32": fp32, "int8": to_int8(fp32, pictures(SPECS[0], 4))}, seen)
+    (tmp_path / "model.onnx").unlink()
+    assert Recognizer.load(run, precision="fp32").engine.name == "openvino fp32"
+    assert exports.has(run, "fp32")
+    assert exports.measured(run) == seen
+    assert Recognizer.load(run, precision="int8").engine.name == "openvino int8"
+    (tmp_path / "model_int8.onnx").unlink()
+    with pytest.raises(InputError, match=r"the file of that form is missing; jobs/export\.py makes it anew"):
+        Recognizer.load(run, precision="int8")
 
 
 def test_a_run_of_an_earlier_version_gets_a_model_once(tmp_path: Path) -> None:
@@ -249,8 +267,8 @@ def test_a_network_that_loses_strings_in_int8_is_not_and_the_figures_say_why(
     measured = exporting.export(run, rows)
     assert measured["int8"]["right"] < 120
     assert not exports.has(run, "int8")
-    right = {form: measured[form]["right"] for form in ("int8", "fp32")}
-    said = f"of 120 validation images it recognizes {right['int8']} so, and {right['fp32']} in fp32"
+    right = {form: measured[form]["right"] for form in ("int8", "torch")}
+    said = f"of 120 validation images int8 recognizes {right['int8']}, and torch in fp32 {right['torch']}"
     with pytest.raises(InputError, match=said):
         Recognizer.load(run, precision="int8")
 

@@ -63,6 +63,7 @@ def test_a_restricted_network_has_a_fingerprint_of_its_own(run: str) -> None:
     ids = {Recognizer.load(run, "cpu", "fp32", "torch", 1, *one).model_id for one in [("", 0), ("01", 0), ("01", 2)]}
     assert len(ids) == 3
     assert Restriction("01").model_id("x", SPEC) == Restriction("10").model_id("x", SPEC) != "x"
+    assert Restriction("ab0123", 2).model_id("x", SPEC) == Restriction(length=2).model_id("x", SPEC)
     assert WHOLE.model_id("x", SPEC) == Restriction("ab0123").model_id("x", SPEC) == "x"
 
 

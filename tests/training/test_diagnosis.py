@@ -255,3 +255,9 @@ def test_what_was_measured_already_is_used_and_the_largest_split_counts() -> Non
     assert "instead of 80.0%" in said[0]
     assert said[-1] == "more labels: 99% would want 700 images"
     assert not [sentence for sentence in said if sentence.startswith("labels:")]
+
+
+def test_a_larger_size_is_that_of_the_whole_picture_where_the_text_was_cut_out() -> None:
+    image = {"height": 32, "width": 40, "channels": 1, "crop": [0.0, 0.4, 1.0, 0.6]}
+    said = diagnosis.suggest(results(90, *[("abcd", "abc")] * 10), CONFIG, manifest(image=image))
+    assert "--height 384 --width 96" in next(sentence for sentence in said if sentence.startswith("size:"))

@@ -22,6 +22,7 @@ from captcha_ray.datasets.shards import Labeled, Shards, open_shards
 from captcha_ray.errors import InputError
 from captcha_ray.evaluation import evaluate, sources
 from captcha_ray.models import checkpoint, fingerprint
+from captcha_ray.models.spec import ModelSpec
 from captcha_ray.recipes import auto_config
 from captcha_ray.recipes.catalog import get
 from captcha_ray.recipes.config import TrainConfig
@@ -205,10 +206,11 @@ def test_patience_stops_a_run_that_no_longer_gets_better(
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
+@pytest.mark.parametrize("spec", [factories.GLYPHS, factories.COLUMNS], ids=lambda spec: spec.network)
 def test_files_that_cannot_be_read_are_counted_with_their_reasons(
-    num_workers: int, ray_cluster: ray_session.Cluster, tmp_path: Path
+    spec: ModelSpec, num_workers: int, ray_cluster: ray_session.Cluster, tmp_path: Path
 ) -> None:
-    folder, model = tmp_path / "corpus", factories.save_network(tmp_path / "run", factories.GLYPHS)
+    folder, model = tmp_path / "corpus", factories.save_network(tmp_path / "run", spec)
     folder.mkdir()
     for name in ("ab-1.png", "ab-2.png", "-unlabeled.png"):
         (folder / name).write_bytes(b"broken")
