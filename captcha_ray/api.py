@@ -53,7 +53,7 @@ class TrainResult:
 
 @dataclasses.dataclass(frozen=True)
 class EvaluateResult:
-    """Measurements of a network. results: the run's `results.json` where they were added to it, else only they.
+    """Measurements of a network. results: the run's `results.json` where they were added to it, else these alone.
 
     name: of the split or corpus. evaluation: counts and mistakes; None where networks were trained for the measurement
     (`folds`, `learning_curve`). report: URI of the run's report; empty where it was left alone.

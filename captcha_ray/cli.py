@@ -65,7 +65,9 @@ def evaluate() -> None:
         _advise(result.results)
     elsewhere = config.corpus or config.table
     if elsewhere and (useless := diagnosis.describe_useless(result.name, summary)):
-        console.warn(f"the network is of no use for these images, which may differ from those it learned: {useless}")
+        console.warn(
+            f"the network is of no use for these images, which may differ from those it learned from: {useless}"
+        )
     if number := evaluation.counts.num_out_of_charset:
         console.warn(f"{number:,} characters of the labels are not in the network's alphabet, and count as wrong")
     if evaluation.unreadable:

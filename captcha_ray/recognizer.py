@@ -55,7 +55,9 @@ class Prediction:
 
 
 class Recognizer:
-    """A trained network that predicts texts. model_id: its checkpoint's fingerprint; empty if it was not loaded.
+    """A trained network that predicts texts.
+
+    model_id: fingerprint of its checkpoint and restriction; empty if it was not loaded.
 
     recognizer = Recognizer.load("runs/mine")
     recognizer.predict("a.png").text
@@ -86,7 +88,7 @@ class Recognizer:
         Args:
             uri: Local or in a bucket; or `builtin`, for the network that comes with the package.
             device: In torch's words, such as "cuda"; a visible GPU is not taken by itself.
-            precision: int8, bf16, fp32, or auto for the fastest here that loses nothing.
+            precision: int8, bf16, fp32, or auto for the fastest here that loses nothing; fp32 with onnxruntime.
             engine: openvino, onnxruntime, torch, or auto for OpenVINO on the CPU and torch on another device.
             num_threads: Of OpenVINO and ONNX Runtime; 0 for one per core.
             charset: Characters that texts may hold, of those that the network knows; empty for all.
@@ -157,7 +159,7 @@ class Recognizer:
         """Return the temperature, 1/8 to 8, at which the truths are likeliest.
 
         It is 1 for fewer than `MIN_CALIBRATION` characters. C. Guo et al., "On Calibration of Modern Neural Networks"
-        (2017). A share of 1 / 2 / (characters + 1) of the targets is spread over all classes, the estimate of R.
+        (2017). A share of 1 / (2 (characters + 1)) of the targets is spread over all classes, the estimate of R.
         Krichevsky and V. Trofimov, "The performance of universal encoding" (1981), for no mistake: otherwise the
         likeliest temperature of few images without mistakes would be 0.
 

@@ -52,7 +52,7 @@ def advise(config: PreprocessConfig, manifest: schema.Manifest, texts: list[str]
 
 
 def command(config: PreprocessConfig) -> str:
-    """Return the command of a config without `--check`."""
+    """Return the command line of a config, without `--check`."""
     words = ["captcha-ray", "preprocess"]
     if config.out == filesystem.absolute(PreprocessConfig.out):  # nobody has named a place yet
         config = dataclasses.replace(config, out=f"shards/{config.corpus.rpartition('/')[2] or 'corpus'}")

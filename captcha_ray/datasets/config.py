@@ -29,14 +29,14 @@ class LabelRule:
         labels, pattern, table = self.labels, self.pattern, self.table
         check(
             (labels == "table") == bool(table),
-            f"labels is {labels!r} and table is {table!r}; --table goes with 'table'",
+            f"labels is {labels!r} and table is {table!r}; --table goes with --labels table",
         )
         check(
             not pattern or labels == "filename",
-            f"labels is {labels!r} and label_pattern is {pattern!r}; --label-pattern goes with 'filename'",
+            f"labels is {labels!r} and label_pattern is {pattern!r}; --label-pattern goes with --labels filename",
         )
         columns = [f"--{name}-column" for name in ("path", "text") if getattr(self, f"{name}_column")]
-        check(not columns or labels == "table", f"labels is {labels!r}; {' and '.join(columns)} go with 'table'")
+        check(not columns or labels == "table", f"labels is {labels!r}; {' and '.join(columns)} go with --labels table")
         try:
             re.compile(pattern)
         except re.error as error:
@@ -67,7 +67,7 @@ class PreprocessConfig(Config):
     """Keep blanks at the ends of labels, and invisible characters. Otherwise they are removed, and letters with
     accents become one character each (Unicode's normal form C)."""
     height: Annotated[int, at_least(0)] = 0
-    """Height every image is resized to, pixels; 0 takes the corpus' own, the median of a sample, but 32 to 64."""
+    """Height every image is resized to, pixels; 0 takes the median of a sample, within 32 to 64."""
     width: Annotated[int, at_least(0)] = 0
     """Width every image is resized to, pixels; 0 takes the corpus' own at that height."""
     channels: Annotated[int, at_least(0)] = 0
@@ -76,8 +76,8 @@ class PreprocessConfig(Config):
     """stretch images to height and width; pad them with the color of their edge, at their own ratio; or auto: pad if
     texts differ in length and a tenth of the images is twice as wide as another tenth, for their height."""
     crop: Literal["auto", "none"] = "auto"
-    """auto cuts off what lies above, below or beside the text, where text stands in the same half of the height or of
-    the width, or less, in nearly all images and neither --height nor --width is given; none keeps all."""
+    """auto cuts off what surrounds the text, if in nearly all images it stands in the same part of at most half the
+    height or width, and neither --height nor --width is given; none keeps all."""
     lines: Literal["auto", "one", "two"] = "auto"
     """Lines of text in an image: one; two; or auto: two in images that are too narrow for their text and have a gap in
     the middle of their height, if neither --height nor --width is given. The lower line is put to the right of the
@@ -89,16 +89,16 @@ class PreprocessConfig(Config):
     splits: tuple[float, float, float] = (0.8, 0.1, 0.1)
     """Fractions of the images for training, validation and test; they add up to 1."""
     split_seed: Annotated[int, Limit(0, 2**64, "0 to below 2^64", below=True)] = 0
-    """Moves images between splits; the same seed and pixels always give the same split."""
+    """Decides the split of an image, with its pixels; another seed moves images between splits."""
     charset: str = ""
     """All characters that labels may hold, in order. Default: those found, sorted."""
     length: Annotated[int, at_least(0)] = 0
     """Characters every label must have; 0 for any number."""
     max_length: Annotated[int, at_least(0)] = 0
-    """Most characters of a label; 0 for any number, but for a few that are far longer than the others."""
+    """Most characters of a label; 0 for any number, but a few labels far longer than the others are put aside."""
     bad_labels: Literal["quarantine", "refuse"] = "quarantine"
     """Quarantine files without a label, labels of unknown characters or of a wrong length, and rows of a table that
-    cannot be understood, or refuse to go on."""
+    cannot be understood, or refuse to go on. Labels put aside as far longer than the others are never refused."""
     max_pixels: Annotated[int, MAX_PIXELS_LIMIT] = 16_000_000
     """Images of more pixels than this are quarantined undecoded."""
     out: str = f"{DEMO}/shards/digits"

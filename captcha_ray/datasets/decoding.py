@@ -42,7 +42,7 @@ convolutions, higher ones cost work for nothing.
 """
 
 MIN_SPREAD = 2.0
-"""Factor between the widths of many images, for their height, from which on they are padded and not stretched."""
+"""Least quotient of the 90 % and the 10 % quantile of width by height at which images are padded, not stretched."""
 
 ALL_RATIOS = 1e6
 """Greater than the ratio of width to height of any image."""
@@ -71,7 +71,8 @@ def choose_image(config: PreprocessConfig, files: pa.Table) -> ImageSpec:
 
     What surrounds the text is cut off, see `find_text`, and two lines are put side by side, see `find_two_lines`. The
     height is a line's median, within `HEIGHTS`. The width follows from the median aspect ratio, or, of texts whose
-    images have widths of their own, from the widest, which others are padded to. RGB if more than a tenth are in color.
+    images have widths of their own, from nearly the widest (`WIDEST`), which others are padded to. RGB if more than a
+    tenth are in color.
 
     Args:
         config: As requested.

@@ -193,8 +193,8 @@ def _labeled_files(listing: labels.Listing, config: PreprocessConfig) -> tuple[p
     files, refused = _check_labels(listing, config)
     if not len(files):
         raise InputError(
-            f"none of the {len(listing.uris):,} files of {config.corpus} has a label by --labels {config.labels}; "
-            f"{refused['uri'][0]}: {refused['detail'][0]}"
+            f"none of the {len(listing.uris):,} files of {config.corpus} has a label that can be used "
+            f"(--labels {config.labels}); {refused['uri'][0]}: {refused['detail'][0]}"
         )
     first = files.slice(0, 1).to_pylist()[0]
     console.say(f"{len(files):,} labels by --labels {config.labels}, such as {first['text']!r} of {first['uri']}")

@@ -14,13 +14,13 @@ SHARE = 0.2
 """Least share of the images that have ink in a row or column of the text: specks and stray lines are in fewer."""
 
 MIN_INK = 0.1
-"""Least ink of a row or column of the text, of the row or column with the most."""
+"""Least ink of a row or column of the text, as a share of the inkiest one's."""
 
 MARGIN = 0.12
 """Keep this share of the text's extent on each side of it."""
 
 SMALL = 0.5
-"""Largest extent of the text, of the image's, for which the rest is cut off."""
+"""Largest share of the height or width that the text may take for the rest to be cut off."""
 
 MIN_INSIDE, MAX_LOST = 0.6, 0.02
 """Least share of an image's ink that the part must hold, and largest share of the images that may have less in it."""

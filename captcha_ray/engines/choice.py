@@ -25,7 +25,7 @@ def load(
         uri: Local or in a bucket.
         name: auto for OpenVINO on the CPU, torch on another device.
         precision: auto for the fastest that loses nothing: int8 if the network has passed in it and the CPU has
-            instructions for it, else bf16 if it has those, else fp32.
+            instructions for it, else bf16 if it has those, else fp32; always fp32 with onnxruntime.
         device: In torch's words; a visible GPU is not taken by itself.
         num_threads: Of OpenVINO and ONNX Runtime; 0 for one per core.
 
@@ -89,7 +89,7 @@ def _why_no_int8(uri: str) -> str:
 
 
 def prepare(uri: str, name: Name, device: str) -> str:
-    """Export a checkpoint of an earlier version, so that not every worker has to; return a sentence if that was so."""
+    """Make the ONNX model of a checkpoint that has none, once for all workers; return a sentence about it, or ""."""
     if name == "torch" or device != "cpu" or exports.has(uri, "fp32"):
         return ""
     export(uri)

@@ -1,4 +1,4 @@
-"""State what every engine does and say it in flags. Imports no engine."""
+"""Define what an engine does, and the flags' words for engine and precision. Imports no engine."""
 
 from typing import Literal, Protocol
 

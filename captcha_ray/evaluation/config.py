@@ -41,8 +41,8 @@ class EvaluateConfig(Config):
     keep_blanks: bool = False
     """Keep blanks at the ends of labels, and invisible characters, as in jobs/preprocess.py."""
     folds: int = 0
-    """Cross-validate instead: train as many networks, each on all splits of the shards but one fold, which it then
-    predicts; 0 does not. Names the labels that they dispute."""
+    """Cross-validate in this many folds instead: each is predicted by a network that was trained on the others; 0 for
+    none. Names the labels that the predictions dispute."""
     learning_curve: bool = False
     """Train on 5, 10, 25, 50 and 100 % of the training split instead, predict the test split, and estimate how
     many more images would reach 99 % of whole strings."""

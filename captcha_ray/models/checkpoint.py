@@ -33,7 +33,7 @@ def save_model(folder: str, model: nn.Module, spec: ModelSpec) -> None:
 
 
 def set_temperature(uri: str, temperature: float) -> None:
-    """Set the divisor of a network's logits; it has another fingerprint from then on.
+    """Set the divisor of a network's logits: its fingerprint changes, and its ONNX models are forgotten.
 
     Raises InputError if there is no checkpoint, or its parts do not belong together.
     """

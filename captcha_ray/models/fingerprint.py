@@ -20,11 +20,11 @@ DESCRIPTION = "model.json"
 def fingerprint(spec: ModelSpec, weights: bytes) -> str:
     """Return the SHA-256 of all that decides what a network recognizes.
 
-    That is weights, architecture, charset, length and image.
+    That is the weights, and the spec but for dropout and aspect ratios.
     """
     decisive = spec.to_dict()
-    del decisive["dropout"], decisive["aspect_ratios"]  # which images are taken, not what is recognized in them
-    # As in checkpoints from before there were others.
+    del decisive["dropout"], decisive["aspect_ratios"]  # neither changes what is recognized
+    # Left out at their defaults, so that older checkpoints keep their fingerprint.
     for name, before in (("variable", False), ("temperature", 1.0), ("bidirectional", False), ("filters", 32)):
         if decisive[name] == before:
             del decisive[name]

@@ -47,7 +47,7 @@ class Restriction:
 
         Args:
             log_probabilities: Of an engine, float32 (N, T or S, classes of the whole network).
-            spec: Of the whole network. Classes after its characters, for blanks, are left.
+            spec: Of the whole network. Classes after its characters, for blanks, are kept.
         """
         if not self.charset:
             return log_probabilities

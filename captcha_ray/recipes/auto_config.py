@@ -14,7 +14,7 @@ BATCH_SIZES = (16, 256)
 """Smallest and largest batch: small ones learn more from few images, large ones keep many cores busy."""
 
 IMAGES_SEEN = 16_000
-"""Images that a training sees at least, each of its own many times: about 1,000 steps.
+"""Least images that a training sees, repeats counted: about 1,000 steps.
 
 After half of that, 685 captchas are recognized worse; from 200 captchas, 1,400 steps are no better.
 """
@@ -29,14 +29,14 @@ LONGEST = 4
 """A training whose length nobody set may take so many times its planned epochs, for another attempt or an extension."""
 
 MANY, SEEN_EXPONENT = 700, 0.75
-"""From `MANY` images on a training sees more of them, growing with this power of their number."""
+"""From `MANY` images on, the images seen grow with this power of their number."""
 
 
 def resolve(config: TrainConfig, manifest: Manifest) -> TrainConfig:
     """Return the config with nothing left open; a config that leaves nothing open is returned as it is.
 
     Args:
-        config: What was requested. If it names a network, its lengths are kept; else they vary if the labels' do.
+        config: What was requested. If it names a network, its `variable_length` stays; else the labels decide.
         manifest: Of the shards.
     """
     open_ = config.network == "auto"
@@ -88,7 +88,7 @@ def batch_size(num_images: int) -> int:
 
 
 def epochs(manifest: Manifest) -> int:
-    """Return the epochs that show `IMAGES_SEEN` images, more of many or of many characters, at most `MAX_EPOCHS`."""
+    """Return the epochs that show `IMAGES_SEEN` images, or more if images or characters are many."""
     num_images = max(manifest.num_images["train"], 1)
     many = IMAGES_SEEN * math.pow(num_images / MANY, SEEN_EXPONENT)
     characters = CLASS_SEEN * len(manifest.charset) / manifest.max_length

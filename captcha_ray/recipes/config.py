@@ -24,7 +24,8 @@ class TrainConfig(Config):
     """Train one network on shards, data-parallel, measure it on the test split and write a report."""
 
     recipe: str = "auto"
-    """Named set of defaults for the fields below; auto takes text, text-ctc or glyph by the labels of the shards."""
+    """Defaults for the fields below: a name, or a JSON file such as a search's best.json; auto takes text, text-ctc or
+    glyph by the labels of the shards."""
     shards: str = f"{DEMO}/shards/digits"
     """Folder or s3:// URI that jobs/preprocess.py wrote. The default one is made on first use."""
     unlabeled: str = ""

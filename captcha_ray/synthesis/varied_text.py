@@ -138,7 +138,10 @@ def _font(path: str, size: int) -> ImageFont.FreeTypeFont:
 
 @dataclasses.dataclass(frozen=True)
 class _Style:
-    """Describe how an image's characters are drawn. turn: most degrees. slant, gap: of the size. stretch: along x."""
+    """Describe how an image's characters are drawn.
+
+    turn: most degrees. slant: shear along x. gap, jitter: of the size. stretch: along x.
+    """
 
     kind: str
     turn: float

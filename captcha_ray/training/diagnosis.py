@@ -57,7 +57,7 @@ ENOUGH_FOR_FOLDS = 50
 OWN_SPLITS = ("train", "val", "test", "cross_validation")
 """Evaluations of the run's own images; others say nothing about its training."""
 
-LABEL_REASONS = ("no_label", "unknown_character", "wrong_length", "conflicting_labels")
+LABEL_REASONS = ("no_label", "unknown_character", "wrong_length", "too_long", "bad_row", "conflicting_labels")
 """Reasons in a quarantine that are about labels."""
 
 

@@ -51,8 +51,8 @@ and some seconds for new processes.
 """
 
 START_TIMEOUT_S = 10.0
-"""Seconds that an elastic training waits for its number of workers. Ray looks at the nodes every 20 seconds, so it
-may have counted a lost one; its default of a minute was most of a recovery.
+"""Seconds that an elastic training waits for its workers. Ray looks at nodes every 20 seconds, so one may be gone; its
+default, a minute, was most of a recovery.
 """
 
 POLL_S = 1.0
@@ -233,7 +233,7 @@ def describe(config: TrainConfig, spec: ModelSpec, manifest: schema.Manifest) ->
 
 
 def check_batches(config: TrainConfig, manifest: schema.Manifest) -> None:
-    """Raise InputError if a step would have fewer images than batch normalization needs."""
+    """Raise InputError if batch normalization gets too few images a step, or patience has no validation."""
     images, workers = manifest.num_images["train"], config.workers[1]
     num_steps = math.ceil(math.ceil(images / workers) / config.batch_size)
     smallest = images // workers // max(num_steps, 1)

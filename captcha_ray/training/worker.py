@@ -307,7 +307,7 @@ class Worker:
             self._job.send(EpochDone(record, best))
 
     def close(self) -> None:
-        """End the event file."""
+        """Close the event file."""
         if self._events:
             self._events.close()
 

@@ -66,7 +66,7 @@ def test_help_states_every_field_with_its_default(name: str, tmp_path: Path) -> 
     [
         ("preprocess", ("--corpus", "absent"), "absent does not exist"),
         ("preprocess", ("--splits", "0.8", "0.8", "0.1"), "must add up to 1"),
-        ("preprocess", ("--labels", "table"), "--table goes with 'table'"),
+        ("preprocess", ("--labels", "table"), "--table goes with --labels table"),
         ("synthesize", ("--num-images", "0"), "num_images is 0"),
         ("synthesize", ("--out", "full"), "is not empty"),
         ("train", ("--epochs", "-1"), "epochs is -1; it must be finite and not negative"),
