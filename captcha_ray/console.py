@@ -1,4 +1,4 @@
-"""Talk to the person at the terminal: parse arguments, print progress and one-sentence errors. Ends a job with its exit status.
+"""Talk to the person at the terminal: parse arguments, print progress and one-sentence errors, set the exit status.
 
 With `CAPTCHA_RAY_LOG=json` in the environment every line is a JSON object for a log store: `time` (UTC), `level`,
 `job`, `run` or `out`, `ray_job`, `message`, and the numbers in it by their names.

@@ -5,9 +5,8 @@ Imports no torch: the engine that computes may need none.
 
 import dataclasses
 import io
-import math
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, BinaryIO, TypeAlias, overload
 
 import numpy as np
@@ -19,16 +18,14 @@ from captcha_ray.engines import choice
 from captcha_ray.engines.engine import Engine, Name, Precision
 from captcha_ray.errors import InputError
 from captcha_ray.images import decoder
+from captcha_ray.metrics import temperature
 from captcha_ray.models.allocator import keep_freed_memory
-from captcha_ray.models.ctc_decoding import slot_log_probabilities
+from captcha_ray.models.ctc_decoding import log_softmax, slot_log_probabilities
 from captcha_ray.models.restriction import WHOLE, Restriction
 from captcha_ray.models.spec import ModelSpec
 from captcha_ray.storage import filesystem
 from captcha_ray.text.charset import Charset
 from captcha_ray.text.visual_order import visual_order
-
-MIN_CALIBRATION = 50
-"""Least characters for fitting a temperature; they let confidence reach about 1 - 1 / their number."""
 
 Source: TypeAlias = (
     str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO | npt.NDArray[np.uint8] | Image.Image
@@ -155,33 +152,22 @@ class Recognizer:
             return outputs
         return slot_log_probabilities(outputs, self.spec.max_length, variable=self.spec.variable)
 
-    def fit_temperature(self, pixels: npt.NDArray[np.uint8], truths: list[str], batch_size: int = 256) -> float:
-        """Return the temperature, 1/8 to 8, at which the truths are likeliest.
-
-        It is 1 for fewer than `MIN_CALIBRATION` characters. C. Guo et al., "On Calibration of Modern Neural Networks"
-        (2017). A share of 1 / (2 (characters + 1)) of the targets is spread over all classes, the estimate of R.
-        Krichevsky and V. Trofimov, "The performance of universal encoding" (1981), for no mistake: otherwise the
-        likeliest temperature of few images without mistakes would be 0.
+    def fit_temperature(self, pixels: npt.NDArray[np.uint8], truths: list[str]) -> float:
+        """Return the temperature at which the truths are likeliest, see `temperature.fit`.
 
         Args:
             pixels: uint8 (N, H, W, C).
             truths: N texts of the network's charset and length.
-            batch_size: Images per forward pass.
         """
         targets = self._encode(truths)
-        if targets.size < MIN_CALIBRATION:
-            return 1.0
-        spread = 0.5 / (targets.size + 1)
-        starts = range(0, len(pixels), batch_size)
-        outputs = np.concatenate([self._outputs(pixels[start : start + batch_size]) for start in starts])
+        starts = range(0, len(pixels), 256)
+        outputs = np.concatenate([self._outputs(pixels[start : start + 256]) for start in starts])
         logits = outputs * np.float32(self.spec.temperature)  # up to a constant, which the softmax takes away
 
-        def loss(log_temperature: float) -> float:
-            log_p = self._at_positions(_log_softmax(logits / np.float32(math.exp(log_temperature))))
-            of_target = np.take_along_axis(log_p, targets[:, :, None], 2).mean(dtype=np.float64)
-            return -float((1 - spread) * of_target + spread * log_p.mean(dtype=np.float64))
+        def log_probabilities(divisor: float) -> npt.NDArray[np.float32]:
+            return self._at_positions(log_softmax(logits / np.float32(divisor)))
 
-        return round(math.exp(_minimum(loss, -math.log(8), math.log(8))), 4)
+        return temperature.fit(log_probabilities, targets)
 
     def predictions(self, log_probabilities: npt.NDArray[np.float32]) -> list[Prediction]:
         """Decode log-probabilities, float32 (N, max_length, classes), by each position's likeliest character.
@@ -264,29 +250,3 @@ def _is_source(value: Any) -> bool:
     return isinstance(value, str | os.PathLike | bytes | bytearray | memoryview | Image.Image | pa.Scalar) or hasattr(
         value, "read"
     )
-
-
-def _log_softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    shifted: npt.NDArray[np.float32] = logits - logits.max(2, keepdims=True)
-    shifted -= np.log(np.exp(shifted).sum(2, keepdims=True))
-    return shifted
-
-
-def _minimum(function: Callable[[float], float], low: float, high: float, steps: int = 20) -> float:
-    """Return the minimum of a function with one valley, by golden-section search.
-
-    20 steps leave a 15,000th of the range.
-    """
-    golden = (math.sqrt(5) - 1) / 2
-    inner = [high - golden * (high - low), low + golden * (high - low)]
-    values = [function(x) for x in inner]
-    for _ in range(steps):
-        if values[0] < values[1]:
-            high = inner[1]
-            inner = [high - golden * (high - low), inner[0]]
-            values = [function(inner[0]), values[0]]
-        else:
-            low = inner[0]
-            inner = [inner[1], low + golden * (high - low)]
-            values = [values[1], function(inner[1])]
-    return (low + high) / 2

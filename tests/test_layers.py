@@ -30,7 +30,7 @@ ROOMS: dict[str, set[str]] = {
     "reporting": {"metrics", "runs", "storage"},
     "models": {"images", "runs", "storage", "text"},
     "engines": {"models"},
-    "recognizer": {"engines", "images", "models", "storage", "text"},
+    "recognizer": {"engines", "images", "metrics", "models", "storage", "text"},
     "datasets": {"images", "runs", "runtime", "storage", "text"},
     "synthesis": {"datasets", "runs", "storage"},
     "recipes": {"datasets", "models", "runs", "storage"},

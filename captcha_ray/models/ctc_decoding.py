@@ -17,6 +17,13 @@ MIN_PROBABILITY = 1e-30
 """Least probability of a character, whose logarithm must be finite."""
 
 
+def log_softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Return log-probabilities of classes, the last of three axes."""
+    shifted: npt.NDArray[np.float32] = logits - logits.max(2, keepdims=True)
+    shifted -= np.log(np.exp(shifted).sum(2, keepdims=True))
+    return shifted
+
+
 def slot_log_probabilities(
     columns: npt.NDArray[np.float32], max_length: int, *, variable: bool
 ) -> npt.NDArray[np.float32]:

@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from captcha_ray.errors import check
+from captcha_ray.models.ctc_decoding import log_softmax
 from captcha_ray.models.spec import ModelSpec
 
 
@@ -53,9 +54,7 @@ class Restriction:
             return log_probabilities
         others = range(len(spec.charset), log_probabilities.shape[2])
         classes = [*(k for k, character in enumerate(spec.charset) if character in self.charset), *others]
-        left: npt.NDArray[np.float32] = log_probabilities[:, :, classes]
-        left -= np.logaddexp.reduce(left, axis=2, keepdims=True)
-        return left
+        return log_softmax(log_probabilities[:, :, classes])
 
 
 WHOLE = Restriction()
