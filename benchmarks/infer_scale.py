@@ -23,15 +23,15 @@ import torch
 import tyro
 
 from captcha_ray.images.spec import ImageSpec
-from captcha_ray.inference import schema, table
+from captcha_ray.inference import schema
 from captcha_ray.inference.block import BlockTask
 from captcha_ray.inference.config import InferConfig
-from captcha_ray.inference.table import STAGED_SCHEMA, stage
+from captcha_ray.inference.table import STAGED_SCHEMA
 from captcha_ray.models import checkpoint
 from captcha_ray.models.networks import build_model
 from captcha_ray.models.spec import ModelSpec
 from captcha_ray.runs.environment import provenance
-from captcha_ray.storage import filesystem
+from captcha_ray.storage import filesystem, parquet
 
 GROUP_ROWS = 500_000
 CHARACTERS = np.array(list("abcdefghijklmnopqrstuvwxyz0123456789"))
@@ -54,7 +54,7 @@ class StubReader:
 
     def read(self, block: int) -> tuple[int, int]:
         """(rows, errors) of a block."""
-        listed = table.read(self._task.block_uri(block))
+        listed = parquet.read(self._task.block_uri(block))
         generator = np.random.default_rng(block)
         n = len(listed)
         certain = generator.random((n, 5), np.float32)
@@ -70,7 +70,7 @@ class StubReader:
             "predicted_at": pa.repeat(now, n),
         }
         rows = pa.table({name: columns[name] for name in STAGED_SCHEMA.names})
-        stage(rows.cast(STAGED_SCHEMA), self._task.staged(block))
+        parquet.write(self._task.staged(block), rows.cast(STAGED_SCHEMA))
         self._report["fetched"] += n
         return n, 0
 

@@ -8,7 +8,6 @@ hold one.
 import collections
 import dataclasses
 import functools
-import io
 import math
 import time
 import unicodedata
@@ -16,19 +15,18 @@ import unicodedata
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import ray.data
 
 from captcha_ray import console
 from captcha_ray.datasets import advice, decoding, labels, schema
 from captcha_ray.datasets.config import LabelRule, PreprocessConfig
-from captcha_ray.datasets.shards import open_shards, read_part
+from captcha_ray.datasets.shards import open_shards
 from captcha_ray.datasets.splits import SPLITS, split_of
 from captcha_ray.errors import InputError
 from captcha_ray.images.spec import ImageSpec, columns_for
 from captcha_ray.runs.directory import read_json, to_json
 from captcha_ray.runs.environment import versions
-from captcha_ray.storage import filesystem
+from captcha_ray.storage import filesystem, parquet
 from captcha_ray.text.charset import Charset
 
 QUARANTINE_ROWS = 1_000_000
@@ -71,7 +69,7 @@ def write_block(files: pa.Table, *, config: PreprocessConfig, image: ImageSpec) 
     for split in SPLITS if not config.check else ():
         rows = shard.filter(pc.equal(splits, split))
         if len(rows):
-            _write_part(part_uri(config.out, split, files["block"][0].as_py()), rows)
+            parquet.write(part_uri(config.out, split, files["block"][0].as_py()), rows, use_dictionary=False)
     good = [shard["uri"], shard["text"], shard["sha256"], splits, *[pa.repeat("", len(shard))] * 2, pa.array(ratios)]
     nothing = pa.nulls(len(bad))
     rejected = [bad["uri"], nothing, nothing, nothing, bad["reason"], bad["detail"], nothing]
@@ -93,12 +91,6 @@ def quarantine_name(number: int) -> str:
 def part_uri(out: str, split: str, block: int) -> str:
     """Return the URI of a part."""
     return filesystem.join(out, part_name(split, block))
-
-
-def _write_part(uri: str, rows: pa.Table) -> None:
-    buffer = io.BytesIO()
-    pq.write_table(rows, buffer, compression="zstd", use_dictionary=False)
-    filesystem.write(uri, buffer.getbuffer())
 
 
 def preprocess(config: PreprocessConfig) -> schema.Manifest:
@@ -135,8 +127,9 @@ def preprocess(config: PreprocessConfig) -> schema.Manifest:
         advice.advise(config, manifest, kept["text"].to_pylist(), quarantine)
         return manifest
     for number, start in enumerate(range(0, len(quarantine), QUARANTINE_ROWS)):
-        _write_part(filesystem.join(config.out, quarantine_name(number)), quarantine.slice(start, QUARANTINE_ROWS))
-    _clear(config.out, manifest, number_of_quarantine_parts=math.ceil(len(quarantine) / QUARANTINE_ROWS))
+        part = quarantine.slice(start, QUARANTINE_ROWS)
+        parquet.write(filesystem.join(config.out, quarantine_name(number)), part, use_dictionary=False)
+    _clear(config.out, manifest, num_parts=math.ceil(len(quarantine) / QUARANTINE_ROWS))
     filesystem.write(filesystem.join(config.out, "manifest.json"), to_json(manifest.to_dict()))
     filesystem.write(filesystem.join(config.out, "_SUCCESS"), b"")
     filesystem.delete(filesystem.join(config.out, STARTED))
@@ -175,10 +168,10 @@ def _claim(config: PreprocessConfig) -> None:
     filesystem.write(marker, to_json(config.to_dict()))
 
 
-def _clear(out: str, manifest: schema.Manifest, number_of_quarantine_parts: int) -> None:
+def _clear(out: str, manifest: schema.Manifest, num_parts: int) -> None:
     """Remove parts of an interrupted attempt that the finished shards do not have."""
     wanted = {part for parts in manifest.parts.values() for part in parts}
-    wanted |= {quarantine_name(number) for number in range(number_of_quarantine_parts)}
+    wanted |= {quarantine_name(number) for number in range(num_parts)}
     for uri in list(filesystem.list_files(out)):
         name = uri.removeprefix(f"{out}/")
         if name.startswith(("split=", "quarantine/")) and name not in wanted:
@@ -349,10 +342,10 @@ def _remove(kept: pa.Table, removed: pa.Table, out: str) -> pa.Table:
         return kept.filter(pc.invert(gone))
     for part in kept.filter(gone).select(["split", "block"]).group_by(["split", "block"]).aggregate([]).to_pylist():
         uri = part_uri(out, part["split"], part["block"])
-        rows = read_part(uri)
+        rows = parquet.read(uri)
         rows = rows.filter(pc.invert(pc.is_in(rows["uri"], value_set=removed["uri"].combine_chunks())))
         if len(rows):
-            _write_part(uri, rows)
+            parquet.write(uri, rows, use_dictionary=False)
         else:
             filesystem.delete(uri)
     return kept.filter(pc.invert(gone))

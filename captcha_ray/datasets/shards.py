@@ -2,12 +2,10 @@
 
 import dataclasses
 import functools
-import io
 from collections.abc import Callable
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import ray.data
 from ray.data.dataset import MaterializedDataset
 
@@ -17,7 +15,7 @@ from captcha_ray.errors import InputError
 from captcha_ray.images.spec import ImageSpec
 from captcha_ray.runs.directory import read_json
 from captcha_ray.runtime import capacity
-from captcha_ray.storage import filesystem
+from captcha_ray.storage import filesystem, parquet
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,13 +70,8 @@ class Shards:
         return map_tables(dataset, functools.partial(_read_parts, columns=columns))
 
 
-def read_part(uri: str, columns: list[str] | None = None) -> pa.Table:
-    """Return rows of one part. columns: None for all of them."""
-    return pq.read_table(io.BytesIO(filesystem.read(uri)), columns=columns)
-
-
 def _read_parts(table: pa.Table, *, columns: list[str] | None) -> pa.Table:
-    return pa.concat_tables([read_part(uri, columns) for uri in table["uri"].to_pylist()])
+    return pa.concat_tables([parquet.read(uri, columns) for uri in table["uri"].to_pylist()])
 
 
 def open_shards(uri: str) -> Shards:

@@ -14,11 +14,11 @@ import pyarrow as pa
 
 from captcha_ray.errors import InputError
 from captcha_ray.images import decoder
-from captcha_ray.inference import schema, table
+from captcha_ray.inference import schema
 from captcha_ray.inference.block import BATCH_SIZE, BlockTask
 from captcha_ray.inference.table import STAGED_SCHEMA, Counts
 from captcha_ray.recognizer import Prediction, Recognizer
-from captcha_ray.storage import filesystem, objectstore
+from captcha_ray.storage import filesystem, objectstore, parquet
 
 T = TypeVar("T")
 
@@ -54,11 +54,11 @@ class BlockReader:
 
     def read(self, block: int) -> tuple[int, int]:
         """Recognize a block and stage its rows; return the number of rows and of errors."""
-        listed = table.read(self._task.block_uri(block))
+        listed = parquet.read(self._task.block_uri(block))
         chunks = [listed.slice(start, BATCH_SIZE).to_pylist() for start in range(0, len(listed), BATCH_SIZE)]
         tables = [self._read_chunk(chunk, fetched) for chunk, fetched in zip(chunks, self._fetch(chunks), strict=True)]
         rows = pa.concat_tables(tables)
-        self._timed("write", table.stage, rows, self._task.staged(block))
+        self._timed("write", parquet.write, self._task.staged(block), rows)
         self._report["stage"] = "wait for work"
         return len(rows), Counts.of(rows).num_errors
 

@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 from captcha_ray import console
 from captcha_ray.engines import choice
 from captcha_ray.errors import InputError, JobError
-from captcha_ray.inference import listing, table
+from captcha_ray.inference import listing
 from captcha_ray.inference.block import BATCH_SIZE, BlockTask
 from captcha_ray.inference.config import InferConfig
 from captcha_ray.inference.pipeline import Pipeline
@@ -35,7 +35,7 @@ from captcha_ray.models import fingerprint
 from captcha_ray.runs.environment import environment
 from captcha_ray.runtime import capacity, ray_session
 from captcha_ray.runtime.telemetry import Telemetry
-from captcha_ray.storage import filesystem, objectstore
+from captcha_ray.storage import filesystem, objectstore, parquet
 from captcha_ray.storage.lock import Lease
 
 T = TypeVar("T")
@@ -274,7 +274,7 @@ class _Job:
             waiting: list[concurrent.futures.Future[None]] = []
             for number, size in enumerate(sizes):
                 block = pa.concat_tables(itertools.islice(batches, size))
-                waiting.append(pool.submit(table.stage, block, self._task.block_uri(number)))
+                waiting.append(pool.submit(parquet.write, self._task.block_uri(number), block))
                 if len(waiting) > 2 * NUM_THREADS:
                     waiting.pop(0).result()
             assert next(batches, None) is None, "every batch is in a block"
@@ -323,7 +323,7 @@ class _Job:
         if self._total and self._errors > allowed:
             kinds, example = Counter[str](), ""
             for block, _ in self._blocks:
-                rows = table.read(block, ["uri", "status", "error"])
+                rows = parquet.read(block, ["uri", "status", "error"])
                 kinds += Counts.of(rows).errors
                 example = example or next((f"{r['uri']}: {r['error']}" for r in rows.to_pylist() if r["error"]), "")
             few = self._total < self._config.min_objects_to_judge

@@ -32,7 +32,7 @@ import pyarrow.parquet as pq
 from captcha_ray.inference import listing, schema
 from captcha_ray.inference.config import InferConfig
 from captcha_ray.runs.directory import read_json, to_json
-from captcha_ray.storage import filesystem
+from captcha_ray.storage import filesystem, parquet
 
 NUM_THREADS = 8
 """Objects of the table that are read at once."""
@@ -263,7 +263,7 @@ class PredictionTable:
             if path.exists():
                 return str(path)
             if filesystem.is_remote(uri):
-                pq.write_table(read(uri, columns), path, compression="zstd")
+                pq.write_table(parquet.read(uri, columns), path, compression="zstd")
             else:
                 path.symlink_to(uri)
             return str(path)
@@ -277,7 +277,7 @@ class PredictionTable:
         describe: returns the manifest of a run with such counts.
         """
         with concurrent.futures.ThreadPoolExecutor(NUM_THREADS) as pool:
-            rows = pa.concat_tables(table.cast(STAGED_SCHEMA) for table in pool.map(read, blocks))
+            rows = pa.concat_tables(table.cast(STAGED_SCHEMA) for table in pool.map(parquet.read, blocks))
         partitions = self._partitions(rows)
         committed = Committed()
         for partition in sorted(pc.unique(partitions).to_pylist()):
@@ -295,7 +295,7 @@ class PredictionTable:
             try:
                 filesystem.write(self._uri(run.file), _encode(rows, run, manifest), exclusive=True)
             except FileExistsError:  # another job has committed meanwhile, maybe some of the same objects
-                rows = self._without(rows, read(self._uri(run.file), KEY_COLUMNS))
+                rows = self._without(rows, parquet.read(self._uri(run.file), KEY_COLUMNS))
                 continue
             self._write_manifest(run, manifest)
             return Committed([run], counts)
@@ -340,13 +340,6 @@ class PredictionTable:
         filesystem.prune(filesystem.join(self._config.out, "_staging"))
 
 
-def stage(rows: pa.Table, uri: str) -> None:
-    """Write one block: listed objects, or rows of `STAGED_SCHEMA`."""
-    buffer = io.BytesIO()
-    pq.write_table(rows, buffer, compression="zstd")
-    filesystem.write(uri, buffer.getbuffer())
-
-
 def _encode(rows: pa.Table, run: Run, manifest: dict[str, Any]) -> memoryview:
     """Return rows as a Parquet file with its manifest, so that one act commits both."""
     columns = [
@@ -354,20 +347,13 @@ def _encode(rows: pa.Table, run: Run, manifest: dict[str, Any]) -> memoryview:
         for name in schema.PREDICTION_SCHEMA.names
     ]
     table = pa.table(columns, schema=schema.PREDICTION_SCHEMA.with_metadata({FOOTER: to_json(manifest)}))
-    buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd", row_group_size=GROUP_ROWS)
-    return buffer.getbuffer()
+    return parquet.encode(table, row_group_size=GROUP_ROWS)
 
 
 def _footer(data: bytes) -> dict[str, Any]:
     """Return the manifest in a committed file."""
     manifest: dict[str, Any] = json.loads(pq.read_schema(io.BytesIO(data)).metadata[FOOTER])
     return manifest
-
-
-def read(uri: str, columns: list[str] | None = None) -> pa.Table:
-    """Return the rows of one Parquet object of the table."""
-    return pq.read_table(io.BytesIO(filesystem.read(uri)), columns=columns)
 
 
 def _sql_table(paths: list[str]) -> str:

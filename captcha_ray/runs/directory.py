@@ -8,16 +8,14 @@ curve add `folds.parquet` and the trainings in `folds-K/` and `curve/`. Files of
 written last.
 """
 
-import io
 import json
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from captcha_ray.errors import InputError
 from captcha_ray.runs.environment import environment
-from captcha_ray.storage import filesystem
+from captcha_ray.storage import filesystem, parquet
 
 
 class RunDirectory:
@@ -117,13 +115,11 @@ class RunDirectory:
 
     def write_table(self, name: str, table: pa.Table) -> None:
         """Write one Parquet file of the run."""
-        buffer = io.BytesIO()
-        pq.write_table(table, buffer, compression="zstd")
-        filesystem.write(self.path(name), buffer.getvalue())
+        parquet.write(self.path(name), table)
 
     def read_table(self, name: str) -> pa.Table:
         """Read one Parquet file of the run."""
-        return pq.read_table(io.BytesIO(filesystem.read(self.path(name))))
+        return parquet.read(self.path(name))
 
     def write_metrics(self, epochs: list[dict[str, Any]]) -> None:
         """Write `metrics.jsonl`, a line per epoch."""

@@ -5,13 +5,12 @@ import functools
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import ray.data
 
 from captcha_ray import console
 from captcha_ray.errors import InputError
 from captcha_ray.runs.directory import read_json, to_json
-from captcha_ray.storage import filesystem
+from captcha_ray.storage import filesystem, parquet
 from captcha_ray.synthesis import schemes, varied_text
 from captcha_ray.synthesis.config import SynthesizeConfig
 
@@ -74,9 +73,7 @@ def _plan(config: SynthesizeConfig) -> list[schemes.Planned]:
     _fonts(config)  # a folder without fonts is told before anything is written
     planned = varied_text.plan(config.seed, config.num_images)
     table = pa.table({"path": [item.path for item in planned], "text": [item.text for item in planned]})
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink)
-    filesystem.write(filesystem.join(config.out, LABELS), sink.getvalue().to_pybytes())
+    parquet.write(filesystem.join(config.out, LABELS), table)
     return planned
 
 

@@ -17,13 +17,12 @@ from PIL import Image
 from captcha_ray import Recognizer
 from captcha_ray.errors import InputError
 from captcha_ray.inference import block_reader, schema
-from captcha_ray.inference import table as inference_table
 from captcha_ray.inference.block import BlockTask
 from captcha_ray.inference.block_reader import BlockReader
-from captcha_ray.inference.table import STAGED_SCHEMA, Counts, stage
+from captcha_ray.inference.table import STAGED_SCHEMA, Counts
 from captcha_ray.models import fingerprint
 from captcha_ray.models.restriction import WHOLE
-from captcha_ray.storage import filesystem, objectstore
+from captcha_ray.storage import filesystem, objectstore, parquet
 from tests.factories import GLYPHS, draw_glyphs, glyph_texts, save_network
 from tests.support.fault_proxy import Fault, fault_proxy
 from tests.support.s3_server import client_of, serve_s3
@@ -142,10 +141,10 @@ def report() -> dict[str, Any]:
 
 def read(task: BlockTask, listing: list[dict[str, Any]], block: int = 0) -> list[dict[str, Any]]:
     """The staged rows of one block."""
-    stage(pa.Table.from_pylist(listing, schema.LISTING_SCHEMA), task.block_uri(block))
+    parquet.write(task.block_uri(block), pa.Table.from_pylist(listing, schema.LISTING_SCHEMA))
     said = report()
     rows, errors = BlockReader(task, said).read(block)
-    table = inference_table.read(task.staged(block))
+    table = parquet.read(task.staged(block))
     assert table.schema.equals(STAGED_SCHEMA)
     found: list[dict[str, Any]] = table.to_pylist()
     assert (rows, errors) == (len(listing), sum(row["status"] == "error" for row in found))
@@ -270,13 +269,13 @@ def test_a_batch_without_a_single_good_image_is_a_batch_of_errors(task: BlockTas
 def test_one_reader_reads_block_after_block(task: BlockTask, tmp_path: Path) -> None:
     folder = fill(tmp_path / "images")
     for block, name in enumerate(GOOD[:4]):
-        stage(pa.Table.from_pylist(listed([str(folder / name)]), schema.LISTING_SCHEMA), task.block_uri(block))
+        parquet.write(task.block_uri(block), pa.Table.from_pylist(listed([str(folder / name)]), schema.LISTING_SCHEMA))
     said = report()
     one = BlockReader(task, said)
     assert [one.read(block) for block in (2, 0, 3, 1)] == [(1, 0)] * 4
     assert said["recognized"] == 4
     for block, name in enumerate(GOOD[:4]):
-        assert inference_table.read(task.staged(block))["uri"].to_pylist() == [str(folder / name)]
+        assert parquet.read(task.staged(block))["uri"].to_pylist() == [str(folder / name)]
 
 
 def test_a_network_that_was_replaced_since_the_job_began_is_refused(task: BlockTask, tmp_path: Path) -> None:

@@ -13,7 +13,6 @@ import pyarrow.dataset
 import pyarrow.parquet as pq
 
 from captcha_ray.inference import schema
-from captcha_ray.inference import table as inference_table
 from captcha_ray.inference.config import InferConfig
 from captcha_ray.inference.table import (
     FOOTER,
@@ -23,7 +22,7 @@ from captcha_ray.inference.table import (
     PredictionTable,
     Run,
 )
-from captcha_ray.storage import filesystem
+from captcha_ray.storage import filesystem, parquet
 
 MODEL, OTHER = "a" * 64, "b" * 64
 NOW = datetime.datetime(2026, 11, 21, 3, 4, 5, 678901, datetime.UTC)
@@ -83,7 +82,7 @@ class Writer:
         """URI of a new block of this attempt, or in another's folder."""
         uri = filesystem.join(folder or self.table.attempt, f"block-{len(self.blocks):06d}.staged")
         rows = [made(uri, etag, self.model, (errors or {}).get(uri)) for uri, etag in read]
-        inference_table.stage(pa.Table.from_pylist(rows, STAGED_SCHEMA), uri)
+        parquet.write(uri, pa.Table.from_pylist(rows, STAGED_SCHEMA))
         return uri
 
     def commit(self) -> Committed:
