@@ -33,11 +33,7 @@ def warn_of_unseen(manifest: schema.Manifest) -> None:
 def advise(config: PreprocessConfig, manifest: schema.Manifest, texts: list[str], quarantine: pa.Table) -> None:
     """Say what would be in the shards, what looks like a mistake, what would be left out, and which command follows.
 
-    Args:
-        config: Of the job, with absolute paths.
-        manifest: Of the shards as they would be.
-        texts: Labels of the images that would be in the shards.
-        quarantine: Rows as in `schema.QUARANTINE_SCHEMA`.
+    config: with absolute paths.
     """
     for line in manifest.describe():
         console.say(line)

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from captcha_ray.config import DEMO, Config, Limit, at_least
 from captcha_ray.errors import InputError, check
 from captcha_ray.images.spec import MAX_PIXELS_LIMIT, ImageSpec
+from captcha_ray.text.charset import Charset
 
 Labels = Literal["folder", "filename", "table"]
 
@@ -115,9 +116,8 @@ class PreprocessConfig(Config):
         )
         check(self.splits[0] > 0, f"splits is {self.splits}; the training fraction must be above 0")
         _ = self.label_rule
-        check(
-            len(set(self.charset)) == len(self.charset), f"charset is {self.charset!r}; a character stands in it twice"
-        )
+        if self.charset:
+            Charset(self.charset)
         check(bool(self.corpus) and bool(self.out), "corpus and out must each name a folder or a URI")
 
     @property

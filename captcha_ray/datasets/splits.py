@@ -16,11 +16,6 @@ def split_of(sha256: bytes, seed: int, splits: tuple[float, float, float]) -> Sp
 
     It follows from hash and seed alone: it is the same for any number of workers and does not move when images are
     added.
-
-    Args:
-        sha256: Of the pixels.
-        seed: The split seed.
-        splits: Shares of train, val and test, adding up to 1.
     """
     point = place(sha256, seed)
     if point < splits[0]:

@@ -135,10 +135,7 @@ class Evaluation:
 def calibrate(val: pa.Table, model: str, device: str = "cpu") -> float:
     """Fit and set the temperature of a run's network, and return it.
 
-    Args:
-        val: Rows of shards that the network has not learned from; `CALIBRATION_IMAGES` are enough.
-        model: URI of the run or checkpoint.
-        device: In torch's words; this process computes there.
+    val: images that it has not learned from.
     """
     recognizer = Recognizer.load(model, device, engine="torch")
     images = schema.unpack_images(val["image"], recognizer.spec.image)

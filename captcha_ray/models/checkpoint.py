@@ -20,13 +20,7 @@ from captcha_ray.storage import filesystem
 
 
 def save_model(folder: str, model: nn.Module, spec: ModelSpec) -> None:
-    """Write the weights, then the description.
-
-    Args:
-        folder: URI of the checkpoint.
-        model: Network whose weights to save.
-        spec: Its description.
-    """
+    """Write the weights, then the description."""
     weights = save({name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()})
     filesystem.write(filesystem.join(folder, WEIGHTS), weights)
     _describe(folder, spec, weights)

@@ -37,9 +37,7 @@ def to_onnx(model: Network, spec: ModelSpec) -> bytes:
     `column_cnn` of each column, (N, T, K + 1), the blank last; for others of each position, (N, S, K). They are at the
     network's temperature. The metadata `model` holds the spec as JSON.
 
-    Args:
-        model: In evaluation mode.
-        spec: Its description.
+    model: in evaluation mode.
     """
     buffer = io.BytesIO()
     with warnings.catch_warnings():

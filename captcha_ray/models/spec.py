@@ -1,11 +1,10 @@
 """Describe a network as its checkpoint does. Needs neither torch nor storage."""
 
 import dataclasses
-import math
 import typing
-from typing import Literal
+from typing import Annotated, Literal
 
-from captcha_ray.config import Config, Limit
+from captcha_ray.config import POSITIVE, SHARE_BELOW_1, Config, Limit, at_least
 from captcha_ray.errors import InputError, check
 from captcha_ray.images.spec import ImageSpec
 from captcha_ray.text.charset import Charset
@@ -33,15 +32,15 @@ class ModelSpec(Config):
     """The pixels it reads."""
     charset: str
     """Class k is character k."""
-    max_length: int
+    max_length: Annotated[int, at_least(1)]
     """Characters per image."""
     variable: bool = False
     """Allow fewer characters than `max_length` in an image, down to one."""
-    filters: int = 32
+    filters: Annotated[int, FILTERS] = 32
     """Filters of the first convolution of column_cnn; the later ones have one, two and four times as many."""
-    dropout: float = 0.5
+    dropout: Annotated[float, SHARE_BELOW_1] = 0.5
     """Rate before the last layer; only training uses it."""
-    temperature: float = 1.0
+    temperature: Annotated[float, POSITIVE] = 1.0
     """Divisor of the network's outputs, which makes probabilities mean what they say."""
     bidirectional: bool = False
     """Characters are those of an image from left to right; texts of right-to-left scripts are turned into that order
@@ -64,13 +63,10 @@ class ModelSpec(Config):
         return f"1 to {self.max_length}" if self.variable else f"{self.max_length}"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         known = [name for name in typing.get_args(Network) if name != "auto"]
         check(self.network in known, f"network is {self.network!r}; known are {', '.join(known)}")
         Charset(self.charset)
-        check(FILTERS.holds(self.filters), f"filters is {self.filters}; it must be {FILTERS.must_be}")
-        check(self.max_length >= 1, f"max_length is {self.max_length}; it must be at least 1")
-        check(0 < self.temperature < math.inf, f"temperature is {self.temperature}; it must be finite and above 0")
-        check(0 <= self.dropout < 1, f"dropout is {self.dropout}; it must be 0 to below 1")
 
     @classmethod
     def from_dict(cls, values: dict[str, object]) -> "ModelSpec":

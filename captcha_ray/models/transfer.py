@@ -38,11 +38,6 @@ def begin_with(network: Network, spec: ModelSpec, uri: str) -> None:
     Characters that both networks know keep their part of the last layer, others get what they have here. The first
     convolution is summed or spread over color channels, the one over the height is stretched to another height.
 
-    Args:
-        network: Network whose weights to set.
-        spec: Its description.
-        uri: Of the run or checkpoint to begin with.
-
     Raises:
         InputError: There is no checkpoint, or it is one of another architecture or number of filters.
     """

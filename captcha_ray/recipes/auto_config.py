@@ -35,9 +35,7 @@ MANY, SEEN_EXPONENT = 700, 0.75
 def resolve(config: TrainConfig, manifest: Manifest) -> TrainConfig:
     """Return the config with nothing left open; a config that leaves nothing open is returned as it is.
 
-    Args:
-        config: What was requested. If it names a network, its `variable_length` stays; else the labels decide.
-        manifest: Of the shards.
+    If the config names a network, its `variable_length` stays; else the labels decide.
     """
     open_ = config.network == "auto"
     chosen = config.epochs or epochs(manifest)

@@ -176,11 +176,9 @@ class _Text5(_Captcha):
         super().__init__(width, height, font_sizes=(36,))
         self.paper = np.tile(np.linspace(195, 250, width, dtype=np.float32), (height, 1))
 
-    @staticmethod
-    def create_noise_dots(
-        image: Image.Image, color: captcha.image.ColorTuple, width: int = 1, number: int = 12
-    ) -> Image.Image:
-        return captcha.image.ImageCaptcha.create_noise_dots(image, color, width, number)
+    create_noise_dots = staticmethod(
+        functools.partial(captcha.image.ImageCaptcha.create_noise_dots, width=1, number=12)
+    )
 
     @staticmethod
     def create_noise_curve(image: Image.Image, color: captcha.image.ColorTuple) -> Image.Image:
@@ -208,11 +206,7 @@ class _Digits(_Captcha):
         super().__init__(width, height, font_sizes=(24, 26))
         self.paper = np.full((height, width), 235, np.float32)
 
-    @staticmethod
-    def create_noise_dots(
-        image: Image.Image, color: captcha.image.ColorTuple, width: int = 1, number: int = 8
-    ) -> Image.Image:
-        return captcha.image.ImageCaptcha.create_noise_dots(image, color, width, number)
+    create_noise_dots = staticmethod(functools.partial(captcha.image.ImageCaptcha.create_noise_dots, width=1, number=8))
 
     @staticmethod
     def create_noise_curve(image: Image.Image, color: captcha.image.ColorTuple) -> Image.Image:

@@ -1,7 +1,6 @@
 """Cut the images of one worker into batches."""
 
 import dataclasses
-import itertools
 import warnings
 from collections.abc import Iterator
 
@@ -50,11 +49,6 @@ class EpochFeed:
         """Count each class at each position of this worker's images; return int64 (max_length, classes)."""
         positions = self._targets.numpy().T
         return np.stack([np.bincount(position, minlength=num_classes) for position in positions]).astype(np.int64)
-
-    @property
-    def smallest_batch(self) -> int:
-        """Return the images in the smallest batch of any worker."""
-        return min(b - a for edges in self._edges for a, b in itertools.pairwise(edges))
 
     def epoch(self, seed: int | None) -> Iterator[Batch]:
         """Yield the batches of an epoch, shuffled by the seed, or in order for None."""

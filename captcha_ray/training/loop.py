@@ -147,7 +147,7 @@ class _Counter:
             end = model.num_characters
             texts = torch.where((texts == end).cumsum(1) > 0, end, texts)  # a text has nothing behind its end
             right, there = texts == targets, targets < end
-            head = torch.stack([torch.full_like(losses[:1].sum(), len(losses)), losses.sum(), right.all(1).sum()])
+            head = torch.stack([losses.new_full((), len(losses)), losses.sum(), right.all(1).sum()])
             sums = torch.cat([head, (right & there).sum(0), there.sum(0)]).double()
             self._sums = sums if self._sums is None else self._sums + sums
 

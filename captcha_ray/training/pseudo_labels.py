@@ -56,10 +56,8 @@ class RecognizeFiles:
         if len(rows):
             pixels = schema.unpack_images(rows["image"], self._recognizer.spec.image)
             predictions = self._recognizer.predictions(self._recognizer.log_probabilities(pixels))
-        texts, confidences = (
-            [prediction.text for prediction in predictions],
-            [prediction.confidence for prediction in predictions],
-        )
+        texts = [prediction.text for prediction in predictions]
+        confidences = [prediction.confidence for prediction in predictions]
         return pa.table(
             [rows["uri"], rows["sha256"], pa.array(texts, pa.string()), pa.array(confidences, pa.float64())],
             schema=PREDICTIONS_SCHEMA,
@@ -67,15 +65,9 @@ class RecognizeFiles:
 
 
 def prepare(
-    config: TrainConfig, shards: Shards, val: Labeled | None, resources: Cluster
+    config: TrainConfig, shards: Shards, val: Labeled | None, cluster: Cluster
 ) -> Callable[[TrainConfig], MoreImages] | None:
     """Return the function that gives `trainer.fit` further images; None if the config names none.
-
-    Args:
-        config: Of the training.
-        shards: Labeled images.
-        val: Their validation split, if any.
-        resources: Of the cluster.
 
     Raises:
         InputError: The config names a folder without images.
@@ -83,12 +75,10 @@ def prepare(
     if not config.unlabeled:
         return None
     uris = labels.list_images(config.unlabeled)
-    return functools.partial(label, uris=uris, shards=shards, val=val, resources=resources)
+    return functools.partial(label, uris=uris, shards=shards, val=val, cluster=cluster)
 
 
-def label(
-    config: TrainConfig, *, uris: list[str], shards: Shards, val: Labeled | None, resources: Cluster
-) -> MoreImages:
+def label(config: TrainConfig, *, uris: list[str], shards: Shards, val: Labeled | None, cluster: Cluster) -> MoreImages:
     """Train a network on the shards, in a run of its own below the run, and label the files with it.
 
     Pictures that are in the shards, of whatever split, are left out, and all but one of equal pictures. An interrupted
@@ -99,7 +89,7 @@ def label(
     if not teacher.finished:
         console.say(f"first a network to label {len(uris):,} files of {config.unlabeled}")
         first = dataclasses.replace(config, run=teacher.uri, unlabeled="", resume=True)
-        fit(first, shards.manifest, shards.read("train"), val.dataset if val else None, resources)
+        fit(first, shards.manifest, shards.read("train"), val.dataset if val else None, cluster)
         if val:
             evaluate.calibrate(val.sample(evaluate.CALIBRATION_IMAGES), teacher.uri)
         teacher.finish()
@@ -121,8 +111,9 @@ def label(
         f"{number:,} pictures that are not in the shards are predicted with a confidence of at least "
         f"{MIN_CONFIDENCE:.0%}, and learned from"
     )
-    facts = {"source": config.unlabeled, "num_files": len(uris), "num_read": len(predictions)}
-    return MoreImages(rows, number, facts | {"num_learned_from": number})
+    read = len(predictions)
+    facts = {"source": config.unlabeled, "num_files": len(uris), "num_read": read, "num_learned_from": number}
+    return MoreImages(rows, number, facts)
 
 
 def _read(uris: list[str], shards: Shards, model: str, use_gpu: bool) -> pa.Table:
@@ -148,9 +139,7 @@ def _read(uris: list[str], shards: Shards, model: str, use_gpu: bool) -> pa.Tabl
 def choose(predictions: pa.Table, known: pa.Table) -> pa.Table:
     """Return the predictions that count as labels: sure ones, of unknown pictures, one of each picture.
 
-    Args:
-        predictions: Of `PREDICTIONS_SCHEMA`.
-        known: Column sha256.
+    known: column sha256.
     """
     new = pc.invert(pc.is_in(predictions["sha256"], value_set=known["sha256"].combine_chunks()))
     sure = predictions.filter(pc.and_(new, pc.greater_equal(predictions["confidence"], MIN_CONFIDENCE)))

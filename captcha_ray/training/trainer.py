@@ -19,10 +19,7 @@ import ray
 import ray.data
 import ray.exceptions
 import ray.train
-import ray.train.torch
 import torch
-import torch._dynamo  # the first optimizer would import it, when nothing else goes on meanwhile
-import torch.distributed
 
 from captcha_ray import console
 from captcha_ray.datasets import schema

@@ -26,8 +26,9 @@ class Cluster:
     def __init__(self, folder: Path, number: int = 2, namespace: Namespace | None = None) -> None:
         self._stack = contextlib.ExitStack()
         self.nodes = Nodes(folder, HOST if namespace else "127.0.0.1")
-        # Bytes above which a result is kept on the node that made it, and lost with it, as those of real shards are.
-        self.nodes.env["RAY_max_direct_call_object_size"] = "1000"
+        # Bytes above which a result is kept on the node that made it, and lost with it: images are, as those of real
+        # shards, and Ray Tune's results of some 2 kB are not, as elsewhere.
+        self.nodes.env["RAY_max_direct_call_object_size"] = "5000"
         try:
             self.start(number, namespace)
         except BaseException:

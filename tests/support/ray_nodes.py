@@ -102,15 +102,22 @@ class Nodes:
         return self.started[-1]
 
     def run(self, program: str) -> str:
-        """What a program prints, as a driver of the cluster."""
+        """What a program prints, as a driver of the cluster, which may take a minute."""
         env = {**self.env, "RAY_ADDRESS": self.address}
         command = [sys.executable, "-c", program]
-        return subprocess.run(command, env=env, capture_output=True, text=True, check=True).stdout
+        return subprocess.run(command, env=env, capture_output=True, text=True, check=True, timeout=60).stdout
 
     def await_alive(self, number: int) -> None:
         """Returns once the cluster has so many nodes, the head among them."""
         newest = self.started[-1]
-        wait_until(lambda: len(self._alive()) == number, newest.process, explain=lambda: newest.said)
+
+        def alive() -> bool:
+            try:
+                return len(self._alive()) == number
+            except subprocess.TimeoutExpired:  # a driver that meets a head that is just starting may wait for ever
+                return False
+
+        wait_until(alive, newest.process, explain=lambda: newest.said)
 
     def ids_of(self, node: Node) -> list[str]:
         """Ray's names of a node; none where it is dead."""
