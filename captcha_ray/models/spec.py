@@ -63,9 +63,9 @@ class ModelSpec(Config):
         return f"1 to {self.max_length}" if self.variable else f"{self.max_length}"
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         known = [name for name in typing.get_args(Network) if name != "auto"]
         check(self.network in known, f"network is {self.network!r}; known are {', '.join(known)}")
+        super().__post_init__()
         Charset(self.charset)
 
     @classmethod
