@@ -1,5 +1,7 @@
 """Begin a network with the weights of another one, made for other characters or for images of another size."""
 
+from collections.abc import Callable, Sequence
+
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load
@@ -53,6 +55,33 @@ def begin_with(network: Network, spec: ModelSpec, uri: str) -> None:
         last[[*shared, -1]] = theirs[name][[*from_, -1]].to(last.device)  # the blank is the last class of both
         theirs[name] = last
     network.load_state_dict(theirs)
+
+
+def keep_unseen(network: Network, seen: Sequence[bool]) -> Callable[[], None]:
+    """Train no weight of the last layer of a `column_cnn` that belongs to characters which no training image shows.
+
+    Adam divides gradients by their size, and so would soon unlearn what is never right, however little it is wrong.
+
+    Args:
+        network: Whose gradients to set to zero.
+        seen: For each character of the charset, whether a training image shows it.
+
+    Returns:
+        What ends it.
+    """
+    kept = torch.tensor([*seen, True])  # the blank is the last class
+
+    def mask(gradient: Tensor) -> Tensor:
+        return gradient * kept.to(gradient.device, gradient.dtype).view(-1, *[1] * (gradient.dim() - 1))
+
+    last = [parameter for name, parameter in network.named_parameters() if name.startswith(LAST)]
+    handles = [parameter.register_hook(mask) for parameter in last]  # type: ignore[no-untyped-call]
+
+    def end() -> None:
+        for handle in handles:
+            handle.remove()
+
+    return end
 
 
 def _for_channels(weight: Tensor, channels: int) -> Tensor:

@@ -32,7 +32,7 @@ from captcha_ray.models.allocator import keep_freed_memory
 from captcha_ray.models.device import Arithmetic
 from captcha_ray.models.networks import Network, build_model
 from captcha_ray.models.spec import ModelSpec
-from captcha_ray.models.transfer import begin_with
+from captcha_ray.models.transfer import begin_with, keep_unseen
 from captcha_ray.recipes.config import TrainConfig
 from captcha_ray.runs.directory import RunDirectory
 from captcha_ray.runs.event_log import EventLog
@@ -138,8 +138,12 @@ class Worker:
                 parallel_strategy_kwargs={"forward_sync_buffers": False},
             )
         self._augment = Augment.of(config)
-        first = schedule.Plan.first(config, self._train.num_steps, guess_loss(self._count_classes()))
+        counts = self._count_classes()
+        first = schedule.Plan.first(config, self._train.num_steps, guess_loss(counts))
         self._plan = first.restored(decided)
+        self._train_all: Callable[[], None] = lambda: None
+        if config.init and self._plan.attempt == 0:
+            self._train_all = keep_unseen(self._network, (counts.sum(0)[: len(job.spec.charset)] > 0).tolist())
         self._announced = 0.0
         if rank == 0:
             job.send(WorkersBegan(len(self._history), world_size))
@@ -189,6 +193,7 @@ class Worker:
 
     def _begin_anew(self) -> None:
         """Replace the weights, in place, and the optimizer by those of a new attempt."""
+        self._train_all()
         self._network.load_state_dict(self._fresh_network(self._plan.attempt).state_dict())
         self._optimizer = build_optimizer(self._job.config, self._network)
 

@@ -11,7 +11,7 @@ from captcha_ray.images.spec import ImageSpec
 from captcha_ray.models import checkpoint
 from captcha_ray.models.networks import Network, build_model
 from captcha_ray.models.spec import ModelSpec
-from captcha_ray.models.transfer import begin_with, check_source
+from captcha_ray.models.transfer import begin_with, check_source, keep_unseen
 
 SOURCE = ModelSpec(
     network="column_cnn", image=ImageSpec(height=48, width=96), charset="0123ab", max_length=4, filters=4, variable=True
@@ -82,3 +82,25 @@ def test_what_does_not_fit_is_refused_in_a_sentence(source: tuple[str, Network],
         check_source(dataclasses.replace(SOURCE, network="multi_head_cnn", variable=False), uri)
     with pytest.raises(InputError, match="holds no checkpoint"):
         check_source(SOURCE, str(tmp_path / "nothing"))
+
+
+def test_what_no_image_shows_keeps_its_weights_until_all_are_trained(source: tuple[str, Network]) -> None:
+    uri, _ = source
+    network = begun(uri, SOURCE).train()
+    end = keep_unseen(network, [True, False, True, True, False, True])
+    optimizer = torch.optim.Adam(network.parameters(), 0.1)
+    before = {name: parameter.clone() for name, parameter in network.named_parameters()}
+
+    def step() -> None:
+        optimizer.zero_grad()
+        network.losses(network(torch.rand(4, 1, 48, 96)), torch.tensor([[0, 2, 3, 5]] * 4)).sum().backward()
+        optimizer.step()
+
+    step()
+    for name, parameter in network.named_parameters():
+        same = (parameter == before[name]).flatten(1).all(1) if parameter.dim() > 1 else parameter == before[name]
+        expected = [1, 4] if name.startswith("columns.7.") else []
+        assert torch.flatten(torch.nonzero(same)).tolist() == expected, name
+    end()
+    step()
+    assert not (network.columns[7].bias == before["columns.7.bias"]).any()  # type: ignore[index, union-attr]
