@@ -25,6 +25,16 @@ CLASS_SEEN = 4_000
 MAX_EPOCHS = 400
 """Most planned epochs, however few the images: more add nothing."""
 
+LEARNING_RATE = 3e-3
+"""Learning rate that nobody set."""
+
+ENOUGH_OF_EACH = 10
+"""Times that images show each character, on average, below which weights to begin with are changed more slowly.
+
+Of 250 captchas, seeds 0 and 1: with 10 labels 63 and 77 % at a rate of 5e-4, 54 and 71 at 3e-3; with 20, 76 and 76 at
+5e-4, 80 and 82 at 1.5e-3, 82 and 82 at 3e-3; with 50, 95 and 95 at 1e-3, 97 and 96 at 3e-3.
+"""
+
 LONGEST = 4
 """A training whose length nobody set may take so many times its planned epochs, for another attempt or an extension."""
 
@@ -42,10 +52,12 @@ def resolve(config: TrainConfig, manifest: Manifest) -> TrainConfig:
     longest = config.epochs or LONGEST * chosen
     if config.schedule != "warmup_stable_decay":
         longest = 0
+    init = _init(config, manifest.charset)
     return dataclasses.replace(
         config,
+        learning_rate=config.learning_rate or learning_rate(manifest, begun=bool(init)),
         network="column_cnn" if open_ else config.network,
-        init=_init(config, manifest.charset),
+        init=init,
         variable_length=config.variable_length or (open_ and manifest.min_length < manifest.max_length),
         batch_size=config.batch_size or max(batch_size(manifest.num_images["train"]) // config.workers[1], 2),
         epochs=min(chosen, config.max_epochs or chosen),
@@ -76,6 +88,12 @@ def why_not_builtin(config: TrainConfig, charset: str) -> str:
     if 2 * num_known < len(charset):
         return f"they know {num_known:,} of the {len(charset):,} characters"
     return ""
+
+
+def learning_rate(manifest: Manifest, *, begun: bool) -> float:
+    """Return `LEARNING_RATE`, or less where few images shall not undo the weights that a training has begun with."""
+    each = manifest.num_images["train"] * manifest.max_length / len(manifest.charset)
+    return LEARNING_RATE * min(each / ENOUGH_OF_EACH, 1) if begun else LEARNING_RATE
 
 
 def batch_size(num_images: int) -> int:

@@ -85,7 +85,7 @@ def auto() -> TrainConfig:
         filters=16,
         init=BUILTIN,
         optimizer="adamw",
-        learning_rate=3e-3,
+        learning_rate=0.0,
         schedule="warmup_stable_decay",
         warmup_fraction=0.15,
         weight_decay=0.01,

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Annotated, Literal
 
-from captcha_ray.config import DEMO, NOT_NEGATIVE, POSITIVE, SHARE, SHARE_BELOW_1, Config, Limit, at_least
+from captcha_ray.config import DEMO, NOT_NEGATIVE, SHARE, SHARE_BELOW_1, Config, Limit, at_least
 from captcha_ray.errors import InputError, check
 from captcha_ray.models import fingerprint
 from captcha_ray.models.spec import BUILTIN, FILTERS, Network, Precision
@@ -65,8 +65,9 @@ class TrainConfig(Config):
     over all workers, by the size of the training split."""
     optimizer: Optimizer = "adam"
     """Update rule; sgd and rmsprop use --momentum."""
-    learning_rate: Annotated[float, POSITIVE] = 1e-3
-    """Step size; the peak of it where the schedule is not constant."""
+    learning_rate: Annotated[float, NOT_NEGATIVE] = 1e-3
+    """Step size; the peak of it where the schedule is not constant. 0 for 3e-3, or less where training begins with
+    weights and images show the average character fewer than ten times."""
     schedule: Schedule = "constant"
     """constant; one_cycle: linear warm-up, then cosine to zero; or warmup_stable_decay: linear warm-up, then the peak
     until the network recognizes text, then cosine to zero; a network that does not get there starts over."""

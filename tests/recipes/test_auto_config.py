@@ -101,3 +101,20 @@ def test_any_size_gives_every_character_columns_enough_and_a_small_network(
     spec = model_spec(auto_config.resolve(get("auto"), shards), shards)
     assert num_columns(spec.image, length) >= 3 * length
     assert sum(parameter.numel() for parameter in build_model(spec).parameters()) <= 500_000
+
+
+@pytest.mark.parametrize(
+    ("num_images", "change", "rate"),
+    [
+        (38, {}, 3e-3),  # ten of each of 19 characters, five an image
+        (19, {}, 1.5e-3),
+        (10, {}, 3e-3 * 50 / 190),
+        (10, {"learning_rate": 2e-3}, 2e-3),
+        (10, {"from_scratch": True}, 3e-3),
+        (10, {"filters": 32}, 3e-3),
+        (10, {"init": "runs/old"}, 3e-3 * 50 / 190),
+    ],
+)
+def test_few_images_change_weights_to_begin_with_more_slowly(num_images: int, change: Any, rate: float) -> None:
+    config = dataclasses.replace(get("auto"), **change)
+    assert auto_config.resolve(config, manifest(num_images)).learning_rate == pytest.approx(rate)
