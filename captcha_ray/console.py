@@ -16,7 +16,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TextIO, TypeVar
 
 import rich.console
 import rich.live
@@ -124,7 +124,7 @@ def bind(**fields: Any) -> None:
 def say(line: str, **numbers: Any) -> None:
     """Print one line. numbers: those in the line, by their names, for a structured line."""
     if STRUCTURED:
-        print(_structured("info", line, numbers), flush=True)
+        print(_structured("info", line, numbers, sys.stdout), flush=True)
     else:
         OUT.print(_printable(line), markup=False)
 
@@ -136,13 +136,15 @@ def _printable(line: str) -> str:
 
 
 def _print_error(level: str, sentence: str, **numbers: Any) -> None:
-    line = _structured(level, sentence, numbers) if STRUCTURED else f"{level}: {sentence}"
+    line = _structured(level, sentence, numbers, sys.stderr) if STRUCTURED else f"{level}: {sentence}"
     print(line, file=sys.stderr, flush=True)  # Python escapes what this stream's encoding lacks
 
 
-def _structured(level: str, message: str, numbers: dict[str, Any]) -> str:
+def _structured(level: str, message: str, numbers: dict[str, Any], stream: TextIO) -> str:
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
-    return json.dumps({"time": now, "level": level, **_bound, "message": message, **numbers}, ensure_ascii=False)
+    encoding = (getattr(stream, "encoding", None) or "utf-8").lower().replace("-", "")
+    values = {"time": now, "level": level, **_bound, "message": message, **numbers}
+    return json.dumps(values, ensure_ascii=encoding != "utf8")
 
 
 def is_terminal() -> bool:

@@ -123,7 +123,7 @@ class Recognizer:
             if prediction.error:
                 raise InputError(prediction.error)
             return prediction
-        if not isinstance(sources, Iterable) or isinstance(sources, Mapping):
+        if not isinstance(sources, Iterable) or isinstance(sources, Mapping) or hasattr(sources, "columns"):
             raise TypeError(f"an image is a {TAKEN}, not a {type(sources).__name__}")
         decoded = [self._decode(source) for source in sources]
         good = [pixels for pixels in decoded if not isinstance(pixels, decoder.Unreadable)]
@@ -203,6 +203,8 @@ class Recognizer:
     def _decode(self, source: Any) -> decoder.Pixels | decoder.Unreadable:
         if isinstance(source, pa.Scalar):
             source = source.as_py()
+        elif isinstance(source, np.ndarray) and source.dtype.kind in "OSU" and source.ndim == 0:
+            source = source.item()
         if not _is_source(source):
             raise TypeError(f"an image is a {TAKEN}, not a {type(source).__name__}")
         if isinstance(source, np.ndarray):
@@ -246,7 +248,7 @@ def _read_file(file: Any) -> bytes | decoder.Unreadable:
 
 def _is_source(value: Any) -> bool:
     if isinstance(value, np.ndarray):
-        return value.dtype.kind not in "OSU"  # an array of paths or of bytes holds several
+        return value.dtype.kind not in "OSU" or value.ndim == 0  # an array of paths or of bytes holds several
     return isinstance(value, str | os.PathLike | bytes | bytearray | memoryview | Image.Image | pa.Scalar) or hasattr(
         value, "read"
     )

@@ -57,8 +57,8 @@ class Row:
     problem: str = ""
 
 
-Cell = tuple[Any, Any, str]
-"""Path, label and problem of a row as they stand in the table."""
+Cell = tuple[Any, Any, str, str]
+"""Path and label of a row as they stand in the table, what is wrong with it, and its place, such as `line 3`."""
 
 
 def read_table(uri: str, path_column: str = "", text_column: str = "") -> Iterator[Row]:
@@ -78,25 +78,34 @@ def read_table(uri: str, path_column: str = "", text_column: str = "") -> Iterat
     uri = filesystem.absolute(uri)
     folder = uri.rpartition("/")[0]
     for number, cell in enumerate(_cells(uri, path_column, text_column), start=1):
-        path, text, problem = cell
-        if bad := _no_text(cell):
-            path, text, problem = None, None, problem or f"row {number} of {uri}: {bad}"
+        path, text, problem, place = cell
+        problem = problem or _no_text(path) or _no_text(text)
+        image = ""
+        if path and not _no_text(path):
+            try:
+                image = _resolve(folder, path)
+            except InputError as error:  # a scheme that is not read
+                problem = problem or str(error)
         label = None if problem or not text else text
-        if not path:
-            yield Row(f"{uri}#row-{number}", None, problem or "the row names no image")
-        elif path.startswith("/") or "://" in path:
-            yield Row(filesystem.absolute(path), label, problem)
-        else:
-            joined = filesystem.join(folder, posixpath.normpath(path))
-            yield Row(joined if filesystem.is_remote(joined) else posixpath.normpath(joined), label, problem)
+        said = f"{place} of {uri}: {problem}" if problem else "" if image else "the row names no image"
+        yield Row(image or f"{uri}#row-{number}", label if image else None, said)
 
 
-def _no_text(cell: Cell) -> str:
+def _resolve(folder: str, path: str) -> str:
+    """Return the URI of an image. Raises InputError for a scheme that is not read."""
+    if path.startswith("/") or "://" in path:
+        return filesystem.absolute(path)
+    joined = filesystem.join(folder, posixpath.normpath(path))
+    return joined if filesystem.is_remote(joined) else posixpath.normpath(joined)
+
+
+def _no_text(value: str | None) -> str:
     """Return what a path or a label holds that no text does; empty if all is well."""
-    values = [value for value in cell[:2] if value]
-    if any("\0" in value for value in values):
+    if not value:
+        return ""
+    if "\0" in value:
         return "a byte of zero"
-    return "half a surrogate pair, which is no character" if any(speakable(v) != v for v in values) else ""
+    return "half a surrogate pair, which is no character" if speakable(value) != value else ""
 
 
 def _cells(uri: str, path_column: str, text_column: str) -> Iterator[Cell]:
@@ -150,10 +159,10 @@ def _of_parquet(uri: str, data: bytes, choose: Callable[[Sequence[str]], tuple[s
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise InputError(f"the table {uri} is no readable Parquet: {error}") from error
     columns = [_strings(uri, name, table[name]) for name in (path_column, text_column)]
-    for path, text in zip(*columns, strict=True):
+    for number, (path, text) in enumerate(zip(*columns, strict=True), start=1):
         problems = [found.args[0] for found in (path, text) if isinstance(found, ValueError)]
         path, text = (None if isinstance(found, ValueError) else found for found in (path, text))  # noqa: PLW2901
-        yield path, text, "; ".join(problems)
+        yield path, text, "; ".join(problems), f"row {number}"
 
 
 TEXT_TYPES = (pa.types.is_null, pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
@@ -193,18 +202,18 @@ def _of_json_lines(uri: str, lines: list[str], choose: Callable[[Sequence[str]],
     rows = [(number, _object(line)) for number, line in enumerate(lines, start=1) if line.strip()]
     columns = choose(list(dict.fromkeys(name for _, values in rows if isinstance(values, dict) for name in values)))
     for number, values in rows:
-        where = f"line {number} of {uri}"
+        where = f"line {number}"
         if not isinstance(values, dict):
-            yield None, None, f"{where}: {values}"
+            yield None, None, values, where
             continue
         path, text = (values.get(name) for name in columns)
         problem = ""
         if not isinstance(path, str | None):
-            path, problem = None, f"{where}: the image is {path!r}, which is no text"
+            path, problem = None, f"the image is {path!r}, which is no text"
         elif not isinstance(text, str | None):
             why = f"; {NUMBERS_LOSE}" if isinstance(text, int | float) and not isinstance(text, bool) else ""
-            text, problem = None, f"{where}: the label is {text!r}, which is no text{why}"
-        yield path, text, problem
+            text, problem = None, f"the label is {text!r}, which is no text{why}"
+        yield path, text, problem, where
 
 
 def _object(line: str) -> dict[str, Any] | str:
@@ -233,7 +242,7 @@ def _of_csv(uri: str, lines: list[str], choose: Callable[[Sequence[str]], tuple[
             path, text, num_lines, problem = None, None, 1, UNCLOSED
         elif len(fields) > len(header):
             problem = f"{len(fields)} fields where the header has {len(header)}"
-        yield path, text, f"line {at + 1} of {uri}: {problem}" if problem else ""
+        yield path, text, problem, f"line {at + 1}"
 
 
 def _header(uri: str, line: str) -> tuple[str, list[str]]:

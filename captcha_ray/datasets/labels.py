@@ -22,6 +22,13 @@ VISIBLE_CONTROLS = "\u0600\u0601\u0602\u0603\u0604\u0605\u06dd\u070f\u0890\u0891
 JOINERS = "\u200c\u200d"
 """Zero-width non-joiner and joiner."""
 
+SHAPED = {
+    "ADLAM", "ARABIC", "BALINESE", "BENGALI", "DEVANAGARI", "GUJARATI", "GURMUKHI", "HANIFI", "JAVANESE", "KANNADA",
+    "KHMER", "MALAYALAM", "MANDAIC", "MANICHAEAN", "MONGOLIAN", "MYANMAR", "NKO", "ORIYA", "PHAGS-PA", "SINHALA",
+    "SYRIAC", "TAMIL", "TELUGU", "TIBETAN",
+}  # fmt: skip
+"""Scripts whose letters joiners shape, by the first word of their characters' names; in others they show nothing."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Listing:
@@ -31,7 +38,7 @@ class Listing:
         uris: Of the files.
         texts: Label of each, None if the rule finds none.
         num_hidden: Hidden and system files, passed over.
-        num_cleaned: Labels that `clean` has changed.
+        num_cleaned: Labels that `clean` or `canonical` has changed.
         problems: Why there is no label, by place in the lists, where a table's row cannot be understood.
     """
 
@@ -64,8 +71,8 @@ def list_corpus(corpus: str, rule: LabelRule) -> Listing:
         texts = [label_of(uri, corpus, rule.labels, pattern) for uri in uris]
         uris = [speakable(uri) for uri in uris]
     cleaned = texts if rule.keep_blanks else [text and (clean(text) or None) for text in texts]
-    num_cleaned = sum(one != other for one, other in zip(texts, cleaned, strict=True))
     cleaned = [text and canonical(text) for text in cleaned]
+    num_cleaned = sum(one != other for one, other in zip(texts, cleaned, strict=True))
     return Listing(uris, cleaned, num_hidden, num_cleaned, problems)
 
 
@@ -85,14 +92,17 @@ def clean(text: str) -> str:
 
 def _is_invisible(character: str) -> bool:
     is_selector = "\ufe00" <= character <= "\ufe0f" or "\U000e0100" <= character <= "\U000e01ef"
+    is_selector = is_selector or character in "\u180b\u180c\u180d\u180f"
     is_control = unicodedata.category(character) in ("Cc", "Cf") and not character.isspace()
     return (is_selector or is_control or character in FILLERS) and character not in VISIBLE_CONTROLS
 
 
 def _joins(text: str, place: int) -> bool:
-    """Return whether a joiner stands between two that it may shape: neither is ASCII, a blank or a joiner."""
+    """Return whether a joiner stands between two that it may shape: letters of such a script, or emoji."""
     around = [text[k] for k in (place - 1, place + 1) if 0 <= k < len(text)]
-    return len(around) == 2 and all(c > "\x7f" and not c.isspace() and c not in JOINERS for c in around)
+    return len(around) == 2 and all(
+        unicodedata.name(c, " ").split(" ")[0] in SHAPED or unicodedata.category(c) in ("So", "Sk") for c in around
+    )
 
 
 def list_images(folder: str) -> list[str]:
@@ -115,5 +125,5 @@ def label_of(uri: str, corpus: str, labels: Labels, pattern: re.Pattern[str] | N
     stem = posixpath.splitext(name)[0]
     if pattern is None:
         return stem or None
-    match = pattern.search(stem)
+    match = pattern.search(unicodedata.normalize("NFC", stem))  # a Mac's names part a letter and its accent
     return (match.group(1 if pattern.groups else 0) or None) if match else None

@@ -18,22 +18,20 @@ import pyarrow.compute as pc
 import ray.data
 
 from captcha_ray import console
-from captcha_ray.datasets import advice, decoding, labels, schema
+from captcha_ray.datasets import advice, decoding, image_choice, labels, schema
 from captcha_ray.datasets.config import LabelRule, PreprocessConfig
 from captcha_ray.datasets.shards import open_shards
 from captcha_ray.datasets.splits import SPLITS, split_of
 from captcha_ray.errors import InputError
-from captcha_ray.images.spec import ImageSpec, columns_for
+from captcha_ray.images.spec import ImageSpec
 from captcha_ray.runs.directory import read_json, to_json
 from captcha_ray.runs.environment import versions
 from captcha_ray.storage import filesystem, parquet
 from captcha_ray.text.charset import Charset
+from captcha_ray.text.visual_order import in_visual_order
 
 QUARANTINE_ROWS = 1_000_000
 """Rows of one part of the quarantine."""
-
-FEW_TOO_LONG = 0.02
-"""Greatest share of labels that may be put aside as more than twice as long as the others; one may always be."""
 
 STARTED = "_STARTED.json"
 """Marks unfinished shards of this job, which it may overwrite."""
@@ -112,7 +110,7 @@ def preprocess(config: PreprocessConfig) -> schema.Manifest:
             f"the table {config.table} has no rows" if config.table else f"{config.corpus} holds no images"
         )
     files, refused = _labeled_files(listing, config)
-    image, files, too_long = _choose_image(config, files)
+    image, files, too_long = image_choice.choose(config, files)
     if not config.check:
         _claim(config)
     results = _run_blocks(files, config, image)
@@ -193,8 +191,9 @@ def _labeled_files(listing: labels.Listing, config: PreprocessConfig) -> tuple[p
     console.say(f"{len(files):,} labels by --labels {config.labels}, such as {first['text']!r} of {first['uri']}")
     if listing.num_cleaned:
         console.warn(
-            f"{listing.num_cleaned:,} labels had blanks at their ends, invisible characters, or accents apart from "
-            f"their letters, and were mended; --keep-blanks leaves them as they are"
+            f"{listing.num_cleaned:,} labels had blanks at their ends, invisible characters, accents apart from their "
+            "letters, or right-to-left text that looks the same in another order, and were mended; --keep-blanks "
+            "leaves all but the last as they are"
         )
     if listing.problems:
         console.warn(
@@ -202,52 +201,6 @@ def _labeled_files(listing: labels.Listing, config: PreprocessConfig) -> tuple[p
             f"{next(iter(listing.problems.values()))}"
         )
     return files, refused
-
-
-def _choose_image(config: PreprocessConfig, files: pa.Table) -> tuple[ImageSpec, pa.Table, pa.Table]:
-    """Return the images to produce, the files whose labels fit into them, and quarantine rows for the others.
-
-    Images are made wide enough for the longest label, but for a few that are far longer than all others: those are
-    put aside if no `max_length` says that they are meant.
-    """
-    texts = files["text"].to_pylist()
-    lengths = np.array([len(text) for text in texts])
-    keep = np.ones(len(lengths), bool)
-    if not config.max_length:
-        usual = int(np.sort(lengths)[max(len(lengths) - 1 - max(int(FEW_TOO_LONG * len(lengths)), 1), 0)])
-        keep = lengths <= 2 * usual
-    longest = int(lengths[keep].max())
-    kept_files = files.filter(pa.array(keep))
-    image = decoding.choose_image(config, kept_files)
-    if image.crop:
-        console.say(
-            f"text stands in {_described(image.crop)} of the images; the rest is cut off (--crop none keeps it)"
-        )
-    if image.two_lines and config.lines == "auto":
-        console.say(
-            f"images less than {image.two_lines:g} times as wide as high hold two lines, which are put side by side "
-            f"(--lines one leaves them)"
-        )
-    if not config.width and image.most_characters < longest:
-        wide = 2 * columns_for(longest)
-        console.say(f"images are {wide} instead of {image.width} pixels wide, to hold {longest} characters")
-        image = dataclasses.replace(image, width=wide)
-    aside = [
-        (uri, "too_long", f"label {text!r} has {len(text)} characters, all but a few have at most {longest}")
-        for uri, text, kept in zip(files["uri"].to_pylist(), texts, keep.tolist(), strict=True)
-        if not kept
-    ]
-    if aside:
-        console.warn(
-            f"{len(aside):,} labels are more than twice as long as the others and are put aside; of {aside[0][0]} the "
-            f"{aside[0][2]}; if they are meant, pass --max-length {lengths.max()}"
-        )
-    return image, kept_files, schema.quarantine(aside)
-
-
-def _described(part: tuple[float, ...]) -> str:
-    left, top, right, bottom = part
-    return f"{left:.0%} to {right:.0%} of the width and {top:.0%} to {bottom:.0%} of the height"
 
 
 def _check_labels(listing: labels.Listing, config: PreprocessConfig) -> tuple[pa.Table, pa.Table]:
@@ -268,6 +221,8 @@ def _check_labels(listing: labels.Listing, config: PreprocessConfig) -> tuple[pa
         seen.add((uri, text))
         if text is None:
             bad.append((uri, "no_label", "the label rule finds nothing, or only blanks; or the name is not UTF-8"))
+        elif (given_back := in_visual_order(in_visual_order(text))) != text:
+            bad.append((uri, "right_to_left", f"label {text!r}, in the order of its image, is also {given_back!r}"))
         elif charset and (unknown := charset.unknown_in(text)):
             bad.append((uri, "unknown_character", f"label {text!r} holds {unknown!r}"))
         elif config.length and len(text) != config.length:

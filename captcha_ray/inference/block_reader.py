@@ -5,6 +5,7 @@ Whatever is wrong with an object becomes its row's error. Does not list, does no
 
 import concurrent.futures
 import datetime
+import errno
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
@@ -24,6 +25,10 @@ T = TypeVar("T")
 
 NUM_FETCH_THREADS = 32
 """Concurrent reads of a worker from an object store; local files are read one after another."""
+
+
+NO_FILE = (errno.EISDIR, errno.EINVAL)
+"""Numbers of errors of what is in the place of a file: a folder or a pipe."""
 
 
 class BlockReader:
@@ -88,7 +93,8 @@ class BlockReader:
         except PermissionError as error:
             return decoder.Unreadable("denied", _sentence(error, uri))
         except (OSError, InputError, ValueError) as error:
-            return decoder.Unreadable("store_error", _sentence(error, uri))
+            is_no_file = isinstance(error, ValueError) or getattr(error, "errno", None) in NO_FILE
+            return decoder.Unreadable("not_an_image" if is_no_file else "store_error", _sentence(error, uri))
         finally:
             self._report["fetched"] += 1
         row["etag"] = row["etag"] or entry.etag

@@ -156,7 +156,9 @@ def _outlook(found: dict[str, Any], goal: str, unsure: str) -> str:
     )
     low, high = (f"{n:,}" if n is not None else f"more than {BEYOND * have:,}" for n in found["images_for_goal_ci95"])
     if needed is None and fewest is None:
-        return f"{goal} cannot be reached with more images like these"
+        helps = math.isfinite(Curve(**found["curve"]).images_for(found["goal"]))
+        beyond = f"{goal} would take more than {BEYOND * have:,} images in all"
+        return beyond if helps else f"{goal} cannot be reached with more images like these"
     if needed is None or (needed > have and most is None):
         return f"{goal} may take {low} to {high} images in all: {unsure}"
     if needed <= have:

@@ -157,12 +157,15 @@ def _start(address: str | None) -> None:
     except InputError:
         raise
     except Exception as error:  # what Ray raises where its processes are too slow to start
+        variable = "RAY_TMPDIR" if os.environ.get("RAY_TMPDIR") else "TMPDIR"
+        folder = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or tempfile.gettempdir()
         if "AF_UNIX path length" in str(error):
-            folder = tempfile.gettempdir()
             raise InputError(
                 f"the folder for temporary files, {folder}, has a path of {len(os.fsencode(folder))} bytes, which is "
-                "too long for the sockets that Ray makes in it; name a shorter one by TMPDIR"
+                f"too long for the sockets that Ray makes in it; name a shorter one by {variable}"
             ) from error
+        if isinstance(error, NotADirectoryError):
+            raise InputError(f"{folder} is no folder; name one for temporary files by {variable}") from error
         raise JobError(f"Ray does not start, the machine may be busy: {_first_line(error)}") from error
 
 

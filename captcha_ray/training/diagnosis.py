@@ -57,7 +57,15 @@ ENOUGH_FOR_FOLDS = 50
 OWN_SPLITS = ("train", "val", "test", "cross_validation")
 """Evaluations of the run's own images; others say nothing about its training."""
 
-LABEL_REASONS = ("no_label", "unknown_character", "wrong_length", "too_long", "bad_row", "conflicting_labels")
+LABEL_REASONS = (
+    "no_label",
+    "unknown_character",
+    "wrong_length",
+    "too_long",
+    "bad_row",
+    "right_to_left",
+    "conflicting_labels",
+)
 """Reasons in a quarantine that are about labels."""
 
 
@@ -79,6 +87,13 @@ def diagnose(
     strings, characters = (_best(epochs, name) for name in ("val_exact_match", "val_char_accuracy"))
     if strings is not None and _reads_nothing(strings, characters or 0.0, manifest.num_images["val"]):
         useless.append(f"in the best of {len(epochs)} epochs it has recognized {strings:.2%} of the validation strings")
+    counts = manifest.num_characters.get("val", {}).values()
+    commonest = max(counts, default=0) / max(sum(counts), 1)
+    if not useless and characters is not None and characters <= commonest < 1:
+        useless.append(
+            f"in the best of {len(epochs)} epochs it has recognized {characters:.2%} of the validation characters, of "
+            f"which the commonest alone are {commonest:.2%}"
+        )
     if len(manifest.charset) == 1 and manifest.min_length == manifest.max_length:
         useless.append(f"every label is {manifest.charset * manifest.max_length!r}: there is nothing to tell apart")
     if not useless:

@@ -96,10 +96,12 @@ def test_an_absent_table_is_named(tmp_path: Path) -> None:
         list(read_table(f"{tmp_path}/none.csv"))
 
 
-def test_a_table_with_an_address_nobody_reads_is_refused(tmp_path: Path) -> None:
-    table = write_table(tmp_path, "csv", [("http://host/a.png", "1")])
-    with pytest.raises(InputError, match=r"http://host/a\.png has a scheme this project does not read"):
-        list(read_table(table))
+def test_an_address_that_nobody_reads_is_a_problem_of_its_row(tmp_path: Path) -> None:
+    first, second = read_table(write_table(tmp_path, "csv", [("http://host/a.png", "1"), ("b.png", "2")]))
+    assert first.text is None
+    assert "line 2 of " in first.problem
+    assert "http://host/a.png has a scheme this project does not read" in first.problem
+    assert second == Row(f"{tmp_path}/b.png", "2")
 
 
 def test_a_row_without_a_path_is_listed_with_its_number(tmp_path: Path) -> None:
@@ -116,7 +118,7 @@ def test_rows_that_are_cut_wrongly_have_a_line_and_the_others_a_label(tmp_path: 
     assert problems[:3] == [
         "line 2 of t.csv: 3 fields where the header has 2",
         "line 3 of t.csv: a quotation mark that is not closed; a path or a label must stand on one line",
-        "row 5 of t.csv: a byte of zero",
+        "line 7 of t.csv: a byte of zero",
     ]
     assert problems[3].startswith("line 8 of t.csv: ")
     assert len(rows) == 7
@@ -227,8 +229,8 @@ def test_bytes_that_are_no_utf8_are_a_problem_of_their_row(tmp_path: Path) -> No
     pq.write_table(table, tmp_path / "t.parquet")
     assert list(read_table(f"{tmp_path}/t.parquet")) == [
         Row(f"{tmp_path}/a", "1"),
-        Row(f"{tmp_path}/t.parquet#row-2", None, r"path b'\xff' is not UTF-8"),
-        Row(f"{tmp_path}/c", None, r"text b'\xff' is not UTF-8"),
+        Row(f"{tmp_path}/t.parquet#row-2", None, rf"row 2 of {tmp_path}/t.parquet: path b'\xff' is not UTF-8"),
+        Row(f"{tmp_path}/c", None, rf"row 3 of {tmp_path}/t.parquet: text b'\xff' is not UTF-8"),
     ]
 
 
@@ -248,7 +250,7 @@ def test_a_line_that_is_no_json_or_no_text_is_a_problem_of_its_row(tmp_path: Pat
     rows = rows_of(tmp_path, "\n".join(lines).encode(), "t.jsonl")
     assert [text for _, text, _ in rows] == [None, "1", None, None]
     assert rows[2][2].startswith("line 3 of t.jsonl: no JSON, ")
-    assert rows[3][2] == "row 4 of t.jsonl: half a surrogate pair, which is no character"
+    assert rows[3][2] == "line 4 of t.jsonl: half a surrogate pair, which is no character"
 
 
 def test_a_parquet_column_that_is_there_twice_is_named(tmp_path: Path) -> None:
@@ -275,7 +277,8 @@ def test_a_byte_of_zero_is_a_problem_in_every_kind_of_table(tmp_path: Path, kind
         text = "\n".join(lines if kind == "csv" else objects)
         data = text.encode()
     first, second = rows_of(tmp_path, data, f"t.{kind}")
-    assert first == (f"t.{kind}#row-1", None, f"row 1 of t.{kind}: a byte of zero")
+    place = {"csv": "line 2", "jsonl": "line 1", "parquet": "row 1"}[kind]
+    assert first == ("a", None, f"{place} of t.{kind}: a byte of zero")
     assert second == ("b", "3", "")
 
 
@@ -284,7 +287,7 @@ def test_text_of_parquet_that_is_no_utf8_is_a_problem_of_its_row(tmp_path: Path)
     pq.write_table(pa.table({"path": ["a", "b"], "text": broken}), tmp_path / "t.parquet")
     rows = list(read_table(f"{tmp_path}/t.parquet"))
     assert [row.text for row in rows] == [None, "ok"]
-    assert rows[0].problem == r"text b'\xff' is not UTF-8"
+    assert rows[0].problem == rf"row 1 of {tmp_path}/t.parquet: text b'\xff' is not UTF-8"
 
 
 def test_a_parquet_file_whose_schema_is_damaged_is_no_readable_parquet(tmp_path: Path) -> None:

@@ -186,3 +186,20 @@ def test_cleaned_labels_are_counted_and_blanks_can_be_kept(tmp_path: Path) -> No
     kept = list_corpus(corpus, LabelRule("filename", keep_blanks=True))
     assert set(kept.texts) == {" 7 ", "e\u0301", "8", "\u200b"}
     assert kept.num_cleaned == 0
+
+
+@pytest.mark.parametrize("pattern", ["^(.{4})", "^([a-zé]+)", r"^(\w+)-"])
+def test_a_pattern_sees_the_names_of_a_mac_as_those_of_others(tmp_path: Path, pattern: str) -> None:
+    for name in ("café-0.png", "cafe\u0301-1.png"):
+        (tmp_path / name).write_bytes(b"")
+    assert set(list_corpus(str(tmp_path), LabelRule("filename", pattern)).texts) == {"café"}
+
+
+@pytest.mark.parametrize("text", ["0123\u180b", "\u180f12", "\u5b57\u200c\u4eac", "\u0416\u200d\u0431", "a\u200db"])
+def test_what_no_script_shows_is_no_character(text: str) -> None:
+    assert not set(clean(text)) & set("\u180b\u180f\u200c\u200d")
+
+
+@pytest.mark.parametrize("text", ["\u0646\u200c\u0647", "\u0915\u094d\u200d\u0937", "\U0001f468\u200d\U0001f469"])
+def test_joiners_stay_where_they_shape_what_is_seen(text: str) -> None:
+    assert clean(text) == text

@@ -186,3 +186,25 @@ def test_rare_characters_that_look_alike_are_named(texts: list[str], said: str) 
 
 def test_an_alphabet_of_both_cases_and_all_digits_is_not_suspected() -> None:
     assert advice.suspicions(["aAbB", "0O1l"] * 20) == []
+
+
+def test_right_to_left_labels_that_would_not_be_given_back_are_put_aside(tmp_path: Path) -> None:
+    draw_glyphs(tmp_path / "corpus", glyph_texts(22, 2))
+    given = [f"\u0646{number}50%" for number in range(2)] + ["\u0646\u0628"] * 20
+    for path, text in zip(sorted((tmp_path / "corpus").iterdir()), given, strict=True):
+        path.rename(path.with_name(f"{text}_{path.name}"))
+    manifest = preprocess.preprocess(config_for(tmp_path, label_pattern="^([^-_]+)"))
+    assert manifest.num_quarantined.get("right_to_left") == 2
+    rows = pq.read_table(tmp_path / "shards/quarantine").to_pylist()
+    assert all("is also" in row["detail"] for row in rows if row["reason"] == "right_to_left")
+
+
+def test_a_width_that_holds_too_few_characters_is_warned_of_with_file_label_and_flag(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    draw_glyphs(tmp_path / "corpus", [*glyph_texts(60, 4), "abcdabcd"])
+    preprocess.preprocess(config_for(tmp_path, height=48, width=20))
+    said = capsys.readouterr().err
+    assert "images of 20 pixels are too narrow for column_cnn, which wants 30: 1 of 61 labels have more than 5" in said
+    assert "such as 'abcdabcd' of " in said
+    assert "--max-length 5 puts them aside" in said

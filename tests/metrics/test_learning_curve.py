@@ -104,3 +104,10 @@ def test_one_number_of_images_is_no_curve() -> None:
     assert summary([Point(40, 500, 500)])["answer"].endswith("not needed for that")
     assert found["answer"] == "50.0% of whole strings with 40 images; too few images for a curve"
     assert found["points"][0]["exact_match"] == 0.5
+
+
+def test_a_goal_that_is_far_away_is_not_called_out_of_reach() -> None:
+    far = summary([Point(100, 2833, 20000), Point(200, 4962, 20000), Point(400, 7952, 20000)])
+    assert far["answer"].endswith("99% would take more than 40,000 images in all")
+    never = summary([Point(100, 5000, 20000), Point(200, 4900, 20000), Point(400, 4800, 20000)])
+    assert "99% cannot be reached" in never["answer"]

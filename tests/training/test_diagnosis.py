@@ -261,3 +261,15 @@ def test_a_larger_size_is_that_of_the_whole_picture_where_the_text_was_cut_out()
     image = {"height": 32, "width": 40, "channels": 1, "crop": [0.0, 0.4, 1.0, 0.6]}
     said = diagnosis.suggest(results(90, *[("abcd", "abc")] * 10), CONFIG, manifest(image=image))
     assert "--height 384 --width 96" in next(sentence for sentence in said if sentence.startswith("size:"))
+
+
+def test_a_network_that_always_says_the_commonest_character_is_found_by_validation_too() -> None:
+    """Its test split holds one class alone, so all of it is right."""
+    always = {"test": summary(["a"] * 19, ["a"] * 19, "ab")}
+    counts = {"train": {"a": 360, "b": 40}, "val": {"a": 20, "b": 2}, "test": {"a": 19, "b": 0}}
+    single = manifest(charset="ab", min_length=1, max_length=1, num_characters=counts)
+    lines = [{**epoch(0.3, 0.3, 20 / 22), "val_char_accuracy": 20 / 22}]
+    said = diagnosis.diagnose(always, lines, CONFIG, single)
+    assert "90.91% of the validation characters, of which the commonest alone are 90.91%" in said[0]
+    better = [{**epoch(0.3, 0.3, 21 / 22), "val_char_accuracy": 21 / 22}]
+    assert diagnosis.diagnose(always, better, CONFIG, single) == []
