@@ -57,6 +57,7 @@ def run(job: Callable[[], None]) -> None:
     Its status is 0 if the job is done, 2 for bad input, 1 for a failure, 130 for Ctrl-C and 143 for SIGTERM.
     """
     bind(job=Path(sys.argv[0]).stem)
+    _open_closed_streams()
     try:
         with terminable():
             job()
@@ -73,6 +74,15 @@ def run(job: Callable[[], None]) -> None:
     finally:
         if "duckdb" not in sys.modules:  # it prints a page about leaks when its types are not collected
             gc.freeze()  # the interpreter's last collection over torch's objects would take two seconds for nothing
+
+
+def _open_closed_streams() -> None:
+    """Open what a shell has closed by `2>&-`: nobody reads it, but everybody may write to it."""
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        if getattr(sys, name) is None:
+            opened = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(opened, number)
+            setattr(sys, name, open(number, "w", closefd=False))  # noqa: SIM115 -- as long as the process
 
 
 @contextlib.contextmanager

@@ -289,6 +289,26 @@ def test_structured_lines_bear_job_and_run_and_their_numbers() -> None:
     assert (failed[1]["message"], failed[1]["status"]) == ('no [such] "bucket": ä', 2)
 
 
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_structured_lines_are_json_in_any_encoding(encoding: str) -> None:
+    program = "from captcha_ray import console; console.say('é אב \\udce9'); console.warn('é אב')"
+    env = {**os.environ, "PYTHONIOENCODING": f"{encoding}:surrogateescape", "CAPTCHA_RAY_LOG": "json"}
+    done = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, check=True)
+    told, warned = (json.loads(data.decode(encoding, "surrogateescape")) for data in (done.stdout, done.stderr))
+    assert (told["message"], warned["message"]) == ("é אב \udce9", "é אב")
+
+
+@pytest.mark.parametrize("closed", ["1>&-", "2>&-", "1>&- 2>&-"])
+def test_a_job_whose_output_is_closed_ends_as_it_would(closed: str) -> None:
+    program = (
+        "import sys; from captcha_ray import console\n"
+        "def job():\n console.say('a'); console.warn('b'); sys.stderr.flush(); sys.stdout.flush()\n"
+        "console.run(job)"
+    )
+    status = subprocess.run(["sh", "-c", f'"$0" -c "$1" {closed}', sys.executable, program], check=False).returncode
+    assert status == 0
+
+
 def test_a_warning_goes_to_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
     console.warn("no GPU here")
     assert capsys.readouterr() == ("", "warning: no GPU here\n")

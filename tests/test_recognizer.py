@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pandas
 import pyarrow as pa
 import pytest
 import torch
@@ -396,3 +397,12 @@ def test_a_mapping_is_no_list_of_images(recognizer: Recognizer) -> None:
     value: Any = {"bytes": b"", "path": "a.png"}
     with pytest.raises(TypeError, match="an image is a path"):
         recognizer.predict(value)
+
+
+def test_a_data_frame_is_no_list_of_images_and_an_array_of_one_path_is_one() -> None:
+    recognizer = Recognizer.load("builtin", engine="torch")
+    with pytest.raises(TypeError, match="an image is a path, URI, bytes"):
+        recognizer.predict(pandas.DataFrame({"path": ["a.png"]}))  # type: ignore[call-overload]
+    with pytest.raises(InputError, match=r"missing: a\.png does not exist"):
+        recognizer.predict(np.array("a.png"))
+    assert recognizer.predict([np.array("a.png")])[0].error == "missing: a.png does not exist"

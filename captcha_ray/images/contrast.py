@@ -59,7 +59,7 @@ def _scale(samples: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
     """
     floats = samples.dtype.kind == "f"
     values = samples.astype(np.float64)
-    finite = values[np.isfinite(values)]
+    finite = _that_count(values)
     if not finite.size:
         return np.zeros(samples.shape, np.uint8)
     low, high, top = float(finite.min()), float(finite.max()), 255 if floats else 65_535
@@ -72,6 +72,27 @@ def _scale(samples: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
     if 0 < usual[1] - usual[0] < (high - low) / 4:  # a few odd samples, such as hot pixels
         low, high = float(usual[0]), float(usual[1])
     return _stretch_range(values, low, high)
+
+
+def _that_count(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Return the samples that tell the range: numbers, without a frame of one value and without a value for no data.
+
+    A frame is rows and columns at the edge that are all alike. A value for no data, such as -9999, is the least one, is
+    negative, and lies ten times farther from zero than all others, which are not.
+    """
+    inner = values
+    for axis in (1, 0):
+        alike = ((inner == inner.take([0], axis)) | np.isnan(inner)).all(axis)
+        differ = np.flatnonzero(~alike)
+        if differ.size:
+            inner = inner.take(range(differ[0], differ[-1] + 1), 1 - axis)
+    finite: npt.NDArray[np.float64] = inner[np.isfinite(inner)]
+    if not finite.size:
+        finite = values[np.isfinite(values)]
+    rest: npt.NDArray[np.float64] = finite[finite > finite.min(initial=np.inf)]
+    if rest.size and rest.min() >= 0 and finite.min() < -10 * max(float(rest.max()), 1.0):
+        return rest
+    return finite
 
 
 def _stretch_range(values: npt.NDArray[np.float64], low: float, high: float) -> npt.NDArray[np.uint8]:

@@ -7,7 +7,6 @@ cannot be parsed is as if absent. Does not know labels, does not open files.
 import dataclasses
 import io
 import math
-import struct
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
@@ -17,6 +16,7 @@ import numpy.typing as npt
 from PIL import ExifTags, Image, ImageFile, ImageFilter, UnidentifiedImageError
 
 from captcha_ray.images import contrast, two_lines
+from captcha_ray.images.metadata import SIGNATURES, STRIPPERS
 from captcha_ray.images.spec import ImageSpec
 
 MAX_PIXELS = 16_000_000
@@ -49,18 +49,11 @@ LOW_BYTES = {
 }
 """Map Pillow's raw modes of 16 bits a sample to those of the other order of bytes; N is this machine's order."""
 
+GRAY_ALPHA = "LA;16B"
+"""Pillow's raw mode of gray with alpha, of 16 bits a sample."""
+
 MAX_FRAMES = 100
 """Most frames of an animation that are looked at for one that shows something."""
-
-PIXEL_CHUNKS = {b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"}
-"""Chunks of a PNG file without which its pixels would not be the same."""
-
-PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-
-JPEG_SIGNATURE, START_OF_SCAN = b"\xff\xd8\xff", 0xDA
-
-SIGNATURES = {PNG_SIGNATURE: "PNG", JPEG_SIGNATURE: "JPEG", b"II*\0": "TIFF", b"MM\0*": "TIFF", b"GIF8": "GIF"}
-"""Name the kind of a file by its first bytes, where Pillow cannot open it."""
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -135,7 +128,7 @@ def _open_and_decode(
 ) -> Decoded | Unreadable:
     """Return the decoded image, or why it cannot be decoded.
 
-    A PNG or JPEG that fails is tried again without its metadata, which may be all that is wrong with it.
+    A file that fails is tried again without its metadata, which may be all that is wrong with it.
     """
 
     def open_and_decode(data: bytes) -> Decoded | Unreadable:
@@ -147,7 +140,8 @@ def _open_and_decode(
         if of_high_bytes is not BLANK:
             return of_high_bytes
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            return _decode(image, spec, max_stretch, usual) if _take_low_bytes(image) else BLANK
+            low = _of_low_bytes(image)
+            return _decode(low, spec, max_stretch, usual) if low else BLANK
 
     if not data:
         return Unreadable("empty_file", "the file has zero bytes")
@@ -174,34 +168,6 @@ def _guarded(make: Callable[[], T | Unreadable], max_pixels: int, data: bytes = 
         return Unreadable(reason, f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
 
 
-def _png_without_metadata(data: bytes) -> bytes:
-    """Return a PNG file with the chunks alone that its pixels need."""
-    kept, at = [PNG_SIGNATURE], len(PNG_SIGNATURE)
-    while at + 8 <= len(data):
-        length, kind = struct.unpack(">I4s", data[at : at + 8])
-        end = at + 12 + length
-        if kind in PIXEL_CHUNKS:
-            kept.append(data[at:end])
-        at = end
-    return b"".join(kept)
-
-
-def _jpeg_without_metadata(data: bytes) -> bytes:
-    """Return a JPEG file without comments and application segments, but for a whole Adobe's, which tells its colors."""
-    kept, at = [data[:2]], 2
-    while at + 4 <= len(data) and data[at] == 0xFF and data[at + 1] != START_OF_SCAN:
-        end = at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")
-        is_application = 0xE0 <= data[at + 1] <= 0xEF or data[at + 1] == 0xFE
-        if not is_application or (data[at + 4 : at + 9] == b"Adobe" and end - at >= 16):
-            kept.append(data[at:end])
-        at = end
-    return b"".join([*kept, data[at:]])
-
-
-STRIPPERS = {PNG_SIGNATURE: _png_without_metadata, JPEG_SIGNATURE: _jpeg_without_metadata}
-"""Strip the metadata from files that begin so."""
-
-
 def _decode(image: Image.Image, spec: ImageSpec, max_stretch: float, usual: AspectRatios) -> Decoded | Unreadable:
     width, height = image.size
     if min(_stretch((width, height), usual), _stretch((height, width), usual)) > max_stretch:
@@ -215,22 +181,29 @@ def _decode(image: Image.Image, spec: ImageSpec, max_stretch: float, usual: Aspe
     return BLANK
 
 
-def _take_low_bytes(image: Image.Image) -> bool:
-    """Make an opened color image give the low bytes of samples of 16 bits; return False if it has none.
+def _of_low_bytes(image: Image.Image) -> Image.Image | None:
+    """Return an opened color image, or one with transparency, by the low bytes of its samples; None if it has none.
 
     Pillow gives the high bytes, which are all zero where a program has written samples of 8 bits as 16. Which byte it
-    takes is told to its decoder by the order of bytes, the last letter of such as `RGB;16B`.
+    takes is told to its decoder by the order of bytes, the last letter of such as `RGB;16B`. It knows one order alone
+    for gray with alpha; the four bytes of each pixel are taken for four channels instead.
     """
     assert isinstance(image, ImageFile.ImageFile)
-    tiles = []
+    modes = LOW_BYTES | {GRAY_ALPHA: "RGBA"}
+    tiles, is_gray = [], False
     for tile in image.tile:
         mode, *others = tile.args if isinstance(tile.args, tuple) else (tile.args,)
-        if mode not in LOW_BYTES:
-            return False
-        args = (LOW_BYTES[mode], *others) if others else LOW_BYTES[mode]
-        tiles.append(tile._replace(args=args))
+        if mode not in modes:
+            return None
+        is_gray = mode == GRAY_ALPHA
+        tiles.append(tile._replace(args=(modes[mode], *others) if others else modes[mode]))
     image.tile = tiles
-    return bool(tiles)
+    if not is_gray:
+        return image if tiles else None
+    _, level, _, alpha = image.split()
+    found = Image.merge("RGBA", (level, level, level, alpha))
+    found.info = image.info
+    return found
 
 
 def _stretch(size: tuple[int, int], usual: AspectRatios) -> float:

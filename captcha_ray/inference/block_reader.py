@@ -27,8 +27,8 @@ NUM_FETCH_THREADS = 32
 """Concurrent reads of a worker from an object store; local files are read one after another."""
 
 
-NO_FILE = (errno.EISDIR, errno.EINVAL)
-"""Numbers of errors of what is in the place of a file: a folder or a pipe."""
+NO_FILE = (errno.EISDIR, errno.EINVAL, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)
+"""Numbers of errors of what is no file, such as a folder or a pipe, or of a name that can be none's."""
 
 
 class BlockReader:

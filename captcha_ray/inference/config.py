@@ -16,8 +16,8 @@ class InferConfig(Config):
     """Recognize whatever is new below a folder or in a bucket, and append a row per object to a Parquet table."""
 
     images: str = f"{DEMO}/corpus/text5"
-    """Folder, s3:// or gs:// URI, single image, or a listing: a .csv, .csv.gz or .parquet table of URIs, or the
-    manifest.json of an S3 inventory."""
+    """Folder, s3:// or gs:// URI, single image, or a listing: a .csv, .tsv, .jsonl or .parquet table of URIs or
+    paths, perhaps gzipped, or the manifest.json of an S3 inventory."""
     run: str = f"{DEMO}/runs/text5"
     """Run or checkpoint folder or s3:// URI of the network, or builtin for the one that comes with the package. The
     default one is trained on first use."""

@@ -26,10 +26,19 @@ from captcha_ray.storage import filesystem
 from captcha_ray.storage.filesystem import is_hidden, speakable
 from captcha_ray.storage.objectstore import Entry
 
-TABLES = (".csv", ".csv.gz", ".parquet")
-"""Suffixes of files that list images, beside an inventory's manifest. Anything else is an image, a folder or a
-prefix.
+TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
+"""Suffixes of files that list images, in lower case and perhaps followed by .gz, beside an inventory's manifest.
+Anything else is an image, a folder or a prefix.
 """
+
+DELIMITERS = (",", ";", "\t", "|")
+"""Separate the fields of a line; the one that is most often in the first line is taken."""
+
+NOT_UTF8 = (b"\xff\xfe", b"\xfe\xff")
+"""First bytes of a text in UTF-16 or UTF-32."""
+
+TEXT_TYPES = ("VARCHAR", "BLOB", "ENUM", '"NULL"')
+"""First words of DuckDB's types of columns that may name images."""
 
 MANIFEST = "/manifest.json"
 """Name of the file by which an Amazon S3 inventory says where its tables are and what their columns mean."""
@@ -41,7 +50,7 @@ MEMORY_LIMIT = "1GB"
 """Memory of DuckDB before it spills to its temporary folder."""
 
 ALIASES = {
-    "uri": ("uri", "path", "url"),
+    "uri": ("uri", "path", "url", "filename", "file", "image"),
     "etag": ("etag",),
     "size": ("size", "sizebytes"),
     "last_modified": ("lastmodified", "lastmodifieddate"),
@@ -62,7 +71,7 @@ class _Table:
 
 def is_table(images: str) -> bool:
     """Return whether the URI names a list of objects and not a folder or prefix that holds them."""
-    return images.endswith((*TABLES, MANIFEST))
+    return images.endswith(MANIFEST) or images.lower().removesuffix(".gz").endswith(TABLES)
 
 
 def write_listing(images: str, path: Path, match: str, advance: Callable[[int], None]) -> int:
@@ -136,7 +145,8 @@ def _open_inventory(manifest: str) -> list[_Table]:
 def _read_tables(tables: list[_Table], spool: Path, match: str) -> Iterator[pa.Table]:
     """Yield rows of CSV or Parquet tables in groups; one table at a time is copied to the spool."""
     for table in tables:
-        source = spool / f"source{Path(table.uri.removesuffix('.gz')).suffix}"  # a name that is no pattern of names
+        suffix = Path(table.uri.lower().removesuffix(".gz")).suffix
+        source = spool / f"source{suffix}"  # a name that is no pattern of names
         try:
             _copy(table.uri, source)
             with connect(spool) as database:
@@ -148,7 +158,10 @@ def _read_tables(tables: list[_Table], spool: Path, match: str) -> Iterator[pa.T
         except (EOFError, zlib.error) as error:
             raise InputError(f"the listing {table.uri} cannot be read: {error}") from error
         except duckdb.Error as error:
-            raise InputError(f"the listing {table.uri} cannot be read: {str(error).splitlines()[0]}") from error
+            sentence = str(error).splitlines()[0].replace(str(source), table.uri)
+            if "unicode" in str(error).lower() or "utf-8" in str(error).lower():
+                sentence = "it is not in UTF-8; convert it; if it is from Windows: iconv -f cp1252 -t utf-8"
+            raise InputError(f"the listing {table.uri} cannot be read: {sentence}") from error
         finally:
             source.unlink(missing_ok=True)
 
@@ -156,7 +169,7 @@ def _read_tables(tables: list[_Table], spool: Path, match: str) -> Iterator[pa.T
 def _copy(table: str, source: Path) -> None:
     """Copy and unzip a table: DuckDB takes a truncated zipped file for a whole one."""
     filesystem.copy(table, source)
-    if table.endswith(".gz"):
+    if table.lower().endswith(".gz"):
         zipped = source.rename(f"{source}.gz")
         try:
             with gzip.open(zipped) as file, source.open("wb") as unzipped:
@@ -167,16 +180,10 @@ def _copy(table: str, source: Path) -> None:
 
 def _query(table: _Table, source: Path, match: str, database: duckdb.DuckDBPyConnection) -> Iterator[pa.Table]:
     """Yield the objects of a table. Relative paths are relative to the table; a repeated URI is one object."""
-    if source.suffix == ".parquet":
-        read = "read_parquet($source, hive_partitioning = false)"
-    else:
-        columns = ", ".join(f"'{quoted(name)}'" for name in table.columns)
-        header = f"header = false, names = [{columns}]" if columns else "header = true"
-        form = "all_varchar = true, delim = ',', quote = '\"', escape = '\"', comment = '', skip = 0"
-        read = f"read_csv($source, {header}, {form})"
+    read = _reader(table, source)
     parameters = {"source": str(source)}
-    names = [row[0] for row in database.execute(f"DESCRIBE SELECT * FROM {read}", parameters).fetchall()]
-    columns, is_object = _columns(names, table)
+    types = {name: kind for name, kind, *_ in database.execute(f"DESCRIBE SELECT * FROM {read}", parameters).fetchall()}
+    columns, is_object = _columns(types, table)
     pattern = re.compile(match)
     database.create_function("wanted", lambda uri: bool(pattern.search(uri)), ["VARCHAR"], "BOOLEAN")
     found = database.sql(
@@ -194,23 +201,45 @@ def _query(table: _Table, source: Path, match: str, database: duckdb.DuckDBPyCon
         yield pa.table(batch).cast(schema.LISTING_SCHEMA)
 
 
-def _columns(names: list[str], table: _Table) -> tuple[str, str]:
+def _reader(table: _Table, source: Path) -> str:
+    """Return SQL that reads the file `$source`. Raises InputError if it is not in UTF-8."""
+    if source.suffix == ".parquet":
+        return "read_parquet($source, hive_partitioning = false)"
+    with source.open("rb") as file:
+        first = file.readline(65_536)
+    if first.startswith(NOT_UTF8) or b"\0" in first:
+        raise InputError(f"the listing {table.uri} is in UTF-16; convert it by iconv -f utf-16 -t utf-8")
+    if source.suffix in (".jsonl", ".ndjson"):
+        return "read_json($source, format = 'newline_delimited', convert_strings_to_integers = false)"
+    columns = ", ".join(f"'{quoted(name)}'" for name in table.columns)
+    header = f"header = false, names = [{columns}]" if columns else "header = true"
+    delimiter = "," if columns else max(DELIMITERS, key=lambda one: first.count(one.encode()))
+    form = f"all_varchar = true, delim = '{delimiter}', quote = '\"', escape = '\"', comment = '', skip = 0"
+    return f"read_csv($source, {header}, {form})"
+
+
+def _columns(types: dict[str, str], table: _Table) -> tuple[str, str]:
     """Return SQL for uri, etag, size, last_modified from a table's columns, and for whether a row is a current object.
 
     Buckets with versions list older ones, and marks that an object was deleted.
     """
-    known = {name.lower().replace("_", ""): f'"{quoted(name, chr(34))}"' for name in reversed(names)}
+    known = {name.lower().replace("_", ""): f'"{quoted(name, chr(34))}"' for name in reversed(types)}
 
     def found(wanted: str) -> str | None:
         return next((known[name] for name in ALIASES[wanted] if name in known), None)
 
     given = found("uri")
+    if given is not None:
+        name, kind = next((name, kind) for name, kind in types.items() if f'"{quoted(name, chr(34))}"' == given)
+        if not kind.startswith(TEXT_TYPES) or kind.endswith("]"):
+            raise InputError(f"the column {name!r} of the listing {table.uri} is of type {kind}: it must hold text")
+        given = f"decode({given})" if kind == "BLOB" else given
     if given is None and {"bucket", "key"} <= set(known):
         # Amazon writes a space as +.
         key = f"url_decode(replace({known['key']}, '+', ' '))" if table.is_escaped else known["key"]
         given = f"'s3://' || {known['bucket']} || '/' || {key}"
     if given is None:
-        has = ", ".join(names)
+        has = ", ".join(types)
         raise InputError(f"the listing {table.uri} has no column uri, path, or bucket and key; it has {has}")
     etag, size, modified = (found(name) or "NULL" for name in ("etag", "size", "last_modified"))
     latest, deleted = known.get("islatest", "true"), known.get("isdeletemarker", "false")

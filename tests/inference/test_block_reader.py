@@ -193,10 +193,10 @@ def test_a_block_of_good_and_broken_files_gives_every_row_in_its_place(
     expected |= {
         "http://images/a.png": "UnknownScheme: only paths, s3:// and gs:// are read",
         f"file://{folder}/a.png": "UnknownScheme: ",
-        str(folder / "folder.png"): "StoreError: Is a directory",
-        str(folder / "a.png/b.png"): "StoreError: Not a directory",
+        str(folder / "folder.png"): "NotAnImage: Is a directory",
+        str(folder / "a.png/b.png"): "NotAnImage: Not a directory",
         "s3://": "StoreError: ",
-        f"{folder}/{'x' * 300}.png": "StoreError: File name too long",
+        f"{folder}/{'x' * 300}.png": "NotAnImage: File name too long",
         f"{folder}/\\xff.png": "Missing: there is no such object; its name may not be UTF-8",
     }
     rows = read(task, listed(list(expected)))
@@ -215,11 +215,11 @@ def test_folders_among_the_images_take_no_file_numbers(task: BlockTask, tmp_path
 def test_a_pipe_among_the_images_is_an_error_and_not_waited_for(task: BlockTask, tmp_path: Path) -> None:
     pipe = str(tmp_path / "pipe.png")
     os.mkfifo(pipe)
-    check_rows(read(task, listed([pipe])), {pipe: "StoreError: not a regular file"}, task)
+    check_rows(read(task, listed([pipe])), {pipe: "NotAnImage: not a regular file"}, task)
 
 
 def test_a_name_that_holds_a_zero_byte_is_an_error_of_its_own(task: BlockTask) -> None:
-    check_rows(read(task, listed(["/a\0b.png"])), {"/a\0b.png": "StoreError: embedded null byte"}, task)
+    check_rows(read(task, listed(["/a\0b.png"])), {"/a\0b.png": "NotAnImage: embedded null byte"}, task)
 
 
 def test_what_the_listing_left_out_is_filled_in_and_what_it_said_is_kept(task: BlockTask, tmp_path: Path) -> None:

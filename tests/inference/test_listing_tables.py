@@ -28,11 +28,11 @@ SIZES = ["size", "size_bytes", "Size"]
 TIMES = ["last_modified", "last_modified_date", "Last_Modified"]
 
 
-@pytest.mark.parametrize("ending", listing.TABLES)
+@pytest.mark.parametrize("ending", [".csv", ".csv.gz", ".parquet", ".CSV", ".Csv.GZ", ".PARQUET"])
 @pytest.mark.parametrize("number", range(5))
 def test_columns_bear_any_of_their_names(place: Path, write: Callable[..., Any], ending: str, number: int) -> None:
     name, etag, size, modified = (names[number % len(names)] for names in (NAMES, ETAGS, SIZES, TIMES))
-    if ending == ".parquet":
+    if ending.lower() == ".parquet":
         columns = {
             name: ["a.png", "b.png"],
             etag: ['"q"', None],
@@ -45,7 +45,7 @@ def test_columns_bear_any_of_their_names(place: Path, write: Callable[..., Any],
         data = (
             f'note,{modified},{size},{etag},{name}\nx,2026-01-01T12:00:00.000Z,1,"""q""",a.png\ny,,,,b.png\n'.encode()
         )
-        data = gzip.compress(data) if ending == ".csv.gz" else data
+        data = gzip.compress(data) if ending.lower() == ".csv.gz" else data
     (place / f"table{ending}").write_bytes(data)
     assert write(place / f"table{ending}") == [
         {"uri": f"{place}/a.png", "etag": "q", "size": 1, "last_modified": DAYS[0]},
@@ -321,3 +321,47 @@ def test_what_is_no_manifest_is_one_sentence(
     with pytest.raises(InputError, match=f"{re.escape(str(manifest))} {re.escape(sentence)}") as caught:
         write(manifest)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("t.tsv", b"size\tfile_name\n1\ta.png\n2\tb;c.png\n"),
+        ("t.csv", b'size;image\n1;a.png\n2;"b;c.png"\n'),
+        ("t.csv", b"size|file|x,y\n1|a.png|3\n2|b;c.png|4\n"),
+        ("t.jsonl", b'{"size": 1, "path": "a.png"}\n{"path": "b;c.png", "size": 2, "more": [1]}\n'),
+        ("T.NDJSON.gz", gzip.compress(b'{"path": "a.png"}\n{"path": "b;c.png"}\n')),
+    ],
+)
+def test_tables_of_other_kinds_list_images_too(place: Path, write: Callable[..., Any], name: str, data: bytes) -> None:
+    (place / name).write_bytes(data)
+    assert listing.is_table(str(place / name))
+    assert {row["uri"] for row in write(place / name)} == {f"{place}/a.png", f"{place}/b;c.png"}
+
+
+def test_paths_in_parquet_may_be_bytes_and_nothing_but_text(place: Path, write: Callable[..., Any]) -> None:
+    (place / "t.parquet").write_bytes(parquet(path=["é7.png".encode(), b"007.png"]))
+    assert {row["uri"] for row in write(place / "t.parquet")} == {f"{place}/é7.png", f"{place}/007.png"}
+    for column, kind in (([8.0], "DOUBLE"), ([["a.png"]], "VARCHAR[]"), ([{"path": "a"}], "STRUCT")):
+        (place / "t.parquet").write_bytes(parquet(path=column))
+        with pytest.raises(
+            InputError, match=rf"the column 'path' of the listing .* is of type {re.escape(kind)}.*: it must"
+        ):
+            write(place / "t.parquet")
+
+
+@pytest.mark.parametrize(
+    ("data", "sentence"),
+    [
+        ("path\na.png\n".encode("utf-16"), r"t\.csv is in UTF-16; convert it by iconv -f utf-16 -t utf-8"),
+        ("path\na.png\n".encode("utf-16-le"), r"t\.csv is in UTF-16; convert it"),
+        ("path\nä.png\n".encode("cp1252") * 3, r"t\.csv cannot be read: it is not in UTF-8; convert it; if it is from"),
+        (b'path,text\na.png,1\nb.png,"2\n', r"the listing .*t\.csv cannot be read: (?!.*source\.csv)"),
+    ],
+)
+def test_what_is_wrong_with_a_listing_is_said_of_the_table_itself(
+    place: Path, write: Callable[..., Any], data: bytes, sentence: str
+) -> None:
+    (place / "t.csv").write_bytes(data)
+    with pytest.raises(InputError, match=sentence):
+        write(place / "t.csv")
