@@ -27,7 +27,7 @@ NUM_FETCH_THREADS = 32
 """Concurrent reads of a worker from an object store; local files are read one after another."""
 
 
-NO_FILE = (errno.EISDIR, errno.EINVAL, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)
+NO_FILE = (errno.EISDIR, errno.EINVAL, errno.ENAMETOOLONG, errno.ELOOP)
 """Numbers of errors of what is no file, such as a folder or a pipe, or of a name that can be none's."""
 
 

@@ -194,7 +194,7 @@ def test_a_block_of_good_and_broken_files_gives_every_row_in_its_place(
         "http://images/a.png": "UnknownScheme: only paths, s3:// and gs:// are read",
         f"file://{folder}/a.png": "UnknownScheme: ",
         str(folder / "folder.png"): "NotAnImage: Is a directory",
-        str(folder / "a.png/b.png"): "NotAnImage: Not a directory",
+        str(folder / "a.png/b.png"): "StoreError: Not a directory",
         "s3://": "StoreError: ",
         f"{folder}/{'x' * 300}.png": "NotAnImage: File name too long",
         f"{folder}/\\xff.png": "Missing: there is no such object; its name may not be UTF-8",
