@@ -1,5 +1,6 @@
 """See the text whatever an image's samples mean, or call the image blank."""
 
+import functools
 import struct
 import zlib
 
@@ -11,6 +12,7 @@ from PIL import Image, ImageDraw
 
 from captcha_ray.images.decoder import BLANK, Unreadable, decode, inspect
 from captcha_ray.images.spec import ImageSpec
+from captcha_ray.recognizer import Recognizer
 from tests.support.image_files import MODES, encode
 
 SIZE = (48, 16)
@@ -18,14 +20,14 @@ GRAY = ImageSpec(height=16, width=48)
 COLOR = ImageSpec(height=16, width=48, channels=3)
 
 
-def mask() -> np.ndarray:
-    """Return float32 (16, 48), 0 to 1: how much ink a pixel of the text 8127 has."""
-    image = Image.new("L", SIZE)
-    ImageDraw.Draw(image).text((4, 0), "8127", fill=255, font_size=14)
+def mask(size: tuple[int, int], font_size: int) -> np.ndarray:
+    """Return float32 (H, W), 0 to 1: how much ink a pixel of the text 8127 has."""
+    image = Image.new("L", size)
+    ImageDraw.Draw(image).text((size[0] / 2, size[1] / 2), "8127", fill=255, font_size=font_size, anchor="mm")
     return np.asarray(image, np.float32) / 255
 
 
-MASK = mask()
+MASK, LARGE = mask(SIZE, 14), mask((144, 48), 36)
 
 
 def likeness(pixels: np.ndarray) -> float:
@@ -50,10 +52,12 @@ def likeness_of(data: bytes) -> float:
     return likeness(pixels[:, :, 0])
 
 
-def with_alpha(ink: tuple[int, int, int], beneath: tuple[int, int, int] = (0, 0, 0)) -> Image.Image:
+def with_alpha(
+    ink: tuple[int, int, int], beneath: tuple[int, int, int] = (0, 0, 0), text: np.ndarray = MASK
+) -> Image.Image:
     """Return text as a drawing program leaves it: colors and alpha fade together at the edges."""
-    colors = np.array(beneath) + MASK[:, :, None] * (np.array(ink) - beneath)
-    return Image.fromarray(np.dstack([colors, MASK * 255]).round().astype(np.uint8))
+    colors = np.array(beneath) + text[:, :, None] * (np.array(ink) - beneath)
+    return Image.fromarray(np.dstack([colors, text * 255]).round().astype(np.uint8))
 
 
 def samples(low: float, high: float, dtype: str) -> Image.Image:
@@ -289,26 +293,28 @@ TURNED = {
 RANGES = {"I;16": [255, 1023, 65_535], "I": [1, 255, 65_535, 2**24], "F": [1, 255, 65_535]}
 
 
-@settings(max_examples=1500, deadline=None)
-@given(
+ANYTHING = (
     st.sampled_from(PAIRS),
     st.sampled_from(list(TURNED)),
     st.tuples(st.integers(0, 255), st.integers(0, 255)),
     st.integers(0, 3),
     st.booleans(),
 )
-def test_text_is_legible_or_the_row_has_a_reason(
-    pair: tuple[str, str], orientation: int, levels: tuple[int, int], which: int, transparent: bool
-) -> None:
-    """Text of any gray on any other, in every mode and format, and ranges of samples, lying on any side."""
+"""Format and mode, orientation, levels of ink and ground, range of samples, whether the ground is transparent."""
+
+
+def drawn(
+    text: np.ndarray, pair: tuple[str, str], orientation: int, levels: tuple[int, int], which: int, transparent: bool
+) -> tuple[bytes, int]:
+    """Return a file of a text, and how many levels part ink from ground in it."""
     (kind, mode), (ink, ground) = pair, levels
-    values = ground + MASK * (ink - ground)
+    values = ground + text * (ink - ground)
     if mode in RANGES:
         top = RANGES[mode][which % len(RANGES[mode])]
         stored = (values * (top / 255)).astype({"I;16": np.uint16, "I": np.int32, "F": np.float32}[mode])
         image, distinct = Image.fromarray(stored), len(np.unique(stored))
     elif mode in ("RGBA", "LA") and transparent:
-        image, distinct = with_alpha((ink, ink, ink)).convert(mode), 256
+        image, distinct = with_alpha((ink, ink, ink), text=text).convert(mode), 256
     else:
         image = Image.fromarray(values.round().astype(np.uint8)).convert("RGB")
         image, distinct = image.convert(mode, palette=Image.Palette.ADAPTIVE), abs(ink - ground)
@@ -316,14 +322,39 @@ def test_text_is_legible_or_the_row_has_a_reason(
     if kind in ("JPEG", "PNG", "WEBP", "TIFF") and mode not in RANGES:
         exif[0x0112] = orientation
         image = image if orientation == 1 else image.transpose(TURNED[orientation])
-    found = decode(encode(image, kind, **({"exif": exif} if exif else {})), GRAY, max_stretch=1.5)
-    lossy = kind == "JPEG" or mode in ("1", "CMYK")
+    return encode(image, kind, **({"exif": exif} if exif else {})), distinct
+
+
+@settings(max_examples=1500, deadline=None)
+@given(*ANYTHING)
+def test_text_is_legible_or_the_row_has_a_reason(
+    pair: tuple[str, str], orientation: int, levels: tuple[int, int], which: int, transparent: bool
+) -> None:
+    """Text of any gray on any other, in every mode and format, and ranges of samples, lying on any side."""
+    data, distinct = drawn(MASK, pair, orientation, levels, which, transparent)
+    found = decode(data, GRAY, max_stretch=1.5)
+    lossy = pair[0] == "JPEG" or pair[1] in ("1", "CMYK")
     if isinstance(found, Unreadable):
         assert found == BLANK
         assert distinct < 2 or lossy
-    elif distinct > (24 if lossy else 4) and mode != "1":
+    elif distinct > (24 if lossy else 4) and pair[1] != "1":
         assert likeness(found[:, :, 0]) > 0.7
         assert np.ptp(found) >= 16
+
+
+@functools.cache
+def network() -> Recognizer:
+    return Recognizer.load("builtin", num_threads=1, charset="0123456789", length=4)
+
+
+@settings(max_examples=400, deadline=None)
+@given(*ANYTHING)
+def test_a_network_recognizes_the_text_or_the_row_has_a_reason(
+    pair: tuple[str, str], orientation: int, levels: tuple[int, int], which: int, transparent: bool
+) -> None:
+    data, distinct = drawn(LARGE, pair, orientation, levels, which, transparent)
+    if distinct > (48 if pair[0] == "JPEG" or pair[1] == "CMYK" else 12) and pair[1] != "1":
+        assert network().predict(data).text == "8127"
 
 
 @settings(max_examples=300, deadline=None)
