@@ -293,10 +293,12 @@ TURNED = {
 RANGES = {"I;16": [255, 1023, 65_535], "I": [1, 255, 65_535, 2**24], "F": [1, 255, 65_535]}
 
 
+LEVELS = st.integers(0, 255) | st.sampled_from([0, 1, 253, 254, 255])
+
 ANYTHING = (
     st.sampled_from(PAIRS),
     st.sampled_from(list(TURNED)),
-    st.tuples(st.integers(0, 255), st.integers(0, 255)),
+    st.tuples(LEVELS, LEVELS),
     st.integers(0, 3),
     st.booleans(),
 )
