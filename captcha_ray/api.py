@@ -18,7 +18,6 @@ from captcha_ray.models import fingerprint
 from captcha_ray.recipes.config import RESUME_MAY_DIFFER, TrainConfig
 from captcha_ray.recipes.file import load_recipe
 from captcha_ray.runs.directory import RunDirectory, to_json
-from captcha_ray.runtime import capacity, ray_session
 from captcha_ray.storage import filesystem
 from captcha_ray.synthesis.config import SynthesizeConfig
 from captcha_ray.tuning import search_space
@@ -76,6 +75,8 @@ class TuneResult:
 
 def synthesize(config: SynthesizeConfig) -> str:
     """Draw a synthetic corpus and return its URI."""
+    from captcha_ray.runtime import capacity, ray_session  # noqa: PLC0415 -- imports Ray
+
     with ray_session.connect():
         from captcha_ray.synthesis import corpus as drawing  # noqa: PLC0415 -- not all verbs need it
 
@@ -86,6 +87,8 @@ def synthesize(config: SynthesizeConfig) -> str:
 
 def preprocess(config: PreprocessConfig) -> Manifest:
     """Turn a corpus of labeled images into shards at `config.out` and return their manifest."""
+    from captcha_ray.runtime import capacity, ray_session  # noqa: PLC0415 -- imports Ray
+
     with ray_session.connect():
         from captcha_ray.datasets import preprocess as preprocessing  # noqa: PLC0415
         from captcha_ray.synthesis import demo  # noqa: PLC0415 -- not all verbs need it
@@ -103,6 +106,8 @@ def train(config: TrainConfig) -> TrainResult:
     The defaults of `TrainConfig` are those of no recipe; `load_recipe("auto", shards=..., run=...)` gives a recipe's.
     A run that is finished already is returned as it is if `config.resume` is set.
     """
+    from captcha_ray.runtime import ray_session  # noqa: PLC0415 -- imports Ray
+
     run = RunDirectory(config.run)
     if config.resume and run.finished:
         run.check_config(config.absolute().to_dict(), RESUME_MAY_DIFFER)
@@ -139,6 +144,8 @@ def train(config: TrainConfig) -> TrainResult:
 
 def evaluate(config: EvaluateConfig) -> EvaluateResult:
     """Measure a network on labeled images, or its recipe by training it anew on parts of its shards."""
+    from captcha_ray.runtime import capacity, ray_session  # noqa: PLC0415 -- imports Ray
+
     run = RunDirectory(config.run)
     if config.trains:
         with ray_session.connect():
@@ -181,6 +188,8 @@ def export(config: ExportConfig) -> dict[str, Any]:
 
     Without validation images, or for a checkpoint that knows of no shards, there is a model in fp32 alone.
     """
+    from captcha_ray.runtime import ray_session  # noqa: PLC0415 -- imports Ray
+
     run = RunDirectory(config.run)
     spec = fingerprint.load_spec(run.uri)
     filesystem.check_writable(run.uri)
@@ -201,6 +210,8 @@ def export(config: ExportConfig) -> dict[str, Any]:
 
 def tune(config: TuneConfig) -> TuneResult:
     """Search a better recipe, compare the best trial with the recipe and write the search's report."""
+    from captcha_ray.runtime import ray_session  # noqa: PLC0415 -- imports Ray
+
     recipe = load_recipe(config.recipe)
     space = search_space.build(recipe, config.space, config.vary, only=config.only)
     run = RunDirectory(config.run)

@@ -10,6 +10,9 @@ from captcha_ray.storage import filesystem
 BATCH_SIZE = 256
 """Images per forward pass; larger batches are no faster on a CPU."""
 
+MAX_BLOCK = 4096
+"""Most objects of a task: few enough to lose little with a worker."""
+
 
 @dataclasses.dataclass(frozen=True)
 class BlockTask:
@@ -40,3 +43,16 @@ class BlockTask:
     def staged(self, block: int) -> str:
         """Return the URI of the predictions of a block."""
         return filesystem.join(self.attempt, f"block-{block:06d}{BLOCK}")
+
+
+def block_sizes(num_batches: int, num_workers: int) -> list[int]:
+    """Return the batches of each block: half of a worker's share of the rest, but at most `MAX_BLOCK` objects.
+
+    Blocks shrink towards the end, so that all workers end at about the same time (C. Polychronopoulos and D. Kuck,
+    "Guided Self-Scheduling", 1987).
+    """
+    sizes = []
+    while num_batches:
+        sizes.append(min(max(num_batches // (2 * num_workers), 1), MAX_BLOCK // BATCH_SIZE))
+        num_batches -= sizes[-1]
+    return sizes

@@ -26,22 +26,18 @@ from captcha_ray import console
 from captcha_ray.engines import choice
 from captcha_ray.errors import InputError, JobError
 from captcha_ray.inference import listing
-from captcha_ray.inference.block import BATCH_SIZE, BlockTask
+from captcha_ray.inference.block import BATCH_SIZE, BlockTask, block_sizes
 from captcha_ray.inference.config import InferConfig
 from captcha_ray.inference.pipeline import Pipeline
 from captcha_ray.inference.table import NUM_THREADS, Committed, Counts, PredictionTable
 from captcha_ray.inference.watchdog import watch
 from captcha_ray.models import fingerprint
 from captcha_ray.runs.environment import environment
-from captcha_ray.runtime import capacity, ray_session
 from captcha_ray.runtime.telemetry import Telemetry
 from captcha_ray.storage import filesystem, objectstore, parquet
 from captcha_ray.storage.lock import Lease
 
 T = TypeVar("T")
-
-MAX_BLOCK = 4096
-"""Most objects of a task: few enough to lose little with a worker."""
 
 STAGES = ("fetch", "decode", "recognize", "write")
 """Stages of a worker, each of which handles every object and so has a rate; seconds are summed over workers."""
@@ -111,6 +107,8 @@ def transcribe(config: InferConfig, started: float, reader: str = READER) -> Nig
     model_id = config.restriction.model_id(whole_id, spec)
     with contextlib.ExitStack() as stack:
         if os.environ.get("RAY_ADDRESS"):  # a cluster says no before a listing of hours; a Ray of our own cannot
+            from captcha_ray.runtime import capacity, ray_session  # noqa: PLC0415 -- imports Ray
+
             stack.enter_context(ray_session.connect())
             ray_session.check_shared(**_shared(config))
             capacity.has_capacity(config.num_workers or 1, config.cpus_per_worker, config.use_gpu)
@@ -130,6 +128,8 @@ def _num_workers(config: InferConfig) -> int:
 
     Raises InputError if they do not fit, or if a node, which may have come meanwhile, does not see what they need.
     """
+    from captcha_ray.runtime import capacity, ray_session  # noqa: PLC0415 -- imports Ray
+
     ray_session.check_shared(**_shared(config))
     num_workers = config.num_workers or max(capacity.num_fitting(config.cpus_per_worker, config.use_gpu), 1)
     capacity.wait_for_capacity(num_workers, config.cpus_per_worker, config.use_gpu, **_shared(config))
@@ -140,19 +140,6 @@ def _shared(config: InferConfig) -> dict[str, str]:
     """Return what workers read and write, by flag; a table that lists images is the driver's alone."""
     images = "" if listing.is_table(config.images) else config.images
     return {"images": images, "run": fingerprint.shared(config.run), "out": config.out}
-
-
-def block_sizes(num_batches: int, num_workers: int) -> list[int]:
-    """Return the batches of each block: half of a worker's share of the rest, but at most `MAX_BLOCK` objects.
-
-    Blocks shrink towards the end, so that all workers end at about the same time (C. Polychronopoulos and D. Kuck,
-    "Guided Self-Scheduling", 1987).
-    """
-    sizes = []
-    while num_batches:
-        sizes.append(min(max(num_batches // (2 * num_workers), 1), MAX_BLOCK // BATCH_SIZE))
-        num_batches -= sizes[-1]
-    return sizes
 
 
 STORE_ERRORS = ("StoreError", "Denied")
@@ -183,7 +170,7 @@ class _Job:
         self._task = BlockTask(
             config.run,
             model_id,
-            capacity.device_of(config.use_gpu),
+            "cuda" if config.use_gpu else "cpu",
             config.engine,
             config.precision,
             self._table.attempt,
@@ -217,6 +204,8 @@ class _Job:
                 if said := choice.prepare(self._config.run, self._task.engine, self._task.device):
                     console.say(said)
                 before = time.monotonic()
+                from captcha_ray.runtime import ray_session  # noqa: PLC0415 -- imports Ray
+
                 with ray_session.connect():
                     self._seconds["start Ray"] = time.monotonic() - before
                     self._num_workers = _num_workers(self._config)

@@ -5,16 +5,16 @@ Does not plan, does not commit.
 
 import collections
 from collections.abc import Callable, Generator
-from typing import Any
-
-import ray.data
+from typing import TYPE_CHECKING, Any
 
 from captcha_ray.errors import InputError, JobError
 from captcha_ray.inference.block import BlockTask
 from captcha_ray.inference.config import InferConfig
 from captcha_ray.inference.watchdog import watch
 from captcha_ray.inference.worker import RecognizeBlocks, WorkerState
-from captcha_ray.runtime.progress_channel import ProgressChannel
+
+if TYPE_CHECKING:
+    import ray.data
 
 MAX_DEATHS = 10
 """Workers that may die one after another without a finished block before the job fails."""
@@ -37,6 +37,8 @@ class Pipeline:
 
         Raises InputError or JobError as a worker does, and JobError for a stall or if workers die again and again.
         """
+        from captcha_ray.runtime.progress_channel import ProgressChannel  # noqa: PLC0415 -- imports Ray
+
         self._num_workers = num_workers
         with ProgressChannel(lambda state: self._states.update({state.worker: state})) as channel:
             dataset = self._dataset(num_blocks, channel.sender())
@@ -84,7 +86,9 @@ class Pipeline:
             )
         return [(state.worker, state.fetched, state.recognized) for state in states]
 
-    def _dataset(self, num_blocks: int, send: Callable[[WorkerState], None]) -> ray.data.Dataset:
+    def _dataset(self, num_blocks: int, send: Callable[[WorkerState], None]) -> "ray.data.Dataset":
+        import ray.data  # noqa: PLC0415 -- a night with nothing new imports no Ray
+
         num_workers = min(self._num_workers, num_blocks)
         items = [{"block": number} for number in range(num_blocks)]
         context = ray.data.DataContext.get_current().copy()

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import ray
 
 from captcha_ray.errors import InputError, full_disk
 from captcha_ray.inference.block import BlockTask
@@ -84,6 +83,8 @@ class RecognizeBlocks:
 
     def _report_state(self) -> None:
         report = self._report
+        import ray  # noqa: PLC0415 -- a night with nothing new imports no Ray
+
         name = ray.get_runtime_context().get_worker_id()
         seconds = dict(report["seconds"])
         state = WorkerState(name, report["engine"], report["stage"], report["fetched"], report["recognized"], seconds)

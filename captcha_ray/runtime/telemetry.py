@@ -5,8 +5,10 @@ Every name is `ray_captcha_...` there, with the tags `job` (train, tune or infer
 """
 
 import functools
+from typing import TYPE_CHECKING
 
-from ray.util import metrics
+if TYPE_CHECKING:
+    from ray.util import metrics
 
 GAUGES = {
     "captcha_progress": "Share of the work that is done, 0 to 1.",
@@ -28,12 +30,16 @@ TAGS = ("job", "run", "stage")
 
 
 @functools.cache
-def _gauge(name: str) -> metrics.Gauge:
+def _gauge(name: str) -> "metrics.Gauge":
+    from ray.util import metrics  # noqa: PLC0415 -- a night with nothing new imports no Ray
+
     return metrics.Gauge(name, GAUGES[name], TAGS)
 
 
 @functools.cache
-def _counter(name: str) -> metrics.Counter:
+def _counter(name: str) -> "metrics.Counter":
+    from ray.util import metrics  # noqa: PLC0415
+
     return metrics.Counter(name, COUNTERS[name], TAGS)
 
 

@@ -4,6 +4,8 @@ import io
 import json
 import os
 import shutil
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
@@ -19,14 +21,15 @@ from PIL import Image
 
 from captcha_ray import Recognizer
 from captcha_ray.errors import InputError, JobError
-from captcha_ray.inference import job, pipeline
-from captcha_ray.inference.block import BATCH_SIZE
+from captcha_ray.inference import block, job, pipeline
+from captcha_ray.inference.block import BATCH_SIZE, MAX_BLOCK, block_sizes
 from captcha_ray.inference.config import InferConfig
-from captcha_ray.inference.job import MAX_BLOCK, READER, NightSummary, block_sizes, transcribe
+from captcha_ray.inference.job import READER, NightSummary, transcribe
 from captcha_ray.inference.table import Committed, Counts, PredictionTable, Run
 from captcha_ray.runtime import ray_session
 from captcha_ray.storage.lock import Lease
 from tests.factories import GLYPHS, draw_glyphs, glyph_texts, save_network
+from tests.support.processes import environment
 from tests.support.readers import Unheard
 from tests.support.waiting import wait_until
 
@@ -54,8 +57,9 @@ def images(tmp_path: Path) -> Path:
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of 8 objects."""
-    monkeypatch.setattr(job, "BATCH_SIZE", 8)
-    monkeypatch.setattr(job, "MAX_BLOCK", 8)
+    for module in (job, block):
+        monkeypatch.setattr(module, "BATCH_SIZE", 8)
+    monkeypatch.setattr(block, "MAX_BLOCK", 8)
 
 
 @pytest.mark.parametrize(("num_batches", "num_workers"), [(1, 1), (1, 8), (7, 2), (1000, 2), (40_000, 100)])
@@ -388,3 +392,15 @@ def test_a_night_tells_uncertain_predictions_from_certain_ones(images: Path, net
     manifest = json.loads((tmp_path / "some/run=000001/_manifest.json").read_text())
     assert manifest["counts"] == {"objects": 40, "ok": 30, "uncertain": 10, "errors": {}}
     assert night(images, network, tmp_path / "some", min_confidence=middle).skipped == 40
+
+
+def test_a_night_with_nothing_new_imports_neither_ray_nor_torch(images: Path, network: Path, tmp_path: Path) -> None:
+    out = str(tmp_path / "table")
+    night = InferConfig(images=str(images), run=str(network), out=out)
+    transcribe(night, time.monotonic())
+    program = (
+        "import sys, captcha_ray\nfrom captcha_ray.inference.config import InferConfig\n"
+        f"assert captcha_ray.infer(InferConfig(images={night.images!r}, run={night.run!r}, out={out!r})).skipped > 0\n"
+        "assert not {'ray', 'torch', 'openvino'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60, env=environment())
