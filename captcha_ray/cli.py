@@ -176,9 +176,9 @@ def _print_results(results: dict[str, object]) -> None:
 
 def _advise(results: dict[str, Any]) -> None:
     """Warn of a network that is of no use, or tell where it says what may make it better."""
-    for sentence in results["warnings"]:
+    for sentence in results.get("warnings", ()):  # a run of an earlier version may lack both
         console.warn(sentence)
-    if results["next_steps"]:
+    if results.get("next_steps"):
         console.say("the report says under `What next?` what may make the network better")
 
 

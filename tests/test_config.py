@@ -36,6 +36,7 @@ BAD: list[tuple[type[Config], dict[str, Any]]] = [
     (SynthesizeConfig, {"num_images": 0}),
     (EvaluateConfig, {"shards": "s", "labels": "table", "table": "t.csv"}),
     (EvaluateConfig, {"folds": 5, "engine": "openvino"}),
+    (EvaluateConfig, {"precision": "int8"}),
     (EvaluateConfig, {"use_gpu": True, "num_workers": 1, "engine": "openvino"}),
     (SynthesizeConfig, {"seed": -1}),
     (PreprocessConfig, {"labels": "folders"}),

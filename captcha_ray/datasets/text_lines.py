@@ -8,16 +8,16 @@ import numpy.typing as npt
 from captcha_ray.images import two_lines
 
 MAX_GAP = 0.5
-"""Most ink of the gap between two lines, of the weaker line's."""
+"""A gap has at most this share of the ink of the weaker line."""
 
 NARROW = 0.4
-"""Widths of a character, of the image's height, below which all of them cannot stand in one line."""
+"""If an image has less than this share of its height as width for each character, one line cannot hold them."""
 
 MIN_HEIGHT = 20
 """Least height of an image of two lines in pixels."""
 
 MIN_TWO, MAX_ONE = 0.7, 0.2
-"""Least share of the images below the ratio that look like two lines, and largest share of those above it."""
+"""Of the images below the ratio at least this share, and of those above it at most this, look like two lines."""
 
 MIN_IMAGES = 20
 """Least images of two lines from which the ratio is chosen."""
@@ -46,12 +46,14 @@ def find_two_lines(
     ratios, two = ratios[order], two[order]
     num_below = np.arange(1, len(two) + 1)
     right = np.cumsum(two) + (~two).sum() - np.cumsum(~two)  # if the images up to each place are taken for two lines
+    right[:-1][ratios[1:] == ratios[:-1]] = -1  # equal ratios stand on one side
     last = int(np.argmax(right))
     below, above = two[: last + 1], two[last + 1 :]
     if num_below[last] < MIN_IMAGES or below.mean() < MIN_TWO or (len(above) and above.mean() > MAX_ONE):
         return 0.0
     following = ratios[last + 1] if last + 1 < len(ratios) else 1.5 * ratios[last]
-    return round(float(ratios[last] + following) / 2, 3)
+    between = float(ratios[last] + following) / 2
+    return next(short for digits in range(2, 17) if ratios[last] < (short := round(between, digits)) <= following)
 
 
 def _has_gap(image: npt.NDArray[np.uint8]) -> bool:

@@ -74,6 +74,10 @@ class EvaluateConfig(Config):
             f"engine is {self.engine}; with --use-gpu it must be torch",
         )
         check(
+            self.engine != "torch" or self.precision != "int8",
+            "precision is int8, in which engine torch cannot compute; pass --engine auto",
+        )
+        check(
             not self.trains or (self.engine, self.precision) == ("torch", "auto"),
             f"engine is {self.engine} and precision {self.precision}; --folds and --learning-curve leave both at "
             "their defaults",

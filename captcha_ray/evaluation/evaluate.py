@@ -14,6 +14,7 @@ import ray.data
 from captcha_ray import console
 from captcha_ray.datasets import decoding, schema
 from captcha_ray.datasets.shards import Labeled
+from captcha_ray.engines import choice
 from captcha_ray.engines.engine import Name, Precision
 from captcha_ray.errors import InputError
 from captcha_ray.metrics.calibration import Confidences
@@ -47,9 +48,10 @@ class RecognizeImages:
         restriction: Restriction = WHOLE,
         engine: Name = "torch",
         precision: Precision = "auto",
+        num_threads: int = 0,
     ) -> None:
         charset, length = restriction.charset, restriction.length
-        self._recognizer = Recognizer.load(uri, device, precision, engine, charset=charset, length=length)
+        self._recognizer = Recognizer.load(uri, device, precision, engine, num_threads, charset, length)
 
     def __call__(self, rows: pa.Table) -> pa.Table:
         """Turn rows of `Labeled` into uri, text, prediction, confidence, loss, wrong_image (null if right).
@@ -100,7 +102,7 @@ def _read_rows(dataset: ray.data.Dataset, num_workers: int, use_gpu: bool, load:
     compute: Any = ray.data.ActorPoolStrategy(size=num_workers)
     predictions = dataset.map_batches(
         RecognizeImages,
-        fn_constructor_args=load,
+        fn_constructor_args=(*load, 1),  # one thread, as an actor reserves one core
         batch_size=BATCH_SIZE,
         batch_format="pyarrow",
         compute=compute,
@@ -204,6 +206,8 @@ def evaluate(
     Raises:
         InputError: No image can be decoded, or the network cannot be restricted or computed so.
     """
+    if said := choice.prepare(model, engine, capacity.device_of(use_gpu)):
+        console.say(said)
     load = (model, capacity.device_of(use_gpu), restriction, engine, precision)
     tally = Tally(restriction.spec(fingerprint.load_spec(model)), source.num_unlabeled)
     with console.progress(f"evaluate {source.name}", source.num_files, "images") as advance:

@@ -65,7 +65,8 @@ def _scale(samples: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
     low, high, top = float(finite.min()), float(finite.max()), 255 if floats else 65_535
     usual = np.quantile(finite, [FEW, 1 - FEW])
     if low >= 0 and high <= top and usual[1] - usual[0] >= top / 4:
-        return (values if floats else values // 256).clip(0, 255).astype(np.uint8)
+        kept = np.nan_to_num(values, nan=high, posinf=high, neginf=low)
+        return (kept if floats else kept // 256).clip(0, 255).astype(np.uint8)
     if low == high:  # all ink is alike, or all ground; what is no number is the other
         return np.where(np.isfinite(values), 0, 255).astype(np.uint8)
     values = np.nan_to_num(values, nan=high, posinf=high, neginf=low)
@@ -78,11 +79,12 @@ def _that_count(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """Return the samples that tell the range: numbers, without a frame of one value and without a value for no data.
 
     A frame is rows and columns at the edge that are all alike. A value for no data, such as -9999, is the least one, is
-    negative, and lies ten times farther from zero than all others, which are not.
+    the only negative one, and its size is more than ten times the greatest other.
     """
     inner = values
     for axis in (1, 0):
-        alike = ((inner == inner.take([0], axis)) | np.isnan(inner)).all(axis)
+        filled = np.where(np.isnan(inner), np.inf, inner).min(axis), np.where(np.isnan(inner), -np.inf, inner).max(axis)
+        alike = filled[0] >= filled[1]
         differ = np.flatnonzero(~alike)
         if differ.size:
             inner = inner.take(range(differ[0], differ[-1] + 1), 1 - axis)

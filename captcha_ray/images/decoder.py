@@ -5,6 +5,7 @@ cannot be parsed is as if absent. Does not know labels, does not open files.
 """
 
 import dataclasses
+import functools
 import io
 import math
 import sys
@@ -148,8 +149,10 @@ def _open_and_decode(
     made = _guarded(lambda: open_and_decode(data), max_pixels, data)
     strip = next((strip for start, strip in STRIPPERS.items() if data.startswith(start)), None)
     if strip and isinstance(made, Unreadable) and made.reason in ("not_an_image", "damaged", "truncated"):
-        again = _guarded(lambda: open_and_decode(strip(data)), max_pixels)
-        return made if isinstance(again, Unreadable) else again
+        for keep_exif in (True, False):  # the orientation may be all that is wrong, and all that is of use
+            again = _guarded(functools.partial(lambda keep: open_and_decode(strip(data, keep)), keep_exif), max_pixels)
+            if not isinstance(again, Unreadable):
+                return again
     return made
 
 

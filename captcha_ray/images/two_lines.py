@@ -8,11 +8,11 @@ MIDDLE = (0.3, 0.7)
 """Part of the height in which the gap between two lines is looked for."""
 
 NEAR = 0.1
-"""Rows count for the gap whose ink is above the least by up to this share of the most."""
+"""A row belongs to the gap if its ink exceeds the least by at most this share of the range."""
 
 
 EVERYWHERE = 0.9
-"""Share of the least ink of any row that is taken for noise, which all rows have."""
+"""Share of the emptiest row's ink that counts as noise; every row has it."""
 
 
 def ink_of_rows(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:

@@ -3,6 +3,7 @@
 Everything after works from that file, so a bucket is listed once. Does not know what is done already.
 """
 
+import codecs
 import contextlib
 import dataclasses
 import errno
@@ -36,6 +37,9 @@ DELIMITERS = (",", ";", "\t", "|")
 
 NOT_UTF8 = (b"\xff\xfe", b"\xfe\xff")
 """First bytes of a text in UTF-16 or UTF-32."""
+
+EXCELS_FIRST_LINE = re.compile(b"sep=.", re.IGNORECASE)
+"""Match the line by which a table tells Excel its delimiter."""
 
 TEXT_TYPES = ("VARCHAR", "BLOB", "ENUM", '"NULL"')
 """First words of DuckDB's types of columns that may name images."""
@@ -159,7 +163,7 @@ def _read_tables(tables: list[_Table], spool: Path, match: str) -> Iterator[pa.T
             raise InputError(f"the listing {table.uri} cannot be read: {error}") from error
         except duckdb.Error as error:
             sentence = str(error).splitlines()[0].replace(str(source), table.uri)
-            if "unicode" in str(error).lower() or "utf-8" in str(error).lower():
+            if source.suffix != ".parquet" and not _is_utf8(source):
                 sentence = "it is not in UTF-8; convert it; if it is from Windows: iconv -f cp1252 -t utf-8"
             raise InputError(f"the listing {table.uri} cannot be read: {sentence}") from error
         finally:
@@ -180,7 +184,7 @@ def _copy(table: str, source: Path) -> None:
 
 def _query(table: _Table, source: Path, match: str, database: duckdb.DuckDBPyConnection) -> Iterator[pa.Table]:
     """Yield the objects of a table. Relative paths are relative to the table; a repeated URI is one object."""
-    read = _reader(table, source)
+    read = _reader(table, source, database)
     parameters = {"source": str(source)}
     types = {name: kind for name, kind, *_ in database.execute(f"DESCRIBE SELECT * FROM {read}", parameters).fetchall()}
     columns, is_object = _columns(types, table)
@@ -201,20 +205,39 @@ def _query(table: _Table, source: Path, match: str, database: duckdb.DuckDBPyCon
         yield pa.table(batch).cast(schema.LISTING_SCHEMA)
 
 
-def _reader(table: _Table, source: Path) -> str:
+def _is_utf8(source: Path) -> bool:
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    with source.open("rb") as file:
+        try:
+            while block := file.read(1 << 20):
+                decoder.decode(block)
+            decoder.decode(b"", True)
+        except UnicodeDecodeError:
+            return False
+    return True
+
+
+def _reader(table: _Table, source: Path, database: duckdb.DuckDBPyConnection) -> str:
     """Return SQL that reads the file `$source`. Raises InputError if it is not in UTF-8."""
     if source.suffix == ".parquet":
         return "read_parquet($source, hive_partitioning = false)"
+    skip = 0
     with source.open("rb") as file:
         first = file.readline(65_536)
+        while first and not table.columns and (not first.strip() or EXCELS_FIRST_LINE.fullmatch(first.strip())):
+            first, skip = file.readline(65_536), skip + 1
     if first.startswith(NOT_UTF8) or b"\0" in first:
-        raise InputError(f"the listing {table.uri} is in UTF-16; convert it by iconv -f utf-16 -t utf-8")
+        raise InputError(f"the listing {table.uri} is in UTF-16 or damaged; convert it by iconv -f utf-16 -t utf-8")
     if source.suffix in (".jsonl", ".ndjson"):
-        return "read_json($source, format = 'newline_delimited', convert_strings_to_integers = false)"
+        read, parameters = "read_json($source, format = 'newline_delimited'", {"source": str(source)}
+        found = database.execute(f"DESCRIBE SELECT * FROM {read})", parameters).fetchall()
+        types = ", ".join(f"'{quoted(name)}': 'VARCHAR'" for name, *_ in found)
+        return f"{read}, columns = {{{types}}})"
     columns = ", ".join(f"'{quoted(name)}'" for name in table.columns)
     header = f"header = false, names = [{columns}]" if columns else "header = true"
-    delimiter = "," if columns else max(DELIMITERS, key=lambda one: first.count(one.encode()))
-    form = f"all_varchar = true, delim = '{delimiter}', quote = '\"', escape = '\"', comment = '', skip = 0"
+    unquoted = re.sub(b'"[^"]*"', b"", first)
+    delimiter = "," if columns else max(DELIMITERS, key=lambda one: unquoted.count(one.encode()))
+    form = f"all_varchar = true, delim = '{delimiter}', quote = '\"', escape = '\"', comment = '', skip = {skip}"
     return f"read_csv($source, {header}, {form})"
 
 

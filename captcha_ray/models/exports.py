@@ -21,12 +21,15 @@ FILES: dict[Form, str] = {"fp32": "model.onnx", "int8": "model_int8.onnx"}
 def save(uri: str, models: Mapping[Form, bytes], measured: Mapping[str, Any] | None = None) -> None:
     """Write ONNX models of a checkpoint, by form.
 
-    measured: What was seen when they were compared with the network, as JSON types; models from before are forgotten
-    then. None leaves all else as it is.
+    measured: What was measured when they were compared with the network, as JSON types; earlier models are deleted
+    then. None keeps them.
     """
     folder = find_checkpoint(uri)
     where = filesystem.join(folder, DESCRIPTION)
     files = dict(_exports(folder)) if measured is None else {"measured": dict(measured)}
+    for form in FILES if measured is not None else ():
+        if form not in models:
+            filesystem.delete(filesystem.join(folder, FILES[form]))  # not one of these weights, or not good enough
     for form, model in models.items():
         filesystem.write(filesystem.join(folder, FILES[form]), model)
         files[form] = {"file": FILES[form], "sha256": hashlib.sha256(model).hexdigest()}

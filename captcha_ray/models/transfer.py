@@ -57,22 +57,27 @@ def begin_with(network: Network, spec: ModelSpec, uri: str) -> None:
     network.load_state_dict(theirs)
 
 
-def keep_unseen(network: Network, seen: Sequence[bool]) -> Callable[[], None]:
-    """Train no weight of the last layer of a `column_cnn` that belongs to characters which no training image shows.
+def known_unseen(spec: ModelSpec, uri: str, seen: Sequence[bool]) -> list[int]:
+    """Return the classes of characters that the network at a URI knows, and no training image shows.
 
-    Adam divides gradients by their size, and so would soon unlearn what is never right, however little it is wrong.
+    seen: for each character of the charset, whether an image shows it.
+    """
+    known = fingerprint.load_spec(uri).charset
+    return [k for k, character in enumerate(spec.charset) if character in known and not seen[k]]
 
-    Args:
-        network: Whose gradients to set to zero.
-        seen: For each character of the charset, whether a training image shows it.
+
+def keep_classes(network: Network, classes: Sequence[int]) -> Callable[[], None]:
+    """Set the gradients of the last layer's weights of some classes of a `column_cnn` to zero.
+
+    Adam scales every gradient to about the same step, so a character that is never a target is soon unlearned, however
+    small its gradients. Weight decay goes on.
 
     Returns:
-        What ends it.
+        A function that lets all weights be trained again.
     """
-    kept = torch.tensor([*seen, True])  # the blank is the last class
 
     def mask(gradient: Tensor) -> Tensor:
-        return gradient * kept.to(gradient.device, gradient.dtype).view(-1, *[1] * (gradient.dim() - 1))
+        return gradient.index_fill(0, torch.tensor(classes, dtype=torch.int64, device=gradient.device), 0)
 
     last = [parameter for name, parameter in network.named_parameters() if name.startswith(LAST)]
     handles = [parameter.register_hook(mask) for parameter in last]  # type: ignore[no-untyped-call]

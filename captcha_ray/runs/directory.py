@@ -88,7 +88,8 @@ class RunDirectory:
             was = started.get(name, value)  # a run may be older than a field
             if name not in may_differ and was != value:
                 raise InputError(
-                    f"{self.uri} was started with {name} {was!r}, not {value!r}; resume with the same flags"
+                    f"{self.uri} was started with {name} {was!r}, not {value!r}; resume with the same flags, and name "
+                    "this one if a recipe's default has changed since"
                 )
 
     @property

@@ -110,15 +110,16 @@ def suggest(results: Mapping[str, Any], config: TrainConfig, manifest: Manifest)
         config: Of the run, resolved.
         manifest: Of the shards.
     """
-    splits = [(results[name]["num_images"], name) for name in OWN_SPLITS if name != "train" and name in results]
+    order = ("val", "cross_validation", "test")  # of as many images the last is taken
+    splits = [(results[name]["num_images"], order.index(name)) for name in order if name in results]
     if not splits:
         return []
-    _, name = max(splits)
+    name = order[max(splits)[1]]
     summary = results[name]
     if summary["exact_match"] is None or summary["exact_match"] >= GOOD_STRINGS:
         return []
     said = [*_confused(summary), *_case(summary), *_rare(manifest)]
-    if _pixels_each(manifest) < FEW_PIXELS:
+    if _pixels_each(manifest) < FEW_PIXELS and not manifest.image_spec.two_lines:
         each = _pixels_each(manifest)
         said.append(f"size: {each:.0f} pixels of width a character are few; larger images: {_larger(config, manifest)}")
     if "cross_validation" not in results and sum(manifest.num_images.values()) >= ENOUGH_FOR_FOLDS:
@@ -272,7 +273,7 @@ def _loss(epochs: Sequence[Mapping[str, Any]], manifest: Manifest) -> str:
 def _next(epochs: Sequence[Mapping[str, Any]], config: TrainConfig, manifest: Manifest) -> str:
     """Return the command to try, for the first cause that applies."""
     kept_out, files = _misfits(manifest)
-    if _pixels_each(manifest) < MIN_PIXELS:
+    if _pixels_each(manifest) < MIN_PIXELS and not manifest.image_spec.two_lines:
         return _larger(config, manifest)
     if config.network != "column_cnn":
         return _command("train", shards=config.shards, run=f"{config.run}-auto")

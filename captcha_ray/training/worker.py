@@ -32,7 +32,7 @@ from captcha_ray.models.allocator import keep_freed_memory
 from captcha_ray.models.device import Arithmetic
 from captcha_ray.models.networks import Network, build_model
 from captcha_ray.models.spec import ModelSpec
-from captcha_ray.models.transfer import begin_with, keep_unseen
+from captcha_ray.models.transfer import begin_with, keep_classes, known_unseen
 from captcha_ray.recipes.config import TrainConfig
 from captcha_ray.runs.directory import RunDirectory
 from captcha_ray.runs.event_log import EventLog
@@ -122,9 +122,10 @@ class Worker:
         self._optimizer = build_optimizer(config, self._network)
         self._history: list[dict[str, Any]] = []
         decided: dict[str, Any] = {}
+        self._kept: list[int] = []  # classes whose weights the first attempt keeps
         if continues:
             state = load_state(self._run.path(STATE), self._network, self._optimizer)
-            self._history, decided = state["epochs"], state.get("plan", {})
+            self._history, decided, self._kept = state["epochs"], state.get("plan", {}), state.get("kept", [])
             if rank == 0:  # the last try may have ended between state and metrics
                 self._run.write_metrics(self._history)
         self._events = EventLog(self._run) if rank == 0 else None
@@ -142,8 +143,11 @@ class Worker:
         first = schedule.Plan.first(config, self._train.num_steps, guess_loss(counts))
         self._plan = first.restored(decided)
         self._train_all: Callable[[], None] = lambda: None
-        if config.init and self._plan.attempt == 0:
-            self._train_all = keep_unseen(self._network, (counts.sum(0)[: len(job.spec.charset)] > 0).tolist())
+        if config.init and not continues:
+            seen = (counts.sum(0)[: len(job.spec.charset)] > 0).tolist()
+            self._kept = known_unseen(job.spec, config.init, seen)
+        if self._kept and self._plan.attempt == 0:
+            self._train_all = keep_classes(self._network, self._kept)
         self._announced = 0.0
         if rank == 0:
             job.send(WorkersBegan(len(self._history), world_size))
@@ -305,7 +309,7 @@ class Worker:
             self._run.path(STATE),
             self._network,
             self._optimizer,
-            {"epochs": self._history, "plan": self._plan.to_dict()},
+            {"epochs": self._history, "plan": self._plan.to_dict(), "kept": self._kept},
         )
         self._run.write_metrics(self._history)
         if not has_diverged(record):

@@ -68,6 +68,20 @@ def test_one_line_is_not_taken_for_two() -> None:
     assert found_in([image.resize((24, 18)) for image in two], 6) == 0, "lines of nine pixels are none"
 
 
+@pytest.mark.parametrize("num_one", [1, 15])
+def test_images_of_one_size_are_all_cut_or_none(num_one: int) -> None:
+    two = [plate(text[:3], text[3:], seed=k).resize((100, 75)) for k, text in enumerate(texts(60, 7))]
+    undetected = [plate(text, seed=k).resize((100, 75)) for k, text in enumerate(texts(num_one, 7, seed=2))]
+    assert found_in(two + undetected, 7) > 100 / 75
+    assert found_in(undetected + two, 7) > 100 / 75
+
+
+def test_ratios_that_are_close_are_told_apart() -> None:
+    two = [plate(text[:3], text[3:], seed=k).resize((1000, 750)) for k, text in enumerate(texts(60, 7))]
+    one = [plate(text, seed=k).resize((1001, 750)) for k, text in enumerate(texts(40, 7, seed=2))]
+    assert 1000 / 750 < found_in(two + one, 7) <= 1001 / 750
+
+
 def test_lines_are_cut_at_the_gap_and_put_side_by_side() -> None:
     pixels = np.full((50, 40), 255, np.uint8)
     pixels[4:18, 4:36:4] = 0  # a low line

@@ -329,6 +329,9 @@ def test_what_is_no_manifest_is_one_sentence(
         ("t.tsv", b"size\tfile_name\n1\ta.png\n2\tb;c.png\n"),
         ("t.csv", b'size;image\n1;a.png\n2;"b;c.png"\n'),
         ("t.csv", b"size|file|x,y\n1|a.png|3\n2|b;c.png|4\n"),
+        ("t.csv", b'path,"a;b;c"\na.png,1\nb;c.png,2\n'),
+        ("t.csv", b"\n\npath,x\na.png,1\nb;c.png,2\n"),
+        ("t.csv", b'sep=;\npath;x\na.png;1\n"b;c.png";2\n'),
         ("t.jsonl", b'{"size": 1, "path": "a.png"}\n{"path": "b;c.png", "size": 2, "more": [1]}\n'),
         ("T.NDJSON.gz", gzip.compress(b'{"path": "a.png"}\n{"path": "b;c.png"}\n')),
     ],
@@ -353,10 +356,11 @@ def test_paths_in_parquet_may_be_bytes_and_nothing_but_text(place: Path, write: 
 @pytest.mark.parametrize(
     ("data", "sentence"),
     [
-        ("path\na.png\n".encode("utf-16"), r"t\.csv is in UTF-16; convert it by iconv -f utf-16 -t utf-8"),
-        ("path\na.png\n".encode("utf-16-le"), r"t\.csv is in UTF-16; convert it"),
+        ("path\na.png\n".encode("utf-16"), r"t\.csv is in UTF-16 or damaged; convert it by iconv -f utf-16 -t utf-8"),
+        ("path\na.png\n".encode("utf-16-le"), r"t\.csv is in UTF-16 or damaged; convert it"),
         ("path\nä.png\n".encode("cp1252") * 3, r"t\.csv cannot be read: it is not in UTF-8; convert it; if it is from"),
-        (b'path,text\na.png,1\nb.png,"2\n', r"the listing .*t\.csv cannot be read: (?!.*source\.csv)"),
+        (b'path,text\na.png,1\nb.png,"2\n', r"the listing .*t\.csv cannot be read: (?!.*(source\.csv|UTF-8))"),
+        (b"path\na.png,extra\nb.png\n", r"the listing .*t\.csv cannot be read: (?!.*(source\.csv|UTF-8))"),
     ],
 )
 def test_what_is_wrong_with_a_listing_is_said_of_the_table_itself(
@@ -365,3 +369,9 @@ def test_what_is_wrong_with_a_listing_is_said_of_the_table_itself(
     (place / "t.csv").write_bytes(data)
     with pytest.raises(InputError, match=sentence):
         write(place / "t.csv")
+
+
+def test_paths_in_json_lines_are_text_whatever_they_look_like(place: Path, write: Callable[..., Any]) -> None:
+    names = ["550E8400-e29b-41d4-a716-446655440000", "2026-11-01", "12:30:01", "007", "1e5"]
+    (place / "t.jsonl").write_text("".join(json.dumps({"uri": name, "etag": "q"}) + "\n" for name in names))
+    assert {row["uri"] for row in write(place / "t.jsonl")} == {f"{place}/{name}" for name in names}

@@ -11,7 +11,7 @@ from captcha_ray.images.spec import ImageSpec
 from captcha_ray.models import checkpoint
 from captcha_ray.models.networks import Network, build_model
 from captcha_ray.models.spec import ModelSpec
-from captcha_ray.models.transfer import begin_with, check_source, keep_unseen
+from captcha_ray.models.transfer import begin_with, check_source, keep_classes, known_unseen
 
 SOURCE = ModelSpec(
     network="column_cnn", image=ImageSpec(height=48, width=96), charset="0123ab", max_length=4, filters=4, variable=True
@@ -87,7 +87,7 @@ def test_what_does_not_fit_is_refused_in_a_sentence(source: tuple[str, Network],
 def test_what_no_image_shows_keeps_its_weights_until_all_are_trained(source: tuple[str, Network]) -> None:
     uri, _ = source
     network = begun(uri, SOURCE).train()
-    end = keep_unseen(network, [True, False, True, True, False, True])
+    end = keep_classes(network, [1, 4])
     optimizer = torch.optim.Adam(network.parameters(), 0.1)
     before = {name: parameter.clone() for name, parameter in network.named_parameters()}
 
@@ -104,3 +104,8 @@ def test_what_no_image_shows_keeps_its_weights_until_all_are_trained(source: tup
     end()
     step()
     assert not (network.columns[7].bias == before["columns.7.bias"]).any()  # type: ignore[index, union-attr]
+
+
+def test_characters_that_nobody_knows_are_trained_though_no_image_shows_them(source: tuple[str, Network]) -> None:
+    spec = dataclasses.replace(SOURCE, charset="3xb0")
+    assert known_unseen(spec, source[0], [True, False, False, True]) == [2]

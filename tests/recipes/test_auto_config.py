@@ -109,6 +109,7 @@ def test_any_size_gives_every_character_columns_enough_and_a_small_network(
         (38, {}, 3e-3),  # ten of each of 19 characters, five an image
         (19, {}, 1.5e-3),
         (10, {}, 3e-3 * 50 / 190),
+        (2, {}, 5e-4),
         (10, {"learning_rate": 2e-3}, 2e-3),
         (10, {"from_scratch": True}, 3e-3),
         (10, {"filters": 32}, 3e-3),
@@ -116,5 +117,10 @@ def test_any_size_gives_every_character_columns_enough_and_a_small_network(
     ],
 )
 def test_few_images_change_weights_to_begin_with_more_slowly(num_images: int, change: Any, rate: float) -> None:
+    shown = manifest(num_images)
+    counts = dict.fromkeys(shown.charset, num_images * 5 / 19)
+    shown = dataclasses.replace(shown, num_characters={**shown.num_characters, "train": counts})  # type: ignore[dict-item]
     config = dataclasses.replace(get("auto"), **change)
-    assert auto_config.resolve(config, manifest(num_images)).learning_rate == pytest.approx(rate)
+    assert auto_config.resolve(config, shown).learning_rate == pytest.approx(rate)
+    more = dataclasses.replace(shown, charset=shown.charset + "XYZ")  # which no image shows
+    assert auto_config.resolve(config, more).learning_rate == pytest.approx(rate)

@@ -273,3 +273,12 @@ def test_a_network_that_always_says_the_commonest_character_is_found_by_validati
     assert "90.91% of the validation characters, of which the commonest alone are 90.91%" in said[0]
     better = [{**epoch(0.3, 0.3, 21 / 22), "val_char_accuracy": 21 / 22}]
     assert diagnosis.diagnose(always, better, CONFIG, single) == []
+
+
+def test_a_larger_size_is_not_advised_where_lines_are_put_side_by_side() -> None:
+    """A size that is given would leave the two lines above one another."""
+    image = {"height": 32, "width": 40, "channels": 1, "two_lines": 1.5}
+    said = diagnosis.suggest(results(90, *[("abcd", "abc")] * 10), CONFIG, manifest(image=image))
+    assert not [sentence for sentence in said if sentence.startswith("size:")]
+    told = diagnosis.diagnose(NOTHING, [epoch()], CONFIG, manifest(image=image))
+    assert "preprocess.py" not in told[-1]
