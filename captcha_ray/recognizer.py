@@ -42,7 +42,7 @@ class Prediction:
     """The text of one image.
 
     confidence: the least certain character's, 0 to 1. char_confidence: probability of each character. error: why there
-    is no text, as `Reason: sentence`; else None.
+    is no text, as `reason: sentence`; else None.
     """
 
     text: str

@@ -80,9 +80,9 @@ class PreprocessConfig(Config):
     """auto cuts off what surrounds the text, if in nearly all images it stands in the same part of at most half the
     height or width, and neither --height nor --width is given; none keeps all."""
     lines: Literal["auto", "one", "two"] = "auto"
-    """Lines of text in an image: one; two; or auto: two in images that are too narrow for their text and have a gap in
-    the middle of their height, if neither --height nor --width is given. The lower line is put to the right of the
-    upper one."""
+    """Lines of text in an image: one; two; or auto: two where an image is too narrow for its text and has a gap in the
+    middle of its height, and neither --height nor --width is given. The lower line is put to the right of the upper
+    one."""
     denoise: int = 0
     """Side of a median filter, pixels, odd; 0 for none."""
     binarize: bool = False

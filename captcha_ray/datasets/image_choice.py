@@ -136,8 +136,8 @@ def choose_image(config: PreprocessConfig, files: pa.Table) -> ImageSpec:
     widths = np.array([(right - left) * look.appearance.width for look in looks])
     if open_ and config.lines == "auto":
         rows = slice(round(top * LOOK.height), round(bottom * LOOK.height))
-        grays, lengths = [look.gray[rows] for look in looks], [look.length for look in looks]
-        two_lines = find_two_lines(grays, widths, heights, lengths)
+        grays, characters = [look.gray[rows] for look in looks], [look.length for look in looks]
+        two_lines = find_two_lines(grays, widths, heights, characters)
     ratios = widths / heights
     heights = np.where(ratios < two_lines, heights / 2, heights)
     ratios = np.where(ratios < two_lines, 4 * ratios, ratios)

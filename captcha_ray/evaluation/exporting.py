@@ -75,7 +75,7 @@ def describe(measured: Mapping[str, Any]) -> list[str]:
         if isinstance(seen, dict) and "as_torch" in seen:
             lines.append(f"{precision}: {seen['right']:,}; {seen['as_torch']:,} as torch does")
     if "int8" not in measured:
-        lines.append(f"int8: not offered, for it is judged by at least {MIN_IMAGES} validation images")
+        lines.append(f"int8: not offered; judging it takes at least {MIN_IMAGES} validation images")
     elif not _loses_little(measured):
         lines.append("int8 loses too much, and is not offered")
     return lines

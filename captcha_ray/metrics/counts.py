@@ -45,7 +45,7 @@ def ratio(numerator: float, denominator: float) -> float | None:
 
 
 def guess_loss(counts: npt.NDArray[np.int64]) -> float:
-    """Return the loss of guessing, nats per image: of who knows only how often each class stands at each position.
+    """Return the loss of guessing, nats per image: of always guessing by how often each class stands at each position.
 
     It is the sum of the positions' entropies (C. Shannon, 1948). counts: int64 (max_length, classes), of all images.
     """
