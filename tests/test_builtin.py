@@ -9,13 +9,14 @@ import matplotlib
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image, ImageDraw, ImageFont
+from safetensors.torch import load
 
 import captcha_ray
 from captcha_ray import Recognizer
 from captcha_ray.errors import InputError
 from captcha_ray.evaluation.config import EvaluateConfig
 from captcha_ray.inference.config import InferConfig
-from captcha_ray.models import fingerprint
+from captcha_ray.models import checkpoint, fingerprint
 from captcha_ray.models.spec import BUILTIN
 from captcha_ray.recipes.auto_config import resolve
 from captcha_ray.recipes.catalog import get
@@ -130,3 +131,22 @@ def test_a_run_begins_with_another_ones_weights_and_goes_on_without_it(
     Path("begun/_SUCCESS").unlink()
     again = captcha_ray.train(dataclasses.replace(base, run="begun", init="first", resume=True))
     assert again.results["num_epochs"] == 2
+
+
+@pytest.mark.parametrize("num_workers", ["1", "2"])
+def test_a_character_that_no_image_shows_keeps_the_weights_it_came_with(
+    num_workers: str, ray_cluster: ray_session.Cluster, tmp_path: Path
+) -> None:
+    draw_glyphs(tmp_path / "corpus", glyph_texts(60, 2))
+    made = config_for(tmp_path, charset="abcdeЖ", splits=(0.8, 0.2, 0.0))
+    captcha_ray.preprocess(made)
+    changes = {"weight_decay": 0.0, "epochs": 2, "max_epochs": 2, "batch_size": 8, "num_workers": num_workers}
+    config = captcha_ray.load_recipe("auto", shards=made.out, run=str(tmp_path / "run"), **changes)
+    run = captcha_ray.train(config).run
+    _, spec, _ = checkpoint.load_model(BUILTIN)
+    given, learned = (
+        load(fingerprint.load_verified(fingerprint.find_checkpoint(uri))[2])["columns.7.weight"].flatten(1)
+        for uri in (BUILTIN, run)
+    )
+    same = [bool((learned[k] == given[spec.charset.index(c)]).all()) for k, c in enumerate("abcde")]
+    assert same == [False, False, False, False, True]
