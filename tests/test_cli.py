@@ -107,7 +107,7 @@ def test_a_network_is_exported_anew_and_measured_as_it_runs_at_night(
     night = captcha_ray.evaluate(EvaluateConfig(run=run.run, engine="openvino", precision="fp32"))
     assert night.results["test"]["char_accuracy"] == pytest.approx(run.results["test"]["char_accuracy"], abs=0.05)
     assert Path(run.run, "results.json").read_bytes() == results  # measured in another way, so not the run's
-    with pytest.raises(InputError, match="engine torch computes in fp32 or bf16"):
+    with pytest.raises(InputError, match="precision is int8, in which engine torch cannot compute"):
         captcha_ray.evaluate(EvaluateConfig(run=run.run, precision="int8"))
 
 

@@ -21,20 +21,10 @@ import pyarrow.parquet as pq
 from captcha_ray.errors import InputError
 from captcha_ray.storage import filesystem
 from captcha_ray.storage.filesystem import speakable
-
-PATH_NAMES = ("path", "file_name", "filename", "file", "image", "uri")
-"""Columns, in lower case, that may name the image, the first that is there; Hugging Face's image folders and the
-tables of common OCR tools call it so.
-"""
+from captcha_ray.storage.table_text import DELIMITERS, EXCELS_FIRST_LINE, PATH_NAMES, encoding_of
 
 TEXT_NAMES = ("text", "label", "ground_truth", "transcription")
 """Columns, in lower case, that may hold the label, the first that is there."""
-
-DELIMITERS = (",", ";", "\t", "|")
-"""Separate the fields of a line; the one that splits the header into most fields is taken."""
-
-EXCELS_FIRST_LINE = re.compile("sep=.", re.IGNORECASE)
-"""Match the line by which a table tells Excel its delimiter."""
 
 MAX_RECORD_LINES = 100
 """Most lines of a record, whose notes may hold line breaks within quotation marks."""
@@ -270,18 +260,8 @@ def _record(lines: Sequence[str], delimiter: str) -> tuple[list[str], int, str]:
 
 def _decode(uri: str, data: bytes) -> str:
     """Return the text of a table in UTF-8, UTF-16 or UTF-32. Raises InputError for another encoding."""
-    if data[:4] in (b"\xff\xfe\0\0", b"\0\0\xfe\xff"):
-        encoding = "utf-32"
-    elif data[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        encoding = "utf-16"
-    elif data[1:40:2].count(0) > len(data[1:40:2]) / 2:
-        encoding = "utf-16-le"
-    elif data[:40:2].count(0) > len(data[:40:2]) / 2:
-        encoding = "utf-16-be"
-    else:
-        encoding = "utf-8-sig"
     try:
-        return data.decode(encoding)
+        return data.decode(encoding_of(data))
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
         raise InputError(

@@ -26,20 +26,12 @@ from captcha_ray.inference import schema
 from captcha_ray.storage import filesystem
 from captcha_ray.storage.filesystem import is_hidden, speakable
 from captcha_ray.storage.objectstore import Entry
+from captcha_ray.storage.table_text import DELIMITERS, EXCELS_FIRST_LINE, PATH_NAMES, encoding_of
 
 TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
 """Suffixes of files that list images, in lower case and perhaps followed by .gz, beside an inventory's manifest.
 Anything else is an image, a folder or a prefix.
 """
-
-DELIMITERS = (",", ";", "\t", "|")
-"""Separate the fields of a line; the one that is most often in the first line is taken."""
-
-NOT_UTF8 = (b"\xff\xfe", b"\xfe\xff")
-"""First bytes of a text in UTF-16 or UTF-32."""
-
-EXCELS_FIRST_LINE = re.compile(b"sep=.", re.IGNORECASE)
-"""Match the line by which a table tells Excel its delimiter."""
 
 TEXT_TYPES = ("VARCHAR", "BLOB", "ENUM", '"NULL"')
 """First words of DuckDB's types of columns that may name images."""
@@ -54,7 +46,7 @@ MEMORY_LIMIT = "1GB"
 """Memory of DuckDB before it spills to its temporary folder."""
 
 ALIASES = {
-    "uri": ("uri", "path", "url", "filename", "file", "image"),
+    "uri": ("uri", "path", "url", *(name.replace("_", "") for name in PATH_NAMES)),
     "etag": ("etag",),
     "size": ("size", "sizebytes"),
     "last_modified": ("lastmodified", "lastmodifieddate"),
@@ -205,6 +197,10 @@ def _query(table: _Table, source: Path, match: str, database: duckdb.DuckDBPyCon
         yield pa.table(batch).cast(schema.LISTING_SCHEMA)
 
 
+def _is_before_header(line: str) -> bool:
+    return not line or bool(EXCELS_FIRST_LINE.fullmatch(line))
+
+
 def _is_utf8(source: Path) -> bool:
     decoder = codecs.getincrementaldecoder("utf-8")()
     with source.open("rb") as file:
@@ -224,10 +220,11 @@ def _reader(table: _Table, source: Path, database: duckdb.DuckDBPyConnection) ->
     skip = 0
     with source.open("rb") as file:
         first = file.readline(65_536)
-        while first and not table.columns and (not first.strip() or EXCELS_FIRST_LINE.fullmatch(first.strip())):
+        encoding = encoding_of(first)
+        if encoding != "utf-8-sig":
+            raise InputError(f"the listing {table.uri} is in {encoding}; convert it by iconv -f {encoding} -t utf-8")
+        while first and not table.columns and _is_before_header(first.decode(errors="replace").strip()):
             first, skip = file.readline(65_536), skip + 1
-    if first.startswith(NOT_UTF8) or b"\0" in first:
-        raise InputError(f"the listing {table.uri} is in UTF-16 or damaged; convert it by iconv -f utf-16 -t utf-8")
     if source.suffix in (".jsonl", ".ndjson"):
         read, parameters = "read_json($source, format = 'newline_delimited'", {"source": str(source)}
         found = database.execute(f"DESCRIBE SELECT * FROM {read})", parameters).fetchall()

@@ -1,13 +1,11 @@
 """Configure `train`; the docstring under a field is its `--help`."""
 
 import dataclasses
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from captcha_ray.config import DEMO, NOT_NEGATIVE, SHARE, SHARE_BELOW_1, Config, Limit, at_least
 from captcha_ray.errors import InputError, check
-from captcha_ray.models import fingerprint
 from captcha_ray.models.spec import BUILTIN, FILTERS, Network, Precision
-from captcha_ray.storage import filesystem
 
 Optimizer = Literal["sgd", "rmsprop", "adam", "adamw"]
 
@@ -132,10 +130,11 @@ class TrainConfig(Config):
 
     def absolute(self) -> "TrainConfig":
         """Return the config with absolute paths; `BUILTIN` stays a name."""
-        shards, run = filesystem.absolute(self.shards), filesystem.absolute(self.run)
-        unlabeled = filesystem.absolute(self.unlabeled) if self.unlabeled else ""
-        init = fingerprint.absolute(self.init) if self.init else ""
-        return dataclasses.replace(self, shards=shards, unlabeled=unlabeled, init=init, run=run)
+        from captcha_ray.storage.filesystem import absolute  # noqa: PLC0415 -- benchmarks have the config alone
+
+        paths = {name: getattr(self, name) for name in ("shards", "unlabeled", "init", "run")}
+        known: dict[str, Any] = {name: path if path in ("", BUILTIN) else absolute(path) for name, path in paths.items()}
+        return dataclasses.replace(self, **known)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -356,8 +356,8 @@ def test_paths_in_parquet_may_be_bytes_and_nothing_but_text(place: Path, write: 
 @pytest.mark.parametrize(
     ("data", "sentence"),
     [
-        ("path\na.png\n".encode("utf-16"), r"t\.csv is in UTF-16 or damaged; convert it by iconv -f utf-16 -t utf-8"),
-        ("path\na.png\n".encode("utf-16-le"), r"t\.csv is in UTF-16 or damaged; convert it"),
+        ("path\na.png\n".encode("utf-16"), r"t\.csv is in utf-16; convert it by iconv -f utf-16 -t utf-8"),
+        ("path\na.png\n".encode("utf-16-le"), r"t\.csv is in utf-16-le; convert it"),
         ("path\nä.png\n".encode("cp1252") * 3, r"t\.csv cannot be read: it is not in UTF-8; convert it; if it is from"),
         (b'path,text\na.png,1\nb.png,"2\n', r"the listing .*t\.csv cannot be read: (?!.*(source\.csv|UTF-8))"),
         (b"path\na.png,extra\nb.png\n", r"the listing .*t\.csv cannot be read: (?!.*(source\.csv|UTF-8))"),
