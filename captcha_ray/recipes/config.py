@@ -133,7 +133,8 @@ class TrainConfig(Config):
         from captcha_ray.storage.filesystem import absolute  # noqa: PLC0415 -- benchmarks have the config alone
 
         paths = {name: getattr(self, name) for name in ("shards", "unlabeled", "init", "run")}
-        known: dict[str, Any] = {name: path if path in ("", BUILTIN) else absolute(path) for name, path in paths.items()}
+        kept = ("", BUILTIN)
+        known: dict[str, Any] = {name: path if path in kept else absolute(path) for name, path in paths.items()}
         return dataclasses.replace(self, **known)
 
     def __post_init__(self) -> None:
