@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from captcha_ray import console
 from captcha_ray.datasets.config import PreprocessConfig
 from captcha_ray.datasets.schema import Manifest
+from captcha_ray.errors import InputError
 from captcha_ray.evaluation.config import EvaluateConfig, ExportConfig
 from captcha_ray.inference.config import InferConfig
 from captcha_ray.models import fingerprint
@@ -201,6 +202,8 @@ def export(config: ExportConfig) -> dict[str, Any]:
 
         shards = config.shards or own_shards
         ray_session.check_shared(run=run.uri, shards=shards)
+        if not config.shards and shards and not filesystem.exists(filesystem.join(shards, "manifest.json")):
+            raise InputError(f"the shards of this run, {shards}, are gone; --shards names others")
         if not shards or not open_shards(shards).manifest.num_images["val"]:
             return exporting.export(run.uri, None)
         measured = EvaluateConfig(run=run.uri, shards=shards, split="val")

@@ -107,6 +107,14 @@ def test_a_network_is_exported_anew_and_measured_as_it_runs_at_night(
     night = captcha_ray.evaluate(EvaluateConfig(run=run.run, engine="openvino", precision="fp32"))
     assert night.results["test"]["char_accuracy"] == pytest.approx(run.results["test"]["char_accuracy"], abs=0.05)
     assert Path(run.run, "results.json").read_bytes() == results  # measured in another way, so not the run's
+    shutil.move(glyph_shards.uri, f"{glyph_shards.uri}-moved")
+    try:
+        with pytest.raises(InputError, match=r"the shards of this run, .*, are gone; --shards names others"):
+            captcha_ray.export(ExportConfig(run=run.run))
+        elsewhere = captcha_ray.export(ExportConfig(run=run.run, shards=f"{glyph_shards.uri}-moved"))
+        assert elsewhere == measured
+    finally:
+        shutil.move(f"{glyph_shards.uri}-moved", glyph_shards.uri)
     with pytest.raises(InputError, match="precision is int8, in which engine torch cannot compute"):
         captcha_ray.evaluate(EvaluateConfig(run=run.run, precision="int8"))
 

@@ -43,7 +43,7 @@ def export(uri: str, val: pa.Table | None) -> dict[str, Any]:
     network, spec, _ = checkpoint.load_model(uri)
     model = to_onnx(network, spec)
     if val is None or not len(val):
-        exports.save(uri, {"fp32": model}, {})
+        exports.save(uri, {"fp32": model})
         return {}
     images, truths = schema.unpack_images(val["image"], spec.image), val["text"].to_pylist()
     expected = _texts(TorchEngine(network, spec, precision="fp32"), spec, images)

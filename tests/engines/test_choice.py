@@ -280,3 +280,13 @@ def test_few_images_do_not_judge_int8(tmp_path: Path, num_images: int) -> None:
     assert "int8" not in measured
     assert exports.has(run, "fp32")
     assert not exports.has(run, "int8")
+
+
+def test_an_export_without_images_keeps_what_was_measured(tmp_path: Path) -> None:
+    run = save_opinionated(tmp_path, SPECS[0])
+    fp32 = choice.export(run)
+    seen = {"num_images": 60, "torch": {"right": 60}, "int8": {"right": 60}}
+    exports.save(run, {"fp32": fp32, "int8": to_int8(fp32, pictures(SPECS[0], 4))}, seen)
+    assert exporting.export(run, None) == {}
+    assert exports.has(run, "int8")
+    assert exports.measured(run) == seen
