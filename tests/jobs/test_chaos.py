@@ -222,7 +222,7 @@ def test_every_object_is_recognized_once(
     cluster: Cluster = request.getfixturevalue("cluster_with_a_cable" if how == "cut off" else "cluster")
     out = tmp_path / "out"
     # a drained node goes after its notice only, and the night must still be at work then
-    network = network_of_size(tmp_path / "slow", *((384, 1024) if how == "drain" else (128, 192)))
+    network = network_of_size(tmp_path / "slow", *((384, 1536) if how == "drain" else (128, 192)))
     flags = ("--images", corpus, "--run", network, "--out", out, "--stall-timeout-s", "120")
     flags = (*flags, "--num-workers", "2", "--objects-per-run", "500")
 
