@@ -107,13 +107,13 @@ def train(config: TrainConfig) -> TrainResult:
     The defaults of `TrainConfig` are those of no recipe; `load_recipe("auto", shards=..., run=...)` gives a recipe's.
     A run that is finished already is returned as it is if `config.resume` is set.
     """
-    from captcha_ray.runtime import ray_session  # noqa: PLC0415 -- imports Ray
-
     run = RunDirectory(config.run)
     if config.resume and run.finished:
         run.check_config(config.absolute().to_dict(), RESUME_MAY_DIFFER)
         console.say(f"{run.uri} is finished already; nothing to do")
         return TrainResult(run.uri, run.read_json("results.json"))
+    from captcha_ray.runtime import ray_session  # noqa: PLC0415 -- imports Ray
+
     with ray_session.connect(meanwhile="captcha_ray.training.trainer") as cluster:
         # torch takes seconds to import; Ray starts meanwhile
         from captcha_ray.datasets.shards import open_shards  # noqa: PLC0415

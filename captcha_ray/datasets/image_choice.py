@@ -53,7 +53,7 @@ def choose(config: PreprocessConfig, files: pa.Table) -> tuple[ImageSpec, pa.Tab
         keep = lengths <= 2 * usual
     longest = int(lengths[keep].max())
     kept_files = files.filter(pa.array(keep))
-    image = choose_image(config, kept_files)
+    image = _choose_image(config, kept_files)
     if image.crop:
         console.say(
             f"text stands in {_described(image.crop)} of the images; the rest is cut off (--crop none keeps it)"
@@ -100,14 +100,14 @@ def _described(part: tuple[float, ...]) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class _Look:
-    """How an image of the sample looks. gray: uint8 (H, W, 1), of the size of `LOOK`. length: of its label."""
+    """Describe how an image of the sample looks. gray: uint8 (H, W, 1), of the size of `LOOK`. length: of its label."""
 
     appearance: decoder.Appearance
     gray: decoder.Pixels
     length: int
 
 
-def choose_image(config: PreprocessConfig, files: pa.Table) -> ImageSpec:
+def _choose_image(config: PreprocessConfig, files: pa.Table) -> ImageSpec:
     """Return the images to produce; what the config leaves open follows from a sample of the corpus.
 
     What surrounds the text is cut off, see `find_text`, and two lines are put side by side, see `find_two_lines`. The

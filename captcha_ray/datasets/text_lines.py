@@ -17,7 +17,7 @@ MIN_HEIGHT = 20
 """Least height of an image of two lines in pixels."""
 
 MIN_TWO, MAX_ONE = 0.7, 0.2
-"""Of the images below the ratio at least this share, and of those above it at most this, look like two lines."""
+"""Require this share of the images below the ratio, and at most that of those above it, to look like two lines."""
 
 MIN_IMAGES = 20
 """Least images of two lines from which the ratio is chosen."""
@@ -44,12 +44,11 @@ def find_two_lines(
     two &= (ratios < NARROW * np.array(lengths)) & (heights >= MIN_HEIGHT)
     order = np.argsort(ratios)
     ratios, two = ratios[order], two[order]
-    num_below = np.arange(1, len(two) + 1)
     right = np.cumsum(two) + (~two).sum() - np.cumsum(~two)  # if the images up to each place are taken for two lines
     right[:-1][ratios[1:] == ratios[:-1]] = -1  # equal ratios stand on one side
     last = int(np.argmax(right))
     below, above = two[: last + 1], two[last + 1 :]
-    if num_below[last] < MIN_IMAGES or below.mean() < MIN_TWO or (len(above) and above.mean() > MAX_ONE):
+    if len(below) < MIN_IMAGES or below.mean() < MIN_TWO or (len(above) and above.mean() > MAX_ONE):
         return 0.0
     following = ratios[last + 1] if last + 1 < len(ratios) else 1.5 * ratios[last]
     between = float(ratios[last] + following) / 2

@@ -10,7 +10,6 @@ MIDDLE = (0.3, 0.7)
 NEAR = 0.1
 """A row belongs to the gap if its ink exceeds the least by at most this share of the range."""
 
-
 EVERYWHERE = 0.9
 """Share of the emptiest row's ink that counts as noise; every row has it."""
 
@@ -26,7 +25,7 @@ def ink_of_rows(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
     """
     gray = pixels.reshape(*pixels.shape[:2], -1).mean(2)
     ink = np.abs(np.diff(gray, axis=1)).mean(1) if gray.shape[1] > 1 else np.zeros(len(gray))
-    reach = max(len(ink) // 30, 0)
+    reach = len(ink) // 30
     padded = np.pad(ink, reach, mode="edge")
     smooth: npt.NDArray[np.float64] = np.convolve(padded, np.full(2 * reach + 1, 1 / (2 * reach + 1)), "valid")
     return smooth

@@ -12,7 +12,7 @@ class SynthesizeConfig(Config):
     """Draw a seeded synthetic corpus, to try everything without a download."""
 
     scheme: Literal["digits", "text5", "lines4", "lines4-small", "bits5", "color-digits", "varied"] = "digits"
-    """What to draw; sizes are width x height. In folders 0 to 9: digits of 18x60, color-digits of 15x30. As
+    """Draw this; sizes are width x height. In folders 0 to 9: digits of 18x60, color-digits of 15x30. As
     <text>.png: text5, five characters in 200x50; lines4, four digits in colors with lines in 152x42; lines4-small,
     the same in 70x30; bits5, five digits in black and white in 80x25. varied: 1 to 10 characters in any font, gray
     level and clutter, in 192x48, with a table labels.parquet."""

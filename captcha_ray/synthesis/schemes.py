@@ -133,7 +133,8 @@ class _Captcha(captcha.image.ImageCaptcha):
     """Ink of one scheme, white on black, as the package takes brightness for opacity and cannot draw dark text.
 
     paper: gray float32 (height, width), 0 to 255, that the ink darkens by `darkness` (fraction). noise: standard
-    deviation in gray levels. The text is shifted right by `left` pixels and either way by at most `jitter` (x, y).
+    deviation in gray levels. num_dots: of one pixel's width. The text is shifted right by `left` pixels and either way
+    by at most `jitter` (x, y).
     """
 
     word_space_probability = 1.0  # of no space: the package's name says the opposite
@@ -143,6 +144,7 @@ class _Captcha(captcha.image.ImageCaptcha):
     mode: str
     left: int
     jitter: tuple[int, int]
+    num_dots: int
 
     def draw(self, text: str, rng: random.Random) -> npt.NDArray[np.float32]:
         with seeded_captcha(rng):
@@ -155,6 +157,11 @@ class _Captcha(captcha.image.ImageCaptcha):
         image = super().create_captcha_image(chars, color, background)
         dx, dy = (_between(-most, most) for most in self.jitter)
         return image.transform(image.size, Image.Transform.AFFINE, (1, 0, -self.left - dx, 0, 1, -dy))
+
+    def create_noise_dots(  # type: ignore[override]
+        self, image: Image.Image, color: captcha.image.ColorTuple, width: int = 1
+    ) -> Image.Image:
+        return super().create_noise_dots(image, color, width, self.num_dots)
 
 
 class _Text5(_Captcha):
@@ -170,15 +177,12 @@ class _Text5(_Captcha):
     mode = "RGBA"
     left = 30
     jitter = (5, 3)
+    num_dots = 12
 
     def __init__(self) -> None:
         width, height = SIZES["text5"]
         super().__init__(width, height, font_sizes=(36,))
         self.paper = np.tile(np.linspace(195, 250, width, dtype=np.float32), (height, 1))
-
-    create_noise_dots = staticmethod(
-        functools.partial(captcha.image.ImageCaptcha.create_noise_dots, width=1, number=12)
-    )
 
     @staticmethod
     def create_noise_curve(image: Image.Image, color: captcha.image.ColorTuple) -> Image.Image:
@@ -200,13 +204,12 @@ class _Digits(_Captcha):
     mode = "L"
     left = 0
     jitter = (1, 10)
+    num_dots = 8
 
     def __init__(self) -> None:
         width, height = SIZES["digits"]
         super().__init__(width, height, font_sizes=(24, 26))
         self.paper = np.full((height, width), 235, np.float32)
-
-    create_noise_dots = staticmethod(functools.partial(captcha.image.ImageCaptcha.create_noise_dots, width=1, number=8))
 
     @staticmethod
     def create_noise_curve(image: Image.Image, color: captcha.image.ColorTuple) -> Image.Image:

@@ -19,14 +19,11 @@ import pytest
 from PIL import Image
 
 from captcha_ray.datasets import decoding, preprocess, schema
-from captcha_ray.datasets.config import PreprocessConfig
 from captcha_ray.datasets.shards import Shards
 from captcha_ray.datasets.splits import SPLITS, split_of
 from captcha_ray.errors import InputError
 from captcha_ray.images.spec import ImageSpec
 from captcha_ray.runs.directory import to_json
-from captcha_ray.synthesis import demo
-from captcha_ray.synthesis.config import SynthesizeConfig
 from tests.factories import config_for, draw_glyphs, glyph_texts
 
 SMALL = ImageSpec(height=50, width=200)
@@ -214,30 +211,6 @@ def test_junk_is_passed_over_and_counted_but_unknown_files_are_not(tmp_path: Pat
     manifest = preprocess.preprocess(config_for(tmp_path))
     assert manifest.num_hidden == 3
     assert manifest.num_quarantined == {"not_an_image": 1}
-
-
-def test_jobs_without_arguments_make_the_corpus_and_shards_of_the_demo() -> None:
-    """Else each would find what the other has made finished, with other settings."""
-    assert SynthesizeConfig() == demo.CORPORA[0]
-    assert PreprocessConfig() == demo.SHARDS[0]
-
-
-def test_a_demo_corpus_that_was_begun_is_finished_and_one_of_somebody_else_left(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config = SynthesizeConfig(num_images=12, out=str(tmp_path / "drawn"))
-    monkeypatch.setattr(demo, "CORPORA", (config,))
-    demo.ensure_corpus(config.out)
-    whole = {path: path.read_bytes() for path in (tmp_path / "drawn").rglob("*.png")}
-    for path in sorted((tmp_path / "drawn").rglob("*.png"))[:5]:
-        path.unlink()
-    demo.ensure_corpus(config.out)
-    assert {path: path.read_bytes() for path in (tmp_path / "drawn").rglob("*.png")} == whole
-    (tmp_path / "drawn" / ".synthesis.json").unlink()
-    first = min((tmp_path / "drawn").rglob("*.png"))
-    first.unlink()
-    demo.ensure_corpus(config.out)
-    assert not first.exists()
 
 
 def test_a_finished_job_run_again_changes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,6 +1,5 @@
 """See the text whatever an image's samples mean, or call the image blank."""
 
-import functools
 import struct
 import zlib
 
@@ -8,33 +7,15 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from captcha_ray.images.decoder import BLANK, Unreadable, decode, inspect
 from captcha_ray.images.spec import ImageSpec
-from captcha_ray.recognizer import Recognizer
+from tests.support.drawn_text import MASK, SIZE, likeness, with_alpha
 from tests.support.image_files import MODES, encode
 
-SIZE = (48, 16)
 GRAY = ImageSpec(height=16, width=48)
 COLOR = ImageSpec(height=16, width=48, channels=3)
-
-
-def mask(size: tuple[int, int], font_size: int) -> np.ndarray:
-    """Return float32 (H, W), 0 to 1: how much ink a pixel of the text 8127 has."""
-    image = Image.new("L", size)
-    ImageDraw.Draw(image).text((size[0] / 2, size[1] / 2), "8127", fill=255, font_size=font_size, anchor="mm")
-    return np.asarray(image, np.float32) / 255
-
-
-MASK, LARGE = mask(SIZE, 14), mask((144, 48), 36)
-
-
-def likeness(pixels: np.ndarray) -> float:
-    """Return how well gray pixels, uint8 (H, W), agree with the text's ink or its negative: 0 not at all, 1 whole."""
-    if pixels.min() == pixels.max():
-        return 0.0
-    return float(abs(np.corrcoef(pixels.ravel().astype(float), MASK.ravel())[0, 1]))
 
 
 def legible(data: bytes) -> bool:
@@ -50,14 +31,6 @@ def likeness_of(data: bytes) -> float:
     pixels = decode(data, GRAY)
     assert isinstance(pixels, np.ndarray), pixels
     return likeness(pixels[:, :, 0])
-
-
-def with_alpha(
-    ink: tuple[int, int, int], beneath: tuple[int, int, int] = (0, 0, 0), text: np.ndarray = MASK
-) -> Image.Image:
-    """Return text as a drawing program leaves it: colors and alpha fade together at the edges."""
-    colors = np.array(beneath) + text[:, :, None] * (np.array(ink) - beneath)
-    return Image.fromarray(np.dstack([colors, text * 255]).round().astype(np.uint8))
 
 
 def samples(low: float, high: float, dtype: str) -> Image.Image:
@@ -275,90 +248,6 @@ def test_the_size_is_that_of_the_image_as_it_is_seen(kind: str, orientation: int
     assert (turned.reason, turned.detail) == ("wrong_aspect", "48x16 pixels do not fit 16x48")
 
 
-# --------------------------------------------------------------------------------------------------------- everything
-
-PAIRS = [(kind, mode) for kind, modes in MODES.items() for mode in modes]
-TURNED = {
-    1: None,
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_90,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_270,
-}
-"""Lay an upright image into its file as each orientation says."""
-
-RANGES = {"I;16": [255, 1023, 65_535], "I": [1, 255, 65_535, 2**24], "F": [1, 255, 65_535]}
-
-
-LEVELS = st.integers(0, 255) | st.sampled_from([0, 1, 253, 254, 255])
-
-ANYTHING = (
-    st.sampled_from(PAIRS),
-    st.sampled_from(list(TURNED)),
-    st.tuples(LEVELS, LEVELS),
-    st.integers(0, 3),
-    st.booleans(),
-)
-"""Format and mode, orientation, levels of ink and ground, range of samples, whether the ground is transparent."""
-
-
-def drawn(
-    text: np.ndarray, pair: tuple[str, str], orientation: int, levels: tuple[int, int], which: int, transparent: bool
-) -> tuple[bytes, int]:
-    """Return a file of a text, and how many levels part ink from ground in it."""
-    (kind, mode), (ink, ground) = pair, levels
-    values = ground + text * (ink - ground)
-    if mode in RANGES:
-        top = RANGES[mode][which % len(RANGES[mode])]
-        stored = (values * (top / 255)).astype({"I;16": np.uint16, "I": np.int32, "F": np.float32}[mode])
-        image, distinct = Image.fromarray(stored), len(np.unique(stored))
-    elif mode in ("RGBA", "LA") and transparent:
-        image, distinct = with_alpha((ink, ink, ink), text=text).convert(mode), 256
-    else:
-        image = Image.fromarray(values.round().astype(np.uint8)).convert("RGB")
-        image, distinct = image.convert(mode, palette=Image.Palette.ADAPTIVE), abs(ink - ground)
-    exif = Image.Exif()
-    if kind in ("JPEG", "PNG", "WEBP", "TIFF") and mode not in RANGES:
-        exif[0x0112] = orientation
-        image = image if orientation == 1 else image.transpose(TURNED[orientation])
-    return encode(image, kind, **({"exif": exif} if exif else {})), distinct
-
-
-@settings(max_examples=1500, deadline=None)
-@given(*ANYTHING)
-def test_text_is_legible_or_the_row_has_a_reason(
-    pair: tuple[str, str], orientation: int, levels: tuple[int, int], which: int, transparent: bool
-) -> None:
-    """Text of any gray on any other, in every mode and format, and ranges of samples, lying on any side."""
-    data, distinct = drawn(MASK, pair, orientation, levels, which, transparent)
-    found = decode(data, GRAY, max_stretch=1.5)
-    lossy = pair[0] == "JPEG" or pair[1] in ("1", "CMYK")
-    if isinstance(found, Unreadable):
-        assert found == BLANK
-        assert distinct < 2 or lossy
-    elif distinct > (24 if lossy else 4) and pair[1] != "1":
-        assert likeness(found[:, :, 0]) > 0.7
-        assert np.ptp(found) >= 16
-
-
-@functools.cache
-def network() -> Recognizer:
-    return Recognizer.load("builtin", num_threads=1, charset="0123456789", length=4)
-
-
-@settings(max_examples=400, deadline=None)
-@given(*ANYTHING)
-def test_a_network_recognizes_the_text_or_the_row_has_a_reason(
-    pair: tuple[str, str], orientation: int, levels: tuple[int, int], which: int, transparent: bool
-) -> None:
-    data, distinct = drawn(LARGE, pair, orientation, levels, which, transparent)
-    if distinct > (48 if pair[0] == "JPEG" or pair[1] == "CMYK" else 12) and pair[1] != "1":
-        assert network().predict(data).text == "8127"
-
-
 @settings(max_examples=300, deadline=None)
 @given(st.sampled_from(sorted(MODES)), st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 255)), max_size=8))
 def test_no_damage_makes_a_look_raise(kind: str, changes: list[tuple[int, int]]) -> None:
@@ -371,7 +260,7 @@ def test_no_damage_makes_a_look_raise(kind: str, changes: list[tuple[int, int]])
     assert isinstance(found, Unreadable) or (found.width > 0 and found.height > 0)
 
 
-@pytest.mark.parametrize(("kind", "mode"), PAIRS)
+@pytest.mark.parametrize(("kind", "mode"), [(kind, mode) for kind, modes in MODES.items() for mode in modes])
 def test_black_images_of_every_mode_and_format_are_blank(kind: str, mode: str) -> None:
     assert decode(encode(Image.new(mode, SIZE), kind), GRAY) == BLANK
 

@@ -4,8 +4,6 @@ import io
 import json
 import os
 import shutil
-import subprocess
-import sys
 import threading
 import time
 from collections import Counter
@@ -29,7 +27,6 @@ from captcha_ray.inference.table import Committed, Counts, PredictionTable, Run
 from captcha_ray.runtime import ray_session
 from captcha_ray.storage.lock import Lease
 from tests.factories import GLYPHS, draw_glyphs, glyph_texts, save_network
-from tests.support.processes import environment
 from tests.support.readers import Unheard
 from tests.support.waiting import wait_until
 
@@ -392,15 +389,3 @@ def test_a_night_tells_uncertain_predictions_from_certain_ones(images: Path, net
     manifest = json.loads((tmp_path / "some/run=000001/_manifest.json").read_text())
     assert manifest["counts"] == {"objects": 40, "ok": 30, "uncertain": 10, "errors": {}}
     assert night(images, network, tmp_path / "some", min_confidence=middle).skipped == 40
-
-
-def test_a_night_with_nothing_new_imports_neither_ray_nor_torch(images: Path, network: Path, tmp_path: Path) -> None:
-    out = str(tmp_path / "table")
-    night = InferConfig(images=str(images), run=str(network), out=out)
-    transcribe(night, time.monotonic())
-    program = (
-        "import sys, captcha_ray\nfrom captcha_ray.inference.config import InferConfig\n"
-        f"assert captcha_ray.infer(InferConfig(images={night.images!r}, run={night.run!r}, out={out!r})).skipped > 0\n"
-        "assert not {'ray', 'torch', 'openvino'} & set(sys.modules)"
-    )
-    subprocess.run([sys.executable, "-c", program], check=True, timeout=60, env=environment())

@@ -102,7 +102,7 @@ class Nodes:
         return self.started[-1]
 
     def run(self, program: str) -> str:
-        """What a program prints, as a driver of the cluster, which may take a minute."""
+        """Return what a program prints, as a driver of the cluster, which may take a minute."""
         env = {**self.env, "RAY_ADDRESS": self.address}
         command = [sys.executable, "-c", program]
         return subprocess.run(command, env=env, capture_output=True, text=True, check=True, timeout=60).stdout

@@ -206,7 +206,7 @@ def test_the_flags_are_the_jobs_own() -> None:
 
 
 def results(right: int, *wrong: tuple[str, str], **others: Any) -> dict[str, Any]:
-    """Of a test split of strings that are right and of pairs of truths and predictions that are not."""
+    """Return results of a test split: strings that are right, and pairs of truths and predictions that are not."""
     truths = ["abcd"] * right + [truth for truth, _ in wrong]
     predictions = ["abcd"] * right + [prediction for _, prediction in wrong]
     return {"test": summary(truths, predictions, "abcdA"), **others}

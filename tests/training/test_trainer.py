@@ -17,12 +17,10 @@ from PIL import Image
 from safetensors.torch import load
 
 from captcha_ray.datasets import preprocess
-from captcha_ray.datasets.config import LabelRule
-from captcha_ray.datasets.shards import Labeled, Shards, open_shards
+from captcha_ray.datasets.shards import Shards, open_shards
 from captcha_ray.errors import InputError
-from captcha_ray.evaluation import evaluate, sources
-from captcha_ray.models import checkpoint, fingerprint
-from captcha_ray.models.spec import ModelSpec
+from captcha_ray.evaluation import evaluate
+from captcha_ray.models import checkpoint
 from captcha_ray.recipes import auto_config
 from captcha_ray.recipes.catalog import get
 from captcha_ray.recipes.config import TrainConfig
@@ -205,39 +203,6 @@ def test_patience_stops_a_run_that_no_longer_gets_better(
     assert epochs_without_gain(epochs) == 2
 
 
-@pytest.mark.parametrize("num_workers", [0, 1])
-@pytest.mark.parametrize("spec", [factories.GLYPHS, factories.COLUMNS], ids=lambda spec: spec.network)
-def test_files_that_cannot_be_read_are_counted_with_their_reasons(
-    spec: ModelSpec, num_workers: int, ray_cluster: ray_session.Cluster, tmp_path: Path
-) -> None:
-    folder, model = tmp_path / "corpus", factories.save_network(tmp_path / "run", spec)
-    folder.mkdir()
-    for name in ("ab-1.png", "ab-2.png", "-unlabeled.png"):
-        (folder / name).write_bytes(b"broken")
-
-    def labeled() -> Labeled:
-        rule = LabelRule("filename", "^([^-]+)")
-        return sources.read_corpus(str(folder), rule, fingerprint.load_spec(str(model)).image)
-
-    with pytest.raises(InputError, match=r"no image of .* can be read: 2 not_an_image, 1 no_label"):
-        evaluate.evaluate(labeled(), str(model), num_workers)
-    factories.draw_glyphs(folder, factories.glyph_texts(12, 2))
-    found = evaluate.evaluate(labeled(), str(model), num_workers).summary()
-    assert (found["num_images"], found["unreadable"]) == (12, {"not_an_image": 2, "no_label": 1})
-
-
-def test_mistakes_that_are_alike_do_not_stop_an_evaluation(
-    glyph_shards: Shards, ray_cluster: ray_session.Cluster, tmp_path: Path
-) -> None:
-    config = config_for(glyph_shards, tmp_path / "run", epochs=1)
-    fit(config, glyph_shards, ray_cluster)
-    val = glyph_shards.labeled("val")
-    twice = dataclasses.replace(val, dataset=val.dataset.union(val.dataset), num_files=2 * val.num_files)
-    found = evaluate.evaluate(twice, config.run)
-    assert found.counts.num_images == 2 * val.num_files
-    assert len(found.mistakes) > 1
-
-
 def test_an_evaluation_is_published_beside_what_the_run_holds_already(
     glyph_shards: Shards, ray_cluster: ray_session.Cluster, tmp_path: Path
 ) -> None:
@@ -358,34 +323,6 @@ def test_what_a_config_leaves_open_stands_in_the_run(
     monkeypatch.setattr(auto_config, "IMAGES_SEEN", 2500)
     resumed = fit(dataclasses.replace(auto, resume=True), glyph_shards, ray_cluster)
     assert resumed == epochs, "a run goes on as it was begun, though the rules have changed"
-
-
-def test_a_sample_is_of_the_size_asked_for_and_not_the_first_rows(glyph_shards: Shards) -> None:
-    train = glyph_shards.labeled("train")
-    uris = [row["uri"] for row in train.dataset.take_all()]
-    few = train.sample(30)["uri"].to_pylist()
-    assert 15 <= len(few) <= 45
-    assert [uri for uri in uris if uri in few] == few
-    assert few != uris[: len(few)]
-    assert max(uris.index(uri) for uri in few) > len(uris) // 2
-    assert train.sample(1000)["uri"].to_pylist() == uris
-
-
-def test_calibration_makes_confidence_mean_what_it_says(
-    glyph_shards: Shards, ray_cluster: ray_session.Cluster, tmp_path: Path
-) -> None:
-    config = config_for(glyph_shards, tmp_path / "run", epochs=4)
-    fit(config, glyph_shards, ray_cluster)
-    val = glyph_shards.labeled("val")
-    before = evaluate.evaluate(val, config.run).summary()
-    temperature = evaluate.calibrate(val.sample(2000), config.run)
-    after = evaluate.evaluate(val, config.run).summary()
-    assert fingerprint.load_spec(config.run).temperature == temperature != 1.0
-    assert after["loss"] < before["loss"]
-    assert after["num_exact_match"] == before["num_exact_match"]
-    assert evaluate.calibrate(val.sample(2000), config.run) == pytest.approx(
-        temperature
-    )  # of what the network says itself
 
 
 @pytest.mark.parametrize("num_workers", ["1:3", 1])
