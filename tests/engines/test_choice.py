@@ -263,10 +263,12 @@ def test_a_network_that_loses_strings_in_int8_is_not_and_the_figures_say_why(
 ) -> None:
     run = save_opinionated(tmp_path, SPECS[2])
     rows = rows_of(SPECS[2], run, 120)
+    (tmp_path / "model_int8.onnx").write_bytes(b"of an earlier export")
     monkeypatch.setattr(exporting, "to_int8", lambda model, images: to_int8(model, images[:1] * 0))
     measured = exporting.export(run, rows)
     assert measured["int8"]["right"] < 120
     assert not exports.has(run, "int8")
+    assert not (tmp_path / "model_int8.onnx").exists()
     right = {form: measured[form]["right"] for form in ("int8", "torch")}
     said = f"of 120 validation images int8 recognizes {right['int8']}, and torch in fp32 {right['torch']}"
     with pytest.raises(InputError, match=said):

@@ -94,7 +94,10 @@ def test_a_jpeg_with_a_damaged_segment_is_turned_as_its_exif_says() -> None:
     at = 2
     while whole[at + 1] in (0xE0, 0xE1):
         at += 2 + int.from_bytes(whole[at + 2 : at + 4], "big")
-    damaged = whole[:at] + b"\xff\xed\x00\x10Photoshop 3.0\x00" + whole[at:]
+    segment = b"Photoshop 3.0\x008BIM\x04\x04"  # ends before the length of the resource's name
+    damaged = whole[:at] + b"\xff\xed" + struct.pack(">H", len(segment) + 2) + segment + whole[at:]
+    with pytest.raises(IndexError):
+        Image.open(io.BytesIO(damaged))
     np.testing.assert_array_equal(decode(damaged, SPEC), decode(whole, SPEC))
 
 

@@ -1,9 +1,10 @@
 """A worker computes where its job was told to, whatever GPUs a node shows it."""
 
-from pathlib import Path
+from pathlib import inspect
 from typing import Any
 
 import numpy as np
+import Path
 import pyarrow as pa
 import pytest
 import ray
@@ -98,9 +99,11 @@ def test_actors_are_told_the_device_and_ask_ray_for_it(
     use_gpu: bool, run: str, glyph_shards: Shards, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told: list[tuple[Any, Any]] = []
+    threads: list[int] = []
 
     def map_batches(self: Any, function: Any, *, fn_constructor_args: tuple[Any, ...], **named: Any) -> Any:
         told.append((fn_constructor_args[1], named["num_gpus"]))
+        threads.append(inspect.signature(function).bind(*fn_constructor_args).arguments.get("num_threads", 0))
         raise InterruptedError
 
     rows = glyph_shards.labeled("val")
@@ -110,6 +113,7 @@ def test_actors_are_told_the_device_and_ask_ray_for_it(
     with pytest.raises(InterruptedError):
         pseudo_labels._read(["a.png"], glyph_shards, run, use_gpu)
     assert told == [("cuda", 1) if use_gpu else ("cpu", None)] * 2
+    assert threads[0] == 1, "an actor reserves one core"
 
 
 def test_ray_hides_gpus_from_tasks_and_actors_that_asked_for_none(ray_cluster: ray_session.Cluster) -> None:
