@@ -1,10 +1,10 @@
 """A worker computes where its job was told to, whatever GPUs a node shows it."""
 
-from pathlib import inspect
+import inspect
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-import Path
 import pyarrow as pa
 import pytest
 import ray
