@@ -1,6 +1,7 @@
-"""Fixtures that several test modules share: one Ray for the session, and small corpora of real image files."""
+"""What all tests share: fixtures (one Ray for the session, small corpora of real image files) and names of cases."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -10,6 +11,11 @@ from captcha_ray.runtime import ray_session
 from tests.factories import config_for, draw_glyphs, glyph_texts
 from tests.support.ray_nodes import Nodes
 from tests.support.s3_server import create_bucket, serve_moto, serve_s3
+
+
+def pytest_make_parametrize_id(val: Any, argname: str) -> str | None:
+    """Name files' bytes by their argument: two processes that compress or sign them anew collect the same tests."""
+    return argname if isinstance(val, bytes) else None
 
 
 @pytest.fixture(scope="session")

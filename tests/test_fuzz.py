@@ -60,7 +60,7 @@ def table_files() -> list[bytes]:
     buffer = io.BytesIO()
     pq.write_table(pa.table({"path": [a for a, _ in rows], "text": [b for _, b in rows]}), buffer)
     plain = [text.encode(), text.encode("utf-16"), text.replace(",", ";").encode("cp1252", "replace"), lines.encode()]
-    return [*plain, buffer.getvalue(), gzip.compress(text.encode())]
+    return [*plain, buffer.getvalue(), gzip.compress(text.encode(), mtime=0)]
 
 
 def damaged(data: bytes, others: list[bytes], rng: np.random.Generator) -> bytes:

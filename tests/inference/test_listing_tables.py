@@ -166,7 +166,7 @@ def test_a_csv_whose_rows_are_of_unequal_length_is_refused(place: Path, write: C
         write(place / "table.csv")
 
 
-GOOD = gzip.compress(("path\n" + "".join(f"{zlib.crc32(b'%d' % k):x}\n" for k in range(2000))).encode())
+GOOD = gzip.compress(("path\n" + "".join(f"{zlib.crc32(b'%d' % k):x}\n" for k in range(2000))).encode(), mtime=0)
 
 
 @pytest.mark.parametrize(
@@ -333,7 +333,7 @@ def test_what_is_no_manifest_is_one_sentence(
         ("t.csv", b"\n\npath,x\na.png,1\nb;c.png,2\n"),
         ("t.csv", b'sep=;\npath;x\na.png;1\n"b;c.png";2\n'),
         ("t.jsonl", b'{"size": 1, "path": "a.png"}\n{"path": "b;c.png", "size": 2, "more": [1]}\n'),
-        ("T.NDJSON.gz", gzip.compress(b'{"path": "a.png"}\n{"path": "b;c.png"}\n')),
+        ("T.NDJSON.gz", gzip.compress(b'{"path": "a.png"}\n{"path": "b;c.png"}\n', mtime=0)),
     ],
 )
 def test_tables_of_other_kinds_list_images_too(place: Path, write: Callable[..., Any], name: str, data: bytes) -> None:
