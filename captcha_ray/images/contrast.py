@@ -38,7 +38,7 @@ def to_8_bits(image: Image.Image) -> Image.Image:
         scaled = _scale(np.asarray(image))
         return Image.fromarray(255 - scaled if _tag(image, PHOTOMETRIC) == WHITE_IS_ZERO else scaled)
     if image.has_transparency_data:
-        image = image.convert("RGBA")
+        image = image if image.mode == "RGBA" else image.convert("RGBA")
         if image.getchannel("A").getextrema()[0] == 255:
             return image  # nothing shows through; what follows drops the channel
         return _over_ground(image)

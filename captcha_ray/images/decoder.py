@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import ExifTags, Image, ImageFile, ImageFilter, UnidentifiedImageError
 
-from captcha_ray.images import contrast, two_lines
+from captcha_ray.images import common_formats, contrast, two_lines
 from captcha_ray.images.metadata import SIGNATURES, STRIPPERS
 from captcha_ray.images.spec import ImageSpec
 
@@ -133,6 +133,8 @@ def _open_and_decode(
     """
 
     def open_and_decode(data: bytes) -> Decoded | Unreadable:
+        if common := _decode_common(data, spec, max_pixels, max_stretch, usual):
+            return common
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             width, height = image.size
             if width * height > max_pixels:
@@ -154,6 +156,20 @@ def _open_and_decode(
             if not isinstance(again, Unreadable):
                 return again
     return made
+
+
+def _decode_common(
+    data: bytes, spec: ImageSpec, max_pixels: int, max_stretch: float, usual: AspectRatios
+) -> Decoded | Unreadable | None:
+    """Return the decoded image of a file of a common kind; None where it is left to Pillow, to decode or to refuse."""
+    size = common_formats.size_of(data)
+    if size is None or math.prod(size) > max_pixels or _stretch(size, usual) > max_stretch:
+        return None
+    image = common_formats.load(data)
+    if image is None:
+        return None
+    pixels = prepare(image, spec)
+    return pixels if isinstance(pixels, Unreadable) else Decoded(pixels, image.width, image.height)
 
 
 def _guarded(make: Callable[[], T | Unreadable], max_pixels: int, data: bytes = b"") -> T | Unreadable:
