@@ -1,14 +1,17 @@
 """Images a second of bulk inference against plain loops that read, decode and recognize the same files.
 
-The plain loop is two tuned processes of one thread each (allocator that keeps its memory, batch 256, the job's engine
-and precision) that write nothing. The job also lists, plans, stages, commits and starts Ray; both are
-timed as whole processes, with their start. With `--source s3` both read from rclone's S3 server on loopback, the loop
-through obstore. Where TensorFlow is installed (name its Python with --keras-python), a Keras 3 loop that decodes with
-Pillow and calls `predict` at batch 32 is timed on a part of the files.
+The network is the default one. The plain loop is two tuned processes of one thread each (allocator that keeps its
+memory, batch 256, the job's engine, precision and decoders) that write nothing. The job also lists, plans, stages,
+commits and starts Ray; both are timed as whole processes, with their start. With `--source s3` both read from rclone's
+S3 server on loopback, the loop through obstore. On a part of the files, two more loops: the same with torch and Pillow
+(`--old-images`), and where TensorFlow is installed (name its Python with --keras-python) one of Keras 3 that decodes
+with Pillow and calls `predict` at batch 32.
 """
 
 import concurrent.futures
 import dataclasses
+import functools
+import io
 import json
 import multiprocessing
 import os
@@ -22,7 +25,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 import tyro
+from PIL import Image
 
 from captcha_ray.runs.environment import provenance
 from tests.support.s3_server import serve_s3
@@ -47,21 +52,33 @@ class Options:
     """Where both read from."""
     scratch: str = ""
     """Folder to keep corpus and network in between calls. Default: a temporary one."""
+    old_images: int = 20_000
+    """Files that the loop of torch and Pillow reads; 0 for none."""
     keras_python: str = ""
     """A Python that has TensorFlow and Pillow, for the Keras loop. Default: none is run."""
     keras_images: int = 20_000
     """Files the Keras loop reads."""
 
 
-def read_all(paths: list[str], run: str) -> int:
-    """Reads, decodes and recognizes files or objects, one batch after another; returns how many characters that is."""
+def decode_by_pillow(data: bytes, shape: tuple[int, int, int]) -> npt.NDArray[np.uint8]:
+    """Decode as the plainest program does: gray, resized."""
+    with Image.open(io.BytesIO(data)) as image:
+        return np.asarray(image.convert("L").resize((shape[1], shape[0])))[..., None]
+
+
+def read_all(paths: list[str], run: str, *, old: bool = False) -> int:
+    """Reads, decodes and recognizes files or objects, one batch after another; returns how many characters that is.
+
+    old: with torch and Pillow.
+    """
     import obstore  # noqa: PLC0415 -- in the process that needs it
     from obstore.store import from_url  # noqa: PLC0415
 
-    from captcha_ray.engines import choice  # noqa: PLC0415
+    from captcha_ray import Recognizer  # noqa: PLC0415
     from captcha_ray.images import decoder  # noqa: PLC0415
 
-    engine, spec, _ = choice.load(run, num_threads=1)
+    recognizer = Recognizer.load(run, engine="torch" if old else "auto", num_threads=1)
+    image = recognizer.spec.image
     pool = concurrent.futures.ThreadPoolExecutor(NUM_FETCH_THREADS)
     remote = paths[0].startswith("s3://")
     store: Any = from_url("s3://images", client_options={"allow_http": True}) if remote else None
@@ -81,8 +98,9 @@ def read_all(paths: list[str], run: str) -> int:
             data = [future.result() for future in now]
         else:
             data = [Path(path).read_bytes() for path in batch]
-        pixels = np.stack([np.asarray(decoder.decode(each, spec.image)) for each in data])
-        read += engine.log_probabilities(pixels).argmax(2).size
+        decode = decode_by_pillow if old else lambda each, _: np.asarray(decoder.decode(each, image))
+        pixels = np.stack([decode(each, image.shape) for each in data])
+        read += sum(len(one.text) for one in recognizer.predictions(recognizer.log_probabilities(pixels)))
     return read
 
 
@@ -117,14 +135,14 @@ def run_keras(python: str, paths: list[str]) -> tuple[float, str, str]:
     return seconds, keras, tensorflow
 
 
-def run_loop(paths: list[str], run: str) -> float:
-    """Seconds of the plain loop with the start of its processes."""
+def run_loop(paths: list[str], run: str, *, old: bool = False) -> float:
+    """Seconds of the plain loop with the start of its processes. old: with torch and Pillow."""
     tuned = {"MALLOC_MMAP_THRESHOLD_": str(1 << 30), "MALLOC_TRIM_THRESHOLD_": str(1 << 32), "OMP_NUM_THREADS": "1"}
     os.environ |= tuned
     shares = [paths[k::NUM_PROCESSES] for k in range(NUM_PROCESSES)]
     started = time.perf_counter()
     with concurrent.futures.ProcessPoolExecutor(NUM_PROCESSES, multiprocessing.get_context("spawn")) as pool:
-        list(pool.map(read_all, shares, [run] * NUM_PROCESSES))
+        list(pool.map(functools.partial(read_all, old=old), shares, [run] * NUM_PROCESSES))
     seconds = time.perf_counter() - started
     for name in tuned:
         del os.environ[name]
@@ -139,6 +157,13 @@ def run_job(images: str, run: str, out: str) -> tuple[float, str]:
     return time.perf_counter() - started, done.stdout.splitlines()[-1]
 
 
+def stages(out: str) -> dict[str, float]:
+    """What the manifest of the job's last run says of the rates of its stages."""
+    manifest = max(Path(out).rglob("_manifest.json"))
+    rates: dict[str, float] = json.loads(manifest.read_text())["images_per_second"]
+    return rates
+
+
 def prepare(folder: Path, options: Options) -> tuple[Path, Path]:
     """(bucket of copied images, run); made where they are not there yet."""
     drawn, bucket, run = folder / "drawn", folder / str(options.num_images) / "images", folder / "run"
@@ -148,7 +173,7 @@ def prepare(folder: Path, options: Options) -> tuple[Path, Path]:
             ("synthesize", ["--scheme", "text5", "--num-images", options.num_drawn, "--out", drawn]),
             ("preprocess", ["--corpus", drawn, "--labels", "filename", "--label-pattern", "^([^-]+)",
                             "--height", 50, "--width", 200, "--out", folder / "shards"]),
-            ("train", ["--recipe", "demo-text5", "--shards", folder / "shards", "--run", run, "--epochs", 1]),
+            ("train", ["--recipe", "auto", "--shards", folder / "shards", "--run", run, "--epochs", 1]),
         ):  # fmt: skip
             subprocess.run([job[0], f"{job[1]}/{name}.py", *map(str, flags)], check=True, stdout=subprocess.DEVNULL)
     sources = sorted(drawn.glob("*.png"))
@@ -189,9 +214,14 @@ def main() -> None:
                 pair = (
                     f"job {rates[-1]:,.0f} images/s ({job:.1f} s)   plain loop {loops[-1]:,.0f} images/s ({loop:.1f} s)"
                 )
-                print(f"{pair}   ratio {rates[-1] / loops[-1]:.3f}", flush=True)
+                print(f"{pair}   ratio {rates[-1] / loops[-1]:.3f}")
+                print(f"images a second a core, by stage: {stages(out)}", flush=True)
         ratios = [rate / loop for rate, loop in zip(rates, loops, strict=True)]
         print(f"job / plain loop, median: {statistics.median(ratios):.3f}")
+        if options.old_images:
+            few = paths[: options.old_images]
+            loop, old = run_loop(few, str(run)), run_loop(few, str(run), old=True)
+            print(f"plain loop against that of torch and Pillow, {len(few):,} images: {old / loop:.2f}")
         if options.keras_python:
             few = [f"{bucket}/{name}" for name in names[: options.keras_images]]
             seconds, keras, tensorflow = run_keras(options.keras_python, few)

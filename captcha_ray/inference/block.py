@@ -45,14 +45,20 @@ class BlockTask:
         return filesystem.join(self.attempt, f"block-{block:06d}{BLOCK}")
 
 
-def block_sizes(num_batches: int, num_workers: int) -> list[int]:
+def block_sizes(num_batches: int, num_workers: int, *, growing: bool = False) -> list[int]:
     """Return the batches of each block: half of a worker's share of the rest, but at most `MAX_BLOCK` objects.
 
     Blocks shrink towards the end, so that all workers end at about the same time (C. Polychronopoulos and D. Kuck,
     "Guided Self-Scheduling", 1987).
+
+    Args:
+        num_batches: In all blocks.
+        num_workers: Workers that there will be.
+        growing: Begin with one batch and double it from the second block on: the first ones show how long all take.
     """
-    sizes = []
+    sizes: list[int] = []
     while num_batches:
-        sizes.append(min(max(num_batches // (2 * num_workers), 1), MAX_BLOCK // BATCH_SIZE))
+        largest = max(sum(sizes), 1) if growing else num_batches
+        sizes.append(min(max(num_batches // (2 * num_workers), 1), MAX_BLOCK // BATCH_SIZE, largest))
         num_batches -= sizes[-1]
     return sizes

@@ -17,15 +17,12 @@ from captcha_ray.errors import InputError
 from captcha_ray.images import decoder
 from captcha_ray.inference import schema
 from captcha_ray.inference.block import BATCH_SIZE, BlockTask
+from captcha_ray.inference.read_ahead import ReadAhead
 from captcha_ray.inference.table import STAGED_SCHEMA, Counts
 from captcha_ray.recognizer import Prediction, Recognizer
 from captcha_ray.storage import filesystem, objectstore, parquet
 
 T = TypeVar("T")
-
-NUM_FETCH_THREADS = 32
-"""Concurrent reads of a worker from an object store; local files are read one after another."""
-
 
 NO_FILE = (errno.EISDIR, errno.EINVAL, errno.ENAMETOOLONG, errno.ELOOP)
 """Numbers of errors of what is no file, such as a folder or a pipe, or of a name that can be none's."""
@@ -54,14 +51,16 @@ class BlockReader:
         report["engine"] = self._recognizer.engine.name
         if self._recognizer.model_id != task.model_id:
             raise InputError(f"{task.model} is not the network it was when this job began")
-        self._fetchers = concurrent.futures.ThreadPoolExecutor(NUM_FETCH_THREADS)
+        self._store = ReadAhead(self._fetch_one)
         self._decoders = concurrent.futures.ThreadPoolExecutor(task.num_threads) if task.num_threads > 1 else None
+        self._ahead = concurrent.futures.ThreadPoolExecutor(1)
 
     def read(self, block: int) -> tuple[int, int]:
         """Recognize a block and stage its rows; return the number of rows and of errors."""
         listed = parquet.read(self._task.block_uri(block))
         chunks = [listed.slice(start, BATCH_SIZE).to_pylist() for start in range(0, len(listed), BATCH_SIZE)]
-        tables = [self._read_chunk(chunk, fetched) for chunk, fetched in zip(chunks, self._fetch(chunks), strict=True)]
+        decoded = self._decode_ahead(self._fetch(chunks))
+        tables = [self._recognize_chunk(chunk, pixels) for chunk, pixels in zip(chunks, decoded, strict=True)]
         rows = pa.concat_tables(tables)
         self._timed("write", parquet.write, self._task.staged(block), rows)
         self._report["stage"] = "wait for work"
@@ -69,14 +68,26 @@ class BlockReader:
 
     def _fetch(self, chunks: list[list[dict[str, Any]]]) -> Iterator[list[bytes | decoder.Unreadable]]:
         """Yield the bytes of each chunk's objects; those of the next chunk are fetched meanwhile from a store."""
-        if not any(filesystem.is_remote(row["uri"]) for chunk in chunks for row in chunk):
+        if any(filesystem.is_remote(row["uri"]) for chunk in chunks for row in chunk):
+            fetched = self._store.chunks(chunks)
+            while (found := self._timed("fetch", next, fetched, None)) is not None:
+                yield found
+        else:
             for chunk in chunks:
                 yield self._timed("fetch", lambda chunk=chunk: [self._fetch_one(row) for row in chunk])
+
+    def _decode_ahead(
+        self, fetched: Iterator[list[bytes | decoder.Unreadable]]
+    ) -> Iterator[list[decoder.Pixels | decoder.Unreadable]]:
+        """Yield the pixels of each chunk; those of the next one are decoded meanwhile if there are threads for it."""
+        decoded = (self._timed("decode", self._decode, chunk) for chunk in fetched)
+        if not self._decoders:
+            yield from decoded
             return
-        ahead = [self._fetchers.submit(self._fetch_one, row) for row in chunks[0]]
-        for following in [*chunks[1:], []]:
-            now, ahead = ahead, [self._fetchers.submit(self._fetch_one, row) for row in following]
-            yield self._timed("fetch", lambda now=now: [future.result() for future in now])
+        upcoming = self._ahead.submit(next, decoded, None)
+        while (now := upcoming.result()) is not None:
+            upcoming = self._ahead.submit(next, decoded, None)
+            yield now
 
     def _fetch_one(self, row: dict[str, Any]) -> bytes | decoder.Unreadable:
         """Return the object's bytes, and put into `row` what its listing left out."""
@@ -102,8 +113,9 @@ class BlockReader:
         row["last_modified"] = row["last_modified"] or entry.last_modified
         return decoder.Unreadable("too_large", f"{entry.size} bytes are more than {limit}") if data is None else data
 
-    def _read_chunk(self, listed: list[dict[str, Any]], fetched: list[bytes | decoder.Unreadable]) -> pa.Table:
-        decoded = self._timed("decode", self._decode, fetched)
+    def _recognize_chunk(
+        self, listed: list[dict[str, Any]], decoded: list[decoder.Pixels | decoder.Unreadable]
+    ) -> pa.Table:
         good = [pixels for pixels in decoded if not isinstance(pixels, decoder.Unreadable)]
         predictions = iter(self._timed("recognize", self._recognize, good) if good else [])
         columns: dict[str, list[Any]] = {name: [] for name in STAGED_SCHEMA.names}

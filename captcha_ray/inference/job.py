@@ -28,7 +28,7 @@ from captcha_ray.errors import InputError, JobError
 from captcha_ray.inference import listing
 from captcha_ray.inference.block import BATCH_SIZE, BlockTask, block_sizes
 from captcha_ray.inference.config import InferConfig
-from captcha_ray.inference.pipeline import Pipeline
+from captcha_ray.inference.pipeline import Pipeline, is_connected, shared_with_nodes
 from captcha_ray.inference.table import NUM_THREADS, Committed, Counts, PredictionTable
 from captcha_ray.inference.watchdog import watch
 from captcha_ray.models import fingerprint
@@ -83,7 +83,7 @@ class NightSummary:
 def transcribe(config: InferConfig, started: float, reader: str = READER) -> NightSummary:
     """Recognize what is new and commit it, together with what an interrupted job has staged.
 
-    Ray is started only if there is something to recognize.
+    Ray is started only if there is more to recognize than this process can in the seconds that Ray takes to start.
 
     Args:
         config: Of the job.
@@ -110,7 +110,7 @@ def transcribe(config: InferConfig, started: float, reader: str = READER) -> Nig
             from captcha_ray.runtime import capacity, ray_session  # noqa: PLC0415 -- imports Ray
 
             stack.enter_context(ray_session.connect())
-            ray_session.check_shared(**_shared(config))
+            ray_session.check_shared(**shared_with_nodes(config))
             capacity.has_capacity(config.num_workers or 1, config.cpus_per_worker, config.use_gpu)
         spool = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="captcha_ray-")))
         lease = stack.enter_context(Lease(filesystem.join(config.out, "_lease.json")))
@@ -121,25 +121,6 @@ def _check_apart(source: str, out: str) -> None:
     for inner, outer in ((source, out), (out, source)):
         if f"{inner}/".startswith(f"{outer.rstrip('/')}/"):
             raise InputError(f"{inner} lies in {outer}; the table and the images must stand apart")
-
-
-def _num_workers(config: InferConfig) -> int:
-    """Return how many workers to use.
-
-    Raises InputError if they do not fit, or if a node, which may have come meanwhile, does not see what they need.
-    """
-    from captcha_ray.runtime import capacity, ray_session  # noqa: PLC0415 -- imports Ray
-
-    ray_session.check_shared(**_shared(config))
-    num_workers = config.num_workers or max(capacity.num_fitting(config.cpus_per_worker, config.use_gpu), 1)
-    capacity.wait_for_capacity(num_workers, config.cpus_per_worker, config.use_gpu, **_shared(config))
-    return num_workers
-
-
-def _shared(config: InferConfig) -> dict[str, str]:
-    """Return what workers read and write, by flag; a table that lists images is the driver's alone."""
-    images = "" if listing.is_table(config.images) else config.images
-    return {"images": images, "run": fingerprint.shared(config.run), "out": config.out}
 
 
 STORE_ERRORS = ("StoreError", "Denied")
@@ -186,7 +167,7 @@ class _Job:
         self._seconds: dict[str, float] = {}
         self._blocks: list[tuple[str, int]] = []  # and rows
         self._rows = self._errors = self._total = self._adopted = 0
-        self._listed = self._skipped = self._num_hidden = self._num_workers = 0
+        self._listed = self._skipped = self._num_hidden = 0
         self._committed = Committed()
         self._telemetry = Telemetry("infer", config.out)
         self._measured = Counter[str]()  # seconds per stage that Prometheus knows
@@ -203,13 +184,8 @@ class _Job:
             if pending:
                 if said := choice.prepare(self._config.run, self._task.engine, self._task.device):
                     console.say(said)
-                before = time.monotonic()
-                from captcha_ray.runtime import ray_session  # noqa: PLC0415 -- imports Ray
-
-                with ray_session.connect():
-                    self._seconds["start Ray"] = time.monotonic() - before
-                    self._num_workers = _num_workers(self._config)
-                    self._recognize(self._timed("plan", self._write_blocks, pending))
+                with self._pipeline:
+                    self._recognize(self._timed("plan", self._write_blocks, pending, *self._pipeline.plan_workers()))
         except TooManyErrorsError:
             self._table.discard(filesystem.list_files(self._table.attempt))  # now that no worker adds to it
             self._table.give_up()
@@ -254,11 +230,11 @@ class _Job:
         self._skipped = 0 if self._config.retry_errors else max(self._listed - num_rows - self._rows, 0)
         return num_rows
 
-    def _write_blocks(self, num_rows: int) -> int:
-        """Cut the plan into blocks that workers can read, and return how many."""
+    def _write_blocks(self, num_rows: int, num_workers: int, growing: bool) -> int:
+        """Cut the plan into blocks that workers can read, and return how many. See `block_sizes`."""
         path = self._spool / "todo.parquet"
         batches = map(pa.table, pq.ParquetFile(path).iter_batches(BATCH_SIZE))
-        sizes = block_sizes(math.ceil(num_rows / BATCH_SIZE), self._num_workers)
+        sizes = block_sizes(math.ceil(num_rows / BATCH_SIZE), num_workers, growing=growing)
         with concurrent.futures.ThreadPoolExecutor(NUM_THREADS) as pool:
             waiting: list[concurrent.futures.Future[None]] = []
             for number, size in enumerate(sizes):
@@ -277,11 +253,12 @@ class _Job:
         began = time.monotonic()
         with (
             console.progress("recognize", self._total - self._rows, "objects") as shown,
-            contextlib.closing(self._pipeline.run(num_blocks, self._num_workers)) as finished,
+            contextlib.closing(self._pipeline.run(num_blocks, self._total - self._rows)) as finished,
         ):
             for block, rows, errors in finished:
                 self._add(self._task.staged(block), rows, errors)
-                self._measure(rows, errors, time.monotonic() - began)
+                if is_connected():
+                    self._measure(rows, errors, time.monotonic() - began)
                 shown(rows, f"{self._errors:,} errors" if self._errors else "")
                 if self._rows >= self._config.objects_per_run and not self._may_fail():
                     self._commit()
@@ -344,7 +321,7 @@ class _Job:
         wall = time.monotonic() - self._started
         seconds = self._pipeline.seconds
         seconds.update(self._seconds)
-        cores = self._num_workers * self._config.cpus_per_worker
+        cores = self._pipeline.num_cores
         recognized = max(self._num_recognized, 1)
         price = self._config.price_per_core_hour
         return {

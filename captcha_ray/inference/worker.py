@@ -35,23 +35,34 @@ class WorkerState:
     seconds: dict[str, float]
 
 
+class Report(dict[str, Any]):
+    """What a reader keeps up to date: the fields of `WorkerState`, but for the worker's name."""
+
+    def __init__(self) -> None:
+        super().__init__(engine="", stage="load the network", fetched=0, recognized=0, seconds={})
+
+    def state(self, worker: str) -> WorkerState:
+        """Return what stands in it now."""
+        return WorkerState(worker, **{**self, "seconds": dict(self["seconds"])})
+
+
+def load_reader(name: str, task: BlockTask, report: Report) -> "BlockReader":
+    """Make a reader of the named class, which is imported here so that the driver needs no engine."""
+    module, _, kind = name.rpartition(".")
+    reader: BlockReader = getattr(importlib.import_module(module), kind)(task, report)
+    return reader
+
+
 class RecognizeBlocks:
     """A `BlockReader` as an actor of `map_batches` that reports its state every second."""
 
     def __init__(self, task: BlockTask, send: Callable[[WorkerState], Any], reader: str) -> None:
-        self._report: dict[str, Any] = {
-            "engine": "",
-            "stage": "load the network",
-            "fetched": 0,
-            "recognized": 0,
-            "seconds": {},
-        }
+        self._report = Report()
         self._send = send
         self._refusal = self._failure = ""
         threading.Thread(target=self._keep_reporting, daemon=True).start()
-        module, _, name = reader.rpartition(".")
         try:
-            self._reader: BlockReader = getattr(importlib.import_module(module), name)(task, self._report)
+            self._reader = load_reader(reader, task, self._report)
         except InputError as error:  # told with the first block: of what a constructor raises, Ray keeps the text alone
             self._refusal = str(error)
 
@@ -82,13 +93,9 @@ class RecognizeBlocks:
         }
 
     def _report_state(self) -> None:
-        report = self._report
         import ray  # noqa: PLC0415 -- a night with nothing new imports no Ray
 
-        name = ray.get_runtime_context().get_worker_id()
-        seconds = dict(report["seconds"])
-        state = WorkerState(name, report["engine"], report["stage"], report["fetched"], report["recognized"], seconds)
-        self._send(state)
+        self._send(self._report.state(ray.get_runtime_context().get_worker_id()))
 
     def _keep_reporting(self) -> None:
         while True:

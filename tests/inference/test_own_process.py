@@ -1,0 +1,272 @@
+"""On a machine alone a job begins in its own process: short nights end there, and long ones go on with Ray."""
+
+import contextlib
+import errno
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow.dataset
+import pytest
+
+from captcha_ray.engines import choice
+from captcha_ray.errors import InputError, JobError
+from captcha_ray.inference import block, job, pipeline
+from captcha_ray.inference.block import block_sizes
+from captcha_ray.inference.block_reader import BlockReader
+from captcha_ray.inference.config import InferConfig
+from captcha_ray.inference.job import READER, NightSummary, transcribe
+from captcha_ray.runtime import ray_session
+from tests.factories import GLYPHS, draw_glyphs, glyph_texts, save_network
+from tests.support.processes import environment
+from tests.support.waiting import wait_until
+
+
+@pytest.fixture(scope="module")
+def network(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = save_network(tmp_path_factory.mktemp("network") / "run", GLYPHS)
+    choice.export(str(run))
+    return run
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    return draw_glyphs(tmp_path / "images", glyph_texts(40, 2))
+
+
+@pytest.fixture
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 8 objects, and so five of them."""
+    for module in (job, block):
+        monkeypatch.setattr(module, "BATCH_SIZE", 8)
+    monkeypatch.setattr(block, "MAX_BLOCK", 8)
+
+
+@pytest.fixture
+def alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a process that has not started Ray."""
+    monkeypatch.setattr(pipeline, "is_connected", lambda: False)
+    monkeypatch.setattr(job, "is_connected", lambda: False)
+
+
+def no_ray() -> None:
+    raise AssertionError("Ray is asked for")
+
+
+def night(images: Path, network: Path, out: Path, reader: str = READER, **changes: Any) -> NightSummary:
+    return transcribe(
+        InferConfig(images=str(images), run=str(network), out=str(out), **changes), time.monotonic(), reader
+    )
+
+
+def read(out: Path) -> Counter[str]:
+    found = pyarrow.dataset.dataset(str(out), partitioning="hive").to_table(["uri"])
+    return Counter(found["uri"].to_pylist())
+
+
+def once(images: Path) -> Counter[str]:
+    return Counter(map(str, images.iterdir()))
+
+
+def own_blocks(monkeypatch: pytest.MonkeyPatch, meanwhile: Any = lambda block: None) -> list[int]:
+    """Return a list that will hold the blocks that this process reads, each after a call of `meanwhile`."""
+    blocks: list[int] = []
+
+    class Own(BlockReader):
+        def read(self, block: int) -> tuple[int, int]:
+            meanwhile(block)
+            blocks.append(block)
+            return super().read(block)
+
+    monkeypatch.setattr(pipeline, "load_reader", lambda name, task, report: Own(task, report))
+    return blocks
+
+
+def test_a_short_night_imports_neither_ray_nor_torch_and_one_with_nothing_new_no_engine(
+    network: Path, images: Path, tmp_path: Path
+) -> None:
+    program = (
+        "import sys, captcha_ray\nfrom captcha_ray.inference.config import InferConfig\n"
+        f"night = InferConfig(images={str(images)!r}, run={str(network)!r}, out={str(tmp_path / 'out')!r})\n"
+        "done = captcha_ray.infer(night)\n"
+        "print(done.skipped, done.committed.counts.ok, {'ray', 'torch', 'openvino'} & set(sys.modules), done.engines)"
+    )
+    for said in ("0 40 {'openvino'} ['openvino ", "40 0 set() []"):
+        done = subprocess.run([sys.executable, "-c", program], check=True, timeout=60, env=environment(), text=True,
+                              stdout=subprocess.PIPE)  # fmt: skip
+        assert said in done.stdout
+    assert read(tmp_path / "out") == once(images)
+
+
+@pytest.mark.usefixtures("alone", "small_blocks")
+def test_a_short_night_is_all_its_own(
+    network: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray_session, "connect", no_ray)
+    blocks = own_blocks(monkeypatch)
+    done = night(images, network, tmp_path / "out")
+    assert blocks == [0, 1, 2, 3, 4]
+    assert (done.committed.counts.ok, len(done.engines)) == (40, 1)
+    assert read(tmp_path / "out") == once(images)
+
+
+@pytest.mark.parametrize("num_batches", [1, 2, 7, 40_000])
+def test_blocks_grow_from_one_batch_and_are_large_and_small_as_for_ray_then(num_batches: int) -> None:
+    sizes = block_sizes(num_batches, 2, growing=True)
+    assert sum(sizes) == num_batches
+    largest = sizes.index(max(sizes))
+    assert sizes[:largest] == [1, 1, 2, 4, 8][:largest]
+    assert sizes[largest:] == block_sizes(num_batches - sum(sizes[:largest]), 2)
+
+
+@pytest.fixture
+def stops(monkeypatch: pytest.MonkeyPatch) -> list[threading.Event]:
+    """What tells this process, of each night, to leave the rest to Ray."""
+    found: list[threading.Event] = []
+    run_here = pipeline.Pipeline._run_here
+
+    def kept(self: pipeline.Pipeline, num_blocks: int) -> Iterator[pipeline.Finished]:
+        found.append(self._stop)
+        return run_here(self, num_blocks)
+
+    monkeypatch.setattr(pipeline.Pipeline, "_run_here", kept)
+    return found
+
+
+@pytest.mark.usefixtures("alone", "small_blocks")
+@pytest.mark.parametrize(
+    ("too_long", "own"), [({"RAY_S": 0.0}, [0, 1, 2]), ({"MANY": 39}, [0])], ids=["by its rate", "by its size"]
+)
+def test_a_longer_night_goes_on_with_ray(
+    ray_cluster: ray_session.Cluster,
+    network: Path,
+    images: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    stops: list[threading.Event],
+    too_long: dict[str, Any],
+    own: list[int],
+) -> None:
+    for name, value in too_long.items():
+        monkeypatch.setattr(pipeline, name, value)
+    blocks = own_blocks(monkeypatch, lambda block: block < own[-1] or stops[0].wait(60))  # it works until Ray is there
+    connect = pipeline.Pipeline._connect
+
+    def connect_late(self: pipeline.Pipeline) -> None:
+        wait_until(lambda: self._begun == len(own))
+        connect(self)
+
+    monkeypatch.setattr(pipeline.Pipeline, "_connect", connect_late)
+    done = night(images, network, tmp_path / "out")
+    assert blocks == own
+    assert done.committed.counts.ok == 40
+    assert read(tmp_path / "out") == once(images)
+    assert not list((tmp_path / "out").glob("_*"))
+
+
+@pytest.mark.usefixtures("alone", "small_blocks")
+def test_what_own_process_does_until_ray_is_there_may_be_all(
+    network: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "RAY_S", 0.0)
+    blocks = own_blocks(monkeypatch)
+
+    @contextlib.contextmanager
+    def connect() -> Iterator[None]:
+        wait_until(lambda: len(blocks) == 5, None)
+        yield
+
+    monkeypatch.setattr(ray_session, "connect", connect)
+    monkeypatch.setattr(pipeline, "_num_workers", lambda config: 2)
+    assert night(images, network, tmp_path / "out").committed.counts.ok == 40
+    assert read(tmp_path / "out") == once(images)
+
+
+@pytest.mark.usefixtures("small_blocks", "alone")
+@pytest.mark.parametrize("changes", [{"num_workers": 1}, {"use_gpu": True}])
+def test_who_asks_for_workers_or_for_a_gpu_gets_workers(
+    network: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
+) -> None:
+    monkeypatch.setattr(ray_session, "connect", no_ray)
+    blocks = own_blocks(monkeypatch)
+    with pytest.raises(AssertionError, match="Ray is asked for"):
+        night(images, network, tmp_path / "out", **changes)
+    assert not blocks
+
+
+@pytest.mark.usefixtures("alone", "small_blocks")
+def test_too_many_errors_end_it_and_nothing_is_left(
+    network: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for path in sorted(images.iterdir())[:30]:
+        path.write_bytes(b"no image")
+    monkeypatch.setattr(ray_session, "connect", no_ray)
+    with pytest.raises(JobError, match="of 40 objects cannot be recognized"):
+        night(images, network, tmp_path / "out")
+    assert not list((tmp_path / "out").rglob("*.parquet"))
+    assert not list((tmp_path / "out").rglob("*.block*"))
+
+
+@pytest.mark.usefixtures("alone")
+@pytest.mark.parametrize(
+    ("error", "kind", "sentence"),
+    [
+        (InputError("engine x cannot be loaded"), InputError, "^engine x cannot be loaded$"),
+        (OSError(errno.ENOSPC, "full", "/x"), JobError, "^the disk is full: /x; make room"),
+        (OSError(errno.EIO, "broken"), OSError, "broken"),
+    ],
+)
+def test_what_ends_a_worker_ends_it_too(
+    network: Path,
+    images: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
+    kind: type[Exception],
+    sentence: str,
+) -> None:
+    def load_reader(*_: object) -> BlockReader:
+        raise error
+
+    monkeypatch.setattr(ray_session, "connect", no_ray)
+    monkeypatch.setattr(pipeline, "load_reader", load_reader)
+    with pytest.raises(kind, match=sentence):
+        night(images, network, tmp_path / "out")
+    assert not (tmp_path / "out/_lease.json").exists()
+
+
+@pytest.mark.usefixtures("alone")
+def test_a_stall_is_named_by_its_stage(
+    network: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray_session, "connect", no_ray)
+    monkeypatch.setattr(pipeline, "END_S", 0.1)
+    try:
+        with pytest.raises(JobError, match="no progress for 2 s at the stage: polish the lenses"):
+            night(images, network, tmp_path / "out", "tests.support.readers.Hanging", stall_timeout_s=2)
+    finally:
+        (tmp_path / "released").touch()
+
+
+@pytest.mark.usefixtures("alone", "small_blocks")
+def test_an_interruption_keeps_the_blocks_that_are_staged(
+    network: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray_session, "connect", no_ray)
+
+    def interrupt(block: int) -> None:
+        if block == 2:
+            raise KeyboardInterrupt
+
+    own_blocks(monkeypatch, interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        night(images, network, tmp_path / "out")
+    blocks = own_blocks(monkeypatch)
+    done = night(images, network, tmp_path / "out")
+    assert (done.adopted, len(blocks)) == (16, 3)
+    assert read(tmp_path / "out") == once(images)

@@ -1,0 +1,69 @@
+"""Reads from a store go on while what was read is used, as many at once as are of help."""
+
+import threading
+
+import pytest
+
+from captcha_ray.inference import read_ahead
+from captcha_ray.inference.read_ahead import MAX_READS, NUM_READS, NumReads, ReadAhead
+
+
+@pytest.mark.parametrize(
+    ("waits", "number"),
+    [
+        ([0.05, 0.1, 0.0], NUM_READS),
+        ([0.5], 2 * NUM_READS),
+        ([0.5, 0.05, 0.05], 2 * NUM_READS),
+        ([0.5, 0.3], 4 * NUM_READS),
+        ([0.5, 0.45, 0.42], 2 * NUM_READS),
+        ([0.9, 0.7, 0.5, 0.3, 0.2, 0.15], MAX_READS),
+    ],
+)
+def test_reads_are_doubled_while_there_is_a_wait_and_it_gets_shorter(waits: list[float], number: int) -> None:
+    reads = NumReads()
+    changed = [reads.adapt(wait) for wait in waits]
+    assert reads.value == number
+    assert NUM_READS * 2 ** sum(changed) == number
+
+
+def test_chunks_come_whole_and_in_order_while_the_next_one_is_read() -> None:
+    begun = {item: threading.Event() for item in range(9)}
+
+    def read(item: int) -> int:
+        begun[item].set()
+        return item * item
+
+    found = []
+    for number, squares in enumerate(ReadAhead(read).chunks([[0, 1, 2], [3, 4, 5], [6, 7, 8]])):
+        found += squares
+        assert all(begun[item].wait(60) for item in range(min(3 * number + 6, 9)))
+    assert found == [item * item for item in range(9)]
+
+
+def test_who_waits_gets_more_reads_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(read_ahead, "NUM_READS", 1)
+    together = threading.Barrier(2)
+
+    def read(item: int) -> int:
+        if item >= 100:
+            together.wait(60)  # passed by two reads at once alone
+        return item
+
+    reads = ReadAhead(read)
+    clock = iter(float(second) for second in range(10_000))
+    with monkeypatch.context() as patch:
+        patch.setattr(read_ahead.time, "perf_counter", lambda: next(clock))  # reads take as long as what follows
+        assert list(reads.chunks([[0], [1]])) == [[0], [1]]
+    assert list(reads.chunks([[100, 101]])) == [[100, 101]]
+
+
+def test_an_error_of_a_read_is_raised_where_its_chunk_is_wanted() -> None:
+    def read(item: int) -> int:
+        if item == 2:
+            raise ValueError("two")
+        return item
+
+    chunks = ReadAhead(read).chunks([[0, 1], [2, 3]])
+    assert next(chunks) == [0, 1]
+    with pytest.raises(ValueError, match="two"):
+        next(chunks)
