@@ -34,9 +34,8 @@ def uniform_alignment_loss(columns: Tensor, targets: Tensor, lengths: Tensor) ->
         lengths: int64 (N,), characters of each image.
     """
     num_columns, blank = columns.shape[1], columns.shape[2] - 1
-    place = (torch.arange(num_columns, device=columns.device) + 0.5) / num_columns * lengths[:, None]  # (N, T)
-    position = place.long()
-    middle = (place - position - 0.5).abs() < 0.25
-    said = torch.where(middle, targets.gather(1, position), blank)
-    losses = -columns.gather(2, said[..., None]).squeeze(2)  # (N, T)
-    return (losses * torch.where(middle, 1.0, 1 / 3)).mean(1) * lengths
+    share = lengths / num_columns
+    place = torch.arange(0.5, num_columns, device=columns.device) * share[:, None]  # (N, T), in characters
+    middle = (place.frac() - 0.5).abs() < 0.25
+    said = torch.where(middle, targets.gather(1, place.long()), blank)
+    return (columns.gather(2, said[..., None]).squeeze(2) * (middle * (-2 / 3) - 1 / 3)).sum(1) * share

@@ -48,6 +48,10 @@ class Arithmetic:
             images = images.pin_memory().to(self.device, non_blocking=True)
         return images.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.channels_last).div_(255)
 
+    def to_colors(self, colors: Tensor | None) -> Tensor | None:
+        """Convert uint8 colors of images on the CPU to float32 in [0, 1] on the device."""
+        return None if colors is None else colors.to(self.device, non_blocking=True).float().div_(255)
+
 
 def has_fast_bf16(device: torch.device) -> bool:
     """Return whether the device has bf16 instructions. Emulated, bf16 is ten times slower than fp32 on an AVX2 CPU."""

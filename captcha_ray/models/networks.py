@@ -24,21 +24,33 @@ class Network(nn.Module):
         super().__init__()
         self.num_characters = num_characters
 
-    def losses(
-        self, outputs: Tensor, targets: Tensor, label_smoothing: float = 0.0, alignment_prior: float = 0.0
-    ) -> Tensor:
+    def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return the negative log-likelihood of each image's text, float32 (N,), nats, summed over positions.
 
         Args:
             outputs: Of `forward`.
-            targets: int64 (N, S).
+            targets: int64 (N, S), on the outputs' device or on the CPU.
+        """
+        return self.shaped_losses(outputs, targets)[0]
+
+    def shaped_losses(
+        self, outputs: Tensor, targets: Tensor, label_smoothing: float = 0.0, alignment_prior: float = 0.0
+    ) -> tuple[Tensor, Tensor]:
+        """Return the losses as `losses` does, and again as they shape the gradient.
+
+        Args:
+            outputs: Of `forward`.
+            targets: int64 (N, S), on the outputs' device or on the CPU.
             label_smoothing: Share of the target that is spread over all classes (C. Szegedy et al., "Rethinking the
                 Inception Architecture", 2016).
             alignment_prior: Weight, 0 to 1, of the uniform-alignment loss in networks that must find where
                 characters stand.
         """
-        logits = outputs.float().transpose(1, 2)
-        return F.cross_entropy(logits, targets, reduction="none", label_smoothing=label_smoothing).sum(1)
+        logits, targets = outputs.float().transpose(1, 2), targets.to(outputs.device)
+        losses = F.cross_entropy(logits, targets, reduction="none").sum(1)
+        if not label_smoothing:
+            return losses, losses
+        return losses, F.cross_entropy(logits, targets, reduction="none", label_smoothing=label_smoothing).sum(1)
 
     def log_probabilities(self, outputs: Tensor) -> Tensor:
         """Return the classes' log-probabilities at each position, float32 (N, S, K)."""
@@ -179,22 +191,24 @@ class ColumnCNN(Network):
         columns: Tensor = self.columns(maps)  # (N, K + 1, 1, T)
         return columns.squeeze(2).transpose(1, 2)
 
-    def losses(
+    def shaped_losses(
         self, outputs: Tensor, targets: Tensor, label_smoothing: float = 0.0, alignment_prior: float = 0.0
-    ) -> Tensor:
-        """Return the losses of `Network.losses`, over all alignments. targets: int64 (N, S), K after the text's end.
+    ) -> tuple[Tensor, Tensor]:
+        """Return the losses of `Network.shaped_losses`, over all alignments. Targets are K after the text's end.
 
         Without an alignment prior such networks stay long where every column is blank.
         """
         columns = outputs.float().log_softmax(2)
-        lengths = (targets < columns.shape[2] - 1).sum(1)
-        losses = ctc_losses(columns, targets, lengths)
+        lengths = (targets < columns.shape[2] - 1).sum(1)  # where the targets are: CTC wants them on the CPU
+        targets = targets.to(outputs.device)
+        losses = shaped = ctc_losses(columns, targets, lengths)
+        if alignment_prior or label_smoothing:
+            lengths = lengths.to(outputs.device)
         if alignment_prior:
-            losses = torch.lerp(losses, uniform_alignment_loss(columns, targets, lengths), alignment_prior)
+            shaped = torch.lerp(shaped, uniform_alignment_loss(columns, targets, lengths), alignment_prior)
         if label_smoothing:
-            spread = -columns.mean((1, 2)) * lengths
-            losses = torch.lerp(losses, spread, label_smoothing)
-        return losses
+            shaped = torch.lerp(shaped, -columns.mean((1, 2)) * lengths, label_smoothing)
+        return losses, shaped
 
     def log_probabilities(self, outputs: Tensor) -> Tensor:
         """Return log-probabilities as `Network` does, (N, S, K), or (N, S, K + 1) if the length varies."""

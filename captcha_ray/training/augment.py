@@ -7,6 +7,7 @@ is not square is its own.
 """
 
 import dataclasses
+import functools
 import math
 
 import torch
@@ -66,8 +67,14 @@ class Augment:
         own = (field.name for field in dataclasses.fields(cls) if field.name != "affine")
         return cls(affine, **{name: getattr(config, name) for name in own})
 
-    def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """Distort float (N, C, H, W) in [0, 1]. The generator must be on the images' device."""
+    def __call__(self, images: Tensor, generator: torch.Generator, colors: Tensor | None = None) -> Tensor:
+        """Distort images.
+
+        Args:
+            images: float (N, C, H, W) in [0, 1].
+            generator: On the images' device.
+            colors: Paper and ink of each image, float (N, 2, C), see `paper_and_ink`; None to measure them.
+        """
         n, channels, height, width = images.shape
         device = images.device
 
@@ -75,53 +82,77 @@ class Augment:
             return torch.rand(shape, generator=generator, device=device) * 2 - 1
 
         if self.lines_fraction:
-            for _ in range(2):
-                images = _cross(images, self.lines_fraction, generator)
+            colors = paper_and_ink(images) if colors is None else colors
+            images = _cross(images, self.lines_fraction, colors, generator)
         if self.elastic_fraction:
             coarse = (n, 2, max(height // 12, 2), max(width // 12, 2))
-            waves = torch.randn(coarse, generator=generator, device=device) * self.elastic_fraction * height
+            waves = torch.randn(coarse, generator=generator, device=device)
+            waves = (
+                waves * _constant(device, 2 * self.elastic_fraction * height, (1 / width, 1 / height))[:, None, None]
+            )
             waves = F.interpolate(waves, (height, width), mode="bicubic", align_corners=False)
-            scale = torch.tensor([2 / width, 2 / height], device=device)  # pixels to normalized coordinates
-            grid = self.affine.grid(images.shape, generator) + waves.permute(0, 2, 3, 1) * scale
-            images = _sample(images, grid)
+            images = _sample(images, self.affine.grid(images.shape, generator) + waves.permute(0, 2, 3, 1))
         else:
             images = self.affine(images, generator)
+        if self.stroke_fraction or self.invert_fraction or self.noise_fraction:
+            stroke, invert, noise = draw(3, n, 1, 1, 1)
         if self.stroke_fraction and height >= MIN_STROKE_HEIGHT:
-            choice = draw(n, 1, 1, 1)
-            images = torch.where(choice < 2 * self.stroke_fraction - 1, -F.max_pool2d(-images, 3, 1, 1), images)
-            images = torch.where(choice >= 1 - 2 * self.stroke_fraction, F.max_pool2d(images, 3, 1, 1), images)
+            images = torch.where(stroke < 2 * self.stroke_fraction - 1, -F.max_pool2d(-images, 3, 1, 1), images)
+            images = torch.where(stroke >= 1 - 2 * self.stroke_fraction, F.max_pool2d(images, 3, 1, 1), images)
         if self.contrast_fraction:
-            images = images * (1 + self.contrast_fraction * draw(n, channels, 1, 1))
-            images = images + self.contrast_fraction * 2 / 3 * draw(n, channels, 1, 1)
+            contrast, brightness = draw(2, n, channels, 1, 1) * self.contrast_fraction
+            images = torch.addcmul(images, images, contrast).add(brightness, alpha=2 / 3)
         if self.invert_fraction:
-            images = torch.where(draw(n, 1, 1, 1) < 2 * self.invert_fraction - 1, 1 - images, images)
+            images = torch.where(invert < 2 * self.invert_fraction - 1, 1 - images, images)
         if self.noise_fraction:
-            strength = self.noise_fraction * draw(n, 1, 1, 1)
-            images = images + strength * torch.randn(images.shape, generator=generator, device=device)
+            spread = torch.randn(images.shape, generator=generator, device=device)
+            images = torch.addcmul(images, noise, spread, value=self.noise_fraction)
         return images
 
 
-def _cross(images: Tensor, fraction: float, generator: torch.Generator) -> Tensor:
-    """Draw a straight line over that share of the images.
+def paper_and_ink(images: Tensor) -> Tensor:
+    """Return the median of each channel, and of its darkest and its lightest value the one farther from the median.
 
-    It is anywhere, rather flat than steep, a tenth to seven tenths of the width long, 1/60 to 1/15 of the height thick,
-    and from halfway between paper and ink to ink.
+    Args:
+        images: (N, C, H, W), of any type.
+
+    Returns:
+        (N, 2, C) of the same type.
+    """
+    values = images.flatten(2)
+    paper, dark, light = values.median(2).values, values.amin(2), values.amax(2)
+    return torch.stack([paper, torch.where(paper - dark > light - paper, dark, light)], 1)
+
+
+def _cross(images: Tensor, fraction: float, colors: Tensor, generator: torch.Generator) -> Tensor:
+    """Draw a straight line over that share of the images, and then another one.
+
+    A line is anywhere, rather flat than steep, a tenth to seven tenths of the width long, 1/60 to 1/15 of the height
+    thick, and from halfway between paper and ink to ink.
     """
     n, channels, height, width = images.shape
     device = images.device
-    place = torch.rand((7, n, 1, 1), generator=generator, device=device)
-    values = images.flatten(2)
-    paper, dark, light = values.median(2).values, values.amin(2), values.amax(2)
-    ink = torch.where(paper - dark > light - paper, dark, light)
-    color = torch.lerp(paper, ink, 0.5 + 0.5 * torch.rand((n, channels), generator=generator, device=device))
-    angle = (place[0] - 0.5) * place[1] * math.pi
+    angle, flatness, right, down, length, thickness, chosen = torch.rand(
+        (7, 2, n, 1, 1), generator=generator, device=device
+    )
+    share = torch.rand((2, n, channels), generator=generator, device=device)
+    color = torch.lerp(colors[:, 0], colors[:, 1], 0.5 + 0.5 * share)
+    angle = (angle - 0.5) * flatness * math.pi
     cos, sin = torch.cos(angle), torch.sin(angle)
-    x = torch.arange(width, device=device) - place[2] * width  # (N, 1, W)
-    y = torch.arange(height, device=device)[:, None] - place[3] * height  # (N, H, 1)
-    along = (x * cos + y * sin).clamp(min=0).minimum((0.1 + 0.6 * place[4]) * width)
-    distance = torch.hypot(x - along * cos, y - along * sin)  # (N, H, W)
-    covers = ((1 + 3 * place[5]) / 120 * height + 0.5 - distance).clamp(0, 1) * (place[6] < fraction)
-    return torch.lerp(images, color[:, :, None, None], covers[:, None])
+    x = torch.arange(width, device=device) - right * width  # (2, N, 1, W)
+    y = torch.arange(height, device=device)[:, None] - down * height  # (2, N, H, 1)
+    along = (x * cos + y * sin).clamp(min=0).minimum((0.1 + 0.6 * length) * width)
+    distance = torch.hypot(x - along * cos, y - along * sin)  # (2, N, H, W)
+    covers = ((1 + 3 * thickness) / 120 * height + 0.5 - distance).clamp(0, 1) * (chosen < fraction)
+    for line in range(2):
+        images = torch.lerp(images, color[line, :, :, None, None], covers[line, :, None])
+    return images
+
+
+@functools.cache
+def _constant(device: torch.device, factor: float, values: tuple[float, ...]) -> Tensor:
+    """Return numbers on a device, which are copied there once. Float32, of the shape of `values`."""
+    return torch.tensor(values, device=device) * factor
 
 
 def _sample(images: Tensor, grid: Tensor) -> Tensor:
@@ -136,16 +167,19 @@ def affine_matrices(ranges: Affine, shape: torch.Size, generator: torch.Generato
     """
     n, _, height, width = shape
     device = generator.device
+    turn, slant = math.radians(ranges.rotation_degrees), math.radians(ranges.shear_degrees)
+    shift = ranges.shift_fraction
+    limits = (turn, slant, ranges.zoom_fraction, ranges.zoom_fraction, shift * width, shift * height)
     draw = torch.rand((6, n), generator=generator, device=device) * 2 - 1  # uniform in [-1, 1)
-    angle = draw[0] * math.radians(ranges.rotation_degrees)
-    shear = draw[1] * math.radians(ranges.shear_degrees)
-    zoom_x, zoom_y = 1 + draw[2:4] * ranges.zoom_fraction
-    shift_x, shift_y = draw[4] * ranges.shift_fraction * width, draw[5] * ranges.shift_fraction * height
-    cos, sin = torch.cos(angle), torch.sin(angle)
+    angle, shear, zoom_x, zoom_y, shift_x, shift_y = draw * _constant(device, 1.0, limits)[:, None]
+    zoom_x, zoom_y = 1 + zoom_x, 1 + zoom_y
+    angles = torch.stack([angle, angle + shear])
+    (cos, cos_slanted), (sin, sin_slanted) = torch.cos(angles), torch.sin(angles)
     # R(angle) @ [[1, -sin(shear)], [0, cos(shear)]] = [[cos, -sin(angle + shear)], [sin, cos(angle + shear)]]
-    xx, xy, x = cos * zoom_x, -torch.sin(angle + shear) * zoom_y, cos * shift_x - sin * shift_y
-    yx, yy, y = sin * zoom_x, torch.cos(angle + shear) * zoom_y, sin * shift_x + cos * shift_y
+    rows = [
+        *(cos * zoom_x, -sin_slanted * zoom_y, cos * shift_x - sin * shift_y),
+        *(sin * zoom_x, cos_slanted * zoom_y, sin * shift_x + cos * shift_y),
+    ]
     # affine_grid's coordinates run from -1 to 1 over width and over height
-    row_x = torch.stack([xx, xy * (height / width), x * (2 / width)], dim=1)
-    row_y = torch.stack([yx * (width / height), yy, y * (2 / height)], dim=1)
-    return torch.stack([row_x, row_y], dim=1)
+    normalized = _constant(device, 1.0, (1.0, height / width, 2 / width, width / height, 1.0, 2 / height))
+    return (torch.stack(rows, 1) * normalized).view(n, 2, 3)

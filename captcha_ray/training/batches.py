@@ -9,14 +9,23 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from captcha_ray.training.augment import paper_and_ink
+
+MEASURED_AT_ONCE = 256
+"""Images whose colors are measured at a time."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """A batch. images: uint8 (N, H, W, C). targets: int64 (N, S). step_images: images of this step over all workers."""
+    """A batch. images: uint8 (N, H, W, C). targets: int64 (N, S). step_images: images of this step over all workers.
+
+    colors: uint8 (N, 2, C), paper and ink of each image, if they were measured.
+    """
 
     images: Tensor
     targets: Tensor
     step_images: int
+    colors: Tensor | None = None
 
 
 class EpochFeed:
@@ -40,10 +49,17 @@ class EpochFeed:
             warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
             self._images = torch.from_numpy(images)
         self._targets = torch.from_numpy(targets)
+        self._colors: Tensor | None = None
         self.num_steps = -(-max(counts) // batch_size)
         # edges[w][s]: where worker w's batch s begins; batches of a worker differ by one image at most
         self._edges = [[count * step // self.num_steps for step in range(self.num_steps + 1)] for count in counts]
         self._rank = rank
+
+    def measure_colors(self) -> None:
+        """Measure paper and ink of each image, which all later batches bring along: once instead of at every step."""
+        images = self._images.permute(0, 3, 1, 2)
+        starts = range(0, len(images), MEASURED_AT_ONCE)
+        self._colors = torch.cat([paper_and_ink(images[start : start + MEASURED_AT_ONCE]) for start in starts])
 
     def count_classes(self, num_classes: int) -> npt.NDArray[np.int64]:
         """Count each class at each position of this worker's images; return int64 (max_length, classes)."""
@@ -59,7 +75,8 @@ class EpochFeed:
             start, stop = self._edges[self._rank][step], self._edges[self._rank][step + 1]
             rows = slice(start, stop) if order is None else order[start:stop]
             total = sum(edges[step + 1] - edges[step] for edges in self._edges)
-            yield Batch(self._images[rows], self._targets[rows], total)
+            colors = None if self._colors is None else self._colors[rows]
+            yield Batch(self._images[rows], self._targets[rows], total, colors)
 
 
 def derive_seed(*parts: int) -> int:

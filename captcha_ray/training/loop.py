@@ -56,7 +56,7 @@ def train_epoch(
     arithmetic: Arithmetic,
     *,
     parallel: nn.Module | None = None,
-    augment: Callable[[Tensor, torch.Generator], Tensor],
+    augment: Callable[[Tensor, torch.Generator, Tensor | None], Tensor],
     seed: int,
     world_size: int = 1,
     learning_rate: Callable[[int], float],
@@ -72,7 +72,7 @@ def train_epoch(
         batches: Of this worker.
         arithmetic: Device and precision.
         parallel: The model wrapped for data-parallel training, if there are several workers.
-        augment: Distorts a batch.
+        augment: Distorts a batch, given its images, a generator and their colors, see `Augment`.
         seed: Of dropout and distortion, different for each worker.
         world_size: Number of workers; the average of their gradients is that of the mean over all images of a step.
         learning_rate: Returns the rate of a step, from 0.
@@ -88,15 +88,12 @@ def train_epoch(
     generator = torch.Generator(arithmetic.device).manual_seed(seed)
     counter = _Counter(arithmetic.device)
     for step, batch in enumerate(counter.timed(batches)):
-        targets = batch.targets.to(arithmetic.device)
-        inputs = augment(arithmetic.to_input(batch.images), generator)
+        inputs = augment(arithmetic.to_input(batch.images), generator, arithmetic.to_colors(batch.colors))
         with arithmetic.autocast():
             outputs = forward(inputs)
-        losses, prior = model.losses(outputs, targets), alignment_prior(step)
-        shaped = label_smoothing or prior
-        taught = model.losses(outputs, targets, label_smoothing, prior) if shaped else losses
-        _descend(optimizer, taught.sum() * (world_size / batch.step_images), learning_rate(step))
-        counter.add(model, model.greedy(outputs), targets, losses)
+        losses, shaped = model.shaped_losses(outputs, batch.targets, label_smoothing, alignment_prior(step))
+        _descend(optimizer, shaped.sum() * (world_size / batch.step_images), learning_rate(step))
+        counter.add(model, model.greedy(outputs), batch.targets, losses)
         on_step(step, batch.step_images)
     return counter.counts(), counter.waited_s
 
@@ -115,11 +112,10 @@ def evaluate(model: Network, batches: Iterable[Batch], arithmetic: Arithmetic) -
     model.eval()
     counter = _Counter(arithmetic.device)
     for batch in batches:
-        targets = batch.targets.to(arithmetic.device)
         with arithmetic.autocast():
             outputs = model(arithmetic.to_input(batch.images))
         texts = model.log_probabilities(outputs).argmax(2)
-        counter.add(model, texts, targets, model.losses(outputs, targets))
+        counter.add(model, texts, batch.targets, model.losses(outputs, batch.targets))
     return counter.counts()
 
 
@@ -128,6 +124,8 @@ class _Counter:
 
     def __init__(self, device: torch.device) -> None:
         self._sums: Tensor | None = None
+        self._num_images = 0
+        self._there: npt.NDArray[np.int64] = np.zeros(0, np.int64)
         self._device = device
         self.waited_s = 0.0
 
@@ -142,15 +140,18 @@ class _Counter:
             yield batch
 
     def add(self, model: Network, texts: Tensor, targets: Tensor, losses: Tensor) -> None:
-        """Add a batch. texts, targets: int64 (N, S). losses: (N,)."""
+        """Add a batch. texts: int64 (N, S). targets: the same, on the CPU. losses: (N,)."""
+        end = model.num_characters
+        there = (targets.numpy() < end).sum(0)
+        self._num_images += len(targets)
+        self._there = there if not self._there.size else self._there + there
         with torch.no_grad():
-            end = model.num_characters
-            texts = torch.where((texts == end).cumsum(1) > 0, end, texts)  # a text has nothing behind its end
-            right, there = texts == targets, targets < end
-            head = torch.stack([losses.new_full((), len(losses)), losses.sum(), right.all(1).sum()])
-            sums = torch.cat([head, (right & there).sum(0), there.sum(0)]).double()
+            targets = targets.to(self._device)
+            texts = texts.masked_fill((texts == end).cumsum(1) > 0, end)  # a text has nothing behind its end
+            right = texts == targets
+            sums = torch.cat([losses.sum()[None], right.all(1).sum()[None], (right & (targets < end)).sum(0)]).double()
             self._sums = sums if self._sums is None else self._sums + sums
 
     def counts(self) -> EpochCounts:
         assert self._sums is not None, "an epoch has at least one batch"
-        return EpochCounts(self._sums.cpu().numpy())
+        return EpochCounts(np.concatenate([[self._num_images], self._sums.cpu().numpy(), self._there]))

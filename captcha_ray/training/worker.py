@@ -139,6 +139,8 @@ class Worker:
                 parallel_strategy_kwargs={"forward_sync_buffers": False},
             )
         self._augment = Augment.of(config)
+        if self._augment.lines_fraction:
+            self._train.measure_colors()
         counts = self._count_classes()
         first = schedule.Plan.first(config, self._train.num_steps, guess_loss(counts))
         self._plan = first.restored(decided)

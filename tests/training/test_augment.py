@@ -215,10 +215,11 @@ def test_lines_are_thin_and_longer_than_wide() -> None:
     for covers in crossed(0.5):
         rows, columns = (covers > 0.1).nonzero(as_tuple=True)
         if len(rows) > 60:
-            middle = columns.median()
-            across = (covers[:, middle] > 0.1).sum()
-            assert across < 25
-            assert columns.max() - columns.min() >= 5 or rows.max() - rows.min() >= 5
+            wide, high = columns.max() - columns.min() + 1, rows.max() - rows.min() + 1
+            assert max(wide, high) >= 6
+            assert covers.sum() <= 2 * (50 / 15 + 1) * math.hypot(wide, high), (
+                "two lines, each 1/15 of the height thick"
+            )
 
 
 def test_lines_on_dark_paper_are_light() -> None:

@@ -14,13 +14,13 @@ from captcha_ray.models.spec import ModelSpec
 from captcha_ray.recipes.catalog import isfahan, wmail
 from captcha_ray.recipes.config import TrainConfig
 from captcha_ray.training import loop
-from captcha_ray.training.augment import Affine
+from captcha_ray.training.augment import Affine, Augment
 from captcha_ray.training.batches import Batch, EpochFeed, derive_seed
 from captcha_ray.training.loop import EpochCounts
 from captcha_ray.training.optim import build_optimizer
 from tests.support.bright_rows import FP32, TINY, batch, labelled, new_model
 
-STILL = Affine()
+STILL = Augment()
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -123,7 +123,7 @@ def losses_of_training(config: TrainConfig, charset: str, learning_rate: float) 
     spec = ModelSpec(network=config.network, image=image, charset=charset, max_length=config.max_length)
     model = new_model(spec, seed=1)
     optimizer = build_optimizer(config, model)
-    augment = Affine(config.rotation_degrees, config.shift_fraction, config.shear_degrees, config.zoom_fraction)
+    augment = Augment.of(config)
     images, targets = labelled(spec, 16)
     losses = []
     for step in range(20):
@@ -363,7 +363,7 @@ def test_the_seed_of_an_epoch_decides_dropout_and_augmentation() -> None:
         optimizer = torch.optim.SGD(model.parameters(), 0.1)
         items = [batch(*labelled(TINY, 6))]
         counts, _ = loop.train_epoch(
-            model, optimizer, items, FP32, augment=Affine(9), seed=seed, learning_rate=lambda _: 0.1
+            model, optimizer, items, FP32, augment=Augment(Affine(9)), seed=seed, learning_rate=lambda _: 0.1
         )
         return float(counts.sums[1])
 

@@ -10,7 +10,7 @@ from torch import nn
 from captcha_ray.models.networks import Network
 from captcha_ray.recipes.config import TrainConfig
 from captcha_ray.training import loop
-from captcha_ray.training.augment import Affine
+from captcha_ray.training.augment import Affine, Augment
 from captcha_ray.training.batches import EpochFeed, derive_seed
 from captcha_ray.training.optim import build_optimizer
 from captcha_ray.training.state import load_state, save_state
@@ -80,7 +80,7 @@ def test_an_interrupted_training_continues_bitwise_as_an_undisturbed_one(
                 optimizer,
                 feed.epoch(derive_seed(0, epoch, 0)),
                 FP32,
-                augment=Affine(5, 0.1, 5, 0.1),
+                augment=Augment(Affine(5, 0.1, 5, 0.1)),
                 seed=derive_seed(0, epoch, 1),
                 learning_rate=lambda _: config.learning_rate,
             )
