@@ -83,14 +83,18 @@ class Pipeline:
         self._connect()
         return self._num_workers, False
 
-    def _connect(self) -> None:
-        """Connect to Ray for as long as this pipeline is open, and settle how many workers to use."""
+    def start_ray(self) -> None:
+        """Connect to Ray, unless this process is, for as long as this pipeline is open."""
         from captcha_ray.runtime import ray_session  # noqa: PLC0415 -- a short night imports no Ray
 
         if not is_connected():
             started = time.monotonic()
             self._connection.enter_context(ray_session.connect())
             self._start_s = time.monotonic() - started
+
+    def _connect(self) -> None:
+        """Connect to Ray, and settle how many workers to use."""
+        self.start_ray()
         self._num_workers = _num_workers(self._config)
 
     def run(self, num_blocks: int, num_objects: int) -> Generator[Finished]:

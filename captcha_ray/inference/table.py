@@ -219,6 +219,11 @@ class PredictionTable:
         """Return the runs by which an object is done: all of them, or only this work's own if it repeats objects."""
         return self._runs - self._before if self._config.retry_errors or self._config.skip == "never" else self._runs
 
+    @property
+    def has_none_done(self) -> bool:
+        """Return whether no row that is there, once the table is open, can settle an object."""
+        return not (self._runs_that_count or self._adopted.exists() or self._config.retry_errors)
+
     def plan(self, listed: Path, path: Path) -> int:
         """Write the rows of a listing that are still to be recognized to `path`, and return how many.
 
