@@ -1,8 +1,8 @@
 """Decode image files of the common kinds by libspng, libjpeg-turbo and libwebp, in about half of Pillow's time.
 
 The pixels are those that Pillow gives. Whatever is rare or odd about a file leaves it to Pillow: samples of 16 bits,
-interlacing, transparency but for a channel of color images, animation, four inks, metadata that may turn the image, and
-most damage: some damaged files that Pillow refuses are decoded.
+interlacing, animation, CMYK, transparency other than a fourth channel of a PNG, metadata that may turn the image, and
+most damage. Some damaged files that Pillow refuses are decoded.
 """
 
 import struct

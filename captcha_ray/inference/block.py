@@ -14,6 +14,10 @@ MAX_BLOCK = 4096
 """Most objects of a task: few enough to lose little with a worker."""
 
 
+class AbandonedError(Exception):
+    """A block that is not to be finished, as its job ends."""
+
+
 @dataclasses.dataclass(frozen=True)
 class BlockTask:
     """A worker's task: the network by URI and fingerprint, limits, and the folder URI of the blocks.
@@ -54,7 +58,7 @@ def block_sizes(num_batches: int, num_workers: int, *, growing: bool = False) ->
     Args:
         num_batches: In all blocks.
         num_workers: Workers that there will be.
-        growing: Begin with one batch and double it from the second block on: the first ones show how long all take.
+        growing: Begin with blocks of 1, 1, 2, 4, ... batches, which soon show how long all will take.
     """
     sizes: list[int] = []
     while num_batches:

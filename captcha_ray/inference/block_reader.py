@@ -3,7 +3,6 @@
 Whatever is wrong with an object becomes its row's error. Does not list, does not commit, knows no Ray.
 """
 
-import concurrent.futures
 import datetime
 import errno
 import time
@@ -16,9 +15,10 @@ import pyarrow as pa
 from captcha_ray.errors import InputError
 from captcha_ray.images import decoder
 from captcha_ray.inference import schema
-from captcha_ray.inference.block import BATCH_SIZE, BlockTask
+from captcha_ray.inference.block import BATCH_SIZE, AbandonedError, BlockTask
 from captcha_ray.inference.read_ahead import ReadAhead
 from captcha_ray.inference.table import STAGED_SCHEMA, Counts
+from captcha_ray.inference.threads import DaemonThreads
 from captcha_ray.recognizer import Prediction, Recognizer
 from captcha_ray.storage import filesystem, objectstore, parquet
 
@@ -32,7 +32,10 @@ class BlockReader:
     """Recognizes blocks of objects with one network, which is loaded once.
 
     report: kept up to date with the current `stage`, the objects `fetched` and `recognized`, and `seconds` per stage.
+    is_abandoned: asked before each batch and before a block is staged, whether to leave the block.
     """
+
+    is_abandoned: Callable[[], bool] = staticmethod(lambda: False)
 
     def __init__(self, task: BlockTask, report: dict[str, Any]) -> None:
         self._task = task
@@ -52,19 +55,24 @@ class BlockReader:
         if self._recognizer.model_id != task.model_id:
             raise InputError(f"{task.model} is not the network it was when this job began")
         self._store = ReadAhead(self._fetch_one)
-        self._decoders = concurrent.futures.ThreadPoolExecutor(task.num_threads) if task.num_threads > 1 else None
-        self._ahead = concurrent.futures.ThreadPoolExecutor(1)
+        self._decoders = DaemonThreads(task.num_threads) if task.num_threads > 1 else None
+        self._ahead = DaemonThreads(1)
 
     def read(self, block: int) -> tuple[int, int]:
-        """Recognize a block and stage its rows; return the number of rows and of errors."""
+        """Recognize a block and stage its rows; return the number of rows and of errors. Raises AbandonedError."""
         listed = parquet.read(self._task.block_uri(block))
         chunks = [listed.slice(start, BATCH_SIZE).to_pylist() for start in range(0, len(listed), BATCH_SIZE)]
         decoded = self._decode_ahead(self._fetch(chunks))
         tables = [self._recognize_chunk(chunk, pixels) for chunk, pixels in zip(chunks, decoded, strict=True)]
         rows = pa.concat_tables(tables)
+        self._check_wanted()
         self._timed("write", parquet.write, self._task.staged(block), rows)
         self._report["stage"] = "wait for work"
         return len(rows), Counts.of(rows).num_errors
+
+    def _check_wanted(self) -> None:
+        if self.is_abandoned():
+            raise AbandonedError
 
     def _fetch(self, chunks: list[list[dict[str, Any]]]) -> Iterator[list[bytes | decoder.Unreadable]]:
         """Yield the bytes of each chunk's objects; those of the next chunk are fetched meanwhile from a store."""
@@ -85,7 +93,11 @@ class BlockReader:
             yield from decoded
             return
         upcoming = self._ahead.submit(next, decoded, None)
-        while (now := upcoming.result()) is not None:
+        while True:
+            self._report["stage"] = "fetch and decode"
+            now = upcoming.result()
+            if now is None:
+                return
             upcoming = self._ahead.submit(next, decoded, None)
             yield now
 
@@ -116,6 +128,7 @@ class BlockReader:
     def _recognize_chunk(
         self, listed: list[dict[str, Any]], decoded: list[decoder.Pixels | decoder.Unreadable]
     ) -> pa.Table:
+        self._check_wanted()
         good = [pixels for pixels in decoded if not isinstance(pixels, decoder.Unreadable)]
         predictions = iter(self._timed("recognize", self._recognize, good) if good else [])
         columns: dict[str, list[Any]] = {name: [] for name in STAGED_SCHEMA.names}
@@ -155,7 +168,8 @@ class BlockReader:
         return self._recognizer.predictions(self._recognizer.log_probabilities(np.stack(pixels)))
 
     def _timed(self, stage: str, call: Callable[..., T], *arguments: Any) -> T:
-        self._report["stage"] = stage
+        if not (self._decoders and stage in ("fetch", "decode")):  # a thread ahead is at these
+            self._report["stage"] = stage
         started = time.perf_counter()
         result = call(*arguments)
         seconds = self._report["seconds"]

@@ -58,8 +58,8 @@ class InferConfig(Config):
     """Predictions of less confidence, 0 to 1, get the status uncertain; the report names one for 99.9 % precision. Rows
     that the table holds already stay as they are."""
     num_workers: Annotated[int, NOT_NEGATIVE] = 0
-    """Workers that fetch, decode and recognize; 0 for one per CPU, or one per GPU with --use-gpu. On a machine alone 0
-    is none for a night of a few seconds, which the job then recognizes itself."""
+    """Workers that fetch, decode and recognize; 0 for one per CPU, or one per GPU with --use-gpu. With 0 and without a
+    cluster, the job begins by itself, and starts Ray once more than six seconds of work are left."""
     cpus_per_worker: Annotated[int, POSITIVE] = 1
     """CPU cores each worker reserves; more than one decode side by side."""
     use_gpu: bool = False

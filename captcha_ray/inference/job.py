@@ -30,7 +30,7 @@ from captcha_ray.inference.block import BATCH_SIZE, BlockTask, block_sizes
 from captcha_ray.inference.config import InferConfig
 from captcha_ray.inference.pipeline import MANY, Pipeline, is_connected, shared_with_nodes
 from captcha_ray.inference.table import NUM_THREADS, Committed, Counts, PredictionTable
-from captcha_ray.inference.watchdog import watch
+from captcha_ray.inference.watchdog import Watch
 from captcha_ray.models import fingerprint
 from captcha_ray.runs.environment import environment
 from captcha_ray.runtime.telemetry import Telemetry
@@ -43,7 +43,7 @@ STAGES = ("fetch", "decode", "recognize", "write")
 """Stages of a worker, each of which handles every object and so has a rate; seconds are summed over workers."""
 
 READER = "captcha_ray.inference.block_reader.BlockReader"
-"""Class that workers recognize with; by its name, so that only they import torch."""
+"""Class that recognizes; by its name, so that only who recognizes imports an engine."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -216,7 +216,7 @@ class _Job:
     def _plan(self) -> int:
         """Wait for the listing, write what is to be recognized to the spool, and return how many objects that is."""
         with console.progress("list", None, "objects") as shown:
-            for count in watch(self._list, self._config.stall_timeout_s, lambda: "list the images"):
+            for count in Watch(self._list, self._config.stall_timeout_s, lambda: "list the images"):
                 self._listed += count
                 shown(count)
                 if self._listed > MANY and self._table.has_none_done:

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any, Self
 
 from captcha_ray.errors import InputError, JobError, full_disk
 from captcha_ray.inference import listing
-from captcha_ray.inference.block import BlockTask
+from captcha_ray.inference.block import AbandonedError, BlockTask
 from captcha_ray.inference.config import InferConfig
-from captcha_ray.inference.watchdog import watch
+from captcha_ray.inference.watchdog import Watch
 from captcha_ray.inference.worker import RecognizeBlocks, Report, WorkerState, load_reader
 from captcha_ray.models import fingerprint
 
@@ -33,16 +33,16 @@ SILENCE = "start the workers (none has reported; if they died, for lack of memor
 """Stage of workers that have not reported."""
 
 RAY_S = 6.0
-"""Seconds that Ray and its workers take to start and to end on two cores: what is done sooner is done without."""
+"""Seconds that Ray and its workers take to start and to end on two cores. A night that takes no longer needs no Ray."""
 
 MANY = 100_000
 """Objects of a night for which Ray is started at once: no process recognizes so many in `RAY_S`."""
 
-MAX_THREADS_HERE = 4
-"""Most threads of the job's own process; it is one reader, which several threads help little."""
+MAX_THREADS_HERE = 2
+"""Most threads of the job's own process. More help little, and a container may have fewer CPUs than it sees."""
 
 END_S = 5.0
-"""Seconds that an error or a signal waits for this process' block, which else may be staged after the job has ended."""
+"""Seconds that a job which ends early waits until this process leaves its block, which it does after a batch."""
 
 Finished = tuple[int, int, int]
 """Number, rows and errors of a block that is staged."""
@@ -58,7 +58,8 @@ class Pipeline:
         self._finished_before, self._workers_before = 0, 0
         self._own: Report | None = None
         self._begun = 0  # blocks of this process
-        self._lock, self._stop, self._ended = threading.Lock(), threading.Event(), threading.Event()
+        self._lock = threading.Lock()
+        self._stop, self._abandoned, self._ended = threading.Event(), threading.Event(), threading.Event()
         self._start_s = 0.0
         self._connection = contextlib.ExitStack()
 
@@ -70,8 +71,9 @@ class Pipeline:
 
     @property
     def _begins_here(self) -> bool:
-        """Return whether this process recognizes before Ray does: nobody asks for workers, and none are there."""
-        return not (self._config.num_workers or self._config.use_gpu or is_connected())
+        """Return whether this process begins: nobody asks for workers of any kind, and there is no Ray yet."""
+        asked = self._config.num_workers or self._config.cpus_per_worker > 1 or self._config.use_gpu
+        return not (asked or is_connected())
 
     def plan_workers(self) -> tuple[int, bool]:
         """Return how many workers there will be, and whether this process begins.
@@ -79,7 +81,7 @@ class Pipeline:
         Raises InputError if they do not fit, or if a node does not see what they need.
         """
         if self._begins_here:
-            return max(_num_cpus() // self._config.cpus_per_worker, 1), True
+            return _num_cpus(), True
         self._connect()
         return self._num_workers, False
 
@@ -113,29 +115,33 @@ class Pipeline:
             with self._lock:
                 self._stop.set()
             if self._begun < num_blocks:
-                yield from self._run_on_ray(range(self._begun, num_blocks))
+                for finished in self._run_on_ray(range(self._begun, num_blocks)):
+                    yield finished
+                    yield from here.ready()
             yield from here
         finally:
-            with self._lock:
-                self._stop.set()
+            self._abandoned.set()
             self._ended.wait(END_S)
 
-    def _run_here(self, num_blocks: int) -> Iterator[Finished]:
+    def _run_here(self, num_blocks: int) -> Watch[Finished]:
         """Recognize blocks in a thread of this process, one after another, until all are done or `_stop` is set."""
         self._own = report = Report()
         task = dataclasses.replace(self._task, num_threads=min(_num_cpus(), MAX_THREADS_HERE))
 
         def begins(block: int) -> bool:
             with self._lock:
-                if not self._stop.is_set():
+                if not (self._stop.is_set() or self._abandoned.is_set()):
                     self._begun = block + 1
                 return self._begun > block
 
         def give_blocks(give: Callable[[Finished], None]) -> None:
             try:
                 reader = load_reader(self._reader, task, report)
+                reader.is_abandoned = self._abandoned.is_set
                 for block in itertools.takewhile(begins, range(num_blocks)):
                     give((block, *reader.read(block)))
+            except AbandonedError:
+                return
             except OSError as error:
                 if sentence := full_disk(error):
                     raise JobError(sentence) from error
@@ -143,7 +149,7 @@ class Pipeline:
             finally:
                 self._ended.set()
 
-        return watch(give_blocks, self._config.stall_timeout_s, self._stage, self._evidence)
+        return Watch(give_blocks, self._config.stall_timeout_s, self._stage, self._evidence)
 
     def _until_long(self, here: Iterator[Finished], num_objects: int) -> Iterator[Finished]:
         """Yield what this process finishes until the rest is seen to take it longer than `RAY_S`."""
@@ -172,7 +178,7 @@ class Pipeline:
                 for row in dataset.iter_rows():
                     give(row)
 
-            for row in watch(give_rows, self._config.stall_timeout_s, self._stage, self._evidence):
+            for row in Watch(give_rows, self._config.stall_timeout_s, self._stage, self._evidence):
                 if row["refusal"]:
                     raise InputError(row["refusal"])
                 if row["failure"]:
@@ -205,7 +211,7 @@ class Pipeline:
 
     def _stage(self) -> str:
         """Return the stage that most workers are at, or this process while there are none."""
-        own = [self._own.state("")] if self._own and not self._stop.is_set() else []
+        own = [self._own.state("")] if self._own and not self._ended.is_set() else []
         stages = collections.Counter(state.stage for state in [*self._states.values()] or own)
         return stages.most_common(1)[0][0] if stages else SILENCE
 

@@ -221,7 +221,7 @@ class PredictionTable:
 
     @property
     def has_none_done(self) -> bool:
-        """Return whether no row that is there, once the table is open, can settle an object."""
+        """Return whether every listed object is to be recognized. The table must be open."""
         return not (self._runs_that_count or self._adopted.exists() or self._config.retry_errors)
 
     def plan(self, listed: Path, path: Path) -> int:

@@ -47,7 +47,7 @@ class Report(dict[str, Any]):
 
 
 def load_reader(name: str, task: BlockTask, report: Report) -> "BlockReader":
-    """Make a reader of the named class, which is imported here so that the driver needs no engine."""
+    """Make a reader of the named class, which is imported here: only who recognizes needs an engine."""
     module, _, kind = name.rpartition(".")
     reader: BlockReader = getattr(importlib.import_module(module), kind)(task, report)
     return reader

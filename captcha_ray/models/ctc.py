@@ -16,7 +16,7 @@ def ctc_losses(columns: Tensor, targets: Tensor, lengths: Tensor) -> Tensor:
     Args:
         columns: Log-probabilities (N, T, K + 1), the blank last.
         targets: int64 (N, S).
-        lengths: int64 (N,), characters of each image.
+        lengths: int64 (N,), characters of each image; best on the CPU, where torch wants them.
     """
     steps = torch.full_like(lengths, columns.shape[1])
     return F.ctc_loss(columns.transpose(0, 1), targets, steps, lengths, columns.shape[2] - 1, reduction="none")

@@ -42,15 +42,18 @@ class Arithmetic:
         """Return a context in which matrix products and convolutions run in bf16, if that is the choice."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
 
+    def put(self, tensor: Tensor) -> Tensor:
+        """Copy a tensor of the CPU to the device. A GPU is not waited for."""
+        return tensor.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else tensor
+
     def to_input(self, images: Tensor) -> Tensor:
         """Convert uint8 (N, H, W, C) on the CPU to float32 (N, C, H, W) in [0, 1], channels last, on the device."""
-        if self.device.type == "cuda":
-            images = images.pin_memory().to(self.device, non_blocking=True)
-        return images.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.channels_last).div_(255)
+        images = self.put(images).permute(0, 3, 1, 2)
+        return images.to(torch.float32, memory_format=torch.channels_last).div_(255)
 
     def to_colors(self, colors: Tensor | None) -> Tensor | None:
-        """Convert uint8 colors of images on the CPU to float32 in [0, 1] on the device."""
-        return None if colors is None else colors.to(self.device, non_blocking=True).float().div_(255)
+        """Convert uint8 colors on the CPU, of any shape, to float32 in [0, 1] on the device."""
+        return None if colors is None else self.put(colors).float().div_(255)
 
 
 def has_fast_bf16(device: torch.device) -> bool:

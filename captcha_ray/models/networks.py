@@ -29,24 +29,30 @@ class Network(nn.Module):
 
         Args:
             outputs: Of `forward`.
-            targets: int64 (N, S), on the outputs' device or on the CPU.
+            targets: int64 (N, S).
         """
-        return self.shaped_losses(outputs, targets)[0]
+        return self.loss_pair(outputs, targets)[0]
 
-    def shaped_losses(
-        self, outputs: Tensor, targets: Tensor, label_smoothing: float = 0.0, alignment_prior: float = 0.0
+    def loss_pair(
+        self,
+        outputs: Tensor,
+        targets: Tensor,
+        lengths: Tensor | None = None,
+        label_smoothing: float = 0.0,
+        alignment_prior: float = 0.0,
     ) -> tuple[Tensor, Tensor]:
-        """Return the losses as `losses` does, and again as they shape the gradient.
+        """Return the losses of `losses`, and those that the gradient follows.
 
         Args:
             outputs: Of `forward`.
-            targets: int64 (N, S), on the outputs' device or on the CPU.
+            targets: int64 (N, S), on the outputs' device.
+            lengths: int64 (N,) on the CPU, the characters of each text; None to count them, for which a GPU is waited.
             label_smoothing: Share of the target that is spread over all classes (C. Szegedy et al., "Rethinking the
                 Inception Architecture", 2016).
             alignment_prior: Weight, 0 to 1, of the uniform-alignment loss in networks that must find where
                 characters stand.
         """
-        logits, targets = outputs.float().transpose(1, 2), targets.to(outputs.device)
+        logits = outputs.float().transpose(1, 2)
         losses = F.cross_entropy(logits, targets, reduction="none").sum(1)
         if not label_smoothing:
             return losses, losses
@@ -191,24 +197,27 @@ class ColumnCNN(Network):
         columns: Tensor = self.columns(maps)  # (N, K + 1, 1, T)
         return columns.squeeze(2).transpose(1, 2)
 
-    def shaped_losses(
-        self, outputs: Tensor, targets: Tensor, label_smoothing: float = 0.0, alignment_prior: float = 0.0
+    def loss_pair(
+        self,
+        outputs: Tensor,
+        targets: Tensor,
+        lengths: Tensor | None = None,
+        label_smoothing: float = 0.0,
+        alignment_prior: float = 0.0,
     ) -> tuple[Tensor, Tensor]:
-        """Return the losses of `Network.shaped_losses`, over all alignments. Targets are K after the text's end.
+        """Return the losses of `Network.loss_pair`, over all alignments. Targets are K after the text's end.
 
         Without an alignment prior such networks stay long where every column is blank.
         """
         columns = outputs.float().log_softmax(2)
-        lengths = (targets < columns.shape[2] - 1).sum(1)  # where the targets are: CTC wants them on the CPU
-        targets = targets.to(outputs.device)
-        losses = shaped = ctc_losses(columns, targets, lengths)
-        if alignment_prior or label_smoothing:
-            lengths = lengths.to(outputs.device)
+        there = targets < columns.shape[2] - 1
+        losses = followed = ctc_losses(columns, targets, there.sum(1) if lengths is None else lengths)
         if alignment_prior:
-            shaped = torch.lerp(shaped, uniform_alignment_loss(columns, targets, lengths), alignment_prior)
+            uniform = uniform_alignment_loss(columns, targets, there.sum(1))
+            followed = torch.lerp(followed, uniform, alignment_prior)
         if label_smoothing:
-            shaped = torch.lerp(shaped, -columns.mean((1, 2)) * lengths, label_smoothing)
-        return losses, shaped
+            followed = torch.lerp(followed, -columns.mean((1, 2)) * there.sum(1), label_smoothing)
+        return losses, followed
 
     def log_probabilities(self, outputs: Tensor) -> Tensor:
         """Return log-probabilities as `Network` does, (N, S, K), or (N, S, K + 1) if the length varies."""

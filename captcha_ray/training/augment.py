@@ -87,9 +87,8 @@ class Augment:
         if self.elastic_fraction:
             coarse = (n, 2, max(height // 12, 2), max(width // 12, 2))
             waves = torch.randn(coarse, generator=generator, device=device)
-            waves = (
-                waves * _constant(device, 2 * self.elastic_fraction * height, (1 / width, 1 / height))[:, None, None]
-            )
+            pixels = 2 * self.elastic_fraction * height
+            waves = waves * _constant(device, (pixels / width, pixels / height))[:, None, None]
             waves = F.interpolate(waves, (height, width), mode="bicubic", align_corners=False)
             images = _sample(images, self.affine.grid(images.shape, generator) + waves.permute(0, 2, 3, 1))
         else:
@@ -150,9 +149,9 @@ def _cross(images: Tensor, fraction: float, colors: Tensor, generator: torch.Gen
 
 
 @functools.cache
-def _constant(device: torch.device, factor: float, values: tuple[float, ...]) -> Tensor:
-    """Return numbers on a device, which are copied there once. Float32, of the shape of `values`."""
-    return torch.tensor(values, device=device) * factor
+def _constant(device: torch.device, values: tuple[float, ...]) -> Tensor:
+    """Return numbers on a device, float32 (len(values),); they are copied there once."""
+    return torch.tensor(values, device=device)
 
 
 def _sample(images: Tensor, grid: Tensor) -> Tensor:
@@ -171,7 +170,7 @@ def affine_matrices(ranges: Affine, shape: torch.Size, generator: torch.Generato
     shift = ranges.shift_fraction
     limits = (turn, slant, ranges.zoom_fraction, ranges.zoom_fraction, shift * width, shift * height)
     draw = torch.rand((6, n), generator=generator, device=device) * 2 - 1  # uniform in [-1, 1)
-    angle, shear, zoom_x, zoom_y, shift_x, shift_y = draw * _constant(device, 1.0, limits)[:, None]
+    angle, shear, zoom_x, zoom_y, shift_x, shift_y = draw * _constant(device, limits)[:, None]
     zoom_x, zoom_y = 1 + zoom_x, 1 + zoom_y
     angles = torch.stack([angle, angle + shear])
     (cos, cos_slanted), (sin, sin_slanted) = torch.cos(angles), torch.sin(angles)
@@ -181,5 +180,5 @@ def affine_matrices(ranges: Affine, shape: torch.Size, generator: torch.Generato
         *(sin * zoom_x, cos_slanted * zoom_y, sin * shift_x + cos * shift_y),
     ]
     # affine_grid's coordinates run from -1 to 1 over width and over height
-    normalized = _constant(device, 1.0, (1.0, height / width, 2 / width, width / height, 1.0, 2 / height))
+    normalized = _constant(device, (1.0, height / width, 2 / width, width / height, 1.0, 2 / height))
     return (torch.stack(rows, 1) * normalized).view(n, 2, 3)

@@ -76,8 +76,8 @@ def train_epoch(
         seed: Of dropout and distortion, different for each worker.
         world_size: Number of workers; the average of their gradients is that of the mean over all images of a step.
         learning_rate: Returns the rate of a step, from 0.
-        label_smoothing: As in `Network.losses`. It and the prior shape the gradient, not the counts.
-        alignment_prior: Returns the weight of a step, as in `Network.losses`.
+        label_smoothing: As in `Network.loss_pair`. The gradient follows it and the prior, the counts do not.
+        alignment_prior: Returns the weight of a step, as in `Network.loss_pair`.
         on_step: Called with a step and its images.
 
     Returns:
@@ -88,12 +88,13 @@ def train_epoch(
     generator = torch.Generator(arithmetic.device).manual_seed(seed)
     counter = _Counter(arithmetic.device)
     for step, batch in enumerate(counter.timed(batches)):
+        targets, there = arithmetic.put(batch.targets), batch.targets < model.num_characters
         inputs = augment(arithmetic.to_input(batch.images), generator, arithmetic.to_colors(batch.colors))
         with arithmetic.autocast():
             outputs = forward(inputs)
-        losses, shaped = model.shaped_losses(outputs, batch.targets, label_smoothing, alignment_prior(step))
-        _descend(optimizer, shaped.sum() * (world_size / batch.step_images), learning_rate(step))
-        counter.add(model, model.greedy(outputs), batch.targets, losses)
+        losses, followed = model.loss_pair(outputs, targets, there.sum(1), label_smoothing, alignment_prior(step))
+        _descend(optimizer, followed.sum() * (world_size / batch.step_images), learning_rate(step))
+        counter.add(model, model.greedy(outputs), targets, there, losses)
         on_step(step, batch.step_images)
     return counter.counts(), counter.waited_s
 
@@ -114,8 +115,8 @@ def evaluate(model: Network, batches: Iterable[Batch], arithmetic: Arithmetic) -
     for batch in batches:
         with arithmetic.autocast():
             outputs = model(arithmetic.to_input(batch.images))
-        texts = model.log_probabilities(outputs).argmax(2)
-        counter.add(model, texts, batch.targets, model.losses(outputs, batch.targets))
+        targets, texts = arithmetic.put(batch.targets), model.log_probabilities(outputs).argmax(2)
+        counter.add(model, texts, targets, batch.targets < model.num_characters, model.losses(outputs, targets))
     return counter.counts()
 
 
@@ -139,14 +140,20 @@ class _Counter:
                 return
             yield batch
 
-    def add(self, model: Network, texts: Tensor, targets: Tensor, losses: Tensor) -> None:
-        """Add a batch. texts: int64 (N, S). targets: the same, on the CPU. losses: (N,)."""
-        end = model.num_characters
-        there = (targets.numpy() < end).sum(0)
-        self._num_images += len(targets)
-        self._there = there if not self._there.size else self._there + there
+    def add(self, model: Network, texts: Tensor, targets: Tensor, there: Tensor, losses: Tensor) -> None:
+        """Add a batch.
+
+        Args:
+            model: Whose classes these are.
+            texts: int64 (N, S).
+            targets: The same.
+            there: bool (N, S), on the CPU: which targets are characters.
+            losses: (N,).
+        """
+        self._num_images += len(there)
+        self._there = self._there + there.numpy().sum(0) if self._there.size else there.numpy().sum(0)
         with torch.no_grad():
-            targets = targets.to(self._device)
+            end = model.num_characters
             texts = texts.masked_fill((texts == end).cumsum(1) > 0, end)  # a text has nothing behind its end
             right = texts == targets
             sums = torch.cat([losses.sum()[None], right.all(1).sum()[None], (right & (targets < end)).sum(0)]).double()

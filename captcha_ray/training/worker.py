@@ -112,7 +112,9 @@ class Worker:
         self._job, self._rank, self._world_size = job, rank, world_size
         self._arithmetic = Arithmetic.choose(device, config.precision)
         step_images = config.batch_size * config.workers[1]  # as many with fewer workers: the learning rate fits them
-        self._train = self._feed("train", -(-step_images // world_size))
+        self._augment = Augment.of(config)
+        with_colors = bool(self._augment.lines_fraction)
+        self._train = self._feed("train", -(-step_images // world_size), with_colors=with_colors)
         self._val = self._feed("val", EVALUATION_BATCH_SIZE) if job.blocks["val"] else None
         self._network = self._fresh_network(attempt=0)
         self._run = RunDirectory(config.run)
@@ -138,9 +140,6 @@ class Worker:
                 # hold all workers up for nothing, as batch normalization in training does not read them.
                 parallel_strategy_kwargs={"forward_sync_buffers": False},
             )
-        self._augment = Augment.of(config)
-        if self._augment.lines_fraction:
-            self._train.measure_colors()
         counts = self._count_classes()
         first = schedule.Plan.first(config, self._train.num_steps, guess_loss(counts))
         self._plan = first.restored(decided)
@@ -155,7 +154,7 @@ class Worker:
             job.send(WorkersBegan(len(self._history), world_size))
             job.send(PlanChanged(self._plan.num_epochs, ""))
 
-    def _feed(self, split: str, batch_size: int) -> EpochFeed:
+    def _feed(self, split: str, batch_size: int, *, with_colors: bool = False) -> EpochFeed:
         """Return this worker's rows: every world_size-th of the split.
 
         They are copied out of the object store, except for a single worker's single block, which trainings of a machine
@@ -179,6 +178,7 @@ class Worker:
             counts,
             self._rank,
             batch_size,
+            with_colors=with_colors,
         )
 
     def _count_classes(self) -> npt.NDArray[np.int64]:

@@ -232,14 +232,14 @@ def test_a_worker_that_is_killed_is_replaced_and_its_block_read_once(
 @pytest.fixture
 def watched_once_it_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Workers take seconds to start; the clock runs from when they hang."""
-    watch = pipeline.watch
+    watch = pipeline.Watch
 
     def watch_once_it_hangs(task: Callable[..., None], timeout_s: float, *arguments: Any) -> Iterator[Any]:
         found = watch(task, timeout_s, *arguments)
         wait_until((tmp_path / "hangs").exists, None, explain=lambda: "the worker does not start")
         return found
 
-    monkeypatch.setattr(pipeline, "watch", watch_once_it_hangs)
+    monkeypatch.setattr(pipeline, "Watch", watch_once_it_hangs)
 
 
 @pytest.mark.usefixtures("watched_once_it_hangs")

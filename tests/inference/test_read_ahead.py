@@ -1,11 +1,13 @@
 """Reads from a store go on while what was read is used, as many at once as are of help."""
 
+import subprocess
+import sys
 import threading
 
 import pytest
 
-from captcha_ray.inference import read_ahead
-from captcha_ray.inference.read_ahead import MAX_READS, NUM_READS, NumReads, ReadAhead
+from captcha_ray.inference import read_ahead, threads
+from captcha_ray.inference.read_ahead import MAX_READS, NUM_READS, REST, NumReads, ReadAhead
 
 
 @pytest.mark.parametrize(
@@ -15,15 +17,18 @@ from captcha_ray.inference.read_ahead import MAX_READS, NUM_READS, NumReads, Rea
         ([0.5], 2 * NUM_READS),
         ([0.5, 0.05, 0.05], 2 * NUM_READS),
         ([0.5, 0.3], 4 * NUM_READS),
-        ([0.5, 0.45, 0.42], 2 * NUM_READS),
+        ([0.5, 0.05, 0.05, 0.9], 4 * NUM_READS),  # the store has become slower
+        ([0.5, 0.45, 0.42], 2 * NUM_READS),  # it is at its limit
+        ([0.5, *[0.45] * REST], 2 * NUM_READS),
+        ([0.5, *[0.45] * REST, 0.45], 4 * NUM_READS),  # but may not be for ever
         ([0.9, 0.7, 0.5, 0.3, 0.2, 0.15], MAX_READS),
     ],
 )
-def test_reads_are_doubled_while_there_is_a_wait_and_it_gets_shorter(waits: list[float], number: int) -> None:
+def test_reads_are_doubled_while_there_is_a_wait_and_doubling_helps(waits: list[float], number: int) -> None:
     reads = NumReads()
-    changed = [reads.adapt(wait) for wait in waits]
+    for wait in waits:
+        reads.adapt(wait)
     assert reads.value == number
-    assert NUM_READS * 2 ** sum(changed) == number
 
 
 def test_chunks_come_whole_and_in_order_while_the_next_one_is_read() -> None:
@@ -67,3 +72,30 @@ def test_an_error_of_a_read_is_raised_where_its_chunk_is_wanted() -> None:
     assert next(chunks) == [0, 1]
     with pytest.raises(ValueError, match="two"):
         next(chunks)
+
+
+def test_threads_grow_as_far_as_the_system_lets_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = threads.DaemonThreads(2)
+    start = threading.Thread.start
+
+    def start_one_more(thread: threading.Thread) -> None:
+        if pool.number == 3:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start_one_more)
+    pool.grow(100)
+    assert pool.number == 3
+    assert list(pool.map(lambda item: -item, range(9))) == [-item for item in range(9)]
+    pool.number = 3
+    with pytest.raises(RuntimeError, match="can't start"):
+        threads.DaemonThreads(1)
+
+
+def test_a_read_that_hangs_does_not_keep_the_process() -> None:
+    program = (
+        "import threading\nfrom captcha_ray.inference.threads import DaemonThreads\n"
+        "DaemonThreads(2).submit(threading.Event().wait)\nprint('ended')"
+    )
+    done = subprocess.run([sys.executable, "-c", program], timeout=60, check=True, capture_output=True, text=True)
+    assert done.stdout == "ended\n"

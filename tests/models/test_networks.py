@@ -213,7 +213,7 @@ def test_guidance_is_the_share_of_the_loss_of_evenly_spaced_characters() -> None
     torch.manual_seed(0)
     model = build_model(COLUMNS).eval()
     outputs, targets = model(torch.rand(3, 1, 50, 200)), torch.randint(0, 19, (3, 5))
-    alone, told, half = (model.shaped_losses(outputs, targets, alignment_prior=share)[1] for share in (0.0, 1.0, 0.5))
+    alone, told, half = (model.loss_pair(outputs, targets, alignment_prior=share)[1] for share in (0.0, 1.0, 0.5))
     lengths = torch.full((3,), 5)
     assert torch.allclose(told, uniform_alignment_loss(outputs.log_softmax(2), targets, lengths))
     assert torch.allclose(half, (alone + told) / 2)

@@ -4,10 +4,13 @@ import math
 from collections.abc import Iterator
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from captcha_ray.training import batches
+from captcha_ray.training.augment import paper_and_ink
 from captcha_ray.training.batches import Batch, EpochFeed, derive_seed
 
 GOLDEN_SEEDS = {
@@ -97,3 +100,28 @@ def test_derived_seeds_of_different_parts_differ_and_fit_63_bits() -> None:
     assert len(seeds) == len(parts)
     assert all(0 <= seed < 2**63 for seed in seeds)
     assert max(seeds) > 2**62
+
+
+def test_colors_of_paper_and_ink_come_with_their_images_and_are_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    images = np.full((7, 8, 8, 1), 200, np.uint8)
+    images[:, 0, 0, 0] = range(7)
+    images[5:, 0, 0, 0] = 255
+    images[6, 1:] = 9  # light ink on dark paper
+    feed = EpochFeed(images, np.zeros((7, 1), np.int64), [7], 0, 3, with_colors=True)
+    measured = []
+
+    def count(batch: torch.Tensor) -> torch.Tensor:
+        measured.append(len(batch))
+        return paper_and_ink(batch)
+
+    monkeypatch.setattr(batches, "paper_and_ink", count)
+    for seed in (1, None, 2):
+        found = {}
+        for batch in feed.epoch(seed):
+            assert batch.colors is not None
+            for image, colors in zip(batch.images, batch.colors, strict=True):
+                found[int(image[0, 0, 0]), int(image[7, 7, 0])] = tuple(colors[:, 0].tolist())
+        expected = {(ink, 200): (200, ink) for ink in range(5)} | {(255, 200): (200, 255), (255, 9): (9, 255)}
+        assert found == expected
+    assert sum(measured) == 7
+    assert next(EpochFeed(images, np.zeros((7, 1), np.int64), [7], 0, 3).epoch(1)).colors is None

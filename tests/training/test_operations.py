@@ -60,9 +60,8 @@ def test_a_step_of_the_default_network_launches_few_operations(prior: float, mos
     rng = np.random.default_rng(0)
     num_images = NUM_STEPS * BATCH_SIZE
     images = rng.integers(0, 256, (num_images, *SPEC.image.shape), dtype=np.uint8)
-    feed = EpochFeed(images, rng.integers(0, 19, (num_images, 5)), [num_images], 0, BATCH_SIZE)
-    feed.measure_colors()
-    for count in (Count(), Count()):  # the first epoch makes the optimizer's state
+    feed = EpochFeed(images, rng.integers(0, 19, (num_images, 5)), [num_images], 0, BATCH_SIZE, with_colors=True)
+    for count in (Count(), Count()):  # the first epoch makes the optimizer's state and measures colors
         with count:
             loop.train_epoch(
                 model,
@@ -77,18 +76,5 @@ def test_a_step_of_the_default_network_launches_few_operations(prior: float, mos
     names = {name: number / NUM_STEPS for name, number in count.names.items()}
     assert sum(names.values()) <= most, count.names.most_common()
     assert names["_ctc_loss"] == 1, "the loss is computed once"
-    assert "median" not in names, "colors are measured when images are loaded"
+    assert "median" not in names, "colors are measured once"
     assert "_local_scalar_dense" not in names, "nothing waits for a number of the device"
-
-
-def test_colors_come_with_their_images() -> None:
-    images = np.full((3, 8, 8, 1), 200, np.uint8)
-    images[:, 0, 0, 0] = [10, 20, 255]
-    feed = EpochFeed(images, np.zeros((3, 1), np.int64), [3], 0, 3)
-    assert next(feed.epoch(None)).colors is None
-    feed.measure_colors()
-    batch = next(feed.epoch(5))
-    assert batch.colors is not None
-    found = {tuple(colors) for colors in batch.colors[:, :, 0].tolist()}
-    assert found == {(200, 10), (200, 20), (200, 255)}
-    assert batch.colors[:, 1, 0].tolist() == batch.images[:, 0, 0, 0].tolist()
