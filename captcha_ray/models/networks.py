@@ -210,13 +210,14 @@ class ColumnCNN(Network):
         Without an alignment prior such networks stay long where every column is blank.
         """
         columns = outputs.float().log_softmax(2)
-        there = targets < columns.shape[2] - 1
-        losses = followed = ctc_losses(columns, targets, there.sum(1) if lengths is None else lengths)
+        lengths = (targets < columns.shape[2] - 1).sum(1) if lengths is None else lengths
+        losses = followed = ctc_losses(columns, targets, lengths)
+        if (alignment_prior or label_smoothing) and lengths.device != targets.device:
+            lengths = (targets < columns.shape[2] - 1).sum(1)  # counted again: a copy would wait for the GPU
         if alignment_prior:
-            uniform = uniform_alignment_loss(columns, targets, there.sum(1))
-            followed = torch.lerp(followed, uniform, alignment_prior)
+            followed = torch.lerp(followed, uniform_alignment_loss(columns, targets, lengths), alignment_prior)
         if label_smoothing:
-            followed = torch.lerp(followed, -columns.mean((1, 2)) * there.sum(1), label_smoothing)
+            followed = torch.lerp(followed, -columns.mean((1, 2)) * lengths, label_smoothing)
         return losses, followed
 
     def log_probabilities(self, outputs: Tensor) -> Tensor:

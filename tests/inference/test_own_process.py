@@ -21,6 +21,7 @@ from captcha_ray.inference.block import block_sizes
 from captcha_ray.inference.block_reader import BlockReader
 from captcha_ray.inference.config import InferConfig
 from captcha_ray.inference.job import READER, NightSummary, transcribe
+from captcha_ray.inference.table import PredictionTable
 from captcha_ray.runtime import ray_session
 from tests.factories import GLYPHS, draw_glyphs, glyph_texts, save_network
 from tests.support.processes import environment
@@ -73,14 +74,14 @@ def once(images: Path) -> Counter[str]:
     return Counter(map(str, images.iterdir()))
 
 
-def own_blocks(monkeypatch: pytest.MonkeyPatch, meanwhile: Any = lambda block: None) -> list[int]:
-    """Return a list that will hold the blocks that this process reads, each after a call of `meanwhile`."""
+def own_blocks(monkeypatch: pytest.MonkeyPatch, meanwhile: Any = lambda reader, block: None) -> list[int]:
+    """Return a list that will hold the blocks that this process reads, each before a call of `meanwhile`."""
     blocks: list[int] = []
 
     class Own(BlockReader):
         def read(self, block: int) -> tuple[int, int]:
-            meanwhile(block)
             blocks.append(block)
+            meanwhile(self, block)
             return super().read(block)
 
     monkeypatch.setattr(pipeline, "load_reader", lambda name, task, report: Own(task, report))
@@ -154,7 +155,9 @@ def test_a_longer_night_goes_on_with_ray(
 ) -> None:
     for name, value in too_long.items():
         monkeypatch.setattr(pipeline, name, value)
-    blocks = own_blocks(monkeypatch, lambda block: block < own[-1] or stops[0].wait(60))  # it works until Ray is there
+    blocks = own_blocks(
+        monkeypatch, lambda _, block: block < own[-1] or stops[0].wait(60)
+    )  # it works until Ray is there
     connect = pipeline.Pipeline._connect
 
     def connect_late(self: pipeline.Pipeline) -> None:
@@ -188,8 +191,8 @@ def test_what_own_process_does_until_ray_is_there_may_be_all(
 
 
 @pytest.mark.usefixtures("small_blocks", "alone")
-@pytest.mark.parametrize("changes", [{"num_workers": 1}, {"use_gpu": True}])
-def test_who_asks_for_workers_or_for_a_gpu_gets_workers(
+@pytest.mark.parametrize("changes", [{"num_workers": 1}, {"cpus_per_worker": 2}, {"use_gpu": True}])
+def test_who_asks_for_workers_of_a_kind_gets_workers(
     network: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
 ) -> None:
     monkeypatch.setattr(ray_session, "connect", no_ray)
@@ -259,7 +262,7 @@ def test_an_interruption_keeps_the_blocks_that_are_staged(
 ) -> None:
     monkeypatch.setattr(ray_session, "connect", no_ray)
 
-    def interrupt(block: int) -> None:
+    def interrupt(reader: BlockReader, block: int) -> None:
         if block == 2:
             raise KeyboardInterrupt
 
@@ -270,3 +273,71 @@ def test_an_interruption_keeps_the_blocks_that_are_staged(
     done = night(images, network, tmp_path / "out")
     assert (done.adopted, len(blocks)) == (16, 3)
     assert read(tmp_path / "out") == once(images)
+
+
+@pytest.mark.usefixtures("alone", "small_blocks")
+def test_a_first_night_of_many_objects_starts_ray_while_it_lists_and_no_other_night_does(
+    network: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(job, "MANY", 39)
+    plan, events = PredictionTable.plan, []
+
+    def note_plan(self: PredictionTable, listed: Path, path: Path) -> int:
+        events.append("plan")
+        return plan(self, listed, path)
+
+    monkeypatch.setattr(PredictionTable, "plan", note_plan)
+    monkeypatch.setattr(pipeline.Pipeline, "start_ray", lambda self: events.append("start"))
+    for changes, expected in (
+        ({}, ["start", "plan"]),
+        ({}, ["plan"]),  # nothing is new
+        ({"retry_errors": True}, ["plan"]),
+        ({"skip": "never"}, ["start", "plan"]),  # the table settles nothing
+    ):
+        events.clear()
+        night(images, network, tmp_path / "out", **changes)
+        assert events == expected
+
+
+@pytest.mark.usefixtures("alone", "small_blocks")
+def test_an_error_ends_a_block_after_its_batch_and_nothing_is_staged_afterwards(
+    network: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first block has errors enough to end the night while the second one is being read."""
+    for path in sorted(images.iterdir())[:8]:
+        path.write_bytes(b"no image")
+    monkeypatch.setattr(ray_session, "connect", no_ray)
+    abandoned: list[int] = []
+
+    def wait_for_the_end(reader: BlockReader, block: int) -> None:
+        if block == 1:
+            wait_until(reader.is_abandoned)
+            abandoned.append(block)
+
+    blocks = own_blocks(monkeypatch, wait_for_the_end)
+    with pytest.raises(JobError, match="of 40 objects cannot be recognized"):
+        night(images, network, tmp_path / "out", max_error_fraction=0.1)
+    assert blocks == [0, 1]
+    assert abandoned == [1]
+    assert not list((tmp_path / "out").rglob("*.staged"))
+
+
+@pytest.mark.usefixtures("alone", "small_blocks")
+def test_an_error_of_its_own_ends_a_night_that_ray_is_at_work_on(
+    ray_cluster: ray_session.Cluster,
+    network: Path,
+    images: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    stops: list[threading.Event],
+) -> None:
+    monkeypatch.setattr(pipeline, "RAY_S", 0.0)
+
+    def break_down(reader: BlockReader, block: int) -> None:
+        if block == 2:
+            stops[0].wait(60)
+            raise OSError(errno.EIO, "broken")
+
+    own_blocks(monkeypatch, break_down)
+    with pytest.raises(OSError, match="broken"):
+        night(images, network, tmp_path / "out")

@@ -12,6 +12,7 @@ import duckdb
 import numpy as np
 import pandas as pd
 import pyarrow.dataset
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -218,11 +219,30 @@ def test_a_killed_job_continues_and_a_second_one_keeps_out_of_its_way(
     assert not (out / "_staging").exists()
 
 
+def test_a_job_that_is_told_to_end_while_it_is_alone_keeps_what_it_has_staged(
+    corpus: Path, slow_network: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    night = ("--images", corpus, "--run", slow_network, "--out", out)
+    with Job("infer", *night, cwd=tmp_path) as first:
+        wait_until(lambda: len(staged(out)) >= 1, first.process, explain=lambda: first.said)
+        assert not first.pids("ray::MapWorker")
+        first.process.terminate()
+        assert first.wait() == 143, first.said
+    assert not (out / "_lease.json").exists()
+    kept = sum(pq.read_metadata(path).num_rows for path in staged(out))
+    with Job("infer", *night, cwd=tmp_path) as second:
+        assert second.wait() == 0, second.said
+    assert f"{kept:,} objects were recognized before an interruption and are kept" in second.said
+    assert Counter(row["uri"] for row in rows(out)) == {str(path): 1 for path in corpus.rglob("*.png")}
+
+
 def test_a_killed_worker_is_replaced_and_nothing_is_lost_or_twice(
     corpus: Path, slow_network: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    with Job("infer", "--images", corpus, "--run", slow_network, "--out", out, cwd=tmp_path) as running:
+    night = ("--images", corpus, "--run", slow_network, "--out", out, "--num-workers", "2")
+    with Job("infer", *night, cwd=tmp_path) as running:
         wait_until(lambda: len(staged(out)) >= 3, running.process, explain=lambda: running.said)
         kill(running.pids("ray::MapWorker")[0])
         assert running.wait() == 0, running.said
