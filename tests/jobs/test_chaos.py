@@ -237,7 +237,7 @@ def test_every_object_is_recognized_once(
             if after
             else (lambda: bool(list(out.glob("_staging/*/*/*.staged"))))
         )
-        wait_until(ready, job.process, 180, lambda: job.said)
+        wait_until(ready, job.process, 300, lambda: job.said)
         if how == "cut off":
             cut_off(request.getfixturevalue("namespace"))
         else:
