@@ -89,10 +89,10 @@ class Pipeline:
         """Connect to Ray, unless this process is, for as long as this pipeline is open."""
         from captcha_ray.runtime import ray_session  # noqa: PLC0415 -- a short night imports no Ray
 
+        started = time.monotonic()
         if not is_connected():
-            started = time.monotonic()
             self._connection.enter_context(ray_session.connect())
-            self._start_s = time.monotonic() - started
+        self._start_s += time.monotonic() - started
 
     def _connect(self) -> None:
         """Connect to Ray, and settle how many workers to use."""

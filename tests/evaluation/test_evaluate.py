@@ -69,6 +69,5 @@ def test_calibration_makes_confidence_mean_what_it_says(
     assert fingerprint.load_spec(trained).temperature == temperature != 1.0
     assert after["loss"] < before["loss"]
     assert after["num_exact_match"] == before["num_exact_match"]
-    assert evaluate.calibrate(val.sample(2000), trained) == pytest.approx(
-        temperature
-    )  # of what the network says itself
+    again = evaluate.calibrate(val.sample(2000), trained)
+    assert again == pytest.approx(temperature, abs=2e-4), "it is of what the network says itself; kept are four digits"
