@@ -215,7 +215,7 @@ def main() -> None:
                     f"job {rates[-1]:,.0f} images/s ({job:.1f} s)   plain loop {loops[-1]:,.0f} images/s ({loop:.1f} s)"
                 )
                 print(f"{pair}   ratio {rates[-1] / loops[-1]:.3f}")
-                print(f"images a second a core, by stage: {stages(out)}", flush=True)
+                print(f"images over the seconds of all workers, by stage: {stages(out)}", flush=True)
         ratios = [rate / loop for rate, loop in zip(rates, loops, strict=True)]
         print(f"job / plain loop, median: {statistics.median(ratios):.3f}")
         if options.old_images:
