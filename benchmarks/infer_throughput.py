@@ -158,7 +158,7 @@ def run_job(images: str, run: str, out: str) -> tuple[float, str]:
 
 
 def stages(out: str) -> dict[str, float]:
-    """What the manifest of the job's last run says of the rates of its stages."""
+    """Return the rates of the stages that the manifest of the job's last run states."""
     manifest = max(Path(out).rglob("_manifest.json"))
     rates: dict[str, float] = json.loads(manifest.read_text())["images_per_second"]
     return rates

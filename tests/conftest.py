@@ -1,4 +1,4 @@
-"""What all tests share: fixtures (one Ray for the session, small corpora of real image files) and names of cases."""
+"""Offers what all tests share: one Ray for the session, small corpora of real image files, and names of cases."""
 
 from collections.abc import Iterator
 from typing import Any

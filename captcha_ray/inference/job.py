@@ -28,7 +28,7 @@ from captcha_ray.errors import InputError, JobError
 from captcha_ray.inference import listing
 from captcha_ray.inference.block import BATCH_SIZE, BlockTask, block_sizes
 from captcha_ray.inference.config import InferConfig
-from captcha_ray.inference.pipeline import MANY, Pipeline, is_connected, shared_with_nodes
+from captcha_ray.inference.pipeline import Pipeline, is_connected, shared_with_nodes
 from captcha_ray.inference.table import NUM_THREADS, Committed, Counts, PredictionTable
 from captcha_ray.inference.watchdog import Watch
 from captcha_ray.models import fingerprint
@@ -219,8 +219,8 @@ class _Job:
             for count in Watch(self._list, self._config.stall_timeout_s, lambda: "list the images"):
                 self._listed += count
                 shown(count)
-                if self._listed > MANY and self._table.has_none_done:
-                    self._pipeline.start_ray()  # it is needed for sure, and the listing goes on meanwhile
+                if self._table.has_none_done:
+                    self._pipeline.expect(self._listed)  # and the listing goes on meanwhile
         if not self._listed:
             matching = f" that match {self._config.match!r}" if self._config.match else ""
             raise InputError(f"{self._config.images} holds no objects{matching}")

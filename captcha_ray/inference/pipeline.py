@@ -85,7 +85,12 @@ class Pipeline:
         self._connect()
         return self._num_workers, False
 
-    def start_ray(self) -> None:
+    def expect(self, num_objects: int) -> None:
+        """Start Ray if so many objects, which are to be recognized for sure, need it; it is ready sooner then."""
+        if num_objects > MANY:
+            self._start_ray()
+
+    def _start_ray(self) -> None:
         """Connect to Ray, unless this process is, for as long as this pipeline is open."""
         from captcha_ray.runtime import ray_session  # noqa: PLC0415 -- a short night imports no Ray
 
@@ -96,7 +101,7 @@ class Pipeline:
 
     def _connect(self) -> None:
         """Connect to Ray, and settle how many workers to use."""
-        self.start_ray()
+        self._start_ray()
         self._num_workers = _num_workers(self._config)
 
     def run(self, num_blocks: int, num_objects: int) -> Generator[Finished]:
@@ -126,7 +131,7 @@ class Pipeline:
     def _run_here(self, num_blocks: int) -> Watch[Finished]:
         """Recognize blocks in a thread of this process, one after another, until all are done or `_stop` is set."""
         self._own = report = Report()
-        task = dataclasses.replace(self._task, num_threads=min(_num_cpus(), MAX_THREADS_HERE))
+        task = dataclasses.replace(self._task, num_threads=_num_threads_here())
 
         def begins(block: int) -> bool:
             with self._lock:
@@ -203,8 +208,7 @@ class Pipeline:
     @property
     def num_cores(self) -> int:
         """Return the cores that are at work, or were at last."""
-        own = min(_num_cpus(), MAX_THREADS_HERE) if self._own else 0
-        return self._num_workers * self._config.cpus_per_worker or own
+        return self._num_workers * self._config.cpus_per_worker or (_num_threads_here() if self._own else 0)
 
     def _all_states(self) -> list[WorkerState]:
         return [*self._states.values(), *([self._own.state("")] if self._own else [])]
@@ -256,6 +260,10 @@ def is_connected() -> bool:
 
 def _num_cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _num_threads_here() -> int:
+    return min(_num_cpus(), MAX_THREADS_HERE)
 
 
 def _num_workers(config: InferConfig) -> int:

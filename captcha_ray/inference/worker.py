@@ -36,7 +36,7 @@ class WorkerState:
 
 
 class Report(dict[str, Any]):
-    """What a reader keeps up to date: the fields of `WorkerState`, but for the worker's name."""
+    """Holds what a reader keeps up to date: the fields of `WorkerState`, but for the worker's name."""
 
     def __init__(self) -> None:
         super().__init__(engine="", stage="load the network", fetched=0, recognized=0, seconds={})

@@ -24,14 +24,12 @@ class Network(nn.Module):
         super().__init__()
         self.num_characters = num_characters
 
-    def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
+    def losses(self, outputs: Tensor, targets: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Return the negative log-likelihood of each image's text, float32 (N,), nats, summed over positions.
 
-        Args:
-            outputs: Of `forward`.
-            targets: int64 (N, S).
+        The arguments are those of `loss_pair`.
         """
-        return self.loss_pair(outputs, targets)[0]
+        return self.loss_pair(outputs, targets, lengths)[0]
 
     def loss_pair(
         self,

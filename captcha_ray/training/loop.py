@@ -115,8 +115,9 @@ def evaluate(model: Network, batches: Iterable[Batch], arithmetic: Arithmetic) -
     for batch in batches:
         with arithmetic.autocast():
             outputs = model(arithmetic.to_input(batch.images))
-        targets, texts = arithmetic.put(batch.targets), model.log_probabilities(outputs).argmax(2)
-        counter.add(model, texts, targets, batch.targets < model.num_characters, model.losses(outputs, targets))
+        targets, there = arithmetic.put(batch.targets), batch.targets < model.num_characters
+        texts = model.log_probabilities(outputs).argmax(2)
+        counter.add(model, texts, targets, there, model.losses(outputs, targets, there.sum(1)))
     return counter.counts()
 
 
@@ -126,7 +127,7 @@ class _Counter:
     def __init__(self, device: torch.device) -> None:
         self._sums: Tensor | None = None
         self._num_images = 0
-        self._there: npt.NDArray[np.int64] = np.zeros(0, np.int64)
+        self._there: Any = 0  # int64 (S,) after the first batch
         self._device = device
         self.waited_s = 0.0
 
@@ -151,7 +152,7 @@ class _Counter:
             losses: (N,).
         """
         self._num_images += len(there)
-        self._there = self._there + there.numpy().sum(0) if self._there.size else there.numpy().sum(0)
+        self._there = self._there + there.numpy().sum(0)
         with torch.no_grad():
             end = model.num_characters
             texts = texts.masked_fill((texts == end).cumsum(1) > 0, end)  # a text has nothing behind its end

@@ -8,7 +8,8 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from captcha_ray.inference import listing, schema
+from captcha_ray.inference import block, job, listing, schema
+from tests.factories import GLYPHS, draw_glyphs, glyph_texts, save_network
 from tests.support.s3_server import client_of, serve_s3
 
 
@@ -17,6 +18,26 @@ def spools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A place for the spools of `prediction_tables.Writer`."""
     (tmp_path / "spools").mkdir()
     monkeypatch.setenv("SPOOLS", str(tmp_path / "spools"))
+
+
+@pytest.fixture(scope="module")
+def network(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Save a network that nobody has taught."""
+    return save_network(tmp_path_factory.mktemp("network") / "run", GLYPHS)
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    """Draw 40 files."""
+    return draw_glyphs(tmp_path / "images", glyph_texts(40, 2))
+
+
+@pytest.fixture
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cut nights into blocks of 8 objects, and so 40 into five."""
+    for module in (job, block):
+        monkeypatch.setattr(module, "BATCH_SIZE", 8)
+    monkeypatch.setattr(block, "MAX_BLOCK", 8)
 
 
 @pytest.fixture

@@ -19,14 +19,14 @@ from PIL import Image
 
 from captcha_ray import Recognizer
 from captcha_ray.errors import InputError, JobError
-from captcha_ray.inference import block, job, pipeline
+from captcha_ray.inference import pipeline
 from captcha_ray.inference.block import BATCH_SIZE, MAX_BLOCK, block_sizes
 from captcha_ray.inference.config import InferConfig
 from captcha_ray.inference.job import READER, NightSummary, transcribe
 from captcha_ray.inference.table import Committed, Counts, PredictionTable, Run
 from captcha_ray.runtime import ray_session
 from captcha_ray.storage.lock import Lease
-from tests.factories import GLYPHS, draw_glyphs, glyph_texts, save_network
+from tests.factories import draw_glyphs
 from tests.support.readers import Unheard
 from tests.support.waiting import wait_until
 
@@ -39,24 +39,6 @@ def jobs_given_up_are_over() -> Iterator[None]:
         if thread.name.startswith("StreamingExecutor"):
             thread.join(timeout=60)
             assert not thread.is_alive()
-
-
-@pytest.fixture(scope="module")
-def network(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_network(tmp_path_factory.mktemp("network") / "run", GLYPHS)
-
-
-@pytest.fixture
-def images(tmp_path: Path) -> Path:
-    return draw_glyphs(tmp_path / "images", glyph_texts(40, 2))
-
-
-@pytest.fixture
-def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of 8 objects."""
-    for module in (job, block):
-        monkeypatch.setattr(module, "BATCH_SIZE", 8)
-    monkeypatch.setattr(block, "MAX_BLOCK", 8)
 
 
 @pytest.mark.parametrize(("num_batches", "num_workers"), [(1, 1), (1, 8), (7, 2), (1000, 2), (40_000, 100)])

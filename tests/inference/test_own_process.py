@@ -16,41 +16,20 @@ import pytest
 
 from captcha_ray.engines import choice
 from captcha_ray.errors import InputError, JobError
-from captcha_ray.inference import block, job, pipeline
+from captcha_ray.inference import job, pipeline
 from captcha_ray.inference.block import block_sizes
 from captcha_ray.inference.block_reader import BlockReader
 from captcha_ray.inference.config import InferConfig
 from captcha_ray.inference.job import READER, NightSummary, transcribe
 from captcha_ray.inference.table import PredictionTable
 from captcha_ray.runtime import ray_session
-from tests.factories import GLYPHS, draw_glyphs, glyph_texts, save_network
 from tests.support.processes import environment
 from tests.support.waiting import wait_until
 
 
-@pytest.fixture(scope="module")
-def network(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    run = save_network(tmp_path_factory.mktemp("network") / "run", GLYPHS)
-    choice.export(str(run))
-    return run
-
-
-@pytest.fixture
-def images(tmp_path: Path) -> Path:
-    return draw_glyphs(tmp_path / "images", glyph_texts(40, 2))
-
-
-@pytest.fixture
-def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of 8 objects, and so five of them."""
-    for module in (job, block):
-        monkeypatch.setattr(module, "BATCH_SIZE", 8)
-    monkeypatch.setattr(block, "MAX_BLOCK", 8)
-
-
 @pytest.fixture
 def alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As in a process that has not started Ray."""
+    """Hide the session's Ray, as from a process that has not started one."""
     monkeypatch.setattr(pipeline, "is_connected", lambda: False)
     monkeypatch.setattr(job, "is_connected", lambda: False)
 
@@ -91,6 +70,7 @@ def own_blocks(monkeypatch: pytest.MonkeyPatch, meanwhile: Any = lambda reader, 
 def test_a_short_night_imports_neither_ray_nor_torch_and_one_with_nothing_new_no_engine(
     network: Path, images: Path, tmp_path: Path
 ) -> None:
+    choice.export(str(network))  # which takes torch
     program = (
         "import sys, captcha_ray\nfrom captcha_ray.inference.config import InferConfig\n"
         f"night = InferConfig(images={str(images)!r}, run={str(network)!r}, out={str(tmp_path / 'out')!r})\n"
@@ -127,7 +107,7 @@ def test_blocks_grow_from_one_batch_and_are_large_and_small_as_for_ray_then(num_
 
 @pytest.fixture
 def stops(monkeypatch: pytest.MonkeyPatch) -> list[threading.Event]:
-    """What tells this process, of each night, to leave the rest to Ray."""
+    """Gather what tells this process, of each night, to leave the rest to Ray."""
     found: list[threading.Event] = []
     run_here = pipeline.Pipeline._run_here
 
@@ -155,9 +135,8 @@ def test_a_longer_night_goes_on_with_ray(
 ) -> None:
     for name, value in too_long.items():
         monkeypatch.setattr(pipeline, name, value)
-    blocks = own_blocks(
-        monkeypatch, lambda _, block: block < own[-1] or stops[0].wait(60)
-    )  # it works until Ray is there
+    # it works until Ray is there
+    blocks = own_blocks(monkeypatch, lambda _, block: block < own[-1] or stops[0].wait(60))
     connect = pipeline.Pipeline._connect
 
     def connect_late(self: pipeline.Pipeline) -> None:
@@ -200,19 +179,6 @@ def test_who_asks_for_workers_of_a_kind_gets_workers(
     with pytest.raises(AssertionError, match="Ray is asked for"):
         night(images, network, tmp_path / "out", **changes)
     assert not blocks
-
-
-@pytest.mark.usefixtures("alone", "small_blocks")
-def test_too_many_errors_end_it_and_nothing_is_left(
-    network: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for path in sorted(images.iterdir())[:30]:
-        path.write_bytes(b"no image")
-    monkeypatch.setattr(ray_session, "connect", no_ray)
-    with pytest.raises(JobError, match="of 40 objects cannot be recognized"):
-        night(images, network, tmp_path / "out")
-    assert not list((tmp_path / "out").rglob("*.parquet"))
-    assert not list((tmp_path / "out").rglob("*.block*"))
 
 
 @pytest.mark.usefixtures("alone")
@@ -279,7 +245,7 @@ def test_an_interruption_keeps_the_blocks_that_are_staged(
 def test_a_first_night_of_many_objects_starts_ray_while_it_lists_and_no_other_night_does(
     network: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(job, "MANY", 39)
+    monkeypatch.setattr(pipeline, "MANY", 39)
     plan, events = PredictionTable.plan, []
 
     def note_plan(self: PredictionTable, listed: Path, path: Path) -> int:
@@ -287,7 +253,8 @@ def test_a_first_night_of_many_objects_starts_ray_while_it_lists_and_no_other_ni
         return plan(self, listed, path)
 
     monkeypatch.setattr(PredictionTable, "plan", note_plan)
-    monkeypatch.setattr(pipeline.Pipeline, "start_ray", lambda self: events.append("start"))
+    monkeypatch.setattr(pipeline.Pipeline, "_start_ray", lambda self: events.append("start"))
+    monkeypatch.setattr(pipeline.Pipeline, "_until_long", lambda self, here, num_objects: here)  # no Ray later on
     for changes, expected in (
         ({}, ["start", "plan"]),
         ({}, ["plan"]),  # nothing is new
@@ -300,7 +267,7 @@ def test_a_first_night_of_many_objects_starts_ray_while_it_lists_and_no_other_ni
 
 
 @pytest.mark.usefixtures("alone", "small_blocks")
-def test_an_error_ends_a_block_after_its_batch_and_nothing_is_staged_afterwards(
+def test_too_many_errors_end_it_after_a_batch_and_nothing_is_staged_afterwards(
     network: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first block has errors enough to end the night while the second one is being read."""
@@ -319,7 +286,8 @@ def test_an_error_ends_a_block_after_its_batch_and_nothing_is_staged_afterwards(
         night(images, network, tmp_path / "out", max_error_fraction=0.1)
     assert blocks == [0, 1]
     assert abandoned == [1]
-    assert not list((tmp_path / "out").rglob("*.staged"))
+    for left in ("*.staged", "*.block", "*.parquet"):
+        assert not list((tmp_path / "out").rglob(left))
 
 
 @pytest.mark.usefixtures("alone", "small_blocks")
@@ -338,6 +306,16 @@ def test_an_error_of_its_own_ends_a_night_that_ray_is_at_work_on(
             stops[0].wait(60)
             raise OSError(errno.EIO, "broken")
 
+    run_on_ray, of_ray = pipeline.Pipeline._run_on_ray, []
+
+    def run_on_ray_after_the_error(self: pipeline.Pipeline, blocks: range) -> Iterator[pipeline.Finished]:
+        assert self._ended.wait(60)
+        for finished in run_on_ray(self, blocks):
+            of_ray.append(finished)
+            yield finished
+
+    monkeypatch.setattr(pipeline.Pipeline, "_run_on_ray", run_on_ray_after_the_error)
     own_blocks(monkeypatch, break_down)
     with pytest.raises(OSError, match="broken"):
         night(images, network, tmp_path / "out")
+    assert len(of_ray) == 1, "Ray has two blocks, and goes on no further than the first"

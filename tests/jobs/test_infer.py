@@ -1,10 +1,12 @@
 """Runs jobs/infer.py as a user does every night: real processes, an S3 server, kills, other projects' readers."""
 
+import contextlib
 import io
 import json
 import shutil
 import zlib
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -193,19 +195,26 @@ def staged(out: Path) -> list[Path]:
     return list(out.glob("_staging/*/*/*.staged"))
 
 
+@contextlib.contextmanager
+def at_work(out: Path, num_blocks: int, *flags: str | Path) -> Iterator[Job]:
+    """Start a job, and give it once it has staged so many blocks."""
+    with Job("infer", "--out", out, *flags, cwd=out.parent) as job:
+        wait_until(lambda: len(staged(out)) >= num_blocks, job.process, explain=lambda: job.said)
+        yield job
+
+
 def test_a_killed_job_continues_and_a_second_one_keeps_out_of_its_way(
     corpus: Path, slow_network: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    night = ("--images", corpus, "--run", slow_network, "--out", out)
-    with Job("infer", *night, cwd=tmp_path) as first:
-        wait_until(lambda: len(staged(out)) >= 3, first.process, explain=lambda: first.said)
-        status, _, err = run_job("infer", *night, cwd=tmp_path)
+    night = ("--images", corpus, "--run", slow_network)
+    with at_work(out, 3, *night) as first:
+        status, _, err = run_job("infer", *night, "--out", out, cwd=tmp_path)
         assert (status, "is at work on" in err) == (2, True)
         kill(first.process.pid)
         assert first.wait() == -9
         assert not list(out.rglob("*.parquet")), "nothing is committed by halves"
-    with Job("infer", *night, cwd=tmp_path) as second:
+    with Job("infer", *night, "--out", out, cwd=tmp_path) as second:
         assert second.wait() == 0, second.said
         kept = int(
             second.said.partition(" objects were recognized before an interruption")[0]
@@ -219,19 +228,17 @@ def test_a_killed_job_continues_and_a_second_one_keeps_out_of_its_way(
     assert not (out / "_staging").exists()
 
 
-def test_a_job_that_is_told_to_end_while_it_is_alone_keeps_what_it_has_staged(
+def test_a_job_that_is_told_to_end_soon_after_its_start_keeps_what_it_has_staged(
     corpus: Path, slow_network: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    night = ("--images", corpus, "--run", slow_network, "--out", out)
-    with Job("infer", *night, cwd=tmp_path) as first:
-        wait_until(lambda: len(staged(out)) >= 1, first.process, explain=lambda: first.said)
-        assert not first.pids("ray::MapWorker")
+    night = ("--images", corpus, "--run", slow_network)
+    with at_work(out, 1, *night) as first:
         first.process.terminate()
         assert first.wait() == 143, first.said
     assert not (out / "_lease.json").exists()
     kept = sum(pq.read_metadata(path).num_rows for path in staged(out))
-    with Job("infer", *night, cwd=tmp_path) as second:
+    with Job("infer", *night, "--out", out, cwd=tmp_path) as second:
         assert second.wait() == 0, second.said
     assert f"{kept:,} objects were recognized before an interruption and are kept" in second.said
     assert Counter(row["uri"] for row in rows(out)) == {str(path): 1 for path in corpus.rglob("*.png")}
@@ -241,9 +248,7 @@ def test_a_killed_worker_is_replaced_and_nothing_is_lost_or_twice(
     corpus: Path, slow_network: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    night = ("--images", corpus, "--run", slow_network, "--out", out, "--num-workers", "2")
-    with Job("infer", *night, cwd=tmp_path) as running:
-        wait_until(lambda: len(staged(out)) >= 3, running.process, explain=lambda: running.said)
+    with at_work(out, 3, "--images", corpus, "--run", slow_network, "--num-workers", "2") as running:
         kill(running.pids("ray::MapWorker")[0])
         assert running.wait() == 0, running.said
     assert Counter(row["uri"] for row in rows(out)) == {str(path): 1 for path in corpus.rglob("*.png")}
