@@ -61,7 +61,8 @@ def write(image: Image.Image, kind: str, mode: str, options: dict[str, Any]) -> 
     if mode == "I;16":
         made = Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 257)
     else:
-        made = image.convert("RGB").convert(mode) if mode == "P" else image.convert(mode)
+        colors = 2 ** options.get("bits", 8)
+        made = image.convert("RGB").quantize(colors) if mode == "P" else image.convert(mode)
     return encode(made, kind, **{name: value for name, value in options.items() if value is not None})
 
 
@@ -181,6 +182,13 @@ def test_files_with_more_or_less_than_pixels_are_left_to_pillow(name: str, make:
     data = encode(NOISE, name, **({"lossless": False} if name == "WEBP" else {}))
     assert common_formats.size_of(data) == NOISE.size
     assert common_formats.size_of(make(data)) is None
+
+
+@pytest.mark.parametrize("name", COMMON)
+def test_common_files_are_not_left_to_pillow(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = write(NOISE, *COMMON[name])
+    monkeypatch.setattr(Image, "open", lambda *_, **__: pytest.fail("Pillow decodes it"))
+    assert isinstance(decode_with_size(data, SPECS[0]), Decoded)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "BMP"])

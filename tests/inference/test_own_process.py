@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.dataset
 import pytest
 
@@ -23,6 +24,7 @@ from captcha_ray.inference.config import InferConfig
 from captcha_ray.inference.job import READER, NightSummary, transcribe
 from captcha_ray.inference.table import PredictionTable
 from captcha_ray.runtime import ray_session
+from captcha_ray.storage import parquet
 from tests.support.processes import environment
 from tests.support.waiting import wait_until
 
@@ -281,11 +283,18 @@ def test_too_many_errors_end_it_after_a_batch_and_nothing_is_staged_afterwards(
             wait_until(reader.is_abandoned)
             abandoned.append(block)
 
-    blocks = own_blocks(monkeypatch, wait_for_the_end)
+    blocks, written, write = own_blocks(monkeypatch, wait_for_the_end), [], parquet.write
+
+    def note_write(uri: str, rows: pa.Table) -> None:
+        written.append(uri.rpartition("/")[2])
+        write(uri, rows)
+
+    monkeypatch.setattr(parquet, "write", note_write)
     with pytest.raises(JobError, match="of 40 objects cannot be recognized"):
         night(images, network, tmp_path / "out", max_error_fraction=0.1)
     assert blocks == [0, 1]
     assert abandoned == [1]
+    assert [name for name in written if name.endswith(".staged")] == ["block-000000.staged"]
     for left in ("*.staged", "*.block", "*.parquet"):
         assert not list((tmp_path / "out").rglob(left))
 

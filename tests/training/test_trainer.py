@@ -337,3 +337,23 @@ def test_a_step_of_an_elastic_training_has_as_many_images_with_fewer_workers(
         steps = [batch.step_images for batch in worker._train.epoch(None)]
     images = glyph_shards.manifest.num_images["train"]
     assert len(steps) == -(-images // (24 if num_workers == "1:3" else 8))
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.5])
+def test_images_that_lines_may_cross_bring_along_their_colors(
+    fraction: float,
+    glyph_shards: Shards,
+    ray_cluster: ray_session.Cluster,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    train_epoch, found = loop.train_epoch, []
+
+    def note_colors(model: Any, optimizer: Any, batches: Any, *arguments: Any, **named: Any) -> Any:
+        batches = list(batches)
+        found.extend(batch.colors is not None for batch in batches)
+        return train_epoch(model, optimizer, batches, *arguments, **named)
+
+    monkeypatch.setattr(loop, "train_epoch", note_colors)
+    fit(config_for(glyph_shards, tmp_path / "run", lines_fraction=fraction, epochs=1), glyph_shards, ray_cluster)
+    assert set(found) == {fraction > 0}
