@@ -9,7 +9,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("captcha_ray", "ray", "torch", "numpy", "pillow", "pyarrow", "obstore", "safetensors", "optuna")
+PACKAGES = (
+    "captcha_ray", "ray", "torch", "openvino", "onnxruntime", "numpy", "pillow", "imagecodecs", "pyarrow", "duckdb",
+    "obstore", "safetensors", "optuna",
+)  # fmt: skip
+"""Packages whose versions a result depends on."""
 
 
 def versions() -> dict[str, str]:

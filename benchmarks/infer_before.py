@@ -1,0 +1,85 @@
+"""Seconds of a whole night of `infer.py` against those of an older checkout, on one core, over the same files.
+
+Rounds alternate. Each night recognizes all files below --images into a new table; what is timed is the whole process,
+from the start of Python to the committed Parquet. Both tables are read back by DuckDB, which must find every file once.
+The first of each, which warms the files' cache, does not count.
+"""
+
+import dataclasses
+import statistics
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+import duckdb
+import tyro
+
+from captcha_ray.runs.environment import provenance
+
+HERE = Path(__file__).parent.parent
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What to measure."""
+
+    old: str
+    """Checkout of the older version, with its `.venv`."""
+    images: str
+    """Folder of images."""
+    old_run: str
+    """Run that the older version recognizes with."""
+    run: str
+    """Run that this version recognizes with."""
+    rounds: int = 5
+    """Times each is run, besides the first."""
+    core: int = 0
+    """Core that both are held to."""
+
+
+def night(checkout: Path, images: str, run: str, core: int, flags: list[str]) -> tuple[float, int]:
+    """(seconds of the whole process, rows of the table).
+
+    Raises CalledProcessError where the job fails, and RuntimeError where a file has not exactly one row.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        command = ["taskset", "--cpu-list", str(core), str(checkout / ".venv" / "bin" / "python"), "jobs/infer.py"]
+        job = ["--images", images, "--run", run, "--out", f"{folder}/out", *flags]
+        started = time.perf_counter()
+        subprocess.run([*command, *job], check=True, cwd=checkout, stdout=subprocess.DEVNULL)
+        seconds = time.perf_counter() - started
+        count = f"SELECT count(*), count(DISTINCT uri) FROM read_parquet('{folder}/out/**/*.parquet')"
+        rows, uris = duckdb.connect().execute(count).fetchall()[0]
+        if rows != uris:
+            raise RuntimeError(f"{checkout} wrote {rows} rows of {uris} files")
+        return seconds, rows
+
+
+def commit_of(checkout: Path) -> str:
+    """Return the short hash of a checkout's commit."""
+    command = ["git", "-C", str(checkout), "rev-parse", "--short", "HEAD"]
+    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
+
+
+def main() -> None:
+    options = tyro.cli(Options, description=__doc__)
+    old = Path(options.old).absolute()
+    images, old_run, run = (str(Path(each).absolute()) for each in (options.images, options.old_run, options.run))
+    for line in provenance(rounds=options.rounds):
+        print(line)
+    print(f"the older version is {commit_of(old)}", flush=True)
+    ratios: list[float] = []
+    for number in range(-1, options.rounds):
+        before, num_before = night(old, images, old_run, options.core, ["--num-workers", "1"])
+        now, num_now = night(HERE, images, run, options.core, [])
+        if num_before != num_now:
+            raise RuntimeError(f"the older version has {num_before} rows, this one {num_now}")
+        print(f"{num_now:,} files: {before:.1f} s before, {now:.1f} s now, {before / now:.2f} times", flush=True)
+        if number >= 0:
+            ratios.append(before / now)
+    print(f"median: {statistics.median(ratios):.2f} times ({', '.join(f'{ratio:.2f}' for ratio in ratios)})")
+
+
+if __name__ == "__main__":
+    main()
