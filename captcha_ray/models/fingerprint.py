@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 
 from captcha_ray.errors import InputError
-from captcha_ray.models.spec import BUILTIN, ModelSpec
+from captcha_ray.models.spec import BUILTIN, EARLIER_NAMES, ModelSpec
 from captcha_ray.runs.directory import read_json
 from captcha_ray.storage import filesystem
 
@@ -17,10 +17,10 @@ WEIGHTS = "model.safetensors"
 DESCRIPTION = "model.json"
 
 
-def fingerprint(spec: ModelSpec, weights: bytes) -> str:
+def fingerprint(spec: ModelSpec, weights: bytes, *, earlier: bool = False) -> str:
     """Return the SHA-256 of all that decides what a network recognizes.
 
-    That is the weights, and the spec but for dropout and aspect ratios.
+    That is the weights, and the spec but for dropout and aspect ratios. earlier: by the earlier names of its fields.
     """
     decisive = spec.to_dict()
     del decisive["dropout"], decisive["aspect_ratios"]  # neither changes what is recognized
@@ -31,6 +31,8 @@ def fingerprint(spec: ModelSpec, weights: bytes) -> str:
     for name in ("pad", "crop", "two_lines"):
         if not decisive["image"][name]:
             del decisive["image"][name]
+    if earlier:
+        decisive = {EARLIER_NAMES.get(name, name): value for name, value in decisive.items()}
     description = json.dumps(decisive, sort_keys=True).encode()
     return hashlib.sha256(len(description).to_bytes(8, "big") + description + weights).hexdigest()
 
@@ -56,7 +58,7 @@ def load_verified(folder: str) -> tuple[ModelSpec, str, bytes]:
         weights = filesystem.read(filesystem.join(folder, WEIGHTS))
     except FileNotFoundError:
         raise InputError(f"{folder} has no {WEIGHTS}") from None
-    if fingerprint(spec, weights) != expected:
+    if expected not in (fingerprint(spec, weights), fingerprint(spec, weights, earlier=True)):
         raise InputError(f"{folder}/{WEIGHTS} and {DESCRIPTION} do not belong together: the fingerprint differs")
     return spec, expected, weights
 

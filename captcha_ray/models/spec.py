@@ -18,6 +18,9 @@ Precision = Literal["auto", "fp32", "bf16"]
 BUILTIN = "builtin"
 """Names the network that comes with the package, wherever a run is named."""
 
+EARLIER_NAMES = {"max_length": "slots"}
+"""What fields were named in checkpoints of earlier versions."""
+
 FILTERS = Limit(4, 256, "4 to 256")
 """Limit of `filters`."""
 
@@ -70,7 +73,11 @@ class ModelSpec(Config):
 
     @classmethod
     def from_dict(cls, values: dict[str, object]) -> "ModelSpec":
-        """Return the spec from JSON types, with the image as JSON types too."""
+        """Return the spec from JSON types, with the image as JSON types too; fields may have their earlier names."""
+        values = {**values}
+        for name, earlier in EARLIER_NAMES.items():
+            if earlier in values and name not in values:
+                values[name] = values.pop(earlier)
         image = values.get("image")
         if not isinstance(image, dict):
             raise InputError("the model's description has no image size")

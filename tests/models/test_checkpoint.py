@@ -1,6 +1,7 @@
 """Checkpoints: what goes in comes out, and nothing else is ever taken for a network."""
 
 import dataclasses
+import hashlib
 import json
 import pickle
 from collections.abc import Callable
@@ -264,3 +265,23 @@ def test_networks_from_before_a_field_was_added_keep_their_fingerprint() -> None
     cropped = dataclasses.replace(spec, image=ImageSpec(height=50, width=200, crop=(0.0, 0.4, 1.0, 0.6)))
     parted = dataclasses.replace(spec, image=ImageSpec(height=50, width=200, two_lines=1.5))
     assert len({fingerprint.fingerprint(one, b"weights") for one in (spec, padded, cropped, parted)}) == 4
+
+
+def test_networks_whose_description_has_earlier_names_keep_their_fingerprint(folder: Path) -> None:
+    described = json.loads((folder / "model.json").read_bytes())["model"]
+    earlier = {name: described[name] for name in ("network", "charset", "dropout")} | {
+        "image": {"height": 10, "width": 12, "channels": 3, "denoise": 0, "binarize": False},
+        "slots": described["max_length"],
+        "variable": False,
+        "temperature": 1.5,
+    }
+    decisive = {name: value for name, value in earlier.items() if name not in ("dropout", "variable")}
+    data = json.dumps(decisive, sort_keys=True).encode()
+    weights = (folder / "model.safetensors").read_bytes()
+    digest = hashlib.sha256(len(data).to_bytes(8, "big") + data + weights).hexdigest()
+    edit(folder, lambda d: d.update(model=earlier, fingerprint=digest))
+    spec, model_id = fingerprint.load_spec_and_fingerprint(str(folder))
+    assert (spec.max_length, spec.temperature, model_id) == (described["max_length"], 1.5, digest)
+    assert checkpoint.load_model(str(folder))[1] == spec
+    edit(folder, lambda d: d["model"].update(slots=described["max_length"] + 1))
+    assert "the fingerprint differs" in refusal(folder)
