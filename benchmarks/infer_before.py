@@ -30,8 +30,8 @@ class Options:
     """Folder of images."""
     old_run: str
     """Run that the older version recognizes with."""
-    run: str
-    """Run that this version recognizes with."""
+    runs: tuple[str, ...]
+    """Runs that this version recognizes with, one after another."""
     rounds: int = 5
     """Times each is run, besides the first."""
     core: int = 0
@@ -65,20 +65,24 @@ def commit_of(checkout: Path) -> str:
 def main() -> None:
     options = tyro.cli(Options, description=__doc__)
     old = Path(options.old).absolute()
-    images, old_run, run = (str(Path(each).absolute()) for each in (options.images, options.old_run, options.run))
+    images, old_run, *runs = (str(Path(each).absolute()) for each in (options.images, options.old_run, *options.runs))
     for line in provenance(rounds=options.rounds):
         print(line)
     print(f"the older version is {commit_of(old)}", flush=True)
-    ratios: list[float] = []
+    ratios: dict[str, list[float]] = {run: [] for run in runs}
     for number in range(-1, options.rounds):
         before, num_before = night(old, images, old_run, options.core, ["--num-workers", "1"])
-        now, num_now = night(HERE, images, run, options.core, [])
-        if num_before != num_now:
-            raise RuntimeError(f"the older version has {num_before} rows, this one {num_now}")
-        print(f"{num_now:,} files: {before:.1f} s before, {now:.1f} s now, {before / now:.2f} times", flush=True)
-        if number >= 0:
-            ratios.append(before / now)
-    print(f"median: {statistics.median(ratios):.2f} times ({', '.join(f'{ratio:.2f}' for ratio in ratios)})")
+        for run in runs:
+            now, num_now = night(HERE, images, run, options.core, [])
+            if num_before != num_now:
+                raise RuntimeError(f"the older version has {num_before} rows, this one {num_now}")
+            told = f"{before:.1f} s before, {now:.1f} s now, {before / now:.2f} times"
+            print(f"{num_now:,} files with {run}: {told}", flush=True)
+            if number >= 0:
+                ratios[run].append(before / now)
+    for run, measured in ratios.items():
+        each = ", ".join(f"{ratio:.2f}" for ratio in measured)
+        print(f"{run}: {statistics.median(measured):.2f} times in the median ({each})")
 
 
 if __name__ == "__main__":
