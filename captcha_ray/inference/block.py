@@ -13,6 +13,9 @@ BATCH_SIZE = 256
 MAX_BLOCK = 4096
 """Most objects of a task: few enough to lose little with a worker."""
 
+MAX_DECODED_BYTES = 32_000_000
+"""Most pixels of a task that other workers decode, bytes: few enough for an object store of Ray's least size, 75 MB."""
+
 
 class AbandonedError(Exception):
     """A block that is not to be finished, as its job ends."""
@@ -49,7 +52,9 @@ class BlockTask:
         return filesystem.join(self.attempt, f"block-{block:06d}{BLOCK}")
 
 
-def block_sizes(num_batches: int, num_workers: int, *, growing: bool = False) -> list[int]:
+def block_sizes(
+    num_batches: int, num_workers: int, *, growing: bool = False, decoded_bytes: int | None = None
+) -> list[int]:
     """Return the batches of each block: half of a worker's share of the rest, but at most `MAX_BLOCK` objects.
 
     Blocks shrink towards the end, so that all workers end at about the same time (C. Polychronopoulos and D. Kuck,
@@ -59,10 +64,14 @@ def block_sizes(num_batches: int, num_workers: int, *, growing: bool = False) ->
         num_batches: In all blocks.
         num_workers: Workers that there will be.
         growing: Begin with blocks of 1, 1, 2, 4, ... batches, which soon show how long all will take.
+        decoded_bytes: Of an image, where blocks are decoded by other workers: they are of `MAX_DECODED_BYTES` then.
     """
+    most = MAX_BLOCK // BATCH_SIZE
+    if decoded_bytes:
+        most = max(min(most, MAX_DECODED_BYTES // (decoded_bytes * BATCH_SIZE)), 1)
     sizes: list[int] = []
     while num_batches:
         largest = max(sum(sizes), 1) if growing else num_batches
-        sizes.append(min(max(num_batches // (2 * num_workers), 1), MAX_BLOCK // BATCH_SIZE, largest))
+        sizes.append(min(max(num_batches // (2 * num_workers), 1), most, largest))
         num_batches -= sizes[-1]
     return sizes

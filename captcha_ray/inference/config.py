@@ -60,6 +60,9 @@ class InferConfig(Config):
     num_workers: Annotated[int, NOT_NEGATIVE] = 0
     """Workers that fetch, decode and recognize; 0 for one per CPU, or one per GPU with --use-gpu. With 0 and without a
     cluster, the job begins by itself, and starts Ray once more than six seconds of work are left."""
+    num_decoders: Annotated[int, at_least(-1)] = -1
+    """Most workers of one CPU that fetch and decode for those that recognize; 0 for none, as these can do it, and -1
+    for one per CPU that is left with --use-gpu, and none without."""
     cpus_per_worker: Annotated[int, POSITIVE] = 1
     """CPU cores each worker reserves; more than one decode side by side."""
     use_gpu: bool = False

@@ -26,7 +26,7 @@ from captcha_ray import console
 from captcha_ray.engines import choice
 from captcha_ray.errors import InputError, JobError
 from captcha_ray.inference import listing
-from captcha_ray.inference.block import BATCH_SIZE, BlockTask, block_sizes
+from captcha_ray.inference.block import BATCH_SIZE, BlockTask
 from captcha_ray.inference.config import InferConfig
 from captcha_ray.inference.pipeline import Pipeline, is_connected, shared_with_nodes
 from captcha_ray.inference.table import NUM_THREADS, Committed, Counts, PredictionTable
@@ -185,7 +185,9 @@ class _Job:
                 if pending:
                     if said := choice.prepare(self._config.run, self._task.engine, self._task.device):
                         console.say(said)
-                    self._recognize(self._timed("plan", self._write_blocks, pending, *self._pipeline.plan_workers()))
+                    sizes = self._pipeline.plan_blocks(math.ceil(pending / BATCH_SIZE))
+                    self._timed("plan", self._write_blocks, sizes)
+                    self._recognize(len(sizes))
         except TooManyErrorsError:
             self._table.discard(filesystem.list_files(self._table.attempt))  # now that no worker adds to it
             self._table.give_up()
@@ -232,11 +234,10 @@ class _Job:
         self._skipped = 0 if self._config.retry_errors else max(self._listed - num_rows - self._rows, 0)
         return num_rows
 
-    def _write_blocks(self, num_rows: int, num_workers: int, growing: bool) -> int:
-        """Cut the plan into blocks that workers can read, and return how many. See `block_sizes`."""
+    def _write_blocks(self, sizes: list[int]) -> None:
+        """Cut the plan into blocks of so many batches, which workers can read."""
         path = self._spool / "todo.parquet"
         batches = map(pa.table, pq.ParquetFile(path).iter_batches(BATCH_SIZE))
-        sizes = block_sizes(math.ceil(num_rows / BATCH_SIZE), num_workers, growing=growing)
         with concurrent.futures.ThreadPoolExecutor(NUM_THREADS) as pool:
             waiting: list[concurrent.futures.Future[None]] = []
             for number, size in enumerate(sizes):
@@ -248,7 +249,6 @@ class _Job:
             for future in waiting:
                 future.result()
         path.unlink()
-        return len(sizes)
 
     def _recognize(self, num_blocks: int) -> None:
         """Let the workers recognize all blocks; commit whenever there are rows enough."""

@@ -7,7 +7,9 @@ recognizes ten thousand images; a longer night goes on with Ray's workers as soo
 import collections
 import contextlib
 import dataclasses
+import functools
 import itertools
+import math
 import os
 import sys
 import threading
@@ -17,11 +19,19 @@ from typing import TYPE_CHECKING, Any, Self
 
 from captcha_ray.errors import InputError, JobError, full_disk
 from captcha_ray.inference import listing
-from captcha_ray.inference.block import AbandonedError, BlockTask
+from captcha_ray.inference.block import AbandonedError, BlockTask, block_sizes
 from captcha_ray.inference.config import InferConfig
 from captcha_ray.inference.watchdog import Watch
-from captcha_ray.inference.worker import RecognizeBlocks, Report, WorkerState, load_reader
+from captcha_ray.inference.worker import (
+    DecodeBlocks,
+    RecognizeBlocks,
+    RecognizeDecoded,
+    Report,
+    WorkerState,
+    load_reader,
+)
 from captcha_ray.models import fingerprint
+from captcha_ray.models.spec import ModelSpec
 
 if TYPE_CHECKING:
     import ray.data
@@ -54,7 +64,7 @@ class Pipeline:
     def __init__(self, config: InferConfig, task: BlockTask, reader: str) -> None:
         self._config, self._task, self._reader = config, task, reader
         self._states: dict[str, WorkerState] = {}  # the last one of each worker
-        self._num_workers = self._finished = 0
+        self._num_workers = self._num_decoders = self._finished = 0
         self._finished_before, self._workers_before = 0, 0
         self._own: Report | None = None
         self._begun = 0  # blocks of this process
@@ -72,18 +82,25 @@ class Pipeline:
     @property
     def _begins_here(self) -> bool:
         """Return whether this process begins: nobody asks for workers of any kind, and there is no Ray yet."""
-        asked = self._config.num_workers or self._config.cpus_per_worker > 1 or self._config.use_gpu
+        config = self._config
+        asked = config.num_workers or config.cpus_per_worker > 1 or config.use_gpu or config.num_decoders > 0
         return not (asked or is_connected())
 
-    def plan_workers(self) -> tuple[int, bool]:
-        """Return how many workers there will be, and whether this process begins.
+    def plan_blocks(self, num_batches: int) -> list[int]:
+        """Return the batches of each block for the workers there will be. See `block_sizes`.
 
         Raises InputError if they do not fit, or if a node does not see what they need.
         """
         if self._begins_here:
-            return _num_cpus(), True
+            return block_sizes(num_batches, _num_cpus(), growing=True)
         self._connect()
-        return self._num_workers, False
+        decoded_bytes = math.prod(self._spec.image.shape) if self._num_decoders else None
+        return block_sizes(num_batches, self._num_workers, decoded_bytes=decoded_bytes)
+
+    @functools.cached_property
+    def _spec(self) -> ModelSpec:
+        """Return the description of the network that decoders decode for."""
+        return fingerprint.load_spec(self._task.model)
 
     def expect(self, num_objects: int) -> None:
         """Start Ray if so many objects, which are to be recognized for sure, need it; it is ready sooner then."""
@@ -102,7 +119,7 @@ class Pipeline:
     def _connect(self) -> None:
         """Connect to Ray, and settle how many workers to use."""
         self._start_ray()
-        self._num_workers = _num_workers(self._config)
+        self._num_workers, self._num_decoders = _num_workers(self._config)
 
     def run(self, num_blocks: int, num_objects: int) -> Generator[Finished]:
         """Recognize all blocks, of so many objects together; yield each that is staged.
@@ -208,7 +225,8 @@ class Pipeline:
     @property
     def num_cores(self) -> int:
         """Return the cores that are at work, or were at last."""
-        return self._num_workers * self._config.cpus_per_worker or (_num_threads_here() if self._own else 0)
+        on_ray = self._num_workers * self._config.cpus_per_worker + self._num_decoders
+        return on_ray or (_num_threads_here() if self._own else 0)
 
     def _all_states(self) -> list[WorkerState]:
         return [*self._states.values(), *([self._own.state("")] if self._own else [])]
@@ -224,7 +242,7 @@ class Pipeline:
         num_states = len(self._states)
         if self._finished > self._finished_before:
             self._finished_before, self._workers_before = self._finished, num_states
-        if num_states > max(self._workers_before, self._num_workers) + MAX_DEATHS:
+        if num_states > max(self._workers_before, self._num_workers + self._num_decoders) + MAX_DEATHS:
             raise JobError(
                 f"workers died {MAX_DEATHS} times without finishing a block, perhaps for lack of memory; what was "
                 f"finished is kept"
@@ -234,22 +252,29 @@ class Pipeline:
     def _dataset(self, blocks: range, send: Callable[[WorkerState], None]) -> "ray.data.Dataset":
         import ray.data  # noqa: PLC0415 -- a night with nothing new imports no Ray
 
-        num_workers = min(self._num_workers, len(blocks))
-        items = [{"block": number} for number in blocks]
+        def pool(most: int) -> dict[str, Any]:
+            size = min(most, len(blocks))
+            sizes: dict[str, Any] = {"min_size": 1, "max_size": size, "initial_size": size}
+            return {"compute": ray.data.ActorPoolStrategy(**sizes, max_tasks_in_flight_per_actor=2)}
+
         context = ray.data.DataContext.get_current().copy()
         context.execution_options.preserve_order = False  # whichever block is done first
-        pool: Any = ray.data.ActorPoolStrategy(
-            min_size=1, max_size=num_workers, initial_size=num_workers, max_tasks_in_flight_per_actor=2
-        )
+        context.target_max_block_size = None  # a decoded block stays whole
+        recognizes: dict[str, Any] = {
+            "fn_constructor_args": (self._task, send, self._reader),
+            "num_cpus": self._config.cpus_per_worker,
+            "num_gpus": 1 if self._config.use_gpu else None,
+            **pool(self._num_workers),
+        }
         with ray.data.DataContext.current(context):
-            return ray.data.from_items(items, override_num_blocks=len(blocks)).map_batches(
-                RecognizeBlocks,
-                fn_constructor_args=(self._task, send, self._reader),
-                batch_size=1,
-                compute=pool,
-                num_cpus=self._config.cpus_per_worker,
-                num_gpus=1 if self._config.use_gpu else None,
-            )
+            items = ray.data.from_items([{"block": number} for number in blocks], override_num_blocks=len(blocks))
+            if not self._num_decoders:
+                return items.map_batches(RecognizeBlocks, batch_size=1, **recognizes)
+            arguments = (dataclasses.replace(self._task, num_threads=1), self._spec, send)
+            decoders: dict[str, Any] = {"fn_constructor_args": arguments, "num_cpus": 1, **pool(self._num_decoders)}
+            decoded = items.map_batches(DecodeBlocks, batch_size=1, **decoders)
+            recognizes |= {"batch_format": "pyarrow", "zero_copy_batch": True}
+            return decoded.map_batches(RecognizeDecoded, batch_size=None, **recognizes)
 
 
 def is_connected() -> bool:
@@ -266,8 +291,8 @@ def _num_threads_here() -> int:
     return min(_num_cpus(), MAX_THREADS_HERE)
 
 
-def _num_workers(config: InferConfig) -> int:
-    """Return how many workers to use.
+def _num_workers(config: InferConfig) -> tuple[int, int]:
+    """Return how many workers recognize, and how many decode for them.
 
     Raises InputError if they do not fit, or if a node, which may have come meanwhile, does not see what they need.
     """
@@ -275,9 +300,20 @@ def _num_workers(config: InferConfig) -> int:
 
     shared = shared_with_nodes(config)
     ray_session.check_shared(**shared)
-    num_workers = config.num_workers or max(capacity.num_fitting(config.cpus_per_worker, config.use_gpu), 1)
+    fitting = capacity.num_fitting(config.cpus_per_worker, config.use_gpu)
+    if not config.use_gpu:  # decoders take CPUs that workers could have
+        fitting -= math.ceil(max(config.num_decoders, 0) / config.cpus_per_worker)
+    num_workers = config.num_workers or max(fitting, 1)
     capacity.wait_for_capacity(num_workers, config.cpus_per_worker, config.use_gpu, **shared)
-    return num_workers
+    left = capacity.num_cpus() - num_workers * config.cpus_per_worker
+    if config.num_decoders > 0 and left < 1:
+        raise InputError(
+            f"no CPU is left for decoders: the workers take {num_workers * config.cpus_per_worker} of "
+            f"{capacity.num_cpus()}; fewer --num-workers, or --num-decoders 0, by which they decode themselves"
+        )
+    if config.num_decoders < 0:
+        return num_workers, left if config.use_gpu else 0
+    return num_workers, min(config.num_decoders, left)
 
 
 def shared_with_nodes(config: InferConfig) -> dict[str, str]:

@@ -1,6 +1,6 @@
 """Run bulk inference's block tasks on Ray: recognize blocks, and report progress and failures to the driver.
 
-Does not list, does not commit; `block_reader` knows how a block is recognized.
+Does not list, does not commit; `block_decoder` and `block_reader` know how a block is decoded and recognized.
 """
 
 import dataclasses
@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 from captcha_ray.errors import InputError, full_disk
 from captcha_ray.inference.block import BlockTask
+from captcha_ray.models.spec import ModelSpec
 
 if TYPE_CHECKING:
     from captcha_ray.inference.block_reader import BlockReader
@@ -53,44 +55,13 @@ def load_reader(name: str, task: BlockTask, report: Report) -> "BlockReader":
     return reader
 
 
-class RecognizeBlocks:
-    """A `BlockReader` as an actor of `map_batches` that reports its state every second."""
+class _Actor:
+    """Base of the actors of `map_batches`, which report their state every second."""
 
-    def __init__(self, task: BlockTask, send: Callable[[WorkerState], Any], reader: str) -> None:
+    def __init__(self, send: Callable[[WorkerState], Any]) -> None:
         self._report = Report()
         self._send = send
-        self._refusal = self._failure = ""
         threading.Thread(target=self._keep_reporting, daemon=True).start()
-        try:
-            self._reader = load_reader(reader, task, self._report)
-        except InputError as error:  # told with the first block: of what a constructor raises, Ray keeps the text alone
-            self._refusal = str(error)
-
-    def __call__(self, batch: dict[str, npt.NDArray[np.int64]]) -> dict[str, npt.NDArray[Any]]:
-        """Recognize blocks by their numbers.
-
-        Returns:
-            Per block its rows, its errors, and a sentence that ends the job, if any: `refusal` of bad input, or
-                `failure`.
-        """
-        counts = [(0, 0)] * len(batch["block"])
-        try:
-            if not self._refusal:
-                counts = [self._reader.read(int(block)) for block in batch["block"]]
-        except InputError as error:
-            self._refusal = str(error)
-        except OSError as error:
-            self._failure = full_disk(error)
-            if not self._failure:
-                raise
-        self._report_state()
-        return {
-            "block": batch["block"],
-            "rows": np.array([rows for rows, _ in counts]),
-            "errors": np.array([errors for _, errors in counts]),
-            "refusal": np.array([self._refusal] * len(counts)),
-            "failure": np.array([self._failure] * len(counts)),
-        }
 
     def _report_state(self) -> None:
         import ray  # noqa: PLC0415 -- a night with nothing new imports no Ray
@@ -101,3 +72,72 @@ class RecognizeBlocks:
         while True:
             self._report_state()
             time.sleep(REPORT_S)
+
+
+class RecognizeBlocks(_Actor):
+    """A `BlockReader` as an actor."""
+
+    def __init__(self, task: BlockTask, send: Callable[[WorkerState], Any], reader: str) -> None:
+        super().__init__(send)
+        self._refusal = self._failure = ""
+        try:
+            self._reader = load_reader(reader, task, self._report)
+        except InputError as error:  # told with the first block: of what a constructor raises, Ray keeps the text alone
+            self._refusal = str(error)
+
+    def __call__(self, batch: dict[str, npt.NDArray[np.int64]]) -> dict[str, npt.NDArray[Any]]:
+        """Recognize a block by its number.
+
+        Returns:
+            The block, its rows, its errors, and a sentence that ends the job, if any: `refusal` of bad input, or
+                `failure`.
+        """
+        (block,) = map(int, batch["block"])
+        return self._tell(block, lambda: self._reader.read(block))
+
+    def _tell(self, block: int, recognize: Callable[[], tuple[int, int]]) -> dict[str, npt.NDArray[Any]]:
+        rows = errors = 0
+        try:
+            if not self._refusal:
+                rows, errors = recognize()
+        except InputError as error:
+            self._refusal = str(error)
+        except OSError as error:
+            self._failure = full_disk(error)
+            if not self._failure:
+                raise
+        self._report_state()
+        told = {"block": block, "rows": rows, "errors": errors, "refusal": self._refusal, "failure": self._failure}
+        return {name: np.array([value]) for name, value in told.items()}
+
+
+class RecognizeDecoded(RecognizeBlocks):
+    """A `BlockReader` as an actor, for blocks that `DecodeBlocks` has decoded."""
+
+    def __call__(self, table: pa.Table) -> dict[str, npt.NDArray[Any]]:
+        """Recognize a decoded block. See `RecognizeBlocks`."""
+        from captcha_ray.inference.block_decoder import from_table  # noqa: PLC0415 -- only who decodes needs decoders
+
+        (block,) = table["block"].unique().to_pylist()
+        return self._tell(block, lambda: self._reader.recognize(block, from_table(table, self._reader.shape)))
+
+
+class DecodeBlocks(_Actor):
+    """A `BlockDecoder` as an actor."""
+
+    def __init__(self, task: BlockTask, spec: ModelSpec, send: Callable[[WorkerState], Any]) -> None:
+        from captcha_ray.inference.block_decoder import BlockDecoder, to_table  # noqa: PLC0415 -- as above
+
+        super().__init__(send)
+        self._report["stage"] = "wait for work"
+        self._to_table = to_table
+        self._shape = spec.image.shape
+        self._decoder = BlockDecoder(task, spec, self._report)
+
+    def __call__(self, batch: dict[str, npt.NDArray[np.int64]]) -> pa.Table:
+        """Fetch and decode a block by its number. Returns what `to_table` says."""
+        (block,) = map(int, batch["block"])
+        table = self._to_table(block, self._decoder.chunks(block), self._shape)
+        self._report["stage"] = "wait for work"
+        self._report_state()
+        return table

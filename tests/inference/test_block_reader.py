@@ -16,7 +16,7 @@ from PIL import Image
 
 from captcha_ray import Recognizer
 from captcha_ray.errors import InputError
-from captcha_ray.inference import block_reader, schema
+from captcha_ray.inference import block_decoder, schema
 from captcha_ray.inference.block import BlockTask
 from captcha_ray.inference.block_reader import BlockReader
 from captcha_ray.inference.table import STAGED_SCHEMA, Counts
@@ -254,7 +254,7 @@ def test_a_block_of_several_batches_keeps_its_order_with_any_number_of_decoders(
     uris[4:4] = [str(folder / "missing.png")]
     uris[8:12] = uris[:4]  # a whole batch, of what is there already
     expected = {row["uri"]: (row["text"], row["status"]) for row in read(task, listed(uris))}
-    monkeypatch.setattr(block_reader, "BATCH_SIZE", 4)
+    monkeypatch.setattr(block_decoder, "BATCH_SIZE", 4)
     for threads in (1, 3):
         several = BlockTask(**{**vars(task), "num_threads": threads})
         rows = read(several, listed(uris), block=threads)
@@ -291,7 +291,7 @@ def test_a_bucket_gives_the_rows_that_a_folder_gives_and_a_denied_object_is_one_
     network: str, task: BlockTask, bucket: dict[str, str], clean_environment: pytest.MonkeyPatch
 ) -> None:
     """All in batches of four, so that one is fetched while the one before is read."""
-    clean_environment.setattr(block_reader, "BATCH_SIZE", 4)
+    clean_environment.setattr(block_decoder, "BATCH_SIZE", 4)
     clean_environment.setattr(objectstore, "BACKOFF_S", 0.001)
 
     def plan(_: str, path: str, __: int) -> Fault | None:

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from captcha_ray.inference import read_ahead, threads
+from captcha_ray.inference import read_ahead
 from captcha_ray.inference.read_ahead import MAX_READS, NUM_READS, REST, NumReads, ReadAhead
 
 
@@ -75,7 +75,7 @@ def test_an_error_of_a_read_is_raised_where_its_chunk_is_wanted() -> None:
 
 
 def test_threads_grow_as_far_as_the_system_lets_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    pool = threads.DaemonThreads(2)
+    pool = read_ahead.DaemonThreads(2)
     start = threading.Thread.start
 
     def start_one_more(thread: threading.Thread) -> None:
@@ -89,12 +89,12 @@ def test_threads_grow_as_far_as_the_system_lets_them(monkeypatch: pytest.MonkeyP
     assert list(pool.map(lambda item: -item, range(9))) == [-item for item in range(9)]
     pool.number = 3
     with pytest.raises(RuntimeError, match="can't start"):
-        threads.DaemonThreads(1)
+        read_ahead.DaemonThreads(1)
 
 
 def test_a_read_that_hangs_does_not_keep_the_process() -> None:
     program = (
-        "import threading\nfrom captcha_ray.inference.threads import DaemonThreads\n"
+        "import threading\nfrom captcha_ray.inference.read_ahead import DaemonThreads\n"
         "DaemonThreads(2).submit(threading.Event().wait)\nprint('ended')"
     )
     done = subprocess.run([sys.executable, "-c", program], timeout=60, check=True, capture_output=True, text=True)

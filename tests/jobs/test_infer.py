@@ -244,12 +244,21 @@ def test_a_job_that_is_told_to_end_soon_after_its_start_keeps_what_it_has_staged
     assert Counter(row["uri"] for row in rows(out)) == {str(path): 1 for path in corpus.rglob("*.png")}
 
 
+@pytest.mark.parametrize(
+    ("killed", "num_blocks", "flags"),
+    [
+        ("RecognizeBlocks", 3, ("--num-workers", "2")),
+        ("DecodeBlocks", 0, ("--num-workers", "1", "--num-decoders", "1")),  # it is soon done with all
+        ("RecognizeDecoded", 3, ("--num-workers", "1", "--num-decoders", "1")),
+    ],
+)
 def test_a_killed_worker_is_replaced_and_nothing_is_lost_or_twice(
-    corpus: Path, slow_network: Path, tmp_path: Path
+    killed: str, num_blocks: int, flags: tuple[str, ...], corpus: Path, slow_network: Path, tmp_path: Path
 ) -> None:
-    out = tmp_path / "out"
-    with at_work(out, 3, "--images", corpus, "--run", slow_network, "--num-workers", "2") as running:
-        kill(running.pids("ray::MapWorker")[0])
+    out, title = tmp_path / "out", f"ray::MapWorker(MapBatches({killed}))"
+    with at_work(out, num_blocks, "--images", corpus, "--run", slow_network, *flags) as running:
+        wait_until(lambda: running.pids(title), running.process, explain=lambda: running.said)
+        kill(running.pids(title)[0])
         assert running.wait() == 0, running.said
     assert Counter(row["uri"] for row in rows(out)) == {str(path): 1 for path in corpus.rglob("*.png")}
 

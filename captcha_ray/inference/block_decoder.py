@@ -1,0 +1,164 @@
+"""Fetch and decode the objects of a block, ahead of who recognizes them.
+
+Whatever is wrong with an object stands in its place. Does not recognize, knows no Ray.
+"""
+
+import errno
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+import numpy as np
+import pyarrow as pa
+
+from captcha_ray.errors import InputError
+from captcha_ray.images import decoder
+from captcha_ray.inference.block import BATCH_SIZE, BlockTask
+from captcha_ray.inference.read_ahead import DaemonThreads, ReadAhead
+from captcha_ray.inference.schema import LISTING_SCHEMA
+from captcha_ray.models.spec import ModelSpec
+from captcha_ray.storage import filesystem, objectstore, parquet
+
+T = TypeVar("T")
+
+NO_FILE = (errno.EISDIR, errno.EINVAL, errno.ENAMETOOLONG, errno.ELOOP)
+"""Numbers of errors of what is no file, such as a folder or a pipe, or of a name that can be none's."""
+
+Rows = list[dict[str, Any]]
+Decoded = list[decoder.Pixels | decoder.Unreadable]
+
+Chunk = tuple[Rows, Decoded]
+"""Up to `BATCH_SIZE` listed objects, and the pixels of each, uint8 (H, W, C), or what is wrong with it."""
+
+
+class BlockDecoder:
+    """Fetches and decodes the objects of blocks for one network.
+
+    spec: of the network. report: see `BlockReader`.
+    """
+
+    def __init__(self, task: BlockTask, spec: ModelSpec, report: dict[str, Any]) -> None:
+        self._task, self._spec, self._report = task, spec, report
+        if task.endpoint_url:
+            objectstore.use_endpoint(task.endpoint_url)
+        self._store = ReadAhead(self._fetch_one)
+        self._decoders = DaemonThreads(task.num_threads) if task.num_threads > 1 else None
+        self._ahead = DaemonThreads(1)
+
+    def chunks(self, block: int) -> Iterator[Chunk]:
+        """Yield the chunks of a block, in order; the next one is decoded meanwhile if there are threads for it."""
+        listed = parquet.read(self._task.block_uri(block))
+        rows = [listed.slice(start, BATCH_SIZE).to_pylist() for start in range(0, len(listed), BATCH_SIZE)]
+        return zip(rows, self._decode_ahead(self._fetch(rows)), strict=True)
+
+    def _fetch(self, chunks: list[Rows]) -> Iterator[list[bytes | decoder.Unreadable]]:
+        """Yield the bytes of each chunk's objects; those of the next chunk are fetched meanwhile from a store."""
+        if any(filesystem.is_remote(row["uri"]) for chunk in chunks for row in chunk):
+            fetched = self._store.chunks(chunks)
+            while (found := self._timed("fetch", next, fetched, None)) is not None:
+                yield found
+        else:
+            for chunk in chunks:
+                yield self._timed("fetch", lambda chunk=chunk: [self._fetch_one(row) for row in chunk])
+
+    def _decode_ahead(self, fetched: Iterator[list[bytes | decoder.Unreadable]]) -> Iterator[Decoded]:
+        decoded = (self._timed("decode", self._decode, chunk) for chunk in fetched)
+        if not self._decoders:
+            yield from decoded
+            return
+        upcoming = self._ahead.submit(next, decoded, None)
+        while True:
+            self._report["stage"] = "fetch and decode"
+            now = upcoming.result()
+            if now is None:
+                return
+            upcoming = self._ahead.submit(next, decoded, None)
+            yield now
+
+    def _fetch_one(self, row: dict[str, Any]) -> bytes | decoder.Unreadable:
+        """Return the object's bytes, and put into `row` what its listing left out."""
+        uri, limit = row["uri"], self._task.max_bytes
+        try:
+            if not filesystem.is_known(uri):
+                return decoder.Unreadable("unknown_scheme", "only paths, s3:// and gs:// are read")
+            if (row["size"] or 0) > limit:
+                return decoder.Unreadable("too_large", f"{row['size']} bytes are more than {limit}")
+            data, entry = filesystem.fetch(uri, limit)
+        except FileNotFoundError:
+            odd = "; its name may not be UTF-8" if "\\udc" in uri or "\\x" in uri else ""
+            return decoder.Unreadable("missing", f"there is no such object{odd}")
+        except PermissionError as error:
+            return decoder.Unreadable("denied", _sentence(error, uri))
+        except (OSError, InputError, ValueError) as error:
+            is_no_file = isinstance(error, ValueError) or getattr(error, "errno", None) in NO_FILE
+            return decoder.Unreadable("not_an_image" if is_no_file else "store_error", _sentence(error, uri))
+        finally:
+            self._report["fetched"] += 1
+        row["etag"] = row["etag"] or entry.etag
+        row["size"] = entry.size if row["size"] is None else row["size"]
+        row["last_modified"] = row["last_modified"] or entry.last_modified
+        return decoder.Unreadable("too_large", f"{entry.size} bytes are more than {limit}") if data is None else data
+
+    def _decode(self, fetched: list[bytes | decoder.Unreadable]) -> Decoded:
+        def decode(item: bytes | decoder.Unreadable) -> decoder.Pixels | decoder.Unreadable:
+            if isinstance(item, decoder.Unreadable):
+                return item
+            limits = self._task.max_pixels, self._task.max_stretch
+            return decoder.decode(item, self._spec.image, *limits, self._spec.aspect_ratios or None)
+
+        return list((self._decoders.map if self._decoders else map)(decode, fetched))
+
+    def _timed(self, stage: str, call: Callable[..., T], *arguments: Any) -> T:
+        if not self._decoders:  # else a thread ahead is at it
+            self._report["stage"] = stage
+        return timed(self._report, stage, call, *arguments)
+
+
+def timed(report: dict[str, Any], stage: str, call: Callable[..., T], *arguments: Any) -> T:
+    """Return what a call returns, and add its seconds to those of a stage in a report."""
+    started = time.perf_counter()
+    result = call(*arguments)
+    seconds = report["seconds"]
+    seconds[stage] = seconds.get(stage, 0.0) + time.perf_counter() - started
+    return result
+
+
+def to_table(block: int, chunks: Iterator[Chunk], shape: tuple[int, int, int]) -> pa.Table:
+    """Return a decoded block as a table of a row per object, which processes can share without copying its pixels.
+
+    Columns are those of a listing, `block`, `reason` and `detail` of what is wrong with an object, else null, and
+    `pixels`: uint8 (H, W, C) = `shape`, row by row; zeros where something is wrong.
+    """
+    rows: Rows = []
+    stacked = []
+    for listed, decoded in chunks:
+        pixels = np.zeros((len(decoded), *shape), np.uint8)
+        for number, (row, item) in enumerate(zip(listed, decoded, strict=True)):
+            wrong = item if isinstance(item, decoder.Unreadable) else None
+            rows.append({**row, "block": block, "reason": wrong and wrong.reason, "detail": wrong and wrong.detail})
+            if not isinstance(item, decoder.Unreadable):
+                pixels[number] = item
+        stacked.append(pixels)
+    words = [pa.field(name, pa.string()) for name in ("reason", "detail")]
+    table = pa.Table.from_pylist(rows, pa.schema([*LISTING_SCHEMA, pa.field("block", pa.int64()), *words]))
+    kind, buffer = pa.binary(int(np.prod(shape))), pa.py_buffer(np.concatenate(stacked))
+    return table.append_column("pixels", pa.Array.from_buffers(kind, len(rows), [None, buffer]))
+
+
+def from_table(table: pa.Table, shape: tuple[int, int, int]) -> Iterator[Chunk]:
+    """Yield the chunks of what `to_table` has made."""
+    columns = [*LISTING_SCHEMA.names, "reason", "detail"]
+    for start in range(0, len(table), BATCH_SIZE):
+        part = table.slice(start, BATCH_SIZE).combine_chunks()
+        flat = part["pixels"].chunk(0)
+        first = flat.offset * flat.type.byte_width
+        pixels = np.frombuffer(flat.buffers()[1], np.uint8)[first : first + len(part) * flat.type.byte_width]
+        rows = part.select(columns).to_pylist()
+        wrong = [(row.pop("reason"), row.pop("detail")) for row in rows]
+        items = zip(wrong, pixels.reshape(len(part), *shape), strict=True)
+        yield rows, [decoder.Unreadable(reason, detail) if reason else image for (reason, detail), image in items]
+
+
+def _sentence(error: Exception, uri: str) -> str:
+    said: str = getattr(error, "strerror", None) or str(error)
+    return said.removeprefix(f"{uri}: ")

@@ -1,0 +1,134 @@
+"""Blocks that workers of their own fetch and decode: the same rows, by way of a table that processes share."""
+
+import json
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.dataset
+import pytest
+
+from captcha_ray.errors import InputError
+from captcha_ray.images.decoder import Unreadable
+from captcha_ray.inference import block, block_decoder, pipeline
+from captcha_ray.inference.block import block_sizes
+from captcha_ray.inference.block_decoder import Chunk, from_table, to_table
+from captcha_ray.inference.config import InferConfig
+from captcha_ray.inference.job import READER, transcribe
+from captcha_ray.inference.worker import WorkerState
+from captcha_ray.runtime import capacity, progress_channel, ray_session
+from captcha_ray.runtime.progress_channel import ProgressChannel
+
+SHAPE = (3, 5, 2)
+
+
+def chunks_of(*sizes: int) -> list[Chunk]:
+    """Draw chunks whose every third object cannot be read, and in which some fields of listings are unknown."""
+    rng = np.random.default_rng(0)
+    chunks: list[Chunk] = []
+    for size in sizes:
+        rows = [
+            {"uri": f"ä {k}.png", "etag": "", "size": k or None, "last_modified": None}
+            for k in rng.integers(9, size=size)
+        ]
+        pixels = rng.integers(256, size=(size, *SHAPE), dtype=np.uint8)
+        chunks.append(
+            (rows, [Unreadable("too_large", f"of {k}") if k % 3 == 2 else image for k, image in enumerate(pixels)])
+        )
+    return chunks
+
+
+@pytest.mark.parametrize("sizes", [(4, 4, 3), (1,), (4,)])
+def test_a_decoded_block_comes_out_of_its_table_as_it_went_in(
+    sizes: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(block_decoder, "BATCH_SIZE", 4)
+    chunks = chunks_of(*sizes)
+    table = to_table(7, iter(chunks), SHAPE)
+    assert table["block"].to_pylist() == [7] * sum(sizes)
+    in_pieces = pa.concat_tables([table.slice(0, 1), table.slice(1)])  # as other processes may get it
+    for given in (table, in_pieces, pa.concat_tables([table, table]).slice(sum(sizes))):
+        for (rows, decoded), (rows_before, before) in zip(from_table(given, SHAPE), chunks, strict=True):
+            assert rows == rows_before
+            for item, item_before in zip(decoded, before, strict=True):
+                assert type(item) is type(item_before)
+                np.testing.assert_equal(item, item_before)
+
+
+def test_decoded_blocks_fit_into_a_small_object_store() -> None:
+    image = 200 * 50
+    sizes = block_sizes(1000, 2, decoded_bytes=image)
+    assert sum(sizes) == 1000
+    assert sizes[0] * block.BATCH_SIZE * image <= block.MAX_DECODED_BYTES < (sizes[0] + 1) * block.BATCH_SIZE * image
+    assert set(block_sizes(9, 1, decoded_bytes=10**9)) == {1}
+    assert block_sizes(9, 1, decoded_bytes=1) == block_sizes(9, 1)
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ({}, (8, 0)),
+        ({"num_decoders": 3}, (5, 3)),
+        ({"num_decoders": 3, "cpus_per_worker": 2}, (2, 3)),
+        ({"num_decoders": 100}, (1, 7)),
+        ({"num_decoders": 3, "num_workers": 6}, (6, 2)),
+        ({"use_gpu": True}, (2, 6)),
+        ({"use_gpu": True, "cpus_per_worker": 4}, (2, 0)),
+        ({"use_gpu": True, "num_decoders": 0}, (2, 0)),
+        ({"use_gpu": True, "num_decoders": 3}, (2, 3)),
+        ({"use_gpu": True, "num_workers": 1}, (1, 7)),
+    ],
+)
+def test_decoders_take_cpus_that_are_left(
+    flags: dict[str, Any], expected: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(capacity, "num_cpus", lambda: 8)
+    monkeypatch.setattr(capacity, "num_fitting", lambda cpus, use_gpu: min(8 // cpus, 2 if use_gpu else 8))
+    monkeypatch.setattr(ray_session, "check_shared", lambda **paths: None)
+    assert pipeline._num_workers(InferConfig(**flags)) == expected
+    with pytest.raises(InputError, match="no CPU is left for decoders: the workers take 8 of 8"):
+        pipeline._num_workers(InferConfig(num_decoders=1, num_workers=8))
+
+
+def rows(out: Path) -> list[dict[str, Any]]:
+    """Return what a plain reader sees, but for when and in which run it was recognized."""
+    found = pyarrow.dataset.dataset(str(out), partitioning="hive").to_table().drop_columns(["run_id", "predicted_at"])
+    return sorted(found.to_pylist(), key=lambda row: row["uri"])
+
+
+def test_workers_that_decode_for_others_change_no_row(
+    ray_cluster: ray_session.Cluster,
+    network: Path,
+    images: Path,
+    tmp_path: Path,
+    small_blocks: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (images / "empty.png").write_bytes(b"")
+    (images / "text.png").write_bytes(b"no image")
+    states: list[WorkerState] = []
+
+    class Overheard(ProgressChannel):
+        def __init__(self, on_event: Callable[[WorkerState], None]) -> None:
+            super().__init__(lambda state: (states.append(state), on_event(state)))
+
+    monkeypatch.setattr(progress_channel, "ProgressChannel", Overheard)
+    for name, num_decoders in (("themselves", 0), ("decoders", 1)):
+        states.clear()
+        out = tmp_path / name
+        config = InferConfig(
+            images=str(images), run=str(network), out=str(out), num_workers=1, num_decoders=num_decoders
+        )
+        night = transcribe(config, time.monotonic(), READER)
+        assert night.committed.counts.errors == Counter(EmptyFile=1, NotAnImage=1)
+        manifest = json.loads((out / "run=000001" / "_manifest.json").read_text())
+        assert manifest["cost"]["cores"] == 1 + num_decoders
+        assert {"fetch", "decode", "recognize", "write"} <= manifest["seconds"].keys()
+    assert rows(tmp_path / "decoders") == rows(tmp_path / "themselves")
+    decoding = {state.worker for state in states if "decode" in state.seconds}
+    recognizing = {state.worker for state in states if "recognize" in state.seconds}
+    assert (len(decoding), len(recognizing), decoding & recognizing) == (1, 1, set())
