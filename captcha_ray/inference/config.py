@@ -59,7 +59,8 @@ class InferConfig(Config):
     that the table holds already stay as they are."""
     num_workers: Annotated[int, NOT_NEGATIVE] = 0
     """Workers that fetch, decode and recognize; 0 for one per CPU, or one per GPU with --use-gpu. With 0 and without a
-    cluster, the job begins by itself, and starts Ray once more than six seconds of work are left."""
+    cluster, the job begins by itself, and starts Ray once more than six seconds of work are left if it has two cores or
+    more."""
     num_decoders: Annotated[int, at_least(-1)] = -1
     """Most workers of one CPU that fetch and decode for those that recognize; 0 for none, as these can do it, and -1
     for one per CPU that is left with --use-gpu, and none without."""

@@ -1,7 +1,8 @@
 """Recognize blocks: yield what is staged, and keep what workers report. Does not plan, does not commit.
 
 On a machine alone the job's own process begins. Ray takes some seconds to start and to end, in which one process
-recognizes ten thousand images; a longer night goes on with Ray's workers as soon as they can be had.
+recognizes ten thousand images; a longer night goes on with Ray's workers as soon as they can be had, unless the process
+has a single core, which they would only take from it.
 """
 
 import collections
@@ -86,6 +87,11 @@ class Pipeline:
         asked = config.num_workers or config.cpus_per_worker > 1 or config.use_gpu or config.num_decoders > 0
         return not (asked or is_connected())
 
+    @property
+    def _has_all_cores(self) -> bool:
+        """Return whether this process begins and workers would find no further core."""
+        return self._begins_here and _num_cpus() == 1
+
     def plan_blocks(self, num_batches: int) -> list[int]:
         """Return the batches of each block for the workers there will be. See `block_sizes`.
 
@@ -104,7 +110,7 @@ class Pipeline:
 
     def expect(self, num_objects: int) -> None:
         """Start Ray if so many objects, which are to be recognized for sure, need it; it is ready sooner then."""
-        if num_objects > MANY:
+        if num_objects > MANY and not self._has_all_cores:
             self._start_ray()
 
     def _start_ray(self) -> None:
@@ -175,6 +181,9 @@ class Pipeline:
 
     def _until_long(self, here: Iterator[Finished], num_objects: int) -> Iterator[Finished]:
         """Yield what this process finishes until the rest is seen to take it longer than `RAY_S`."""
+        if self._has_all_cores:
+            yield from here
+            return
         if num_objects > MANY:
             return
         first, after_first, rows = 0.0, 0, 0

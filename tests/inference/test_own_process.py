@@ -31,7 +31,8 @@ from tests.support.waiting import wait_until
 
 @pytest.fixture
 def alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Hide the session's Ray, as from a process that has not started one."""
+    """Hide the session's Ray, as from a process that has not started one on two cores."""
+    monkeypatch.setattr(pipeline, "_num_cpus", lambda: 2)
     monkeypatch.setattr(pipeline, "is_connected", lambda: False)
     monkeypatch.setattr(job, "is_connected", lambda: False)
 
@@ -151,6 +152,18 @@ def test_a_longer_night_goes_on_with_ray(
     assert done.committed.counts.ok == 40
     assert read(tmp_path / "out") == once(images)
     assert not list((tmp_path / "out").glob("_*"))
+
+
+@pytest.mark.usefixtures("alone", "small_blocks")
+def test_a_long_night_on_one_core_is_all_its_own(
+    network: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"RAY_S": 0.0, "MANY": 1, "_num_cpus": lambda: 1}.items():
+        monkeypatch.setattr(pipeline, name, value)
+    monkeypatch.setattr(ray_session, "connect", no_ray)
+    done = night(images, network, tmp_path / "out")
+    assert done.committed.counts.ok == 40
+    assert read(tmp_path / "out") == once(images)
 
 
 @pytest.mark.usefixtures("alone", "small_blocks")
