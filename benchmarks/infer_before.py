@@ -39,9 +39,9 @@ class Options:
 
 
 def night(checkout: Path, images: str, run: str, core: int, flags: list[str]) -> tuple[float, int]:
-    """(seconds of the whole process, rows of the table).
+    """Return the seconds of the whole process and the rows of the table.
 
-    Raises CalledProcessError where the job fails, and RuntimeError where a file has not exactly one row.
+    Raises CalledProcessError where the job fails, and RuntimeError where a file has not exactly one text.
     """
     with tempfile.TemporaryDirectory() as folder:
         command = ["taskset", "--cpu-list", str(core), str(checkout / ".venv" / "bin" / "python"), "jobs/infer.py"]
@@ -49,10 +49,11 @@ def night(checkout: Path, images: str, run: str, core: int, flags: list[str]) ->
         started = time.perf_counter()
         subprocess.run([*command, *job], check=True, cwd=checkout, stdout=subprocess.DEVNULL)
         seconds = time.perf_counter() - started
-        count = f"SELECT count(*), count(DISTINCT uri) FROM read_parquet('{folder}/out/**/*.parquet')"
-        rows, uris = duckdb.connect().execute(count).fetchall()[0]
-        if rows != uris:
-            raise RuntimeError(f"{checkout} wrote {rows} rows of {uris} files")
+        table = f"read_parquet('{folder}/out/**/*.parquet')"
+        count = f"SELECT count(*), count(DISTINCT uri), count(text) FROM {table}"
+        rows, uris, texts = duckdb.connect().execute(count).fetchall()[0]
+        if not rows == uris == texts:
+            raise RuntimeError(f"{checkout} wrote {rows} rows and {texts} texts of {uris} files")
         return seconds, rows
 
 

@@ -66,7 +66,8 @@ RAY = {"runtime", "datasets", "synthesis", "evaluation", "training", "experiment
 """Rooms that may import Ray."""
 
 WITHOUT_RAY = {
-    "inference.schema", "inference.listing", "inference.table", "inference.block_reader", "inference.config",
+    "inference.schema", "inference.listing", "inference.table", "inference.block_reader", "inference.block_decoder",
+    "inference.config",
     "datasets.config", "datasets.schema", "datasets.splits", "datasets.labels", "datasets.decoding",
     "synthesis.schemes", "synthesis.config", "synthesis.varied_text",
     "training.schedule", "training.diagnosis", "training.loop", "training.batches",

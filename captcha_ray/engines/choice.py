@@ -5,15 +5,14 @@ Engines are imported when they are needed: a worker that recognizes with OpenVIN
 
 import contextlib
 import importlib
-from typing import TYPE_CHECKING, Any
+import importlib.util
+from typing import Any
 
 from captcha_ray.engines.engine import Engine, Name, Precision
 from captcha_ray.errors import InputError
 from captcha_ray.models import exports, fingerprint
+from captcha_ray.models.exports import Form
 from captcha_ray.models.spec import ModelSpec
-
-if TYPE_CHECKING:
-    from captcha_ray.models.exports import Form
 
 
 def load(
@@ -33,26 +32,46 @@ def load(
         InputError: There is no checkpoint, its parts do not belong together, the engine is not installed, or it cannot
             compute on this device or in this precision.
     """
-    if name == "auto":
-        name = "openvino" if device == "cpu" else "torch"
+    name = check(uri, name, precision, device)
     if name == "torch":
         return _with_torch(uri, precision, device)
-    if device != "cpu":
-        raise InputError(f"engine {name} computes on the CPU; use torch on {device}")
     spec, model_id = fingerprint.load_spec_and_fingerprint(uri)
     engine: Any = _import(name)
     if precision == "auto":
-        precision = engine.best_precision(int8=exports.has(uri, "int8")) if name == "openvino" else "fp32"
-    if name == "onnxruntime" and precision == "bf16":
-        raise InputError("engine onnxruntime computes in fp32 or int8; use openvino or torch for bf16")
-    model = _exported(uri, "int8" if precision == "int8" else "fp32")
+        precision = "fp32"
+        if name == "openvino":
+            bf16 = exports.loses_little(exports.measured(uri), "bf16")
+            precision = engine.best_precision(int8=exports.has(uri, "int8"), bf16=bf16)
+    form: Form = "int8" if precision == "int8" else "fp32"
+    model = exports.load(uri, form)
+    if model is None:
+        assert form == "fp32", "int8 is chosen where it is there"
+        model = export(uri)
     kind = engine.OpenVINOEngine if name == "openvino" else engine.ONNXRuntimeEngine
     return kind(model, precision, num_threads), spec, model_id
 
 
+def check(uri: str, name: Name, precision: Precision, device: str) -> Name:
+    """Return the engine that `load` takes. Raises InputError as `load` does, where nothing need be loaded for it."""
+    if name == "auto":
+        name = "openvino" if device == "cpu" else "torch"
+    if name == "torch":
+        if precision == "int8":
+            raise InputError("engine torch computes in fp32 or bf16; use openvino for int8")
+        return name
+    if device != "cpu":
+        raise InputError(f"engine {name} computes on the CPU; use torch on {device}")
+    if name == "onnxruntime" and precision == "bf16":
+        raise InputError("engine onnxruntime computes in fp32 or int8; use openvino or torch for bf16")
+    if precision == "int8" and (why := _why_no_int8(uri, name)):
+        raise InputError(f"{uri} cannot be run in int8: {why}")
+    if importlib.util.find_spec(name) is None:
+        raise InputError(f"engine {name} cannot be loaded (it is not installed); pip install {name}, or use torch")
+    return name
+
+
 def _with_torch(uri: str, precision: Precision, device: str) -> tuple[Engine, ModelSpec, str]:
-    if precision == "int8":
-        raise InputError("engine torch computes in fp32 or bf16; use openvino for int8")
+    assert precision != "int8", "which `check` has refused"
     from captcha_ray.engines.torch_engine import TorchEngine  # noqa: PLC0415 -- imports torch
     from captcha_ray.models.checkpoint import load_model  # noqa: PLC0415
 
@@ -67,25 +86,18 @@ def _import(name: Name) -> Any:
         raise InputError(f"engine {name} cannot be loaded ({error}); pip install {name}, or use torch") from error
 
 
-def _exported(uri: str, form: "Form") -> bytes:
-    """Return an ONNX model of a checkpoint; one of floats is made if there is none."""
-    found = exports.load(uri, form)
-    if found is not None:
-        return found
-    if form == "int8":
-        raise InputError(f"{uri} cannot be run in int8: {_why_no_int8(uri)}")
-    return export(uri)
-
-
-def _why_no_int8(uri: str) -> str:
+def _why_no_int8(uri: str, name: Name) -> str:
+    """Return why an engine does not run a checkpoint in int8; empty if it does."""
     measured = exports.measured(uri)
+    by = "onnxruntime int8" if name == "onnxruntime" and "onnxruntime int8" in measured else "int8"
+    if not exports.loses_little(measured, by):
+        total, right, by_torch = measured["num_images"], measured[by]["right"], measured["torch"]["right"]
+        return f"of {total:,} validation images {by} recognizes {right:,}, and torch in fp32 {by_torch:,}"
+    if exports.has(uri, "int8"):
+        return ""
     if exports.is_listed(uri, "int8"):
         return "the file of that form is missing; jobs/export.py makes it anew"
-    if "int8" not in measured:
-        return "it has no such form; a training with at least 50 validation images makes one"
-    right = {form: measured[form]["right"] for form in ("torch", "int8")}
-    total = measured["num_images"]
-    return f"of {total:,} validation images int8 recognizes {right['int8']:,}, and torch in fp32 {right['torch']:,}"
+    return "it has no such form; a training with at least 50 validation images makes one"
 
 
 def prepare(uri: str, name: Name, device: str) -> str:

@@ -1,6 +1,5 @@
 """Export a trained network as ONNX models, and measure what is lost by them on validation images."""
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +9,7 @@ import pyarrow as pa
 
 from captcha_ray.datasets import schema
 from captcha_ray.engines.engine import Engine, Precision
+from captcha_ray.engines.onnxruntime_engine import ONNXRuntimeEngine
 from captcha_ray.engines.openvino_engine import OpenVINOEngine
 from captcha_ray.engines.quantize import to_int8
 from captcha_ray.engines.torch_engine import TorchEngine
@@ -22,8 +22,8 @@ from captcha_ray.recognizer import Recognizer
 MIN_IMAGES = 50
 """Least validation images by which int8 is judged; with fewer there is no such form."""
 
-MAX_LOSS = 0.001
-"""Largest share of the validation strings that int8 may lose; of fewer than 1,000, not one."""
+OFFERED = {"fp32": "so --engine torch is safer", "bf16": "so it is used only if it is asked for"}
+"""What becomes of a precision that loses texts."""
 
 NUM_RANGE_IMAGES = 300
 """Images from which the ranges of int8 are taken."""
@@ -37,8 +37,8 @@ def export(uri: str, val: pa.Table | None) -> dict[str, Any]:
         val: Rows of shards that the network has not learned from; None if there are none.
 
     Returns:
-        What was measured, as JSON types: `num_images`, and for torch in fp32 and OpenVINO in each precision how many
-            texts are `right` and how many are `as_torch`. Empty without validation images.
+        What was measured, as JSON types: `num_images`, and for torch in fp32, OpenVINO in each precision and ONNX
+            Runtime in int8 how many texts are `right` and how many are `as_torch`. Empty without validation images.
     """
     network, spec, _ = checkpoint.load_model(uri)
     model = to_onnx(network, spec)
@@ -49,17 +49,19 @@ def export(uri: str, val: pa.Table | None) -> dict[str, Any]:
     expected = _texts(TorchEngine(network, spec, precision="fp32"), spec, images)
     measured: dict[str, Any] = {"num_images": len(truths), "torch": {"right": _num_equal(expected, truths)}}
 
-    def measure(form: bytes, precision: Precision) -> None:
-        texts = _texts(OpenVINOEngine(form, precision), spec, images)
-        measured[precision] = {"right": _num_equal(texts, truths), "as_torch": _num_equal(texts, expected)}
+    def measure(name: str, engine: Engine) -> None:
+        texts = _texts(engine, spec, images)
+        measured[name] = {"right": _num_equal(texts, truths), "as_torch": _num_equal(texts, expected)}
 
-    measure(model, "fp32")
-    measure(model, "bf16")
+    precisions: tuple[Precision, ...] = ("fp32", "bf16")
+    for precision in precisions:
+        measure(precision, OpenVINOEngine(model, precision))
     forms: dict[exports.Form, bytes] = {"fp32": model}
     if len(truths) >= MIN_IMAGES:
         int8 = to_int8(model, images[:NUM_RANGE_IMAGES])
-        measure(int8, "int8")
-        if _loses_little(measured):
+        measure("int8", OpenVINOEngine(int8, "int8"))
+        measure("onnxruntime int8", ONNXRuntimeEngine(int8, "int8"))
+        if exports.loses_little(measured, "int8"):
             forms["int8"] = int8
     exports.save(uri, forms, measured)
     return measured
@@ -71,21 +73,13 @@ def describe(measured: Mapping[str, Any]) -> list[str]:
         return ["there are no validation images, so nothing was measured, and int8 is not offered; --shards names some"]
     total = measured["num_images"]
     lines = [f"of {total:,} validation texts, torch in fp32 recognizes {measured['torch']['right']:,}"]
-    for precision, seen in measured.items():
+    for name, seen in measured.items():
         if isinstance(seen, dict) and "as_torch" in seen:
-            lines.append(f"{precision}: {seen['right']:,}; {seen['as_torch']:,} as torch does")
+            lost = "" if exports.loses_little(measured, name) else f": too little, {OFFERED.get(name, 'not offered')}"
+            lines.append(f"{name}: {seen['right']:,}; {seen['as_torch']:,} as torch does{lost}")
     if "int8" not in measured:
         lines.append(f"int8: not offered; judging it takes at least {MIN_IMAGES} validation images")
-    elif not _loses_little(measured):
-        lines.append("int8 loses too much, and is not offered")
     return lines
-
-
-def _loses_little(measured: Mapping[str, Any]) -> bool:
-    """Return whether int8 recognizes as many texts as the network, except for `MAX_LOSS` of them."""
-    lost: int = measured["torch"]["right"] - measured["int8"]["right"]
-    allowed: int = math.floor(MAX_LOSS * measured["num_images"])
-    return lost <= allowed
 
 
 def _texts(engine: Engine, spec: ModelSpec, images: npt.NDArray[np.uint8]) -> list[str]:

@@ -20,11 +20,11 @@ from captcha_ray.evaluation import evaluate
 from captcha_ray.models.allocator import keep_freed_memory
 from captcha_ray.recipes.config import RESUME_MAY_DIFFER, TrainConfig
 from captcha_ray.runs.directory import RunDirectory
-from captcha_ray.runtime import capacity
+from captcha_ray.runtime import blocks, capacity
 from captcha_ray.storage import filesystem
 from captcha_ray.training import trainer
 from captcha_ray.training.trainer import model_spec
-from captcha_ray.training.worker import STATE, WorkerJob, fetch, has_diverged
+from captcha_ray.training.worker import STATE, WorkerJob, has_diverged
 
 PREDICTIONS = "predictions.parquet"
 """File in a training's directory with the predictions of its test part."""
@@ -80,10 +80,10 @@ def train_in_full(one: Training, calibrated: bool) -> pa.Table:
     if has_diverged(last):
         raise InputError(f"it diverged in epoch {last['epoch']}: the loss is not a number; lower --learning-rate")
     if calibrated and one.blocks["val"]:
-        rows = pa.concat_tables([fetch(block) for block in one.blocks["val"]])
+        rows = pa.concat_tables([blocks.fetch(block) for block in one.blocks["val"]])
         evaluate.calibrate(subsample(rows, evaluate.CALIBRATION_IMAGES), one.config.run, device)
     read, size = evaluate.RecognizeImages(one.config.run, device), evaluate.BATCH_SIZE
-    tables = [fetch(block) for block in one.blocks["test"]]
+    tables = [blocks.fetch(block) for block in one.blocks["test"]]
     return pa.concat_tables([read(t.slice(start, size)) for t in tables for start in range(0, len(t), size)])
 
 

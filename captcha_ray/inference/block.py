@@ -14,7 +14,7 @@ MAX_BLOCK = 4096
 """Most objects of a task: few enough to lose little with a worker."""
 
 MAX_DECODED_BYTES = 32_000_000
-"""Most pixels of a task that other workers decode, bytes: few enough for an object store of Ray's least size, 75 MB."""
+"""Most bytes of decoded pixels in one task: few enough for an object store of Ray's least size, 75 MB."""
 
 
 class AbandonedError(Exception):
@@ -64,7 +64,8 @@ def block_sizes(
         num_batches: In all blocks.
         num_workers: Workers that there will be.
         growing: Begin with blocks of 1, 1, 2, 4, ... batches, which soon show how long all will take.
-        decoded_bytes: Of an image, where blocks are decoded by other workers: they are of `MAX_DECODED_BYTES` then.
+        decoded_bytes: Of an image, if blocks pass decoded from worker to worker; they are of at most
+            `MAX_DECODED_BYTES` then, or of one batch.
     """
     most = MAX_BLOCK // BATCH_SIZE
     if decoded_bytes:

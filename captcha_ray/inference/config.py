@@ -58,12 +58,11 @@ class InferConfig(Config):
     """Predictions of less confidence, 0 to 1, get the status uncertain; the report names one for 99.9 % precision. Rows
     that the table holds already stay as they are."""
     num_workers: Annotated[int, NOT_NEGATIVE] = 0
-    """Workers that fetch, decode and recognize; 0 for one per CPU, or one per GPU with --use-gpu. With 0 and without a
-    cluster, the job begins by itself, and starts Ray once more than six seconds of work are left if it has two cores or
-    more."""
+    """Workers that recognize; 0 for one per CPU, or one per GPU with --use-gpu. With 0 and without a cluster, the job
+    begins by itself, and starts Ray once more than six seconds of work are left if it has two cores or more."""
     num_decoders: Annotated[int, at_least(-1)] = -1
-    """Most workers of one CPU that fetch and decode for those that recognize; 0 for none, as these can do it, and -1
-    for one per CPU that is left with --use-gpu, and none without."""
+    """CPUs that fetch and decode for workers that only recognize, if so many are left. 0: the workers do it themselves.
+    -1: with --use-gpu all CPUs that are left, else 0."""
     cpus_per_worker: Annotated[int, POSITIVE] = 1
     """CPU cores each worker reserves; more than one decode side by side."""
     use_gpu: bool = False

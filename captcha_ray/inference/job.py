@@ -105,6 +105,7 @@ def transcribe(config: InferConfig, started: float, reader: str = READER) -> Nig
     _check_apart(config.images, config.out)
     spec, whole_id = fingerprint.load_spec_and_fingerprint(config.run)
     model_id = config.restriction.model_id(whole_id, spec)
+    choice.check(config.run, config.engine, config.precision, "cuda" if config.use_gpu else "cpu")
     with contextlib.ExitStack() as stack:
         if os.environ.get("RAY_ADDRESS"):  # a cluster says no before a listing of hours; a Ray of our own cannot
             from captcha_ray.runtime import capacity, ray_session  # noqa: PLC0415 -- imports Ray

@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from captcha_ray.errors import InputError, JobError, full_disk
@@ -24,6 +25,7 @@ from captcha_ray.inference.block import AbandonedError, BlockTask, block_sizes
 from captcha_ray.inference.config import InferConfig
 from captcha_ray.inference.watchdog import Watch
 from captcha_ray.inference.worker import (
+    IDLE,
     DecodeBlocks,
     RecognizeBlocks,
     RecognizeDecoded,
@@ -50,7 +52,10 @@ MANY = 100_000
 """Objects of a night for which Ray is started at once: no process recognizes so many in `RAY_S`."""
 
 MAX_THREADS_HERE = 2
-"""Most threads of the job's own process. More help little, and a container may have fewer CPUs than it sees."""
+"""Most threads of the job's own process; more help little."""
+
+CGROUP = Path("/sys/fs/cgroup")
+"""Where Linux says what a container may use."""
 
 END_S = 5.0
 """Seconds that a job which ends early waits until this process leaves its block, which it does after a batch."""
@@ -101,7 +106,7 @@ class Pipeline:
             return block_sizes(num_batches, _num_cpus(), growing=True)
         self._connect()
         decoded_bytes = math.prod(self._spec.image.shape) if self._num_decoders else None
-        return block_sizes(num_batches, self._num_workers, decoded_bytes=decoded_bytes)
+        return block_sizes(num_batches, max(self._num_workers, self._num_decoders), decoded_bytes=decoded_bytes)
 
     @functools.cached_property
     def _spec(self) -> ModelSpec:
@@ -125,7 +130,7 @@ class Pipeline:
     def _connect(self) -> None:
         """Connect to Ray, and settle how many workers to use."""
         self._start_ray()
-        self._num_workers, self._num_decoders = _num_workers(self._config)
+        self._num_workers, self._num_decoders = _group_sizes(self._config)
 
     def run(self, num_blocks: int, num_objects: int) -> Generator[Finished]:
         """Recognize all blocks, of so many objects together; yield each that is staged.
@@ -233,7 +238,7 @@ class Pipeline:
 
     @property
     def num_cores(self) -> int:
-        """Return the cores that are at work, or were at last."""
+        """Return the cores that recognize and decode, or have done so last."""
         on_ray = self._num_workers * self._config.cpus_per_worker + self._num_decoders
         return on_ray or (_num_threads_here() if self._own else 0)
 
@@ -241,9 +246,11 @@ class Pipeline:
         return [*self._states.values(), *([self._own.state("")] if self._own else [])]
 
     def _stage(self) -> str:
-        """Return the stage that most workers are at, or this process while there are none."""
+        """Return the stage that most workers with work are at, or this process while there are none."""
         own = [self._own.state("")] if self._own and not self._ended.is_set() else []
         stages = collections.Counter(state.stage for state in [*self._states.values()] or own)
+        if len(stages) > 1:
+            del stages[IDLE]
         return stages.most_common(1)[0][0] if stages else SILENCE
 
     def _evidence(self) -> Any:
@@ -261,9 +268,9 @@ class Pipeline:
     def _dataset(self, blocks: range, send: Callable[[WorkerState], None]) -> "ray.data.Dataset":
         import ray.data  # noqa: PLC0415 -- a night with nothing new imports no Ray
 
-        def pool(most: int) -> dict[str, Any]:
-            size = min(most, len(blocks))
-            sizes: dict[str, Any] = {"min_size": 1, "max_size": size, "initial_size": size}
+        def pool(initial: int, most: int) -> dict[str, Any]:
+            sizes: dict[str, Any] = {"min_size": 1, "max_size": min(most, len(blocks))}
+            sizes["initial_size"] = min(initial, sizes["max_size"])
             return {"compute": ray.data.ActorPoolStrategy(**sizes, max_tasks_in_flight_per_actor=2)}
 
         context = ray.data.DataContext.get_current().copy()
@@ -273,14 +280,15 @@ class Pipeline:
             "fn_constructor_args": (self._task, send, self._reader),
             "num_cpus": self._config.cpus_per_worker,
             "num_gpus": 1 if self._config.use_gpu else None,
-            **pool(self._num_workers),
+            **pool(self._num_workers, self._num_workers),
         }
         with ray.data.DataContext.current(context):
             items = ray.data.from_items([{"block": number} for number in blocks], override_num_blocks=len(blocks))
             if not self._num_decoders:
                 return items.map_batches(RecognizeBlocks, batch_size=1, **recognizes)
             arguments = (dataclasses.replace(self._task, num_threads=1), self._spec, send)
-            decoders: dict[str, Any] = {"fn_constructor_args": arguments, "num_cpus": 1, **pool(self._num_decoders)}
+            # Ray Data starts more of them while they hold the others up, and once these have found their nodes.
+            decoders: dict[str, Any] = {"fn_constructor_args": arguments, "num_cpus": 1, **pool(1, self._num_decoders)}
             decoded = items.map_batches(DecodeBlocks, batch_size=1, **decoders)
             recognizes |= {"batch_format": "pyarrow", "zero_copy_batch": True}
             return decoded.map_batches(RecognizeDecoded, batch_size=None, **recognizes)
@@ -293,15 +301,26 @@ def is_connected() -> bool:
 
 
 def _num_cpus() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Return the CPUs of this process, as many as its container may use."""
+    seen = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(seen, _quota(CGROUP) or seen)
+
+
+def _quota(cgroup: Path) -> int:
+    """Return the CPUs that a cgroup of version 2 or 1 may use, rounded up; 0 for as many as there are."""
+    for names in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):
+        with contextlib.suppress(OSError, ValueError):  # absent, or "max"
+            quota, period = map(int, " ".join((cgroup / name).read_text() for name in names).split())
+            return max(math.ceil(quota / period), 0)
+    return 0
 
 
 def _num_threads_here() -> int:
     return min(_num_cpus(), MAX_THREADS_HERE)
 
 
-def _num_workers(config: InferConfig) -> tuple[int, int]:
-    """Return how many workers recognize, and how many decode for them.
+def _group_sizes(config: InferConfig) -> tuple[int, int]:
+    """Return how many workers recognize, and how many may decode for them.
 
     Raises InputError if they do not fit, or if a node, which may have come meanwhile, does not see what they need.
     """

@@ -21,6 +21,9 @@ from captcha_ray.models.spec import ModelSpec
 if TYPE_CHECKING:
     from captcha_ray.inference.block_reader import BlockReader
 
+IDLE = "wait for work"
+"""Stage of a worker without a block."""
+
 REPORT_S = 1.0
 """Seconds between a worker's reports."""
 
@@ -82,6 +85,7 @@ class RecognizeBlocks(_Actor):
         self._refusal = self._failure = ""
         try:
             self._reader = load_reader(reader, task, self._report)
+            self._report["stage"] = IDLE
         except InputError as error:  # told with the first block: of what a constructor raises, Ray keeps the text alone
             self._refusal = str(error)
 
@@ -129,7 +133,7 @@ class DecodeBlocks(_Actor):
         from captcha_ray.inference.block_decoder import BlockDecoder, to_table  # noqa: PLC0415 -- as above
 
         super().__init__(send)
-        self._report["stage"] = "wait for work"
+        self._report["stage"] = IDLE
         self._to_table = to_table
         self._shape = spec.image.shape
         self._decoder = BlockDecoder(task, spec, self._report)
@@ -138,6 +142,6 @@ class DecodeBlocks(_Actor):
         """Fetch and decode a block by its number. Returns what `to_table` says."""
         (block,) = map(int, batch["block"])
         table = self._to_table(block, self._decoder.chunks(block), self._shape)
-        self._report["stage"] = "wait for work"
+        self._report["stage"] = IDLE
         self._report_state()
         return table

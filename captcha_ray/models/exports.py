@@ -4,6 +4,7 @@
 """
 
 import hashlib
+import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -16,6 +17,9 @@ Form = Literal["fp32", "int8"]
 
 FILES: dict[Form, str] = {"fp32": "model.onnx", "int8": "model_int8.onnx"}
 """Name the file of each form below the checkpoint's folder."""
+
+MAX_LOSS = 0.001
+"""Largest share of the validation strings that a precision may lose; of fewer than 1,000, not one."""
 
 
 def save(uri: str, models: Mapping[Form, bytes], measured: Mapping[str, Any] | None = None) -> None:
@@ -70,6 +74,20 @@ def measured(uri: str) -> dict[str, Any]:
     """Return what was measured when a checkpoint's models were exported; empty if there are none."""
     found: dict[str, Any] = _exports(find_checkpoint(uri)).get("measured", {})
     return found
+
+
+def loses_little(measured: Mapping[str, Any], name: str) -> bool:
+    """Return whether an engine's precision recognizes as many texts as torch in fp32, except for `MAX_LOSS` of them.
+
+    Args:
+        measured: As `evaluation.exporting.export` returns it.
+        name: A precision, of OpenVINO, or `onnxruntime int8`; if it was not measured, nothing is known to be lost.
+    """
+    if name not in measured:
+        return True
+    lost: int = measured["torch"]["right"] - measured[name]["right"]
+    allowed: int = math.floor(MAX_LOSS * measured["num_images"])
+    return lost <= allowed
 
 
 def _exports(folder: str) -> dict[str, Any]:

@@ -76,8 +76,8 @@ class ModelSpec(Config):
         """Return the spec from JSON types, with the image as JSON types too; fields may have their earlier names."""
         values = {**values}
         for name, earlier in EARLIER_NAMES.items():
-            if earlier in values and name not in values:
-                values[name] = values.pop(earlier)
+            if earlier in values:
+                values.setdefault(name, values.pop(earlier))
         image = values.get("image")
         if not isinstance(image, dict):
             raise InputError("the model's description has no image size")

@@ -1,7 +1,7 @@
 """Train as one worker: epochs over its own rows, in step with the others, kept after each.
 
-The driver reads the shards once into Ray's object store; each worker copies its rows from there and keeps them, so an
-epoch waits for no disk and needs no CPU for reading. A worker's share of the training split must fit its memory.
+The shards are read once into Ray's object store; each worker copies its share of the rows from there and keeps it, so
+an epoch waits for no disk and needs no CPU for reading. The share must fit the worker's memory.
 """
 
 import contextlib
@@ -14,9 +14,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
-import ray
-import ray.exceptions
 import ray.train
 import ray.train.torch
 import torch
@@ -25,7 +22,6 @@ import torch.distributed
 from torch import Tensor, nn
 
 from captcha_ray.datasets import schema
-from captcha_ray.errors import RESUME_HINT, JobError
 from captcha_ray.metrics.counts import guess_loss
 from captcha_ray.models import checkpoint
 from captcha_ray.models.allocator import keep_freed_memory
@@ -36,6 +32,7 @@ from captcha_ray.models.transfer import begin_with, keep_classes, known_unseen
 from captcha_ray.recipes.config import TrainConfig
 from captcha_ray.runs.directory import RunDirectory
 from captcha_ray.runs.event_log import EventLog
+from captcha_ray.runtime.blocks import Share
 from captcha_ray.storage import filesystem
 from captcha_ray.text.charset import Charset
 from captcha_ray.training import loop, schedule
@@ -48,11 +45,6 @@ from captcha_ray.training.state import load_state, save_state
 STATE = "resume.safetensors"
 EVALUATION_BATCH_SIZE = 256
 ANNOUNCE_INTERVAL_S = 0.25
-
-BLOCK_TIMEOUT_S = 120.0
-"""Seconds within which a block of images must come: Ray waits for ever if an object store is full. Ray Train then
-restarts the workers, as often as `--max-failures` says.
-"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,19 +77,6 @@ def train_worker(arguments: dict[str, Any]) -> None:
         while worker.wants_epoch:
             record = worker.run_epoch()
             ray.train.report({k: v for k, v in record.items() if isinstance(v, (int, float))})
-
-
-def fetch(block: Any) -> pa.Table:
-    """Return the table of a reference. Raises JobError if it does not come."""
-    try:
-        table: pa.Table = ray.get(block, timeout=BLOCK_TIMEOUT_S)
-    except ray.exceptions.GetTimeoutError:
-        raise JobError(
-            f"images have not come from another node for {BLOCK_TIMEOUT_S:.0f} s: Ray's object store there or here may "
-            "be full, and so the disk that it spills to; more nodes, larger ones or a larger object_store_memory hold "
-            f"more, and {RESUME_HINT}"
-        ) from None
-    return table
 
 
 class Worker:
@@ -155,25 +134,27 @@ class Worker:
             job.send(PlanChanged(self._plan.num_epochs, ""))
 
     def _feed(self, split: str, batch_size: int, *, with_colors: bool = False) -> EpochFeed:
-        """Return this worker's rows: every world_size-th of the split.
+        """Return this worker's rows.
 
-        They are copied out of the object store, except for a single worker's single block, which trainings of a machine
-        share.
+        They are copied out of the object store, table by table, except for a single worker's single one, which
+        trainings of a machine share.
         """
         spec = self._job.spec
         image, charset = spec.image, Charset(spec.charset)
-        images: list[npt.NDArray[np.uint8]] = []
+        share = Share(self._job.blocks[split], self._rank, self._world_size)
+        counts = [len(range(rank, share.num_rows, self._world_size)) for rank in range(self._world_size)]
+        is_shared = len(self._job.blocks[split]) == self._world_size == 1
+        images = np.empty((0 if is_shared else counts[self._rank], *image.shape), np.uint8)
         texts: list[str] = []
-        offset = 0
-        for block in self._job.blocks[split]:
-            table = fetch(block)
-            mine = slice((self._rank - offset) % self._world_size, None, self._world_size)
-            images.append(schema.unpack_images(table["image"], image)[mine])
-            texts += table["text"].to_pylist()[mine]
-            offset += len(table)
-        counts = [len(range(rank, offset, self._world_size)) for rank in range(self._world_size)]
+        for table in share:
+            pixels = schema.unpack_images(table["image"], image)
+            if is_shared:
+                images = pixels
+            else:
+                images[len(texts) : len(texts) + len(pixels)] = pixels
+            texts += table["text"].to_pylist()
         return EpochFeed(
-            images[0] if len(images) == self._world_size == 1 else np.concatenate(images),
+            images,
             charset.encode(texts, spec.max_length, variable=spec.variable, bidirectional=spec.bidirectional),
             counts,
             self._rank,

@@ -107,15 +107,21 @@ def test_int8_is_near_and_runs_on_both_engines(run: str) -> None:
 
 def test_auto_takes_the_fastest_that_loses_nothing(run: str, monkeypatch: pytest.MonkeyPatch) -> None:
     fp32 = choice.export(run)
-    for flags, has_int8, expected in (
-        ({"avx512_vnni"}, True, ("openvino int8",)),
-        ({"avx2"}, True, ("openvino bf16", "openvino fp32")),
-        ({"avx512_vnni"}, False, ("openvino bf16", "openvino fp32")),
+    int8 = to_int8(fp32, pictures(fingerprint.load_spec(run), 4))
+    seen = {"num_images": 99, "torch": {"right": 99}, "bf16": {"right": 99}}
+    worse = {**seen, "bf16": {"right": 98}}
+    for flags, capabilities, forms, measured, expected in (
+        ({"avx512_vnni"}, ["BF16"], {"int8": int8}, seen, "openvino int8"),
+        ({"avx2"}, ["BF16"], {"int8": int8}, seen, "openvino bf16"),
+        ({"avx512_vnni"}, ["BF16"], {}, {}, "openvino bf16"),
+        ({"avx512_vnni"}, ["BF16"], {}, worse, "openvino fp32"),
+        ({"avx512_vnni"}, ["FP32"], {}, seen, "openvino fp32"),
     ):
         monkeypatch.setattr(openvino_engine, "_cpu_flags", lambda flags=flags: flags)
-        int8 = {"int8": to_int8(fp32, pictures(fingerprint.load_spec(run), 4))} if has_int8 else {}
-        exports.save(run, {"fp32": fp32, **int8}, {})  # type: ignore[dict-item]
-        assert Recognizer.load(run).engine.name in expected
+        monkeypatch.setattr(openvino_engine, "_capabilities", lambda capabilities=capabilities: capabilities)
+        exports.save(run, {"fp32": fp32, **forms}, measured)  # type: ignore[dict-item]
+        assert Recognizer.load(run).engine.name == expected
+    assert Recognizer.load(run, engine="onnxruntime").engine.name == "onnxruntime fp32"
 
 
 @pytest.mark.parametrize(
@@ -249,11 +255,12 @@ def rows_of(spec: ModelSpec, run: str, n: int) -> pa.Table:
 def test_a_network_that_loses_nothing_in_int8_is_offered_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = save_opinionated(tmp_path, SPECS[2])
     rows = rows_of(SPECS[2], run, 120)
-    monkeypatch.setattr(exporting, "MAX_LOSS", 1.0)  # random outputs are near to one another
+    monkeypatch.setattr(exports, "MAX_LOSS", 1.0)  # random outputs are near to one another
     measured = exporting.export(run, rows)
     assert (measured["num_images"], measured["torch"]["right"]) == (120, 120)
     assert measured["fp32"]["as_torch"] >= 118
     assert exports.measured(run) == measured
+    assert measured["onnxruntime int8"]["as_torch"] > 60
     assert exports.has(run, "int8")
     assert Recognizer.load(run, precision="int8").engine.name == "openvino int8"
 
@@ -273,6 +280,31 @@ def test_a_network_that_loses_strings_in_int8_is_not_and_the_figures_say_why(
     said = f"of 120 validation images int8 recognizes {right['int8']}, and torch in fp32 {right['torch']}"
     with pytest.raises(InputError, match=said):
         Recognizer.load(run, precision="int8")
+
+
+def test_each_engine_is_judged_by_what_it_recognizes_itself_in_int8(tmp_path: Path) -> None:
+    run = save_opinionated(tmp_path, SPECS[0])
+    fp32 = choice.export(run)
+    seen = {"num_images": 60, "torch": {"right": 60}, "int8": {"right": 60}, "onnxruntime int8": {"right": 59}}
+    exports.save(run, {"fp32": fp32, "int8": to_int8(fp32, pictures(SPECS[0], 4))}, seen)
+    assert choice.check(run, "auto", "int8", "cpu") == "openvino"
+    said = "of 60 validation images onnxruntime int8 recognizes 59, and torch in fp32 60"
+    with pytest.raises(InputError, match=said):
+        choice.check(run, "onnxruntime", "int8", "cpu")
+    with pytest.raises(InputError, match=said):
+        Recognizer.load(run, engine="onnxruntime", precision="int8")
+
+
+def test_what_loses_texts_is_said() -> None:
+    seen = {"num_images": 60, "torch": {"right": 60}, "int8": {"right": 60, "as_torch": 60}}
+    lost = {name: {"right": 59, "as_torch": 58} for name in ("fp32", "bf16", "onnxruntime int8")}
+    assert exporting.describe(seen | lost) == [
+        "of 60 validation texts, torch in fp32 recognizes 60",
+        "int8: 60; 60 as torch does",
+        "fp32: 59; 58 as torch does: too little, so --engine torch is safer",
+        "bf16: 59; 58 as torch does: too little, so it is used only if it is asked for",
+        "onnxruntime int8: 59; 58 as torch does: too little, not offered",
+    ]
 
 
 @pytest.mark.parametrize("num_images", [0, 49])

@@ -1,6 +1,8 @@
 """Blocks that workers of their own fetch and decode: the same rows, by way of a table that processes share."""
 
+import dataclasses
 import json
+import os
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -11,15 +13,19 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.dataset
 import pytest
+import ray.data
 
 from captcha_ray.errors import InputError
 from captcha_ray.images.decoder import Unreadable
 from captcha_ray.inference import block, block_decoder, pipeline
-from captcha_ray.inference.block import block_sizes
+from captcha_ray.inference.block import BlockTask, block_sizes
 from captcha_ray.inference.block_decoder import Chunk, from_table, to_table
 from captcha_ray.inference.config import InferConfig
 from captcha_ray.inference.job import READER, transcribe
-from captcha_ray.inference.worker import WorkerState
+from captcha_ray.inference.pipeline import Pipeline
+from captcha_ray.inference.worker import IDLE, DecodeBlocks, RecognizeDecoded, WorkerState
+from captcha_ray.models.fingerprint import load_spec
+from captcha_ray.models.restriction import WHOLE
 from captcha_ray.runtime import capacity, progress_channel, ray_session
 from captcha_ray.runtime.progress_channel import ProgressChannel
 
@@ -89,9 +95,80 @@ def test_decoders_take_cpus_that_are_left(
     monkeypatch.setattr(capacity, "num_cpus", lambda: 8)
     monkeypatch.setattr(capacity, "num_fitting", lambda cpus, use_gpu: min(8 // cpus, 2 if use_gpu else 8))
     monkeypatch.setattr(ray_session, "check_shared", lambda **paths: None)
-    assert pipeline._num_workers(InferConfig(**flags)) == expected
+    assert pipeline._group_sizes(InferConfig(**flags)) == expected
     with pytest.raises(InputError, match="no CPU is left for decoders: the workers take 8 of 8"):
-        pipeline._num_workers(InferConfig(num_decoders=1, num_workers=8))
+        pipeline._group_sizes(InferConfig(num_decoders=1, num_workers=8))
+
+
+@dataclasses.dataclass
+class Operators:
+    """Stands for a dataset, and keeps what its operators are told."""
+
+    told: list[tuple[type, dict[str, Any]]] = dataclasses.field(default_factory=list)
+
+    def map_batches(self, actor: type, **options: Any) -> "Operators":
+        self.told.append((actor, options))
+        return self
+
+
+def one_pipeline(network: Path, **flags: Any) -> Pipeline:
+    """Return a pipeline of a config with such flags."""
+    task = BlockTask(
+        str(network), "", "cpu", "auto", "auto", "", "", 1, 1, 1.0, 0.0, flags.get("cpus_per_worker", 1), WHOLE
+    )
+    return Pipeline(InferConfig(run=str(network), **flags), task, READER)
+
+
+def test_a_gpu_is_for_who_recognizes_and_a_cpu_for_who_decodes(
+    ray_cluster: ray_session.Cluster, network: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "_group_sizes", lambda config: (2, 6))
+    night = one_pipeline(network, use_gpu=True, cpus_per_worker=4)
+    height, width, channels = load_spec(str(network)).image.shape
+    monkeypatch.setattr(block, "MAX_DECODED_BYTES", 3 * block.BATCH_SIZE * height * width * channels)
+    sizes = night.plan_blocks(60)
+    assert sizes == block_sizes(60, 6, decoded_bytes=height * width * channels)
+    assert max(sizes) == 3
+    operators = Operators()
+    monkeypatch.setattr(ray.data, "from_items", lambda items, **options: operators)
+    night._dataset(range(10), lambda state: None)
+    (decode, decodes), (recognize, recognizes) = operators.told
+    assert (decode, recognize) == (DecodeBlocks, RecognizeDecoded)
+    assert (decodes["num_cpus"], decodes.get("num_gpus")) == (1, None)
+    assert (recognizes["num_cpus"], recognizes["num_gpus"], recognizes["batch_size"]) == (4, 1, None)
+    assert decodes["fn_constructor_args"][0].num_threads == 1
+    assert recognizes["fn_constructor_args"][0].num_threads == 4
+    pools = [(told["compute"].initial_size, told["compute"].max_size) for told in (decodes, recognizes)]
+    assert pools == [(1, 6), (2, 2)], "decoders come after those that recognize have found their nodes"
+
+
+def test_a_stall_is_at_the_stage_of_those_that_have_work(network: Path) -> None:
+    night = one_pipeline(network)
+    for worker, stage in (("a", IDLE), ("b", IDLE), ("c", "fetch")):
+        night._states[worker] = WorkerState(worker, "", stage, 0, 0, {})
+        assert night._stage() == stage
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({}, 0),
+        ({"cpu.max": "max 100000"}, 0),
+        ({"cpu.max": "100000 100000"}, 1),
+        ({"cpu.max": "150000 100000"}, 2),
+        ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, 0),
+        ({"cpu/cpu.cfs_quota_us": "50000", "cpu/cpu.cfs_period_us": "100000"}, 1),
+    ],
+)
+def test_a_container_has_as_many_cpus_as_its_quota_gives(
+    files: dict[str, str], expected: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(64)), raising=False)
+    monkeypatch.setattr(pipeline, "CGROUP", tmp_path)
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(f"{text}\n")
+    assert pipeline._num_cpus() == (expected or 64)
 
 
 def rows(out: Path) -> list[dict[str, Any]]:
@@ -117,6 +194,7 @@ def test_workers_that_decode_for_others_change_no_row(
             super().__init__(lambda state: (states.append(state), on_event(state)))
 
     monkeypatch.setattr(progress_channel, "ProgressChannel", Overheard)
+    monkeypatch.setattr(ray.data.DataContext.get_current(), "target_max_block_size", 1000)  # 3 images of a block's 8
     for name, num_decoders in (("themselves", 0), ("decoders", 1)):
         states.clear()
         out = tmp_path / name

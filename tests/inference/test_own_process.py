@@ -179,7 +179,7 @@ def test_what_own_process_does_until_ray_is_there_may_be_all(
         yield
 
     monkeypatch.setattr(ray_session, "connect", connect)
-    monkeypatch.setattr(pipeline, "_num_workers", lambda config: (2, 0))
+    monkeypatch.setattr(pipeline, "_group_sizes", lambda config: (2, 0))
     assert night(images, network, tmp_path / "out").committed.counts.ok == 40
     assert read(tmp_path / "out") == once(images)
 

@@ -274,6 +274,7 @@ def test_a_killed_worker_is_replaced_and_nothing_is_lost_or_twice(
         (("--images", "http://host/a"), "has a scheme this project does not read"),
         (("--images", "s3://nowhere/x", "--endpoint-url", "http://127.0.0.1:9"), "s3://nowhere/x"),
         (("--match", "nothing"), "holds no objects that match 'nothing'"),
+        (("--images", "never listed", "--precision", "int8"), "cannot be run in int8: it has no such form"),
     ],
 )
 def test_bad_input_is_one_sentence_and_status_2(

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import ray
-import torch
 
 from captcha_ray.datasets.schema import Manifest
 from captcha_ray.datasets.shards import Shards
@@ -19,10 +18,9 @@ from captcha_ray.runs.directory import RunDirectory
 from captcha_ray.runtime import ray_session
 from captcha_ray.storage.lock import Lease
 from captcha_ray.training import trainer
-from captcha_ray.training import worker as training_worker
 from captcha_ray.training.progress import EpochDone, Event, StepDone
 from captcha_ray.training.trainer import _run_trainer, model_spec
-from captcha_ray.training.worker import Worker, WorkerJob
+from captcha_ray.training.worker import WorkerJob
 from tests.support.trainings import config_for, fit
 
 
@@ -113,19 +111,6 @@ def lossy_job(at: type[Event], shards: Shards, run: Path, how: str = "killed") -
     config = auto_config.resolve(config_for(shards, run, max_failures=1), shards.manifest)
     blocks = {"train": shards.read("train").materialize().to_arrow_refs(), "val": []}
     return WorkerJob(config, model_spec(config, shards.manifest), blocks, lose)
-
-
-def test_a_block_that_does_not_come_ends_the_training_in_a_sentence(
-    ray_cluster: ray_session.Cluster, glyph_shards: Shards, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setattr(training_worker, "BLOCK_TIMEOUT_S", 0.1)
-    config = auto_config.resolve(config_for(glyph_shards, tmp_path / "run"), glyph_shards.manifest)
-    never = ray.remote(resources={"a resource of no node": 1})(lambda: None).remote()
-    blocks = {"train": [never], "val": []}
-    job = WorkerJob(config, model_spec(config, glyph_shards.manifest), blocks, lambda _: None)
-    with pytest.raises(JobError, match="images have not come from another node for 0 s: Ray's object store"):
-        Worker(job, 0, 1, torch.device("cpu"))
-    ray.cancel(never)
 
 
 @pytest.mark.slow
