@@ -17,6 +17,13 @@ MAX_DECODED_BYTES = 32_000_000
 """Most bytes of decoded pixels in one task: few enough for an object store of Ray's least size, 75 MB."""
 
 
+IDLE = "wait for work"
+"""Stage of a worker without a block."""
+
+Finished = tuple[int, int, int]
+"""Number, rows and errors of a block that is staged."""
+
+
 class AbandonedError(Exception):
     """A block that is not to be finished, as its job ends."""
 

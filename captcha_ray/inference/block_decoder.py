@@ -1,12 +1,13 @@
-"""Fetch and decode the objects of a block, ahead of who recognizes them.
+"""Fetch and decode the objects of blocks, ahead of who recognizes them.
 
 Whatever is wrong with an object stands in its place. Does not recognize, knows no Ray.
 """
 
 import errno
+import itertools
 import time
-from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -25,10 +26,20 @@ NO_FILE = (errno.EISDIR, errno.EINVAL, errno.ENAMETOOLONG, errno.ELOOP)
 """Numbers of errors of what is no file, such as a folder or a pipe, or of a name that can be none's."""
 
 Rows = list[dict[str, Any]]
+Fetched = list[bytes | decoder.Unreadable]
 Decoded = list[decoder.Pixels | decoder.Unreadable]
 
-Chunk = tuple[Rows, Decoded]
-"""Up to `BATCH_SIZE` listed objects, and the pixels of each, uint8 (H, W, C), or what is wrong with it."""
+
+class Chunk(NamedTuple):
+    """Up to `BATCH_SIZE` objects of a block.
+
+    rows: as listed. decoded: the pixels of each, uint8 (H, W, C), or what is wrong with it. is_last: of its block.
+    """
+
+    block: int
+    rows: Rows
+    decoded: Decoded
+    is_last: bool
 
 
 class BlockDecoder:
@@ -45,24 +56,12 @@ class BlockDecoder:
         self._decoders = DaemonThreads(task.num_threads) if task.num_threads > 1 else None
         self._ahead = DaemonThreads(1)
 
-    def chunks(self, block: int) -> Iterator[Chunk]:
-        """Yield the chunks of a block, in order; the next one is decoded meanwhile if there are threads for it."""
-        listed = parquet.read(self._task.block_uri(block))
-        rows = [listed.slice(start, BATCH_SIZE).to_pylist() for start in range(0, len(listed), BATCH_SIZE)]
-        return zip(rows, self._decode_ahead(self._fetch(rows)), strict=True)
-
-    def _fetch(self, chunks: list[Rows]) -> Iterator[list[bytes | decoder.Unreadable]]:
-        """Yield the bytes of each chunk's objects; those of the next chunk are fetched meanwhile from a store."""
-        if any(filesystem.is_remote(row["uri"]) for chunk in chunks for row in chunk):
-            fetched = self._store.chunks(chunks)
-            while (found := self._timed("fetch", next, fetched, None)) is not None:
-                yield found
-        else:
-            for chunk in chunks:
-                yield self._timed("fetch", lambda chunk=chunk: [self._fetch_one(row) for row in chunk])
-
-    def _decode_ahead(self, fetched: Iterator[list[bytes | decoder.Unreadable]]) -> Iterator[Decoded]:
-        decoded = (self._timed("decode", self._decode, chunk) for chunk in fetched)
+    def chunks(self, blocks: Iterable[int]) -> Iterator[Chunk]:
+        """Yield the chunks of blocks, in order; the next one is decoded meanwhile if there are threads for it."""
+        decoded = (
+            chunk._replace(decoded=self._timed("decode", self._decode, fetched))
+            for chunk, fetched in self._fetch(self._listed(blocks))
+        )
         if not self._decoders:
             yield from decoded
             return
@@ -74,6 +73,28 @@ class BlockDecoder:
                 return
             upcoming = self._ahead.submit(next, decoded, None)
             yield now
+
+    def _listed(self, blocks: Iterable[int]) -> Iterator[Chunk]:
+        """Yield the chunks of blocks as they are listed, with nothing decoded."""
+        for block in blocks:
+            listed = parquet.read(self._task.block_uri(block))
+            for start in range(0, len(listed), BATCH_SIZE):
+                rows = listed.slice(start, BATCH_SIZE).to_pylist()
+                yield Chunk(block, rows, [], is_last=start + BATCH_SIZE >= len(listed))
+
+    def _fetch(self, chunks: Iterator[Chunk]) -> Iterator[tuple[Chunk, Fetched]]:
+        """Yield the bytes of each chunk's objects; those of the next chunk are fetched meanwhile from a store."""
+        first = next(chunks, None)
+        if first is None:
+            return
+        chunks = itertools.chain([first], chunks)
+        if any(filesystem.is_remote(row["uri"]) for row in first.rows):
+            fetched = self._store.chunks((chunk, chunk.rows) for chunk in chunks)
+            while (found := self._timed("fetch", next, fetched, None)) is not None:
+                yield found
+        else:
+            for chunk in chunks:
+                yield chunk, self._timed("fetch", lambda chunk=chunk: [self._fetch_one(row) for row in chunk.rows])
 
     def _fetch_one(self, row: dict[str, Any]) -> bytes | decoder.Unreadable:
         """Return the object's bytes, and put into `row` what its listing left out."""
@@ -99,7 +120,7 @@ class BlockDecoder:
         row["last_modified"] = row["last_modified"] or entry.last_modified
         return decoder.Unreadable("too_large", f"{entry.size} bytes are more than {limit}") if data is None else data
 
-    def _decode(self, fetched: list[bytes | decoder.Unreadable]) -> Decoded:
+    def _decode(self, fetched: Fetched) -> Decoded:
         def decode(item: bytes | decoder.Unreadable) -> decoder.Pixels | decoder.Unreadable:
             if isinstance(item, decoder.Unreadable):
                 return item
@@ -123,7 +144,7 @@ def timed(report: dict[str, Any], stage: str, call: Callable[..., T], *arguments
     return result
 
 
-def to_table(block: int, chunks: Iterator[Chunk], shape: tuple[int, int, int]) -> pa.Table:
+def to_table(chunks: Iterable[Chunk], shape: tuple[int, int, int]) -> pa.Table:
     """Return a decoded block as a table of a row per object, which processes can share without copying its pixels.
 
     Columns are those of a listing, `block`, `reason` and `detail` of what is wrong with an object, else null, and
@@ -131,11 +152,12 @@ def to_table(block: int, chunks: Iterator[Chunk], shape: tuple[int, int, int]) -
     """
     rows: Rows = []
     stacked = []
-    for listed, decoded in chunks:
-        pixels = np.zeros((len(decoded), *shape), np.uint8)
-        for number, (row, item) in enumerate(zip(listed, decoded, strict=True)):
+    for chunk in chunks:
+        pixels = np.zeros((len(chunk.rows), *shape), np.uint8)
+        for number, (row, item) in enumerate(zip(chunk.rows, chunk.decoded, strict=True)):
             wrong = item if isinstance(item, decoder.Unreadable) else None
-            rows.append({**row, "block": block, "reason": wrong and wrong.reason, "detail": wrong and wrong.detail})
+            about = {"block": chunk.block, "reason": wrong and wrong.reason, "detail": wrong and wrong.detail}
+            rows.append(row | about)
             if not isinstance(item, decoder.Unreadable):
                 pixels[number] = item
         stacked.append(pixels)
@@ -146,7 +168,7 @@ def to_table(block: int, chunks: Iterator[Chunk], shape: tuple[int, int, int]) -
 
 
 def from_table(table: pa.Table, shape: tuple[int, int, int]) -> Iterator[Chunk]:
-    """Yield the chunks of what `to_table` has made."""
+    """Yield the chunks of what `to_table` has made of a block."""
     columns = [*LISTING_SCHEMA.names, "reason", "detail"]
     for start in range(0, len(table), BATCH_SIZE):
         part = table.slice(start, BATCH_SIZE).combine_chunks()
@@ -156,7 +178,8 @@ def from_table(table: pa.Table, shape: tuple[int, int, int]) -> Iterator[Chunk]:
         rows = part.select(columns).to_pylist()
         wrong = [(row.pop("reason"), row.pop("detail")) for row in rows]
         items = zip(wrong, pixels.reshape(len(part), *shape), strict=True)
-        yield rows, [decoder.Unreadable(reason, detail) if reason else image for (reason, detail), image in items]
+        decoded = [decoder.Unreadable(reason, detail) if reason else image for (reason, detail), image in items]
+        yield Chunk(part["block"][0].as_py(), rows, decoded, is_last=start + BATCH_SIZE >= len(table))
 
 
 def _sentence(error: Exception, uri: str) -> str:

@@ -5,7 +5,7 @@ Whatever is wrong with an object becomes its row's error. Does not list, does no
 
 import datetime
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
 import numpy as np
@@ -14,7 +14,7 @@ import pyarrow as pa
 from captcha_ray.errors import InputError
 from captcha_ray.images import decoder
 from captcha_ray.inference import schema
-from captcha_ray.inference.block import AbandonedError, BlockTask
+from captcha_ray.inference.block import IDLE, AbandonedError, BlockTask, Finished
 from captcha_ray.inference.block_decoder import BlockDecoder, Chunk, Decoded, Rows, timed
 from captcha_ray.inference.table import STAGED_SCHEMA, Counts
 from captcha_ray.recognizer import Prediction, Recognizer
@@ -62,15 +62,27 @@ class BlockReader:
 
     def read(self, block: int) -> tuple[int, int]:
         """Recognize a block and stage its rows; return the number of rows and of errors. Raises AbandonedError."""
-        return self.recognize(block, self._decoder.chunks(block))
+        ((_, num_rows, num_errors),) = self.read_all([block])
+        return num_rows, num_errors
 
-    def recognize(self, block: int, chunks: Iterable[Chunk]) -> tuple[int, int]:
-        """As `read`, of a block that is decoded."""
-        rows = pa.concat_tables(self._recognize_chunk(listed, decoded) for listed, decoded in chunks)
-        self._check_wanted()
-        self._timed("write", parquet.write, self._task.staged(block), rows)
-        self._report["stage"] = "wait for work"
-        return len(rows), Counts.of(rows).num_errors
+    def read_all(self, blocks: Iterable[int]) -> Iterator[Finished]:
+        """Recognize blocks one after another; yield each that is staged. Raises AbandonedError.
+
+        blocks: The next one is asked for, in another thread perhaps, before the last is staged.
+        """
+        return self.recognize(self._decoder.chunks(blocks))
+
+    def recognize(self, chunks: Iterable[Chunk]) -> Iterator[Finished]:
+        """As `read_all`, of chunks that are decoded."""
+        tables = []
+        for chunk in chunks:
+            tables.append(self._recognize_chunk(chunk.rows, chunk.decoded))
+            if chunk.is_last:
+                rows, tables = pa.concat_tables(tables), []
+                self._check_wanted()
+                self._timed("write", parquet.write, self._task.staged(chunk.block), rows)
+                self._report["stage"] = IDLE
+                yield chunk.block, len(rows), Counts.of(rows).num_errors
 
     def _check_wanted(self) -> None:
         if self.is_abandoned():

@@ -1,5 +1,6 @@
 """Read objects from a store ahead of who needs them, with as many reads at once as keep that one from waiting."""
 
+import dataclasses
 import queue
 import threading
 import time
@@ -7,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from typing import Any, Generic, TypeVar
 
+N = TypeVar("N")
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -20,7 +22,10 @@ HELP = 0.8
 """Share of the wait before at which more reads have helped; they do not where a store or a line is at its limit."""
 
 REST = 8
-"""Blocks for which nothing is changed after more reads have not helped."""
+"""Times that nothing is changed after more reads have not helped."""
+
+ADAPT_CHUNKS = 16
+"""Chunks after which the number of reads is looked at again, if they are not over before."""
 
 
 class NumReads:
@@ -32,7 +37,7 @@ class NumReads:
         self._rest = 0
 
     def adapt(self, wait: float) -> None:
-        """Double the number if the wait, a share of the time of a block, asks for it and doubling helps."""
+        """Double the number if the wait, a share of the time, asks for it and doubling helps."""
         if self._before is not None and wait > HELP * self._before:
             self._rest = REST
         self._before = None
@@ -43,6 +48,22 @@ class NumReads:
             self.value = min(2 * self.value, MAX_READS)
 
 
+@dataclasses.dataclass
+class Waits:
+    """Seconds that were waited for chunks and that they were used for; those of the very first do not count."""
+
+    num_chunks: int = 0
+    waited: float = 0.0
+    used: float = 0.0
+
+    def add(self, waited: float, used: float) -> None:
+        """Count a chunk; while the very first is read nothing is done, so it is always waited for."""
+        if self.num_chunks:
+            self.waited += waited
+            self.used += used
+        self.num_chunks += 1
+
+
 class ReadAhead(Generic[T, R]):
     """Reads of items, a chunk of which is read while the chunk before is used. read: is called in many threads."""
 
@@ -51,25 +72,29 @@ class ReadAhead(Generic[T, R]):
         self._number = NumReads()
         self._threads = DaemonThreads(self._number.value)
 
-    def chunks(self, chunks: Sequence[Sequence[T]]) -> Iterator[list[R]]:
-        """Yield what is read of each chunk, in order."""
-        waited = used = 0.0
-        ahead = self._submit(chunks[0])
-        for number, following in enumerate([*chunks[1:], []]):
-            now, ahead = ahead, self._submit(following)
+    def chunks(self, chunks: Iterable[tuple[N, Sequence[T]]]) -> Iterator[tuple[N, list[R]]]:
+        """Yield what is read of each chunk, in order, with what comes along with the chunk."""
+        upcoming = iter(chunks)
+        ahead = self._submit(next(upcoming, None))
+        waits = Waits()
+        while ahead is not None:
+            (beside, reads), ahead = ahead, self._submit(next(upcoming, None))
             started = time.perf_counter()
-            found = [future.result() for future in now]
+            found = [read.result() for read in reads]
             arrived = time.perf_counter()
-            yield found
-            if number:  # nothing was done while the first chunk was read
-                waited += arrived - started
-                used += time.perf_counter() - arrived
-        if waited:
-            self._number.adapt(waited / (waited + used))
+            yield beside, found
+            waits.add(arrived - started, time.perf_counter() - arrived)
+            if waits.num_chunks > ADAPT_CHUNKS or ahead is None:
+                self._adapt(waits)
+                waits = Waits(1)
+
+    def _adapt(self, waits: "Waits") -> None:
+        if waits.waited:
+            self._number.adapt(waits.waited / (waits.waited + waits.used))
             self._threads.grow(self._number.value)
 
-    def _submit(self, items: Sequence[T]) -> list[Future[R]]:
-        return [self._threads.submit(self._read, item) for item in items]
+    def _submit(self, chunk: tuple[N, Sequence[T]] | None) -> tuple[N, list[Future[R]]] | None:
+        return chunk and (chunk[0], [self._threads.submit(self._read, item) for item in chunk[1]])
 
 
 class DaemonThreads:

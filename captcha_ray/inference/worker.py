@@ -7,7 +7,7 @@ import dataclasses
 import importlib
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,14 +15,12 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from captcha_ray.errors import InputError, full_disk
-from captcha_ray.inference.block import BlockTask
+from captcha_ray.inference.block import IDLE, BlockTask
 from captcha_ray.models.spec import ModelSpec
 
 if TYPE_CHECKING:
+    from captcha_ray.inference.block_decoder import Chunk
     from captcha_ray.inference.block_reader import BlockReader
-
-IDLE = "wait for work"
-"""Stage of a worker without a block."""
 
 REPORT_S = 1.0
 """Seconds between a worker's reports."""
@@ -123,7 +121,11 @@ class RecognizeDecoded(RecognizeBlocks):
         from captcha_ray.inference.block_decoder import from_table  # noqa: PLC0415 -- only who decodes needs decoders
 
         (block,) = table["block"].unique().to_pylist()
-        return self._tell(block, lambda: self._reader.recognize(block, from_table(table, self._reader.shape)))
+        return self._tell(block, lambda: self._recognize(from_table(table, self._reader.shape)))
+
+    def _recognize(self, chunks: "Iterator[Chunk]") -> tuple[int, int]:
+        ((_, num_rows, num_errors),) = self._reader.recognize(chunks)
+        return num_rows, num_errors
 
 
 class DecodeBlocks(_Actor):
@@ -141,7 +143,7 @@ class DecodeBlocks(_Actor):
     def __call__(self, batch: dict[str, npt.NDArray[np.int64]]) -> pa.Table:
         """Fetch and decode a block by its number. Returns what `to_table` says."""
         (block,) = map(int, batch["block"])
-        table = self._to_table(block, self._decoder.chunks(block), self._shape)
+        table = self._to_table(self._decoder.chunks([block]), self._shape)
         self._report["stage"] = IDLE
         self._report_state()
         return table

@@ -18,12 +18,12 @@ import ray.data
 from captcha_ray.errors import InputError
 from captcha_ray.images.decoder import Unreadable
 from captcha_ray.inference import block, block_decoder, pipeline
-from captcha_ray.inference.block import BlockTask, block_sizes
+from captcha_ray.inference.block import IDLE, BlockTask, block_sizes
 from captcha_ray.inference.block_decoder import Chunk, from_table, to_table
 from captcha_ray.inference.config import InferConfig
 from captcha_ray.inference.job import READER, transcribe
 from captcha_ray.inference.pipeline import Pipeline
-from captcha_ray.inference.worker import IDLE, DecodeBlocks, RecognizeDecoded, WorkerState
+from captcha_ray.inference.worker import DecodeBlocks, RecognizeDecoded, WorkerState
 from captcha_ray.models.fingerprint import load_spec
 from captcha_ray.models.restriction import WHOLE
 from captcha_ray.runtime import capacity, progress_channel, ray_session
@@ -42,9 +42,8 @@ def chunks_of(*sizes: int) -> list[Chunk]:
             for k in rng.integers(9, size=size)
         ]
         pixels = rng.integers(256, size=(size, *SHAPE), dtype=np.uint8)
-        chunks.append(
-            (rows, [Unreadable("too_large", f"of {k}") if k % 3 == 2 else image for k, image in enumerate(pixels)])
-        )
+        items = [Unreadable("too_large", f"of {k}") if k % 3 == 2 else image for k, image in enumerate(pixels)]
+        chunks.append(Chunk(7, rows, items, is_last=len(chunks) + 1 == len(sizes)))
     return chunks
 
 
@@ -54,13 +53,13 @@ def test_a_decoded_block_comes_out_of_its_table_as_it_went_in(
 ) -> None:
     monkeypatch.setattr(block_decoder, "BATCH_SIZE", 4)
     chunks = chunks_of(*sizes)
-    table = to_table(7, iter(chunks), SHAPE)
+    table = to_table(chunks, SHAPE)
     assert table["block"].to_pylist() == [7] * sum(sizes)
     in_pieces = pa.concat_tables([table.slice(0, 1), table.slice(1)])  # as other processes may get it
     for given in (table, in_pieces, pa.concat_tables([table, table]).slice(sum(sizes))):
-        for (rows, decoded), (rows_before, before) in zip(from_table(given, SHAPE), chunks, strict=True):
-            assert rows == rows_before
-            for item, item_before in zip(decoded, before, strict=True):
+        for chunk, before in zip(from_table(given, SHAPE), chunks, strict=True):
+            assert chunk._replace(decoded=[]) == before._replace(decoded=[])
+            for item, item_before in zip(chunk.decoded, before.decoded, strict=True):
                 assert type(item) is type(item_before)
                 np.testing.assert_equal(item, item_before)
 

@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,8 @@ import pytest
 from captcha_ray.engines import choice
 from captcha_ray.errors import InputError, JobError
 from captcha_ray.inference import job, pipeline
-from captcha_ray.inference.block import block_sizes
+from captcha_ray.inference.block import Finished, block_sizes
+from captcha_ray.inference.block_decoder import Chunk
 from captcha_ray.inference.block_reader import BlockReader
 from captcha_ray.inference.config import InferConfig
 from captcha_ray.inference.job import READER, NightSummary, transcribe
@@ -31,8 +32,8 @@ from tests.support.waiting import wait_until
 
 @pytest.fixture
 def alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Hide the session's Ray, as from a process that has not started one on two cores."""
-    monkeypatch.setattr(pipeline, "_num_cpus", lambda: 2)
+    """Hide the session's Ray, as from a process that has not started one on four cores."""
+    monkeypatch.setattr(pipeline, "_num_cpus", lambda: 4)
     monkeypatch.setattr(pipeline, "is_connected", lambda: False)
     monkeypatch.setattr(job, "is_connected", lambda: False)
 
@@ -57,14 +58,20 @@ def once(images: Path) -> Counter[str]:
 
 
 def own_blocks(monkeypatch: pytest.MonkeyPatch, meanwhile: Any = lambda reader, block: None) -> list[int]:
-    """Return a list that will hold the blocks that this process reads, each before a call of `meanwhile`."""
+    """Return a list that will hold the blocks that this process recognizes, each before a call of `meanwhile`.
+
+    The next block, of one chunk, is decoded meanwhile, and so begun.
+    """
     blocks: list[int] = []
 
     class Own(BlockReader):
-        def read(self, block: int) -> tuple[int, int]:
-            blocks.append(block)
-            meanwhile(self, block)
-            return super().read(block)
+        def recognize(self, chunks: Iterable[Chunk]) -> Iterator[Finished]:
+            return super().recognize(map(self.note, chunks))
+
+        def note(self, chunk: Chunk) -> Chunk:
+            blocks.append(chunk.block)
+            meanwhile(self, chunk.block)
+            return chunk
 
     monkeypatch.setattr(pipeline, "load_reader", lambda name, task, report: Own(task, report))
     return blocks
@@ -122,9 +129,20 @@ def stops(monkeypatch: pytest.MonkeyPatch) -> list[threading.Event]:
     return found
 
 
+def connect_after(num_blocks: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let Ray be there once this process has begun so many blocks."""
+    connect = pipeline.Pipeline._connect
+
+    def connect_late(self: pipeline.Pipeline) -> None:
+        wait_until(lambda: self._begun == num_blocks)
+        connect(self)
+
+    monkeypatch.setattr(pipeline.Pipeline, "_connect", connect_late)
+
+
 @pytest.mark.usefixtures("alone", "small_blocks")
 @pytest.mark.parametrize(
-    ("too_long", "own"), [({"RAY_S": 0.0}, [0, 1, 2]), ({"MANY": 39}, [0])], ids=["by its rate", "by its size"]
+    ("too_long", "own"), [({"RAY_S": 0.0}, [0, 1, 2, 3]), ({"MANY": 39}, [0, 1])], ids=["by its rate", "by its size"]
 )
 def test_a_longer_night_goes_on_with_ray(
     ray_cluster: ray_session.Cluster,
@@ -139,14 +157,8 @@ def test_a_longer_night_goes_on_with_ray(
     for name, value in too_long.items():
         monkeypatch.setattr(pipeline, name, value)
     # it works until Ray is there
-    blocks = own_blocks(monkeypatch, lambda _, block: block < own[-1] or stops[0].wait(60))
-    connect = pipeline.Pipeline._connect
-
-    def connect_late(self: pipeline.Pipeline) -> None:
-        wait_until(lambda: self._begun == len(own))
-        connect(self)
-
-    monkeypatch.setattr(pipeline.Pipeline, "_connect", connect_late)
+    blocks = own_blocks(monkeypatch, lambda _, block: block < own[-2] or stops[0].wait(60))
+    connect_after(len(own), monkeypatch)
     done = night(images, network, tmp_path / "out")
     assert blocks == own
     assert done.committed.counts.ok == 40
@@ -155,10 +167,11 @@ def test_a_longer_night_goes_on_with_ray(
 
 
 @pytest.mark.usefixtures("alone", "small_blocks")
-def test_a_long_night_on_one_core_is_all_its_own(
-    network: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("num_cores", [1, 2])
+def test_a_long_night_on_one_core_or_two_is_all_its_own(
+    network: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_cores: int
 ) -> None:
-    for name, value in {"RAY_S": 0.0, "MANY": 1, "_num_cpus": lambda: 1}.items():
+    for name, value in {"RAY_S": 0.0, "MANY": 1, "_num_cpus": lambda: num_cores}.items():
         monkeypatch.setattr(pipeline, name, value)
     monkeypatch.setattr(ray_session, "connect", no_ray)
     done = night(images, network, tmp_path / "out")
@@ -321,10 +334,10 @@ def test_an_error_of_its_own_ends_a_night_that_ray_is_at_work_on(
     monkeypatch: pytest.MonkeyPatch,
     stops: list[threading.Event],
 ) -> None:
-    monkeypatch.setattr(pipeline, "RAY_S", 0.0)
+    monkeypatch.setattr(pipeline, "MANY", 1)
 
     def break_down(reader: BlockReader, block: int) -> None:
-        if block == 2:
+        if block == 0:
             stops[0].wait(60)
             raise OSError(errno.EIO, "broken")
 
@@ -338,6 +351,7 @@ def test_an_error_of_its_own_ends_a_night_that_ray_is_at_work_on(
 
     monkeypatch.setattr(pipeline.Pipeline, "_run_on_ray", run_on_ray_after_the_error)
     own_blocks(monkeypatch, break_down)
+    connect_after(2, monkeypatch)
     with pytest.raises(OSError, match="broken"):
         night(images, network, tmp_path / "out")
-    assert len(of_ray) == 1, "Ray has two blocks, and goes on no further than the first"
+    assert len(of_ray) == 1, "Ray has three blocks, and goes on no further than the first"

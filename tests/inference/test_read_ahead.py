@@ -39,7 +39,7 @@ def test_chunks_come_whole_and_in_order_while_the_next_one_is_read() -> None:
         return item * item
 
     found = []
-    for number, squares in enumerate(ReadAhead(read).chunks([[0, 1, 2], [3, 4, 5], [6, 7, 8]])):
+    for number, squares in ReadAhead(read).chunks(enumerate([[0, 1, 2], [3, 4, 5], [6, 7, 8]])):
         found += squares
         assert all(begun[item].wait(60) for item in range(min(3 * number + 6, 9)))
     assert found == [item * item for item in range(9)]
@@ -58,8 +58,8 @@ def test_who_waits_gets_more_reads_at_once(monkeypatch: pytest.MonkeyPatch) -> N
     clock = iter(float(second) for second in range(10_000))
     with monkeypatch.context() as patch:
         patch.setattr(read_ahead.time, "perf_counter", lambda: next(clock))  # reads take as long as what follows
-        assert list(reads.chunks([[0], [1]])) == [[0], [1]]
-    assert list(reads.chunks([[100, 101]])) == [[100, 101]]
+        assert list(reads.chunks([("a", [0]), ("b", [1])])) == [("a", [0]), ("b", [1])]
+    assert list(reads.chunks([("c", [100, 101])])) == [("c", [100, 101])]
 
 
 def test_an_error_of_a_read_is_raised_where_its_chunk_is_wanted() -> None:
@@ -68,8 +68,8 @@ def test_an_error_of_a_read_is_raised_where_its_chunk_is_wanted() -> None:
             raise ValueError("two")
         return item
 
-    chunks = ReadAhead(read).chunks([[0, 1], [2, 3]])
-    assert next(chunks) == [0, 1]
+    chunks = ReadAhead(read).chunks(enumerate([[0, 1], [2, 3]]))
+    assert next(chunks) == (0, [0, 1])
     with pytest.raises(ValueError, match="two"):
         next(chunks)
 

@@ -2,7 +2,7 @@
 
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 import ray.train
 import ray.train.torch
 
-from captcha_ray.inference.block import BlockTask
+from captcha_ray.inference.block import BlockTask, Finished
 from captcha_ray.inference.block_reader import BlockReader
 from tests.factories import GLYPHS, save_network
 from tests.support.waiting import wait_until
@@ -37,6 +37,10 @@ class Hanging:
         self._report["stage"] = "polish the lenses"
         _hang(self._folder)
         return 0, 0
+
+    def read_all(self, blocks: Iterable[int]) -> Iterator[Finished]:
+        for block in blocks:
+            yield block, *self.read(block)
 
 
 def _named(folder: Path) -> str:
