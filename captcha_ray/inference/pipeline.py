@@ -2,16 +2,16 @@
 
 On a machine alone the job's own process begins. Ray takes some seconds to start and to end, in which one process
 recognizes ten thousand images; a longer night goes on with Ray's workers as soon as they can be had, unless the machine
-has one core or two, which the process keeps busy by itself: 40,000 images took 25 s, and 31 s where Ray went on.
+has one core or two, which the process keeps busy by itself: 40,000 images took 19 s, and 32 s where Ray went on.
 """
 
 import collections
 import contextlib
 import dataclasses
 import functools
-import itertools
 import math
 import os
+import queue
 import sys
 import threading
 import time
@@ -68,7 +68,7 @@ class Pipeline:
         self._states: dict[str, WorkerState] = {}  # the last one of each worker
         self._num_workers = self._num_decoders = self._finished = 0
         self._finished_before, self._workers_before = 0, 0
-        self._own: Report | None = None
+        self._own: list[Report] = []  # of each thread of this process that recognizes
         self._begun = 0  # blocks of this process
         self._lock = threading.Lock()
         self._stop, self._abandoned, self._ended = threading.Event(), threading.Event(), threading.Event()
@@ -153,30 +153,45 @@ class Pipeline:
             self._ended.wait(END_S)
 
     def _run_here(self, num_blocks: int) -> Watch[Finished]:
-        """Recognize blocks in a thread of this process, one after another, until all are done or `_stop` is set."""
-        self._own = report = Report()
-        task = dataclasses.replace(self._task, num_threads=_num_threads_here())
+        """Recognize blocks in threads of this process until all are done or `_stop` is set.
 
-        def begins(block: int) -> bool:
-            with self._lock:
-                if not (self._stop.is_set() or self._abandoned.is_set()):
-                    self._begun = block + 1
-                return self._begun > block
+        Each thread has a reader of its own: two readers of one thread are an eighth faster than one of two.
+        """
+        self._own = [Report() for _ in range(min(_num_threads_here(), num_blocks))]
+        task = dataclasses.replace(self._task, num_threads=1)
+        ended: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
 
-        def give_blocks(give: Callable[[Finished], None]) -> None:
+        def claimed() -> Iterator[int]:
+            while True:
+                with self._lock:
+                    block = self._begun
+                    if block == num_blocks or self._stop.is_set() or self._abandoned.is_set():
+                        return
+                    self._begun += 1
+                yield block
+
+        def recognize(report: Report, give: Callable[[Finished], None]) -> None:
             try:
                 reader = load_reader(self._reader, task, report)
                 reader.is_abandoned = self._abandoned.is_set
-                for finished in reader.read_all(itertools.takewhile(begins, range(num_blocks))):
+                for finished in reader.read_all(claimed()):
                     give(finished)
+                ended.put(None)
             except AbandonedError:
-                return
-            except OSError as error:
-                if sentence := full_disk(error):
+                ended.put(None)
+            except BaseException as error:
+                self._abandoned.set()  # the others leave their blocks too
+                ended.put(error)
+
+        def give_blocks(give: Callable[[Finished], None]) -> None:
+            for report in self._own:
+                threading.Thread(target=recognize, args=(report, give), daemon=True).start()
+            errors = [error for error in (ended.get() for _ in self._own) if error is not None]
+            self._ended.set()
+            for error in errors:
+                if isinstance(error, OSError) and (sentence := full_disk(error)):
                     raise JobError(sentence) from error
-                raise
-            finally:
-                self._ended.set()
+                raise error
 
         return Watch(give_blocks, self._config.stall_timeout_s, self._stage, self._evidence)
 
@@ -236,14 +251,14 @@ class Pipeline:
     def num_cores(self) -> int:
         """Return the cores that recognize and decode, or have done so last."""
         on_ray = self._num_workers * self._config.cpus_per_worker + self._num_decoders
-        return on_ray or (_num_threads_here() if self._own else 0)
+        return on_ray or len(self._own)
 
     def _all_states(self) -> list[WorkerState]:
-        return [*self._states.values(), *([self._own.state("")] if self._own else [])]
+        return [*self._states.values(), *(report.state("") for report in self._own)]
 
     def _stage(self) -> str:
         """Return the stage that most workers with work are at, or this process while there are none."""
-        own = [self._own.state("")] if self._own and not self._ended.is_set() else []
+        own = [] if self._ended.is_set() else [report.state("") for report in self._own]
         stages = collections.Counter(state.stage for state in [*self._states.values()] or own)
         if len(stages) > 1:
             del stages[IDLE]

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import json
 import subprocess
 import sys
 import threading
@@ -32,8 +33,9 @@ from tests.support.waiting import wait_until
 
 @pytest.fixture
 def alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Hide the session's Ray, as from a process that has not started one on four cores."""
-    monkeypatch.setattr(pipeline, "_num_cpus", lambda: 4)
+    """Hide the session's Ray, as from a process that has not started one, and has one core of two to itself."""
+    monkeypatch.setattr(pipeline, "_num_cpus", lambda: 2)
+    monkeypatch.setattr(pipeline, "MAX_THREADS_HERE", 1)
     monkeypatch.setattr(pipeline, "is_connected", lambda: False)
     monkeypatch.setattr(job, "is_connected", lambda: False)
 
@@ -58,10 +60,7 @@ def once(images: Path) -> Counter[str]:
 
 
 def own_blocks(monkeypatch: pytest.MonkeyPatch, meanwhile: Any = lambda reader, block: None) -> list[int]:
-    """Return a list that will hold the blocks that this process recognizes, each before a call of `meanwhile`.
-
-    The next block, of one chunk, is decoded meanwhile, and so begun.
-    """
+    """Return a list that will hold the blocks that this process recognizes, each before a call of `meanwhile`."""
     blocks: list[int] = []
 
     class Own(BlockReader):
@@ -142,7 +141,7 @@ def connect_after(num_blocks: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("alone", "small_blocks")
 @pytest.mark.parametrize(
-    ("too_long", "own"), [({"RAY_S": 0.0}, [0, 1, 2, 3]), ({"MANY": 39}, [0, 1])], ids=["by its rate", "by its size"]
+    ("too_long", "own"), [({"RAY_S": 0.0}, [0, 1, 2]), ({"MANY": 39}, [0])], ids=["by its rate", "by its size"]
 )
 def test_a_longer_night_goes_on_with_ray(
     ray_cluster: ray_session.Cluster,
@@ -157,7 +156,7 @@ def test_a_longer_night_goes_on_with_ray(
     for name, value in too_long.items():
         monkeypatch.setattr(pipeline, name, value)
     # it works until Ray is there
-    blocks = own_blocks(monkeypatch, lambda _, block: block < own[-2] or stops[0].wait(60))
+    blocks = own_blocks(monkeypatch, lambda _, block: block < own[-1] or stops[0].wait(60))
     connect_after(len(own), monkeypatch)
     done = night(images, network, tmp_path / "out")
     assert blocks == own
@@ -171,12 +170,38 @@ def test_a_longer_night_goes_on_with_ray(
 def test_a_long_night_on_one_core_or_two_is_all_its_own(
     network: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_cores: int
 ) -> None:
-    for name, value in {"RAY_S": 0.0, "MANY": 1, "_num_cpus": lambda: num_cores}.items():
+    for name, value in {"RAY_S": 0.0, "MANY": 1, "_num_cpus": lambda: num_cores, "MAX_THREADS_HERE": 2}.items():
         monkeypatch.setattr(pipeline, name, value)
     monkeypatch.setattr(ray_session, "connect", no_ray)
+    together = threading.Barrier(num_cores)
+    blocks = own_blocks(monkeypatch, lambda _, block: block < num_cores and together.wait(60))
     done = night(images, network, tmp_path / "out")
+    assert sorted(blocks) == [0, 1, 2, 3, 4]
     assert done.committed.counts.ok == 40
     assert read(tmp_path / "out") == once(images)
+    manifest = json.loads((tmp_path / "out/run=000001/_manifest.json").read_text())
+    assert manifest["cost"]["cores"] == num_cores
+
+
+@pytest.mark.usefixtures("alone", "small_blocks")
+def test_an_error_of_one_thread_ends_the_others_after_a_batch(
+    network: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "MAX_THREADS_HERE", 2)
+    monkeypatch.setattr(ray_session, "connect", no_ray)
+    together = threading.Barrier(2)
+
+    def break_down(reader: BlockReader, block: int) -> None:
+        together.wait(60)
+        if block == 0:
+            raise OSError(errno.EIO, "broken")
+        wait_until(reader.is_abandoned)
+
+    blocks = own_blocks(monkeypatch, break_down)
+    with pytest.raises(OSError, match="broken"):
+        night(images, network, tmp_path / "out")
+    assert sorted(blocks) == [0, 1]
+    assert not list((tmp_path / "out").rglob("*.staged"))
 
 
 @pytest.mark.usefixtures("alone", "small_blocks")
@@ -334,10 +359,10 @@ def test_an_error_of_its_own_ends_a_night_that_ray_is_at_work_on(
     monkeypatch: pytest.MonkeyPatch,
     stops: list[threading.Event],
 ) -> None:
-    monkeypatch.setattr(pipeline, "MANY", 1)
+    monkeypatch.setattr(pipeline, "RAY_S", 0.0)
 
     def break_down(reader: BlockReader, block: int) -> None:
-        if block == 0:
+        if block == 2:
             stops[0].wait(60)
             raise OSError(errno.EIO, "broken")
 
@@ -351,7 +376,6 @@ def test_an_error_of_its_own_ends_a_night_that_ray_is_at_work_on(
 
     monkeypatch.setattr(pipeline.Pipeline, "_run_on_ray", run_on_ray_after_the_error)
     own_blocks(monkeypatch, break_down)
-    connect_after(2, monkeypatch)
     with pytest.raises(OSError, match="broken"):
         night(images, network, tmp_path / "out")
-    assert len(of_ray) == 1, "Ray has three blocks, and goes on no further than the first"
+    assert len(of_ray) == 1, "Ray has two blocks, and goes on no further than the first"
