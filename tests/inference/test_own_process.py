@@ -166,11 +166,11 @@ def test_a_longer_night_goes_on_with_ray(
 
 
 @pytest.mark.usefixtures("alone", "small_blocks")
-@pytest.mark.parametrize("num_cores", [1, 2])
+@pytest.mark.parametrize(("num_cores", "many"), [(1, 1), (2, 40)])
 def test_a_long_night_on_one_core_or_two_is_all_its_own(
-    network: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_cores: int
+    network: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_cores: int, many: int
 ) -> None:
-    for name, value in {"RAY_S": 0.0, "MANY": 1, "_num_cpus": lambda: num_cores, "MAX_THREADS_HERE": 2}.items():
+    for name, value in {"RAY_S": 0.0, "MANY": many, "_num_cpus": lambda: num_cores, "MAX_THREADS_HERE": 2}.items():
         monkeypatch.setattr(pipeline, name, value)
     monkeypatch.setattr(ray_session, "connect", no_ray)
     together = threading.Barrier(num_cores)
