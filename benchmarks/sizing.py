@@ -16,11 +16,11 @@ from captcha_ray.storage.objectstore import NUM_LIST_THREADS
 class Costs:
     """Measured unless another source is named."""
 
-    images_per_core_second: float = 385
-    """Fetched from disk, decoded, recognized by `column_cnn` and written by one core a second, with its start."""
+    images_per_core_second: float = 830
+    """Fetched from disk, decoded, recognized by the default network and written by one core a second, with its start."""
     efficiency: float = 0.94
     """Of many cores, one alone being 1: of two, that is; more were not measured."""
-    recognizing: float = 0.7
+    recognizing: float = 0.42
     """Share of a core's time that goes into recognizing; a GPU takes it over."""
     images_per_gpu_second: float = 10_000
     """What a GPU recognizes; assumed, none was measured."""

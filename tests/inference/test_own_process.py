@@ -183,6 +183,22 @@ def test_a_long_night_on_one_core_or_two_is_all_its_own(
     assert manifest["cost"]["cores"] == num_cores
 
 
+def test_two_cores_are_not_enough_for_many_images_or_for_a_bucket(
+    network: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "is_connected", lambda: False)
+    for images, num_cores, num_objects, expected in (
+        ("images", 2, pipeline.MANY, True),
+        ("images", 2, pipeline.MANY + 1, False),
+        ("s3://images", 2, 1, False),
+        ("images", 3, 1, False),
+        ("s3://images", 1, pipeline.MANY + 1, True),
+    ):
+        monkeypatch.setattr(pipeline, "_num_cpus", lambda num_cores=num_cores: num_cores)
+        one = pipeline.Pipeline(InferConfig(images=images, run=str(network)), task=None, reader=READER)  # type: ignore[arg-type]
+        assert one._is_enough_for(num_objects) == expected
+
+
 @pytest.mark.usefixtures("alone", "small_blocks")
 def test_an_error_of_one_thread_ends_the_others_after_a_batch(
     network: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
