@@ -59,8 +59,8 @@ class InferConfig(Config):
     that the table holds already stay as they are."""
     num_workers: Annotated[int, NOT_NEGATIVE] = 0
     """Workers that recognize; 0 for one per CPU, or one per GPU with --use-gpu. With 0 and without a cluster, the job
-    begins by itself. It starts Ray once more than six seconds of work are left; on two cores for a bucket or
-    more than 100,000 files alone, on one never."""
+    begins by itself. It starts Ray once more than six seconds of work are left; on two cores for more than 100,000
+    images alone, on one never."""
     num_decoders: Annotated[int, at_least(-1)] = -1
     """CPUs that fetch and decode for workers that only recognize, if so many are left. 0: the workers do it themselves.
     -1: with --use-gpu all CPUs that are left, else 0."""

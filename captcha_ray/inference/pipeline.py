@@ -2,9 +2,8 @@
 
 On a machine alone the job's own process begins. Ray takes some seconds to start and to end, in which one process
 recognizes ten thousand images; a longer night goes on with Ray's workers as soon as they can be had. With two cores
-only a night over a bucket or of more than `MANY` images does: 40,000 files took 19 s without Ray and 32 s with it, but
-workers, who do not share an interpreter, are a sixth faster once they are there, and half as fast again with a bucket.
-With one core there is nothing to gain.
+only a night of more than `MANY` images does: 40,000 files took 19 s without Ray and 32 s with it, but workers, who do
+not share an interpreter, are a sixth faster once they are there. With one core there is nothing to gain.
 """
 
 import collections
@@ -36,7 +35,6 @@ from captcha_ray.inference.worker import (
 )
 from captcha_ray.models import fingerprint
 from captcha_ray.models.spec import ModelSpec
-from captcha_ray.storage import filesystem
 
 if TYPE_CHECKING:
     import ray.data
@@ -93,8 +91,7 @@ class Pipeline:
 
     def _is_enough_for(self, num_objects: int) -> bool:
         """Return whether this process recognizes all: it begins, and workers would gain too little or nothing."""
-        here = not filesystem.is_remote(self._config.images)  # reads of a bucket take the interpreter from each other
-        few = _num_cpus() == 1 or (_num_cpus() <= MAX_THREADS_HERE and num_objects <= MANY and here)
+        few = _num_cpus() == 1 or (_num_cpus() <= MAX_THREADS_HERE and num_objects <= MANY)
         return self._begins_here and few
 
     def plan_blocks(self, num_batches: int) -> list[int]:
