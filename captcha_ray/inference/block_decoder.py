@@ -4,6 +4,7 @@ Whatever is wrong with an object stands in its place. Does not recognize, knows 
 """
 
 import errno
+import functools
 import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -19,6 +20,7 @@ from captcha_ray.inference.read_ahead import DaemonThreads, ReadAhead
 from captcha_ray.inference.schema import LISTING_SCHEMA
 from captcha_ray.models.spec import ModelSpec
 from captcha_ray.storage import filesystem, objectstore, parquet
+from captcha_ray.storage.filesystem import is_remote
 
 T = TypeVar("T")
 
@@ -52,9 +54,13 @@ class BlockDecoder:
         self._task, self._spec, self._report = task, spec, report
         if task.endpoint_url:
             objectstore.use_endpoint(task.endpoint_url)
-        self._store = ReadAhead(self._fetch_one)
         self._decoders = DaemonThreads(task.num_threads) if task.num_threads > 1 else None
-        self._ahead = DaemonThreads(1)
+        self._ahead = DaemonThreads(1) if self._decoders else None
+
+    @functools.cached_property
+    def _store(self) -> ReadAhead[dict[str, Any], bytes | decoder.Unreadable]:
+        """Return what reads from a store; it has threads that a disk does not need."""
+        return ReadAhead(self._fetch_one)
 
     def chunks(self, blocks: Iterable[int]) -> Iterator[Chunk]:
         """Yield the chunks of blocks, in order; the next one is decoded meanwhile if there are threads for it."""
@@ -62,7 +68,7 @@ class BlockDecoder:
             chunk._replace(decoded=self._timed("decode", self._decode, fetched))
             for chunk, fetched in self._fetch(self._listed(blocks))
         )
-        if not self._decoders:
+        if not self._ahead:
             yield from decoded
             return
         upcoming = self._ahead.submit(next, decoded, None)
@@ -84,17 +90,14 @@ class BlockDecoder:
 
     def _fetch(self, chunks: Iterator[Chunk]) -> Iterator[tuple[Chunk, Fetched]]:
         """Yield the bytes of each chunk's objects; those of the next chunk are fetched meanwhile from a store."""
-        first = next(chunks, None)
-        if first is None:
-            return
-        chunks = itertools.chain([first], chunks)
-        if any(filesystem.is_remote(row["uri"]) for row in first.rows):
-            fetched = self._store.chunks((chunk, chunk.rows) for chunk in chunks)
-            while (found := self._timed("fetch", next, fetched, None)) is not None:
-                yield found
-        else:
-            for chunk in chunks:
-                yield chunk, self._timed("fetch", lambda chunk=chunk: [self._fetch_one(row) for row in chunk.rows])
+        for remote, some in itertools.groupby(chunks, lambda chunk: any(is_remote(row["uri"]) for row in chunk.rows)):
+            if remote:
+                fetched = self._store.chunks((chunk, chunk.rows) for chunk in some)
+                while (found := self._timed("fetch", next, fetched, None)) is not None:
+                    yield found
+            else:
+                for chunk in some:
+                    yield chunk, self._timed("fetch", lambda chunk=chunk: [self._fetch_one(row) for row in chunk.rows])
 
     def _fetch_one(self, row: dict[str, Any]) -> bytes | decoder.Unreadable:
         """Return the object's bytes, and put into `row` what its listing left out."""

@@ -83,6 +83,7 @@ class BlockReader:
                 self._timed("write", parquet.write, self._task.staged(chunk.block), rows)
                 self._report["stage"] = IDLE
                 yield chunk.block, len(rows), Counts.of(rows).num_errors
+        self._report["stage"] = IDLE
 
     def _check_wanted(self) -> None:
         if self.is_abandoned():

@@ -70,7 +70,7 @@ class Pipeline:
         self._num_workers = self._num_decoders = self._finished = 0
         self._finished_before, self._workers_before = 0, 0
         self._own: list[Report] = []  # of each thread of this process that recognizes
-        self._begun = 0  # blocks of this process
+        self._begun = self._at_work = 0  # blocks of this process, and its threads
         self._lock = threading.Lock()
         self._stop, self._abandoned, self._ended = threading.Event(), threading.Event(), threading.Event()
         self._start_s = 0.0
@@ -156,11 +156,14 @@ class Pipeline:
     def _run_here(self, num_blocks: int) -> Watch[Finished]:
         """Recognize blocks in threads of this process until all are done or `_stop` is set.
 
-        Each thread has a reader of its own: two readers of one thread are an eighth faster than one of two.
+        Each thread has a reader of its own: two readers of one thread are an eighth faster than one of two. Torch takes
+        all cores for one.
         """
-        self._own = [Report() for _ in range(min(_num_threads_here(), num_blocks))]
-        task = dataclasses.replace(self._task, num_threads=1)
+        num_readers = 1 if self._task.engine == "torch" else min(_num_threads_here(), num_blocks)
+        self._own = [Report() for _ in range(num_readers)]
+        task = dataclasses.replace(self._task, num_threads=_num_threads_here() // num_readers)
         ended: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
+        loading = threading.Lock()  # whoever is first may make an ONNX model, which is no work for two at once
 
         def claimed() -> Iterator[int]:
             while True:
@@ -173,26 +176,32 @@ class Pipeline:
 
         def recognize(report: Report, give: Callable[[Finished], None]) -> None:
             try:
-                reader = load_reader(self._reader, task, report)
+                with loading:
+                    reader = load_reader(self._reader, task, report)
                 reader.is_abandoned = self._abandoned.is_set
                 for finished in reader.read_all(claimed()):
                     give(finished)
-                ended.put(None)
             except AbandonedError:
-                ended.put(None)
+                pass
             except BaseException as error:
                 self._abandoned.set()  # the others leave their blocks too
                 ended.put(error)
+            finally:
+                with self._lock:
+                    self._at_work -= 1
+                    if not self._at_work:
+                        self._ended.set()
+                ended.put(None)
 
         def give_blocks(give: Callable[[Finished], None]) -> None:
+            self._at_work = num_readers
             for report in self._own:
                 threading.Thread(target=recognize, args=(report, give), daemon=True).start()
-            errors = [error for error in (ended.get() for _ in self._own) if error is not None]
-            self._ended.set()
-            for error in errors:
+            for error in (ended.get() for _ in self._own):
                 if isinstance(error, OSError) and (sentence := full_disk(error)):
                     raise JobError(sentence) from error
-                raise error
+                if error:
+                    raise error
 
         return Watch(give_blocks, self._config.stall_timeout_s, self._stage, self._evidence)
 
@@ -203,16 +212,13 @@ class Pipeline:
             return
         if num_objects > MANY:
             return
-        first, after_first, rows = 0.0, 0, 0
+        first, done_at_first = 0.0, 0
         for finished in here:
-            rows += finished[1]
             yield finished
-            now = time.monotonic()
+            now, done = time.monotonic(), sum(report["fetched"] for report in self._own)
             if not first:  # what comes before, such as loading the network, is no measure of the rest
-                first = now
-                continue
-            after_first += finished[1]
-            if (num_objects - rows) * (now - first) > RAY_S * after_first:
+                first, done_at_first = now, done
+            elif (num_objects - done) * (now - first) > RAY_S * (done - done_at_first):
                 return
 
     def _run_on_ray(self, blocks: range) -> Generator[Finished]:
@@ -258,9 +264,9 @@ class Pipeline:
         return [*self._states.values(), *(report.state("") for report in self._own)]
 
     def _stage(self) -> str:
-        """Return the stage that most workers with work are at, or this process while there are none."""
+        """Return the stage that most workers and threads with work are at."""
         own = [] if self._ended.is_set() else [report.state("") for report in self._own]
-        stages = collections.Counter(state.stage for state in [*self._states.values()] or own)
+        stages = collections.Counter(state.stage for state in [*self._states.values(), *own])
         if len(stages) > 1:
             del stages[IDLE]
         return stages.most_common(1)[0][0] if stages else SILENCE

@@ -222,7 +222,12 @@ def _has_name(key: str) -> bool:
 
 
 def use_endpoint(url: str) -> None:
-    """Send `s3://` requests of this process and its children to another store than Amazon's."""
+    """Send `s3://` requests of this process and its children to another store than Amazon's.
+
+    Nothing is done where they are sent there already, as other threads may be using the clients.
+    """
+    if os.environ.get("AWS_ENDPOINT_URL") == url and "AWS_ENDPOINT_URL_S3" not in os.environ:
+        return
     os.environ["AWS_ENDPOINT_URL"] = url
     os.environ.pop("AWS_ENDPOINT_URL_S3", None)
     forget_clients()

@@ -17,7 +17,7 @@ from PIL import Image
 from captcha_ray import Recognizer
 from captcha_ray.errors import InputError
 from captcha_ray.inference import block_decoder, schema
-from captcha_ray.inference.block import BlockTask
+from captcha_ray.inference.block import IDLE, BlockTask
 from captcha_ray.inference.block_reader import BlockReader
 from captcha_ray.inference.table import STAGED_SCHEMA, Counts
 from captcha_ray.models import fingerprint
@@ -150,6 +150,7 @@ def read(task: BlockTask, listing: list[dict[str, Any]], block: int = 0) -> list
     assert (rows, errors) == (len(listing), sum(row["status"] == "error" for row in found))
     assert (said["fetched"], said["recognized"]) == (len(listing), rows - errors)
     assert {"fetch", "decode", "write"} <= set(said["seconds"])
+    assert said["stage"] == IDLE, "whoever is done is at no stage that could stall"
     return found
 
 

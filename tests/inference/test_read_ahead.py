@@ -1,5 +1,6 @@
 """Reads from a store go on while what was read is used, as many at once as are of help."""
 
+import itertools
 import subprocess
 import sys
 import threading
@@ -60,6 +61,19 @@ def test_who_waits_gets_more_reads_at_once(monkeypatch: pytest.MonkeyPatch) -> N
         patch.setattr(read_ahead.time, "perf_counter", lambda: next(clock))  # reads take as long as what follows
         assert list(reads.chunks([("a", [0]), ("b", [1])])) == [("a", [0]), ("b", [1])]
     assert list(reads.chunks([("c", [100, 101])])) == [("c", [100, 101])]
+
+
+def test_a_long_stream_of_chunks_gets_more_reads_while_it_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(read_ahead, "ADAPT_CHUNKS", 2)
+    reads = ReadAhead(lambda item: item)
+    clock = iter(float(second) for second in range(10_000))
+    monkeypatch.setattr(read_ahead.time, "perf_counter", lambda: next(clock))  # reads take as long as what follows
+    numbers = []
+    for number, _ in reads.chunks((number, [number]) for number in itertools.count()):
+        numbers.append(reads._threads.number)
+        if number == 7:
+            break
+    assert numbers == [NUM_READS] * 3 + [2 * NUM_READS] * 5, "doubled once, which did not help"
 
 
 def test_an_error_of_a_read_is_raised_where_its_chunk_is_wanted() -> None:
