@@ -17,7 +17,7 @@ class Costs:
     """Measured unless another source is named."""
 
     images_per_core_second: float = 830
-    """Fetched from disk, decoded, recognized by the default network and written by one core a second, with its start."""
+    """Fetched from disk, decoded, recognized by the default network and written by a core a second, with the start."""
     efficiency: float = 0.94
     """Of many cores, one alone being 1: of two, that is; more were not measured."""
     recognizing: float = 0.42
