@@ -165,21 +165,12 @@ class Pipeline:
         ended: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
         loading = threading.Lock()  # whoever is first may make an ONNX model, which is no work for two at once
 
-        def claimed() -> Iterator[int]:
-            while True:
-                with self._lock:
-                    block = self._begun
-                    if block == num_blocks or self._stop.is_set() or self._abandoned.is_set():
-                        return
-                    self._begun += 1
-                yield block
-
         def recognize(report: Report, give: Callable[[Finished], None]) -> None:
             try:
                 with loading:
                     reader = load_reader(self._reader, task, report)
                 reader.is_abandoned = self._abandoned.is_set
-                for finished in reader.read_all(claimed()):
+                for finished in reader.read_all(self._claimed(num_blocks)):
                     give(finished)
             except AbandonedError:
                 pass
@@ -204,6 +195,16 @@ class Pipeline:
                     raise error
 
         return Watch(give_blocks, self._config.stall_timeout_s, self._stage, self._evidence)
+
+    def _claimed(self, num_blocks: int) -> Iterator[int]:
+        """Yield the blocks of one thread of this process, until all are begun or `_stop` is set."""
+        while True:
+            with self._lock:
+                block = self._begun
+                if block == num_blocks or self._stop.is_set() or self._abandoned.is_set():
+                    return
+                self._begun += 1
+            yield block
 
     def _until_long(self, here: Iterator[Finished], num_objects: int) -> Iterator[Finished]:
         """Yield what this process finishes until the rest is seen to take it longer than `RAY_S`."""

@@ -73,6 +73,15 @@ def test_decoded_blocks_fit_into_a_small_object_store() -> None:
     assert block_sizes(9, 1, decoded_bytes=1) == block_sizes(9, 1)
 
 
+@pytest.mark.parametrize("num_batches", [1, 2, 7, 40_000])
+def test_blocks_grow_from_one_batch_and_are_large_and_small_as_for_ray_then(num_batches: int) -> None:
+    sizes = block_sizes(num_batches, 2, growing=True)
+    assert sum(sizes) == num_batches
+    largest = sizes.index(max(sizes))
+    assert sizes[:largest] == [1, 1, 2, 4, 8][:largest]
+    assert sizes[largest:] == block_sizes(num_batches - sum(sizes[:largest]), 2)
+
+
 @pytest.mark.parametrize(
     ("flags", "expected"),
     [

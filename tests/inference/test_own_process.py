@@ -19,7 +19,7 @@ import pytest
 from captcha_ray.engines import choice
 from captcha_ray.errors import InputError, JobError
 from captcha_ray.inference import job, pipeline
-from captcha_ray.inference.block import Finished, block_sizes
+from captcha_ray.inference.block import Finished
 from captcha_ray.inference.block_decoder import Chunk
 from captcha_ray.inference.block_reader import BlockReader
 from captcha_ray.inference.config import InferConfig
@@ -103,15 +103,6 @@ def test_a_short_night_is_all_its_own(
     assert blocks == [0, 1, 2, 3, 4]
     assert (done.committed.counts.ok, len(done.engines)) == (40, 1)
     assert read(tmp_path / "out") == once(images)
-
-
-@pytest.mark.parametrize("num_batches", [1, 2, 7, 40_000])
-def test_blocks_grow_from_one_batch_and_are_large_and_small_as_for_ray_then(num_batches: int) -> None:
-    sizes = block_sizes(num_batches, 2, growing=True)
-    assert sum(sizes) == num_batches
-    largest = sizes.index(max(sizes))
-    assert sizes[:largest] == [1, 1, 2, 4, 8][:largest]
-    assert sizes[largest:] == block_sizes(num_batches - sum(sizes[:largest]), 2)
 
 
 @pytest.fixture
