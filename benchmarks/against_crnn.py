@@ -36,12 +36,12 @@ PEER_STEPS = 4300
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What to compare."""
+    """Say what to compare."""
 
     corpus: str
     """Folder of labeled images."""
     labels: Labels = "filename"
-    """Where the labels stand, as in jobs/preprocess.py."""
+    """Says where the labels stand, as in jobs/preprocess.py."""
     num_labels: tuple[int, ...] = (0, 200, 100, 50)
     """Labeled images to train on; 0 for four fifths of the corpus."""
     seeds: tuple[int, ...] = (0,)

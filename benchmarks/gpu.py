@@ -65,7 +65,7 @@ class Line:
 
 @dataclasses.dataclass(frozen=True)
 class Agreement:
-    """How near two sets of probabilities, float (N, S, K), are. confidence: mean of the largest per slot."""
+    """Says how near two sets of probabilities, float (N, S, K), are. confidence: mean of the largest per slot."""
 
     max_difference: float
     same_characters: float
@@ -80,7 +80,7 @@ class Agreement:
 
     @property
     def ok(self) -> bool:
-        """Whether no probability differs by more than TOLERANCE; nan does."""
+        """Return whether no probability differs by more than TOLERANCE; nan does."""
         return self.max_difference <= TOLERANCE
 
 
@@ -259,7 +259,7 @@ def precision_name(arithmetic: Arithmetic) -> str:
 
 
 def device_name(device: torch.device) -> str:
-    """What the device is called."""
+    """Return what the device is called."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"CPU, {torch.get_num_threads()} threads, {platform.processor() or platform.machine()}"

@@ -1,8 +1,8 @@
-"""Seconds of a whole night of `infer.py` against those of an older checkout, on one core, over the same files.
+"""Time a whole night of `infer.py` against one of an older checkout, on one core, over the same files.
 
 Rounds alternate. Each night recognizes all files below --images into a new table; what is timed is the whole process,
 from the start of Python to the committed Parquet. Both tables are read back by DuckDB, which must find every file once.
-The first of each, which warms the files' cache, does not count.
+The first round, which warms the files' cache, does not count.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ HERE = Path(__file__).parent.parent
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What to measure."""
+    """Say what to measure."""
 
     old: str
     """Checkout of the older version, with its `.venv`."""

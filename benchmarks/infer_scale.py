@@ -39,7 +39,7 @@ CHARACTERS = np.array(list("abcdefghijklmnopqrstuvwxyz0123456789"))
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What to measure."""
+    """Say what to measure."""
 
     num_objects: int = 10_000_000
     """Objects of the listing."""

@@ -40,7 +40,7 @@ NUM_FETCH_THREADS = 32
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What to measure."""
+    """Say what to measure."""
 
     num_images: int = 300_000
     """Files of 200x50 pixels: copies of --num-drawn different ones."""
@@ -49,7 +49,7 @@ class Options:
     rounds: int = 1
     """Times the job and the loop are run in turn."""
     source: Literal["disk", "s3"] = "disk"
-    """Where both read from."""
+    """Names the store that both read from."""
     scratch: str = ""
     """Folder to keep corpus and network in between calls. Default: a temporary one."""
     old_images: int = 20_000

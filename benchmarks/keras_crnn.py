@@ -37,7 +37,7 @@ import numpy.typing as npt
 import tensorflow as tf  # type: ignore[import-untyped]
 
 UNKNOWN = "\N{REPLACEMENT CHARACTER}"
-"""What class 0 reads as: the example's [UNK], never trained, so that 0 can fill up shorter texts."""
+"""Stands for class 0: the example's [UNK], never trained, so that 0 can fill up shorter texts."""
 
 
 def parse() -> argparse.Namespace:

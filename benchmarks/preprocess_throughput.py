@@ -31,7 +31,7 @@ NUM_PROCESSES = 2
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What to measure."""
+    """Say what to measure."""
 
     num_images: int = 20_000
     """Synthetic RGBA PNG files of 200x50 pixels."""

@@ -35,7 +35,7 @@ Where = Literal["cores", "nodes"]
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What to measure."""
+    """Say what to measure."""
 
     num_images: int = 2000
     """Images of five characters, 200x50 pixels, to train on."""
@@ -46,7 +46,7 @@ class Options:
     num_objects: int = 40_000
     """Files to read."""
     rounds: int = 3
-    """How often each is measured with one worker and with two."""
+    """Times that each is measured with one worker and with two."""
     parts: tuple[Part, ...] = ("column_cnn", "multi_head_cnn", "inference")
     """Trainings of a network, and reading by an untrained column_cnn."""
     where: tuple[Where, ...] = ("cores", "nodes")
@@ -55,13 +55,13 @@ class Options:
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-    """Where jobs run. within: the command that holds them to cores."""
+    """Runs jobs somewhere. within: the command that holds them to cores."""
 
     env: dict[str, str]
     within: tuple[str, ...] = ()
 
     def run(self, name: str, *flags: str | Path, cwd: Path) -> str:
-        """What a job prints. Raises RuntimeError where it fails."""
+        """Return what a job prints. Raises RuntimeError where it fails."""
         command = [*self.within, sys.executable, str(JOBS / f"{name}.py"), *map(str, flags)]
         done = subprocess.run(command, env=self.env, cwd=cwd, check=False, capture_output=True, text=True)
         if done.returncode:

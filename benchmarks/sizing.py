@@ -1,4 +1,4 @@
-"""What a night of so many images needs, from measured costs: cores, requests, listing, memory, disk and money.
+"""Reckon what a night of so many images needs, from measured costs: cores, requests, listing, memory, disk and money.
 
 Prints the table of `cluster/SIZING.md`. Every default is a figure of that page, which says where it comes from.
 """
@@ -23,7 +23,7 @@ class Costs:
     recognizing: float = 0.42
     """Share of a core's time that goes into recognizing; a GPU takes it over."""
     images_per_gpu_second: float = 10_000
-    """What a GPU recognizes; assumed, none was measured."""
+    """Images that a GPU recognizes; assumed, none was measured."""
     object_store_megabytes: float = 75
     """Of each node: Ray's least (`OBJECT_STORE_MINIMUM_MEMORY_BYTES`), as it holds block numbers and counts."""
     driver_objects_per_second: float = 79_362
@@ -39,7 +39,7 @@ class Costs:
     list_request_seconds: float = 0.15
     """One page of a thousand keys; assumed, of a store in the same region."""
     gets_per_prefix_second: float = 5_500
-    """What S3 promises for a prefix (Amazon S3 user guide, "Best practices design patterns")."""
+    """Reads that S3 promises for a prefix (Amazon S3 user guide, "Best practices design patterns")."""
     price_per_core_hour: float = InferConfig.price_per_core_hour
     """Of a machine's core."""
     price_per_million_gets: float = 0.40
@@ -47,7 +47,7 @@ class Costs:
     price_per_million_lists: float = 5.0
     """The same."""
     night_hours: float = 8.0
-    """How long the night is."""
+    """Length of the night."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -33,7 +33,7 @@ BATCH_SIZE = 32
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What to measure."""
+    """Say what to measure."""
 
     num_images: int = 2500
     """Synthetic images; four fifths of them are trained on."""

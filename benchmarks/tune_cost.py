@@ -1,4 +1,4 @@
-"""What a search costs: Ray Tune's overhead over the epochs themselves, and what ASHA saves.
+"""Measure what a search costs: Ray Tune's overhead over the epochs themselves, and what ASHA saves.
 
 Overhead: the whole time of eight trials of one epoch against the sum of their epochs over the trials at once. Saving:
 the same search with ASHA and without a scheduler; the best configs of both are trained in full with three seeds each
@@ -29,7 +29,7 @@ NUM_AT_ONCE = 2
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What to measure."""
+    """Say what to measure."""
 
     shards: str
     """Shards that jobs/preprocess.py wrote."""
@@ -40,7 +40,7 @@ class Options:
     epochs: int = 0
     """Epochs of a trial; 0 takes the recipe's."""
     vary: tuple[str, ...] = ()
-    """As in jobs/tune.py."""
+    """Means what it does in jobs/tune.py."""
     num_overhead_trials: int = 8
     """Trials of one epoch."""
 

@@ -28,7 +28,7 @@ def raising(error: BaseException) -> Callable[[], None]:
 
 @pytest.fixture
 def log(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
-    """What is printed where output is no terminal."""
+    """Return what is printed where output is no terminal."""
     stream = io.StringIO()
     monkeypatch.setattr(console, "OUT", rich.console.Console(file=stream, highlight=False, soft_wrap=True))
     return stream

@@ -23,7 +23,7 @@ MIN_IMAGES = 50
 """Least validation images by which int8 is judged; with fewer there is no such form."""
 
 OFFERED = {"fp32": "so --engine torch is safer", "bf16": "so it is used only if it is asked for"}
-"""What becomes of a precision that loses texts."""
+"""Say what becomes of a precision that loses texts."""
 
 NUM_RANGE_IMAGES = 300
 """Images from which the ranges of int8 are taken."""

@@ -16,7 +16,6 @@ MAX_BLOCK = 4096
 MAX_DECODED_BYTES = 32_000_000
 """Most bytes of decoded pixels in one task: few enough for an object store of Ray's least size, 75 MB."""
 
-
 IDLE = "wait for work"
 """Stage of a worker without a block."""
 

@@ -20,7 +20,6 @@ from captcha_ray.inference.read_ahead import DaemonThreads, ReadAhead
 from captcha_ray.inference.schema import LISTING_SCHEMA
 from captcha_ray.models.spec import ModelSpec
 from captcha_ray.storage import filesystem, objectstore, parquet
-from captcha_ray.storage.filesystem import is_remote
 
 T = TypeVar("T")
 
@@ -33,7 +32,7 @@ Decoded = list[decoder.Pixels | decoder.Unreadable]
 
 
 class Chunk(NamedTuple):
-    """Up to `BATCH_SIZE` objects of a block.
+    """Holds up to `BATCH_SIZE` objects of a block.
 
     rows: as listed. decoded: the pixels of each, uint8 (H, W, C), or what is wrong with it. is_last: of its block.
     """
@@ -90,8 +89,8 @@ class BlockDecoder:
 
     def _fetch(self, chunks: Iterator[Chunk]) -> Iterator[tuple[Chunk, Fetched]]:
         """Yield the bytes of each chunk's objects; those of the next chunk are fetched meanwhile from a store."""
-        for remote, some in itertools.groupby(chunks, lambda chunk: any(is_remote(row["uri"]) for row in chunk.rows)):
-            if remote:
+        for is_remote, some in itertools.groupby(chunks, _is_remote):
+            if is_remote:
                 fetched = self._store.chunks((chunk, chunk.rows) for chunk in some)
                 while (found := self._timed("fetch", next, fetched, None)) is not None:
                     yield found
@@ -154,19 +153,17 @@ def to_table(chunks: Iterable[Chunk], shape: tuple[int, int, int]) -> pa.Table:
     `pixels`: uint8 (H, W, C) = `shape`, row by row; zeros where something is wrong.
     """
     rows: Rows = []
-    stacked = []
+    pixels: list[decoder.Pixels] = []
+    nothing = np.zeros(shape, np.uint8)
     for chunk in chunks:
-        pixels = np.zeros((len(chunk.rows), *shape), np.uint8)
-        for number, (row, item) in enumerate(zip(chunk.rows, chunk.decoded, strict=True)):
+        for row, item in zip(chunk.rows, chunk.decoded, strict=True):
             wrong = item if isinstance(item, decoder.Unreadable) else None
             about = {"block": chunk.block, "reason": wrong and wrong.reason, "detail": wrong and wrong.detail}
             rows.append(row | about)
-            if not isinstance(item, decoder.Unreadable):
-                pixels[number] = item
-        stacked.append(pixels)
+            pixels.append(nothing if isinstance(item, decoder.Unreadable) else item)
     words = [pa.field(name, pa.string()) for name in ("reason", "detail")]
     table = pa.Table.from_pylist(rows, pa.schema([*LISTING_SCHEMA, pa.field("block", pa.int64()), *words]))
-    kind, buffer = pa.binary(int(np.prod(shape))), pa.py_buffer(np.concatenate(stacked))
+    kind, buffer = pa.binary(nothing.size), pa.py_buffer(np.stack(pixels))
     return table.append_column("pixels", pa.Array.from_buffers(kind, len(rows), [None, buffer]))
 
 
@@ -183,6 +180,11 @@ def from_table(table: pa.Table, shape: tuple[int, int, int]) -> Iterator[Chunk]:
         items = zip(wrong, pixels.reshape(len(part), *shape), strict=True)
         decoded = [decoder.Unreadable(reason, detail) if reason else image for (reason, detail), image in items]
         yield Chunk(part["block"][0].as_py(), rows, decoded, is_last=start + BATCH_SIZE >= len(table))
+
+
+def _is_remote(chunk: Chunk) -> bool:
+    """Return whether any object of a chunk is in a store."""
+    return any(filesystem.is_remote(row["uri"]) for row in chunk.rows)
 
 
 def _sentence(error: Exception, uri: str) -> str:

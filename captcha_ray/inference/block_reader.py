@@ -60,9 +60,12 @@ class BlockReader:
         """Return (H, W, C) of the network's images."""
         return self._recognizer.spec.image.shape
 
-    def read(self, block: int) -> tuple[int, int]:
-        """Recognize a block and stage its rows; return the number of rows and of errors. Raises AbandonedError."""
-        ((_, num_rows, num_errors),) = self.read_all([block])
+    def read(self, block: int, chunks: Iterable[Chunk] | None = None) -> tuple[int, int]:
+        """Recognize a block and stage its rows; return the number of rows and of errors. Raises AbandonedError.
+
+        chunks: Of the block, if it is decoded already.
+        """
+        ((_, num_rows, num_errors),) = self._stage(chunks) if chunks is not None else self.read_all([block])
         return num_rows, num_errors
 
     def read_all(self, blocks: Iterable[int]) -> Iterator[Finished]:
@@ -70,10 +73,10 @@ class BlockReader:
 
         blocks: The next one is asked for, in another thread perhaps, before the last is staged.
         """
-        return self.recognize(self._decoder.chunks(blocks))
+        return self._stage(self._decoder.chunks(blocks))
 
-    def recognize(self, chunks: Iterable[Chunk]) -> Iterator[Finished]:
-        """As `read_all`, of chunks that are decoded."""
+    def _stage(self, chunks: Iterable[Chunk]) -> Iterator[Finished]:
+        """Recognize chunks, and stage each block after its last one."""
         tables = []
         for chunk in chunks:
             tables.append(self._recognize_chunk(chunk.rows, chunk.decoded))

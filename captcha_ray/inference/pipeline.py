@@ -2,8 +2,8 @@
 
 On a machine alone the job's own process begins. Ray takes some seconds to start and to end, in which one process
 recognizes ten thousand images; a longer night goes on with Ray's workers as soon as they can be had. With two cores
-only a night of more than `MANY` images does: 40,000 files took 19 s without Ray and 32 s with it, but workers, who do
-not share an interpreter, are a sixth faster once they are there. With one core there is nothing to gain.
+only a night of more than `MANY` images does: 40,000 files took 19 s without Ray and 32 s with it, but processes, which
+do not share an interpreter, are a sixth faster than threads once they are there. With one core there is nothing to gain.
 """
 
 import collections
@@ -55,14 +55,14 @@ MAX_THREADS_HERE = 2
 """Most threads of the job's own process that recognize."""
 
 CGROUP = Path("/sys/fs/cgroup")
-"""Where Linux says what a container may use."""
+"""Holds what Linux says of the CPUs that a container may use."""
 
 END_S = 5.0
 """Seconds that a job which ends early waits until this process leaves its block, which it does after a batch."""
 
 
 class Pipeline:
-    """Whoever recognizes blocks in a job. reader: name of the class that they recognize with."""
+    """Recognizes the blocks of a job, in this process and on Ray. reader: name of the class that does so."""
 
     def __init__(self, config: InferConfig, task: BlockTask, reader: str) -> None:
         self._config, self._task, self._reader = config, task, reader
@@ -175,7 +175,6 @@ class Pipeline:
             except AbandonedError:
                 pass
             except BaseException as error:
-                self._abandoned.set()  # the others leave their blocks too
                 ended.put(error)
             finally:
                 with self._lock:

@@ -50,7 +50,7 @@ class NumReads:
 
 @dataclasses.dataclass
 class Waits:
-    """Seconds that were waited for chunks and that they were used for; those of the very first do not count."""
+    """Sums the seconds that were waited for chunks and that they were used for, but for the very first."""
 
     num_chunks: int = 0
     waited: float = 0.0
@@ -98,7 +98,7 @@ class ReadAhead(Generic[T, R]):
 
 
 class DaemonThreads:
-    """Threads that call functions in the order in which they are submitted, and end with the process.
+    """Calls functions in threads, in the order in which they are submitted; the threads end with the process.
 
     Those of `concurrent.futures` hold a process up while a store or a disk hangs.
     """

@@ -7,7 +7,7 @@ import dataclasses
 import importlib
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,7 +19,6 @@ from captcha_ray.inference.block import IDLE, BlockTask
 from captcha_ray.models.spec import ModelSpec
 
 if TYPE_CHECKING:
-    from captcha_ray.inference.block_decoder import Chunk
     from captcha_ray.inference.block_reader import BlockReader
 
 REPORT_S = 1.0
@@ -57,7 +56,7 @@ def load_reader(name: str, task: BlockTask, report: Report) -> "BlockReader":
 
 
 class _Actor:
-    """Base of the actors of `map_batches`, which report their state every second."""
+    """Reports its state every second, as all actors of `map_batches` do."""
 
     def __init__(self, send: Callable[[WorkerState], Any]) -> None:
         self._report = Report()
@@ -76,7 +75,7 @@ class _Actor:
 
 
 class RecognizeBlocks(_Actor):
-    """A `BlockReader` as an actor."""
+    """Recognizes blocks by a `BlockReader`, as an actor."""
 
     def __init__(self, task: BlockTask, send: Callable[[WorkerState], Any], reader: str) -> None:
         super().__init__(send)
@@ -114,22 +113,18 @@ class RecognizeBlocks(_Actor):
 
 
 class RecognizeDecoded(RecognizeBlocks):
-    """A `BlockReader` as an actor, for blocks that `DecodeBlocks` has decoded."""
+    """Recognizes blocks that `DecodeBlocks` has decoded, as an actor."""
 
     def __call__(self, table: pa.Table) -> dict[str, npt.NDArray[Any]]:
         """Recognize a decoded block. See `RecognizeBlocks`."""
         from captcha_ray.inference.block_decoder import from_table  # noqa: PLC0415 -- only who decodes needs decoders
 
         (block,) = table["block"].unique().to_pylist()
-        return self._tell(block, lambda: self._recognize(from_table(table, self._reader.shape)))
-
-    def _recognize(self, chunks: "Iterator[Chunk]") -> tuple[int, int]:
-        ((_, num_rows, num_errors),) = self._reader.recognize(chunks)
-        return num_rows, num_errors
+        return self._tell(block, lambda: self._reader.read(block, from_table(table, self._reader.shape)))
 
 
 class DecodeBlocks(_Actor):
-    """A `BlockDecoder` as an actor."""
+    """Decodes blocks by a `BlockDecoder`, as an actor."""
 
     def __init__(self, task: BlockTask, spec: ModelSpec, send: Callable[[WorkerState], Any]) -> None:
         from captcha_ray.inference.block_decoder import BlockDecoder, to_table  # noqa: PLC0415 -- as above

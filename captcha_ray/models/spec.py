@@ -19,7 +19,7 @@ BUILTIN = "builtin"
 """Names the network that comes with the package, wherever a run is named."""
 
 EARLIER_NAMES = {"max_length": "slots"}
-"""What fields were named in checkpoints of earlier versions."""
+"""Gives the names that fields had in checkpoints of earlier versions."""
 
 FILTERS = Limit(4, 256, "4 to 256")
 """Limit of `filters`."""

@@ -33,7 +33,7 @@ def fetch(reference: Any) -> Any:
 
 
 class Share:
-    """A worker's rows of several tables: every world_size-th of all, so that any cut into tables gives the same rows.
+    """Gives a worker its rows of several tables: every world_size-th of all, however they are cut into tables.
 
     Where there are several nodes, tasks that Ray runs where a table lies, if it can, take the rows out, and only these
     come to the worker.

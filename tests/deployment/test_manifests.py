@@ -21,7 +21,7 @@ from tests.support.commands import job_lines, parsed
 from tests.support.manifests import CLUSTER, KUBERAY, PINS, cluster_of, dockerfile, job_of, pods_of, replaced
 
 FIELDS = json.loads(Path(__file__).with_name("kuberay_fields.json").read_text())
-"""What KubeRay knows, as a JSON schema with one definition a kind."""
+"""Holds what KubeRay knows, as a JSON schema with one definition a kind."""
 
 
 def cores(quantity: str) -> float:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -18,16 +19,18 @@ import ray.data
 from captcha_ray.errors import InputError
 from captcha_ray.images.decoder import Unreadable
 from captcha_ray.inference import block, block_decoder, pipeline
-from captcha_ray.inference.block import IDLE, BlockTask, block_sizes
-from captcha_ray.inference.block_decoder import Chunk, from_table, to_table
+from captcha_ray.inference.block import IDLE, AbandonedError, BlockTask, block_sizes
+from captcha_ray.inference.block_decoder import BlockDecoder, Chunk, from_table, to_table
 from captcha_ray.inference.config import InferConfig
 from captcha_ray.inference.job import READER, transcribe
 from captcha_ray.inference.pipeline import Pipeline
-from captcha_ray.inference.worker import DecodeBlocks, RecognizeDecoded, WorkerState
+from captcha_ray.inference.schema import LISTING_SCHEMA
+from captcha_ray.inference.worker import DecodeBlocks, RecognizeDecoded, Report, WorkerState
 from captcha_ray.models.fingerprint import load_spec
 from captcha_ray.models.restriction import WHOLE
 from captcha_ray.runtime import capacity, progress_channel, ray_session
 from captcha_ray.runtime.progress_channel import ProgressChannel
+from captcha_ray.storage import parquet
 
 SHAPE = (3, 5, 2)
 
@@ -155,6 +158,54 @@ def test_a_stall_is_at_the_stage_of_those_that_have_work(network: Path) -> None:
     for worker, stage in (("a", IDLE), ("b", IDLE), ("c", "fetch")):
         night._states[worker] = WorkerState(worker, "", stage, 0, 0, {})
         assert night._stage() == stage
+
+
+@pytest.mark.parametrize(
+    ("engine", "num_blocks", "threads"), [("auto", 5, [1, 1]), ("auto", 1, [2]), ("torch", 5, [2])]
+)
+def test_readers_of_a_process_share_its_threads_and_load_one_after_another(
+    engine: Any, num_blocks: int, threads: list[int], network: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "_num_cpus", lambda: 8)
+    night = one_pipeline(network)
+    night._task = dataclasses.replace(night._task, engine=engine)
+    found: list[int] = []
+    loading, overlaps = threading.Lock(), threading.Event()
+
+    def load_reader(name: str, task: BlockTask, report: Report) -> None:
+        if not loading.acquire(blocking=False):
+            overlaps.set()
+            raise AbandonedError
+        found.append(task.num_threads)
+        overlaps.wait(0.2)  # for another one to come in
+        loading.release()
+        raise AbandonedError
+
+    monkeypatch.setattr(pipeline, "load_reader", load_reader)
+    assert list(night._run_here(num_blocks)) == []
+    assert (found, overlaps.is_set()) == (threads, False)
+
+
+def test_objects_of_a_store_are_read_ahead_wherever_they_stand_in_a_listing(
+    network: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(block_decoder, "BATCH_SIZE", 2)
+    uris = ["/a", "/b", "s3://c/c", "/d", "/e", "/f", "s3://g/g", "s3://h/h"]
+    task = dataclasses.replace(one_pipeline(network)._task, attempt=str(tmp_path))
+    rows = [{"uri": uri, "etag": "", "size": None, "last_modified": None} for uri in uris]
+    parquet.write(task.block_uri(0), pa.Table.from_pylist(rows, LISTING_SCHEMA))
+    readers: dict[str, bool] = {}
+
+    def fetch_one(self: BlockDecoder, row: dict[str, Any]) -> Unreadable:
+        readers[row["uri"]] = threading.current_thread() is threading.main_thread()
+        return Unreadable("missing", row["uri"])
+
+    monkeypatch.setattr(BlockDecoder, "_fetch_one", fetch_one)
+    decoder = BlockDecoder(task, load_spec(str(network)), {"seconds": {}, "fetched": 0})
+    found = [item.detail for chunk in decoder.chunks([0]) for item in chunk.decoded if isinstance(item, Unreadable)]
+    assert found == uris
+    ahead = {uri for uri, here in readers.items() if not here}
+    assert ahead == {"s3://c/c", "/d", "s3://g/g", "s3://h/h"}, "chunks with an object of a store"
 
 
 @pytest.mark.parametrize(

@@ -320,7 +320,7 @@ def test_a_bucket_gives_the_rows_that_a_folder_gives_and_a_denied_object_is_one_
 
 
 def check_predictions_by_uri(rows: list[dict[str, Any]], network: str) -> None:
-    """As `check_predictions`, of batches that are not the recognizer's own: the last digits may differ."""
+    """Check as `check_predictions` does, of batches that are not the recognizer's own: the last digits may differ."""
     recognizer = Recognizer.load(network)
     for row in rows:
         if row["status"] == "ok":

@@ -242,7 +242,7 @@ def test_a_stall_is_named_by_its_stage_and_what_was_finished_before_it_is_kept(
 def test_workers_of_which_nothing_is_heard_end_the_job_with_a_hint(
     ray_cluster: ray_session.Cluster, network: Path, images: Path, tmp_path: Path
 ) -> None:
-    """As where each dies of too little memory while it imports."""
+    """Let each die as of too little memory while it imports."""
     try:
         with pytest.raises(JobError, match=r"start the workers \(none has reported; .* memory .* Ray's log says so\)"):
             night(images, network, tmp_path / "out", Unheard(tmp_path), stall_timeout_s=3)

@@ -64,8 +64,8 @@ def own_blocks(monkeypatch: pytest.MonkeyPatch, meanwhile: Any = lambda reader, 
     blocks: list[int] = []
 
     class Own(BlockReader):
-        def recognize(self, chunks: Iterable[Chunk]) -> Iterator[Finished]:
-            return super().recognize(map(self.note, chunks))
+        def _stage(self, chunks: Iterable[Chunk]) -> Iterator[Finished]:
+            return super()._stage(map(self.note, chunks))
 
         def note(self, chunk: Chunk) -> Chunk:
             blocks.append(chunk.block)

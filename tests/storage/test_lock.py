@@ -31,7 +31,7 @@ with Lease(sys.argv[1]):
 
 @pytest.fixture(params=["local", "rclone", "moto"])
 def uri(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """Where a lease may stand, in each kind of place."""
+    """Return where a lease may stand, in each kind of place."""
     if request.param == "local":
         yield f"{tmp_path}/out/_lease.json"
         return

@@ -1,5 +1,6 @@
 """Credentials, profiles and addresses of object stores, and what is refused."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -146,3 +147,14 @@ def test_an_endpoint_is_used_from_the_next_request_on(
 def test_odd_keys_of_other_stores_are_refused_in_a_sentence() -> None:
     with pytest.raises(StoreError, match=r"^gs://bucket: keys with empty, .* are read on S3 only$"):
         objectstore.get("gs://bucket/a//b")
+
+
+def test_an_endpoint_that_is_in_use_leaves_the_clients_of_other_threads_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    forgotten: list[str] = []
+    monkeypatch.setattr(objectstore, "forget_clients", lambda: forgotten.append(os.environ["AWS_ENDPOINT_URL"]))
+    for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"):
+        monkeypatch.setenv(name, "http://127.0.0.1:1")
+    for url in ("http://127.0.0.1:1", "http://127.0.0.1:1", "http://127.0.0.1:2", "http://127.0.0.1:2"):
+        objectstore.use_endpoint(url)
+    assert forgotten == ["http://127.0.0.1:1", "http://127.0.0.1:2"]
+    assert "AWS_ENDPOINT_URL_S3" not in os.environ

@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 
 
 class Fault(enum.Enum):
-    """What a request meets. Only those that CUT and SLOW meet reach the server and take effect there."""
+    """Names what a request meets. Only those that CUT and SLOW meet reach the server and take effect there."""
 
     SLOW_DOWN = enum.auto()
     """503 SlowDown, S3's answer to too many requests."""
@@ -74,7 +74,7 @@ def fault_proxy(endpoint_url: str, plan: Plan, slow_seconds: float = 2.0) -> Ite
 
 
 class FaultProxy(ThreadingHTTPServer):
-    """What `fault_proxy` gives: `url`, the endpoint for clients, and `requests`, what they asked for."""
+    """Holds what `fault_proxy` gives: `url`, the endpoint for clients, and `requests`, what they asked for."""
 
     daemon_threads = False  # server_close() waits for no others
     request_queue_size = 1024  # of 5, its default, clients with more connections lose some for a second
@@ -93,12 +93,12 @@ class FaultProxy(ThreadingHTTPServer):
 
     @property
     def requests(self) -> Counter[tuple[str, str]]:
-        """How often each (method, path) was asked for up to now, in the order of first requests."""
+        """Count how often each (method, path) was asked for up to now, in the order of first requests."""
         with self._lock:
             return self._seen.copy()
 
     def fault(self, method: str, path: str) -> Fault | None:
-        """What the next request of this method and path meets."""
+        """Return what the next request of this method and path meets."""
         with self._lock:
             attempt = self._seen[method, path]
             self._seen[method, path] += 1

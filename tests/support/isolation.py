@@ -21,11 +21,11 @@ NAMES = (
 """Others that do, whatever their case."""
 
 KEPT = ("CAPTCHA_RAY_DATA", "CAPTCHA_RAY_KILL_SEED", "PYTHONDONTWRITEBYTECODE", "PYTHONHASHSEED", "PYTHONUNBUFFERED")
-"""What this suite itself is told by, and what changes no result."""
+"""Name what this suite itself is told by, and what changes no result."""
 
 
 def is_foreign(name: str) -> bool:
-    """Whether a variable is somebody's own setting of a tool."""
+    """Return whether a variable is somebody's own setting of a tool."""
     return name not in KEPT and (name.upper().startswith(PREFIXES) or name.upper() in NAMES)
 
 

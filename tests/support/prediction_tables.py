@@ -68,7 +68,7 @@ class Writer:
         self.blocks = [self.table.adopted_block] if self.adopted.total else []
 
     def plan(self, listed: list[Object], **changes: Any) -> list[Object]:
-        """What of a listing is to be read, sorted. changes: to the size and date it says."""
+        """Return what of a listing is to be read, sorted. changes: to the size and date it says."""
         source, path = self._spool / "listed.parquet", self._spool / "todo.parquet"
         rows = [{"uri": uri, "etag": etag, "size": len(uri), "last_modified": NOW, **changes} for uri, etag in listed]
         pq.write_table(pa.Table.from_pylist(rows, schema.LISTING_SCHEMA), source)
@@ -120,7 +120,7 @@ def arrow(out: str) -> pa.Table:
 
 
 def seen(out: str) -> Counter[Object]:
-    """How many rows each object has."""
+    """Count how many rows each object has."""
     found = arrow(out)
     return Counter(zip(found["uri"].to_pylist(), found["etag"].to_pylist(), strict=True))
 

@@ -11,6 +11,7 @@ import ray.train
 import ray.train.torch
 
 from captcha_ray.inference.block import BlockTask, Finished
+from captcha_ray.inference.block_decoder import Chunk
 from captcha_ray.inference.block_reader import BlockReader
 from tests.factories import GLYPHS, save_network
 from tests.support.waiting import wait_until
@@ -60,11 +61,11 @@ class Unheard(str):
 class DyingOnce(BlockReader):
     """Its process is killed in the middle of the first block that is read."""
 
-    def read(self, block: int) -> tuple[int, int]:
+    def read(self, block: int, chunks: Iterable[Chunk] | None = None) -> tuple[int, int]:
         try:
             (beside(self._task) / "died").touch(exist_ok=False)
         except FileExistsError:
-            return super().read(block)
+            return super().read(block, chunks)
         os.kill(os.getpid(), signal.SIGKILL)
         raise AssertionError("killed")
 
@@ -91,7 +92,7 @@ class Replaced(BlockReader):
 
 
 def visible_gpus() -> str | None:
-    """What this process may see of a node's GPUs: empty for none, None for all."""
+    """Return what this process may see of a node's GPUs: empty for none, None for all."""
     return os.environ.get("CUDA_VISIBLE_DEVICES")
 
 

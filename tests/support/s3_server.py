@@ -84,7 +84,7 @@ def _serve(command: list[str], announcement: str) -> Iterator[dict[str, str]]:
 
 
 def _address(process: subprocess.Popen[bytes], log: Path, announcement: str) -> str:
-    """What the server says it listens on; asked every 20 ms, for 20 s at most."""
+    """Return what the server says it listens on; asked every 20 ms, for 20 s at most."""
     for _ in range(1000):
         said = log.read_text()
         if found := re.search(announcement, said):

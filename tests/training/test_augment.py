@@ -42,7 +42,7 @@ def parameters(matrices: torch.Tensor) -> dict[str, Array]:
 
 
 def keras(image: Array, p: dict[str, float]) -> Array:
-    """What Keras' `apply_affine_transform` makes of an image (H, W), about its center: (x, y), bilinear, nearest."""
+    """Return what Keras' `apply_affine_transform` makes of an image (H, W), about its center, bilinear, nearest."""
     a, s = math.radians(p["rotation"]), math.radians(p["shear"])
     rotation = np.array([[math.cos(a), -math.sin(a), 0], [math.sin(a), math.cos(a), 0], [0, 0, 1]])
     shift = np.array([[1, 0, p["shift_x"]], [0, 1, p["shift_y"]], [0, 0, 1]])

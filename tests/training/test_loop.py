@@ -205,7 +205,7 @@ GOLDEN_MULTI_HEAD = [
 
 
 def trained_gradient(items: list[Batch], world_size: int) -> tuple[torch.Tensor, EpochCounts]:
-    """What the optimizer is given in the last step, and the counts; the step itself moves nothing."""
+    """Return what the optimizer is given in the last step, and the counts; the step itself moves nothing."""
     model = linear_model(TINY)
     optimizer = torch.optim.SGD(model.parameters(), 0.0)
     counts, waited_s = loop.train_epoch(
