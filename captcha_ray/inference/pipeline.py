@@ -3,7 +3,7 @@
 On a machine alone the job's own process begins. Ray takes some seconds to start and to end, in which one process
 recognizes ten thousand images; a longer night goes on with Ray's workers as soon as they can be had. With two cores
 only a night of more than `MANY` images does: 40,000 files took 19 s without Ray and 32 s with it, but processes, which
-do not share an interpreter, are a sixth faster than threads once they are there. With one core there is nothing to gain.
+do not share an interpreter, are a sixth faster than threads once they are there. With one core nothing is to be gained.
 """
 
 import collections

@@ -3,10 +3,12 @@
 import dataclasses
 import json
 import os
+import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -184,6 +186,19 @@ def test_readers_of_a_process_share_its_threads_and_load_one_after_another(
     monkeypatch.setattr(pipeline, "load_reader", load_reader)
     assert list(night._run_here(num_blocks)) == []
     assert (found, overlaps.is_set()) == (threads, False)
+
+
+def test_threads_that_claim_blocks_get_each_block_once(network: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    night = one_pipeline(network)
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)  # threads take turns between any two steps
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            claims = [pool.submit(list, night._claimed(20_000)) for _ in range(4)]
+            claimed = [block for claim in claims for block in claim.result()]
+    finally:
+        sys.setswitchinterval(before)
+    assert sorted(claimed) == list(range(20_000))
 
 
 def test_objects_of_a_store_are_read_ahead_wherever_they_stand_in_a_listing(

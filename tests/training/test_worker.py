@@ -1,8 +1,46 @@
-"""Keep the right epoch of a training."""
+"""A worker has its own rows, in order, however they lie in the object store, and keeps the right epoch."""
 
+from pathlib import Path
 from typing import Any
 
-from captcha_ray.training.worker import best_epoch, epochs_without_gain
+import numpy as np
+import pyarrow as pa
+import pytest
+import ray
+
+from captcha_ray.datasets import schema
+from captcha_ray.datasets.shards import Shards
+from captcha_ray.runtime import ray_session
+from captcha_ray.text.charset import Charset
+from captcha_ray.training.trainer import model_spec
+from captcha_ray.training.worker import Worker, WorkerJob, best_epoch, epochs_without_gain
+from tests.support.trainings import config_for
+
+
+@pytest.mark.parametrize(("rank", "world_size"), [(0, 1), (1, 2)])
+@pytest.mark.parametrize("edges", [(), (30, 31, 77)])
+def test_a_worker_has_its_rows_in_order_however_they_are_cut_into_tables(
+    edges: tuple[int, ...],
+    rank: int,
+    world_size: int,
+    glyph_shards: Shards,
+    ray_cluster: ray_session.Cluster,
+    tmp_path: Path,
+) -> None:
+    config = config_for(glyph_shards, tmp_path / "run")
+    spec = model_spec(config, glyph_shards.manifest)
+    rows = pa.concat_tables(glyph_shards.read("train").iter_batches(batch_size=None, batch_format="pyarrow"))
+    starts = (0, *edges)
+    tables = [ray.put(rows[start:stop]) for start, stop in zip(starts, (*edges, len(rows)), strict=True)]
+    worker = Worker.__new__(Worker)  # the rows alone, without the other workers of a training
+    worker._job = WorkerJob(config, spec, {"train": tables}, lambda message: None)
+    worker._rank, worker._world_size = rank, world_size
+    batches = list(worker._feed("train", 16).epoch(None))
+    mine = rows.take(np.arange(rank, len(rows), world_size))
+    images = np.concatenate([batch.images.numpy() for batch in batches])
+    np.testing.assert_array_equal(images, schema.unpack_images(mine["image"], spec.image))
+    targets = np.concatenate([batch.targets.numpy() for batch in batches])
+    np.testing.assert_array_equal(targets, Charset(spec.charset).encode(mine["text"].to_pylist(), spec.max_length))
 
 
 def test_the_best_epoch_has_most_strings_right_then_most_characters_then_comes_last() -> None:
