@@ -23,13 +23,13 @@ import torch
 import tyro
 
 from captcha_ray.images.spec import ImageSpec
-from captcha_ray.inference import schema
 from captcha_ray.inference.block import BlockTask
 from captcha_ray.inference.config import InferConfig
-from captcha_ray.inference.table import STAGED_SCHEMA
 from captcha_ray.models import checkpoint
 from captcha_ray.models.networks import build_model
 from captcha_ray.models.spec import ModelSpec
+from captcha_ray.predictions import schema
+from captcha_ray.predictions.table import STAGED_SCHEMA
 from captcha_ray.runs.environment import provenance
 from captcha_ray.storage import filesystem, parquet
 

@@ -48,7 +48,8 @@ ROOMS: dict[str, set[str]] = {
         "datasets", "experiments", "metrics", "models", "recipes", "reporting", "runs", "runtime", "storage",
         "training",
     },
-    "inference": {"engines", "images", "models", "recognizer", "runs", "runtime", "storage"},
+    "predictions": {"runs", "storage"},
+    "inference": {"engines", "images", "models", "predictions", "recognizer", "runs", "runtime", "storage"},
 }  # fmt: skip
 """Each room, with the rooms that it may import besides itself."""
 
@@ -66,8 +67,7 @@ RAY = {"runtime", "datasets", "synthesis", "evaluation", "training", "experiment
 """Rooms that may import Ray."""
 
 WITHOUT_RAY = {
-    "inference.schema", "inference.listing", "inference.table", "inference.block_reader", "inference.block_decoder",
-    "inference.config",
+    "inference.listing", "inference.block_reader", "inference.block_decoder", "inference.config",
     "datasets.config", "datasets.schema", "datasets.splits", "datasets.labels", "datasets.decoding",
     "synthesis.schemes", "synthesis.config", "synthesis.varied_text",
     "training.schedule", "training.diagnosis", "training.loop", "training.batches",

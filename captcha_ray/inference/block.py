@@ -3,8 +3,8 @@
 import dataclasses
 
 from captcha_ray.engines.engine import Name, Precision
-from captcha_ray.inference.table import BLOCK
 from captcha_ray.models.restriction import Restriction
+from captcha_ray.predictions.table import BLOCK
 from captcha_ray.storage import filesystem
 
 BATCH_SIZE = 256

@@ -17,8 +17,8 @@ from captcha_ray.errors import InputError
 from captcha_ray.images import decoder
 from captcha_ray.inference.block import BATCH_SIZE, BlockTask
 from captcha_ray.inference.read_ahead import DaemonThreads, ReadAhead
-from captcha_ray.inference.schema import LISTING_SCHEMA
 from captcha_ray.models.spec import ModelSpec
+from captcha_ray.predictions.schema import LISTING_SCHEMA
 from captcha_ray.storage import filesystem, objectstore, parquet
 
 T = TypeVar("T")

@@ -13,10 +13,10 @@ import pyarrow as pa
 
 from captcha_ray.errors import InputError
 from captcha_ray.images import decoder
-from captcha_ray.inference import schema
 from captcha_ray.inference.block import IDLE, AbandonedError, BlockTask, Finished
 from captcha_ray.inference.block_decoder import BlockDecoder, Chunk, Decoded, Rows, timed
-from captcha_ray.inference.table import STAGED_SCHEMA, Counts
+from captcha_ray.predictions import schema
+from captcha_ray.predictions.table import STAGED_SCHEMA, Counts
 from captcha_ray.recognizer import Prediction, Recognizer
 from captcha_ray.storage import objectstore, parquet
 

@@ -9,7 +9,9 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import datetime
+import hashlib
 import itertools
+import json
 import math
 import os
 import tempfile
@@ -29,9 +31,9 @@ from captcha_ray.inference import listing
 from captcha_ray.inference.block import BATCH_SIZE, BlockTask
 from captcha_ray.inference.config import InferConfig
 from captcha_ray.inference.pipeline import Pipeline, is_connected, shared_with_nodes
-from captcha_ray.inference.table import NUM_THREADS, Committed, Counts, PredictionTable
 from captcha_ray.inference.watchdog import Watch
 from captcha_ray.models import fingerprint
+from captcha_ray.predictions.table import NUM_THREADS, Committed, Counts, PredictionTable
 from captcha_ray.runs.environment import environment
 from captcha_ray.runtime.telemetry import Telemetry
 from captcha_ray.storage import filesystem, objectstore, parquet
@@ -124,6 +126,15 @@ def _check_apart(source: str, out: str) -> None:
             raise InputError(f"{inner} lies in {outer}; the table and the images must stand apart")
 
 
+def open_table(config: InferConfig, model_id: str, spool: Path) -> PredictionTable:
+    """Return the table of a job. Another job takes over from it if all is the same that decides what a row holds."""
+    names = ("images", "match", "skip", "retry_errors", "max_bytes", "max_pixels", "max_stretch", "min_confidence")
+    decisive = [model_id, *(getattr(config, name) for name in names)]
+    work = hashlib.sha256(json.dumps(decisive).encode()).hexdigest()[:16]
+    options = {name: getattr(config, name) for name in ("skip", "retry_errors", "date_pattern")}
+    return PredictionTable(config.out, model_id, spool, work=work, **options)
+
+
 STORE_ERRORS = ("StoreError", "Denied")
 """Errors that say nothing about the file."""
 
@@ -148,7 +159,7 @@ class _Job:
         self._lease = lease
         self._spool = spool
         self._started = started
-        self._table = PredictionTable(config, model_id, spool)
+        self._table = open_table(config, model_id, spool)
         self._task = BlockTask(
             config.run,
             model_id,

@@ -4,26 +4,23 @@ Everything after works from that file, so a bucket is listed once. Does not know
 """
 
 import codecs
-import contextlib
 import dataclasses
-import errno
 import gzip
 import json
-import os
 import re
 import shutil
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from captcha_ray.errors import InputError, full_disk
-from captcha_ray.inference import schema
+from captcha_ray.predictions import schema
 from captcha_ray.storage import filesystem
+from captcha_ray.storage.database import connect, quoted
 from captcha_ray.storage.filesystem import is_hidden, speakable
 from captcha_ray.storage.objectstore import Entry
 from captcha_ray.storage.table_text import DELIMITERS, EXCELS_FIRST_LINE, PATH_NAMES, encoding_of
@@ -41,9 +38,6 @@ MANIFEST = "/manifest.json"
 
 GROUP_ROWS = 65_536
 """Rows that are held until they are written: about 10 MB."""
-
-MEMORY_LIMIT = "1GB"
-"""Memory of DuckDB before it spills to its temporary folder."""
 
 ALIASES = {
     "uri": ("uri", "path", "url", *(name.replace("_", "") for name in PATH_NAMES)),
@@ -268,29 +262,3 @@ def _columns(types: dict[str, str], table: _Table) -> tuple[str, str]:
         f"coalesce(regexp_replace(CAST({etag} AS VARCHAR), '^(W/)?\"|\"$', '', 'g'), '') AS etag, "
         f"TRY_CAST({size} AS BIGINT) AS size, TRY_CAST({modified} AS TIMESTAMPTZ) AS last_modified"
     ), f"coalesce(CAST({latest} AS BOOLEAN), true) AND NOT coalesce(CAST({deleted} AS BOOLEAN), false)"
-
-
-@contextlib.contextmanager
-def connect(folder: Path) -> Iterator[duckdb.DuckDBPyConnection]:
-    """Open a database in memory that spills to a folder beyond `MEMORY_LIMIT`. Raises OSError if the disk is full."""
-    settings: dict[str, Any] = {
-        "memory_limit": MEMORY_LIMIT,
-        "temp_directory": str(folder / "spill"),
-        "preserve_insertion_order": False,
-        "autoinstall_known_extensions": False,
-    }
-    with duckdb.connect(config=settings) as database:
-        database.execute("SET enable_progress_bar = false")  # it would be drawn into logs
-        database.execute("SET TimeZone = 'UTC'")  # of times that do not say theirs
-        try:
-            yield database
-        except (duckdb.IOException, duckdb.OutOfMemoryException) as error:
-            no_room = os.strerror(errno.ENOSPC)
-            if no_room in str(error) or "max_temp_directory_size" in str(error):
-                raise OSError(errno.ENOSPC, no_room, str(folder)) from error
-            raise
-
-
-def quoted(value: Path | str, quote: str = "'") -> str:
-    """Return the inside of an SQL literal or name."""
-    return str(value).replace(quote, quote * 2)

@@ -120,6 +120,12 @@ def get(uri: str, max_bytes: int | None = None) -> tuple[bytes | None, Entry]:
     return persist(request, uri)
 
 
+def get_range(uri: str, start: int, end: int) -> bytes:
+    """Return the bytes of an object from `start` up to `end`. Raises as `get` does."""
+    root, key = _split_named(uri)
+    return persist(lambda: bytes(obstore.get_range(store_client(root, patient=True), key, start=start, end=end)), uri)
+
+
 def download(uri: str, path: Path) -> None:
     """Write the object to a local file, in bounded memory. Raises as `get` does."""
     root, key = _split_named(uri)

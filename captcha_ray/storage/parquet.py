@@ -1,4 +1,4 @@
-"""Read and write Parquet objects, local or in a bucket, whole."""
+"""Read and write Parquet objects, local or in a bucket; of a bucket's objects only the bytes that are asked for."""
 
 import io
 from typing import Any
@@ -6,18 +6,77 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from captcha_ray.storage import filesystem
+from captcha_ray.storage import filesystem, objectstore
+
+TAIL_BYTES = 65_536
+"""Bytes of a footer that pyarrow asks for first; with them it has all of a small object."""
+
+
+class RangeReader(io.RawIOBase):
+    """An object in a bucket as a file, of which each read is a request; its last bytes are kept.
+
+    Raises as `filesystem.read` does, when it is opened and when it is read.
+    """
+
+    def __init__(self, uri: str) -> None:
+        super().__init__()
+        self._uri = uri
+        # Not every store knows ranges that count from the end, or that are all of an object.
+        whole, found = objectstore.get(uri, TAIL_BYTES)
+        self.num_bytes = found.size
+        self._kept_from = max(found.size - TAIL_BYTES, 0)
+        self._tail = objectstore.get_range(uri, self._kept_from, found.size) if whole is None else whole
+        self._position = 0
+
+    def readable(self) -> bool:
+        """Return True."""
+        return True
+
+    def seekable(self) -> bool:
+        """Return True."""
+        return True
+
+    def tell(self) -> int:
+        """Return the position in bytes."""
+        return self._position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Move the position, and return it."""
+        self._position = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self.num_bytes}[whence]
+        return self._position
+
+    def read(self, size: int = -1) -> bytes:
+        """Return the next bytes, by one request unless they are among the last ones."""
+        start = self._position
+        end = self.num_bytes if size < 0 else min(start + size, self.num_bytes)
+        self._position = max(start, end)
+        if start >= end:
+            return b""
+        if start >= self._kept_from:
+            return self._tail[start - self._kept_from : end - self._kept_from]
+        return objectstore.get_range(self._uri, start, end)
+
+
+def open_file(uri: str) -> pq.ParquetFile:
+    """Open an object; of one in a bucket only the footer and then what is read is fetched.
+
+    Raises as `filesystem.read` does.
+    """
+    return pq.ParquetFile(RangeReader(uri) if filesystem.is_remote(uri) else uri, pre_buffer=True)
 
 
 def read(uri: str, columns: list[str] | None = None) -> pa.Table:
     """Return the rows of one object. columns: None for all of them."""
-    return pq.read_table(io.BytesIO(filesystem.read(uri)), columns=columns)
+    if columns is None:
+        return pq.read_table(io.BytesIO(filesystem.read(uri)))
+    with open_file(uri) as file:
+        return file.read(columns)
 
 
 def encode(table: pa.Table, **options: Any) -> memoryview:
     """Return a table as the bytes of a file, zstd-compressed. options: of `pyarrow.parquet.write_table`."""
     buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd", **options)
+    pq.write_table(table, buffer, **{"compression": "zstd", **options})
     return buffer.getbuffer()
 
 

@@ -8,16 +8,10 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from captcha_ray.inference import block, job, listing, schema
+from captcha_ray.inference import block, job, listing
+from captcha_ray.predictions import schema
 from tests.factories import GLYPHS, draw_glyphs, glyph_texts, save_network
-from tests.support.s3_server import client_of, serve_s3
-
-
-@pytest.fixture
-def spools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A place for the spools of `prediction_tables.Writer`."""
-    (tmp_path / "spools").mkdir()
-    monkeypatch.setenv("SPOOLS", str(tmp_path / "spools"))
+from tests.support.s3_server import client_of
 
 
 @pytest.fixture(scope="module")
@@ -38,33 +32,6 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (job, block):
         monkeypatch.setattr(module, "BATCH_SIZE", 8)
     monkeypatch.setattr(block, "MAX_BLOCK", 8)
-
-
-@pytest.fixture
-def local(tmp_path: Path) -> str:
-    (tmp_path / "o'ut ä").mkdir()  # in a job the lease makes it; a quote and a space must not matter
-    return str(tmp_path / "o'ut ä")
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, dict[str, str]]]:
-    folder = tmp_path_factory.mktemp("s3")
-    (folder / "tables").mkdir()
-    with serve_s3(folder) as environment:
-        yield folder, environment
-
-
-@pytest.fixture
-def remote(server: tuple[Path, dict[str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    with client_of(server[1]):
-        yield f"s3://tables/{tmp_path.name}"
-
-
-@pytest.fixture(params=["local", "s3"])
-def out(request: pytest.FixtureRequest) -> str:
-    """An empty table of each kind."""
-    found: str = request.getfixturevalue("local" if request.param == "local" else "remote")
-    return found
 
 
 @pytest.fixture

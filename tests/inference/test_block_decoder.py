@@ -26,10 +26,10 @@ from captcha_ray.inference.block_decoder import BlockDecoder, Chunk, from_table,
 from captcha_ray.inference.config import InferConfig
 from captcha_ray.inference.job import READER, transcribe
 from captcha_ray.inference.pipeline import Pipeline
-from captcha_ray.inference.schema import LISTING_SCHEMA
 from captcha_ray.inference.worker import DecodeBlocks, RecognizeDecoded, Report, WorkerState
 from captcha_ray.models.fingerprint import load_spec
 from captcha_ray.models.restriction import WHOLE
+from captcha_ray.predictions.schema import LISTING_SCHEMA
 from captcha_ray.runtime import capacity, progress_channel, ray_session
 from captcha_ray.runtime.progress_channel import ProgressChannel
 from captcha_ray.storage import parquet

@@ -16,12 +16,13 @@ from PIL import Image
 
 from captcha_ray import Recognizer
 from captcha_ray.errors import InputError
-from captcha_ray.inference import block_decoder, schema
+from captcha_ray.inference import block_decoder
 from captcha_ray.inference.block import IDLE, BlockTask
 from captcha_ray.inference.block_reader import BlockReader
-from captcha_ray.inference.table import STAGED_SCHEMA, Counts
 from captcha_ray.models import fingerprint
 from captcha_ray.models.restriction import WHOLE
+from captcha_ray.predictions import schema
+from captcha_ray.predictions.table import STAGED_SCHEMA, Counts
 from captcha_ray.storage import filesystem, objectstore, parquet
 from tests.factories import GLYPHS, draw_glyphs, glyph_texts, save_network
 from tests.support.fault_proxy import Fault, fault_proxy

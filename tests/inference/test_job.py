@@ -23,7 +23,7 @@ from captcha_ray.inference import pipeline
 from captcha_ray.inference.block import BATCH_SIZE, MAX_BLOCK, block_sizes
 from captcha_ray.inference.config import InferConfig
 from captcha_ray.inference.job import READER, NightSummary, transcribe
-from captcha_ray.inference.table import Committed, Counts, PredictionTable, Run
+from captcha_ray.predictions.table import Committed, Counts, PredictionTable, Run
 from captcha_ray.runtime import ray_session
 from captcha_ray.storage.lock import Lease
 from tests.factories import draw_glyphs

@@ -11,6 +11,7 @@ import pytest
 from captcha_ray.errors import InputError
 from captcha_ray.inference import listing
 from captcha_ray.storage import filesystem, objectstore
+from captcha_ray.storage.database import connect
 from tests.support.listings import DAYS, fill, uris
 
 # --- folders and buckets
@@ -128,5 +129,5 @@ def test_an_absent_bucket_is_one_sentence(bucket: str, write: Callable[..., Any]
 
 
 def test_long_queries_draw_nothing(tmp_path: Path) -> None:
-    with listing.connect(tmp_path) as database:
+    with connect(tmp_path) as database:
         assert database.execute("SELECT current_setting('enable_progress_bar')").fetchall() == [(False,)]

@@ -24,7 +24,7 @@ from captcha_ray.inference.block_decoder import Chunk
 from captcha_ray.inference.block_reader import BlockReader
 from captcha_ray.inference.config import InferConfig
 from captcha_ray.inference.job import READER, NightSummary, transcribe
-from captcha_ray.inference.table import PredictionTable
+from captcha_ray.predictions.table import PredictionTable
 from captcha_ray.runtime import ray_session
 from captcha_ray.storage import parquet
 from tests.support.processes import environment

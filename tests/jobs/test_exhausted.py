@@ -13,7 +13,7 @@ import pytest
 
 from captcha_ray.datasets.shards import Shards
 from captcha_ray.errors import full_disk
-from captcha_ray.inference import listing
+from captcha_ray.storage.database import connect
 from tests import factories
 from tests.factories import SHORT_RECIPE
 from tests.support.processes import PREPROCESS, TRAIN, Job, run_job
@@ -91,7 +91,7 @@ def test_preprocessing_and_a_search_end_with_a_sentence_and_go_on_once_there_is_
 
 def test_a_database_that_finds_no_space_to_write_says_so(disk: SmallDisk) -> None:
     disk.resize(100)
-    with pytest.raises(OSError, match="No space left on device") as caught, listing.connect(disk.path) as database:
+    with pytest.raises(OSError, match="No space left on device") as caught, connect(disk.path) as database:
         database.execute(f"COPY (SELECT random() FROM range(1000000)) TO '{disk.path}/table.parquet'")
     assert full_disk(caught.value)
 

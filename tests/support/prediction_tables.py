@@ -12,14 +12,14 @@ import pyarrow as pa
 import pyarrow.dataset
 import pyarrow.parquet as pq
 
-from captcha_ray.inference import schema
 from captcha_ray.inference.config import InferConfig
-from captcha_ray.inference.table import (
+from captcha_ray.inference.job import open_table
+from captcha_ray.predictions import schema
+from captcha_ray.predictions.table import (
     FOOTER,
     STAGED_SCHEMA,
     Committed,
     Counts,
-    PredictionTable,
     Run,
 )
 from captcha_ray.storage import filesystem, parquet
@@ -63,7 +63,7 @@ class Writer:
     def __init__(self, out: str, model: str = MODEL, **changes: Any) -> None:
         self._spool = Path(tempfile.mkdtemp(dir=os.environ["SPOOLS"]))
         self.model = model
-        self.table = PredictionTable(InferConfig(out=out, **changes), model, self._spool)
+        self.table = open_table(InferConfig(out=out, **changes), model, self._spool)
         self.adopted = self.table.open()
         self.blocks = [self.table.adopted_block] if self.adopted.total else []
 
@@ -153,4 +153,4 @@ def check_whole(out: str, expected: Counter[Object]) -> None:
         assert numbers == list(range(1, len(numbers) + 1))
 
 
-PARTS = ("_manifest.json", "predictions.parquet")
+PARTS = ("_keys.index", "_manifest.json", "predictions.parquet")

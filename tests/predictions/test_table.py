@@ -16,8 +16,8 @@ import pyarrow.dataset
 import pyarrow.parquet as pq
 import pytest
 
-from captcha_ray.inference import schema
-from captcha_ray.inference.table import (
+from captcha_ray.predictions import schema
+from captcha_ray.predictions.table import (
     NO_DATE,
     Run,
     _partition_of,

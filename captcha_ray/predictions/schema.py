@@ -2,6 +2,9 @@
 
 import pyarrow as pa
 
+FILE = "predictions.parquet"
+"""Name of the file of a run's rows in its folder."""
+
 TIMESTAMP = pa.timestamp("us", "UTC")
 
 

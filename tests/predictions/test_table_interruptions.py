@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.dataset
 import pytest
 
-from captcha_ray.inference.table import (
+from captcha_ray.predictions.table import (
     Committed,
     Counts,
 )
@@ -59,7 +59,7 @@ def test_a_writer_that_finds_several_runs_taken_and_all_its_rows_in_them_commits
     slow.blocks.append(slow.stage(FIVE))
     assert slow.commit() == Committed()
     slow.table.close()
-    assert len(names(out)) == 4
+    assert len([name for name in names(out) if name.endswith(".parquet")]) == 2
     check_whole(out, once(FIVE))
 
 

@@ -1,0 +1,137 @@
+"""Say which objects are still to be recognized: join a listing, or staged rows, with the keys of what is done.
+
+DuckDB joins by hash, in memory up to a limit and on the disk beyond it. Reads indexes, no committed rows.
+"""
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+
+import duckdb
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from captcha_ray.predictions import keys
+from captcha_ray.predictions.keys import HASHES, INDEX_SCHEMA, UriRange
+from captcha_ray.storage.database import connect, quoted, table_of
+
+SAME_OBJECT = "done.uri_high = listed.uri_high AND done.object = listed.object"
+"""SQL: whether a key is of an object, by URI and etag."""
+
+SAME_BY_DATE = """done.uri_high = listed.uri_high AND CASE WHEN listed.etag <> '' THEN done.object = listed.object
+    ELSE done.uri_low = listed.uri_low AND coalesce(done.size = listed.size, true)
+        AND coalesce(done.last_modified >= listed.last_modified, true) END"""
+"""SQL: the same for a listing of which some objects lack etags; of these, size and date decide."""
+
+COLUMNS = ["uri_high", "object", "is_error"]
+"""Columns of an index that the first condition needs."""
+
+COLUMNS_BY_DATE = [*COLUMNS, "uri_low", "size", "last_modified"]
+"""Columns that the second one needs."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Done:
+    """Says which objects are left out.
+
+    runs: URIs of the folders of runs whose objects are done. staged: local file of rows whose objects are done too.
+    failed: runs outside of which, or recognized in which, an object is left out as well. model_id: network of the rows
+    that count; "" for any. spool: local scratch folder.
+    """
+
+    runs: list[str]
+    staged: Path | None
+    failed: list[str] | None
+    model_id: str
+    spool: Path
+
+
+def write_left(listed: Path, path: Path, done: Done) -> int:
+    """Write the rows of a listing that are to be recognized.
+
+    Args:
+        listed: Parquet file of `schema.LISTING_SCHEMA`.
+        path: Of the Parquet file to write, of the same columns.
+        done: Says what is left out.
+
+    Returns:
+        The number of rows.
+
+    Raises:
+        OSError: An index cannot be read, or the disk is full.
+    """
+    source = table_of([str(listed)])
+    with connect(done.spool) as database:
+        uris, has_etags = _look(database, source)
+        same, columns = (SAME_OBJECT, COLUMNS) if has_etags else (SAME_BY_DATE, COLUMNS_BY_DATE)
+        query = f"""SELECT uri, etag, size, last_modified FROM (SELECT *, {HASHES} FROM {source}) AS listed
+            WHERE NOT EXISTS (FROM done WHERE {same})"""
+        if done.failed is not None:
+            query += f" AND EXISTS (FROM failed AS done WHERE {same})"
+        return _write(database, query, path, done, columns, uris)
+
+
+def write_unique(staged: list[str], path: Path, done: Done) -> int:
+    """Write staged rows of local files, each object once, without those that are done; otherwise as `write_left`."""
+    source = table_of(staged)
+    with connect(done.spool) as database:
+        uris, _ = _look(database, source)
+        query = f"""SELECT DISTINCT ON (uri, etag) * EXCLUDE (uri_high, object, uri_low)
+            FROM (SELECT *, {HASHES} FROM {source}) AS listed WHERE NOT EXISTS (FROM done WHERE {SAME_OBJECT})"""
+        return _write(database, query, path, done, COLUMNS, uris)
+
+
+def _look(database: duckdb.DuckDBPyConnection, source: str) -> tuple[UriRange, bool]:
+    """Return the range of some rows' URIs, and whether all have an etag."""
+    found = database.sql(f"SELECT min(uri), max(uri), min(length(etag)) FROM {source}").fetchall()
+    first, last, shortest = found[0]
+    return UriRange(first or "", last or ""), bool(shortest)
+
+
+def _write(
+    database: duckdb.DuckDBPyConnection, query: str, path: Path, done: Done, columns: list[str], uris: UriRange
+) -> int:
+    """Write what a query yields that names keys `done` and `failed`, and return the number of its rows."""
+    errors: list[OSError] = []
+    names = ", ".join(columns)
+    database.register("done_runs", _reader(done.runs, columns, uris, done, errors))
+    heads = [f"done AS (SELECT {names} FROM done_runs"]
+    if done.staged:
+        staged = table_of([str(done.staged)])
+        heads[0] += f" UNION ALL SELECT {names} FROM (SELECT *, {HASHES}, status = 'error' AS is_error FROM {staged})"
+    heads[0] += ")"
+    if done.failed is not None:
+        database.register("failed_runs", _reader(done.failed, columns, uris, done, errors))
+        hashes = ", ".join(name for name in columns if INDEX_SCHEMA.field(name).type == pa.uint64())
+        latest = ", any_value(size) AS size, max(last_modified) AS last_modified" if "size" in columns else ""
+        heads.append(
+            f"failed AS (SELECT {hashes}{latest} FROM failed_runs GROUP BY {hashes} HAVING bool_and(is_error))"
+        )
+    try:
+        database.execute(
+            f"COPY (WITH {', '.join(heads)} {query}) TO '{quoted(path)}' (FORMAT parquet, COMPRESSION zstd)"
+        )
+    except duckdb.Error:
+        if errors:
+            raise errors[0] from None
+        raise
+    num_rows: int = pq.read_metadata(path).num_rows
+    return num_rows
+
+
+def _reader(
+    runs: list[str], columns: list[str], uris: UriRange, done: Done, errors: list[OSError]
+) -> pa.RecordBatchReader:
+    """Return a reader of keys of runs that count. errors: gets what DuckDB makes an error of its own of."""
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        try:
+            for table in keys.scan(runs, [*columns, "model_id"], uris, done.spool):
+                kept = table.filter(pc.equal(table["model_id"], done.model_id)) if done.model_id else table
+                yield from kept.select(columns).to_batches()
+        except OSError as error:
+            errors.append(error)
+            raise
+
+    return pa.RecordBatchReader.from_batches(pa.schema([INDEX_SCHEMA.field(name) for name in columns]), batches())
