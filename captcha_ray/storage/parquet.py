@@ -21,11 +21,12 @@ class RangeReader(io.RawIOBase):
     def __init__(self, uri: str) -> None:
         super().__init__()
         self._uri = uri
-        # Not every store knows ranges that count from the end, or that are all of an object.
-        whole, found = objectstore.get(uri, TAIL_BYTES)
+        found = objectstore.head(uri)
+        if found is None:
+            raise FileNotFoundError(f"{uri} does not exist")
         self.num_bytes = found.size
         self._kept_from = max(found.size - TAIL_BYTES, 0)
-        self._tail = objectstore.get_range(uri, self._kept_from, found.size) if whole is None else whole
+        self._tail = self._fetch(self._kept_from, found.size)
         self._position = 0
 
     def readable(self) -> bool:
@@ -54,7 +55,14 @@ class RangeReader(io.RawIOBase):
             return b""
         if start >= self._kept_from:
             return self._tail[start - self._kept_from : end - self._kept_from]
-        return objectstore.get_range(self._uri, start, end)
+        return self._fetch(start, end)
+
+    def _fetch(self, start: int, end: int) -> bytes:
+        if end - start < self.num_bytes:
+            return objectstore.get_range(self._uri, start, end)
+        whole, _ = objectstore.get(self._uri)  # some stores refuse a range of all bytes
+        assert whole is not None, "no limit was given"
+        return whole
 
 
 def open_file(uri: str) -> pq.ParquetFile:

@@ -44,6 +44,7 @@ def downloaded(uri: str) -> bytes:
 CALLS: dict[str, tuple[str, str, Callable[[], Any]]] = {
     "get": ("GET", "/bucket/key", lambda: objectstore.get("s3://bucket/key")[0]),
     "get odd": ("GET", "/bucket/an//odd/../key", lambda: objectstore.get("s3://bucket/an//odd/../key")[0]),
+    "get range": ("GET", "/bucket/key", lambda: objectstore.get_range("s3://bucket/key", 250, 500)),
     "download": ("GET", "/bucket/key", lambda: downloaded("s3://bucket/key")),
     "put": ("PUT", "/bucket/new", lambda: objectstore.put("s3://bucket/new", DATA)),
     "put exclusive": ("PUT", "/bucket/own", lambda: objectstore.put("s3://bucket/own", DATA, exclusive=True)),

@@ -74,7 +74,10 @@ def fault_proxy(endpoint_url: str, plan: Plan, slow_seconds: float = 2.0) -> Ite
 
 
 class FaultProxy(ThreadingHTTPServer):
-    """Holds what `fault_proxy` gives: `url`, the endpoint for clients, and `requests`, what they asked for."""
+    """Holds what `fault_proxy` gives: `url`, the endpoint for clients, and `requests`, what they asked for.
+
+    num_bytes: of the bodies that the server answered with, by path.
+    """
 
     daemon_threads = False  # server_close() waits for no others
     request_queue_size = 1024  # of 5, its default, clients with more connections lose some for a second
@@ -87,6 +90,7 @@ class FaultProxy(ThreadingHTTPServer):
         self.url = f"http://127.0.0.1:{self.server_port}"
         self.errors: list[BaseException] = []
         self.ended = threading.Event()
+        self.num_bytes: Counter[str] = Counter()
         self._lock = threading.Lock()
         self._seen: Counter[tuple[str, str]] = Counter()
         self._connections: set[socket.socket] = set()
@@ -163,6 +167,7 @@ class _Handler(BaseHTTPRequestHandler):
             upstream.request(self.command, self.path, request_body, headers | {"Connection": "close"})
             answer = upstream.getresponse()
             body = answer.read()
+        self.server.num_bytes[self.path] += len(body)
         if fault is Fault.CUT and not body:
             self.reset()
             return
