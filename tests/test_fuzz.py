@@ -23,6 +23,7 @@ from captcha_ray.errors import InputError
 from captcha_ray.images.decoder import Appearance, Unreadable, decode, inspect
 from captcha_ray.images.spec import ImageSpec
 from captcha_ray.inference import listing
+from captcha_ray.inference.source import Source
 from captcha_ray.text.visual_order import canonical, in_visual_order
 from tests.support.image_files import MODES
 
@@ -134,4 +135,4 @@ def test_listings(tmp_path: Path) -> None:
         path = tmp_path / "list.csv"
         path.write_bytes(damaged(seeds[rng.integers(0, len(seeds))], seeds, rng))
         with contextlib.suppress(InputError):
-            listing.write_listing(str(path), tmp_path / "listed.parquet", "", lambda _: None)
+            listing.write_listing(Source((str(path),)), tmp_path / "listed.parquet", lambda _: None)

@@ -17,7 +17,8 @@ class InferConfig(Config):
 
     images: str = f"{DEMO}/corpus/text5"
     """Folder, s3:// or gs:// URI, single image, or a listing: a .csv, .tsv, .jsonl or .parquet table of URIs or
-    paths, perhaps gzipped, or the manifest.json of an S3 inventory."""
+    paths, perhaps gzipped, or the manifest.json of an S3 inventory. With --date it holds {date:FORMAT}, as in
+    s3://scans/{date:%Y/%m/%d}, with FORMAT in the words of strftime."""
     run: str = f"{DEMO}/runs/text5"
     """Run or checkpoint folder or s3:// URI of the network, or builtin for the one that comes with the package. The
     default one is trained on first use."""
@@ -32,6 +33,16 @@ class InferConfig(Config):
     retry_errors: bool = False
     """Try only the objects again whose row of this model is an error and that have not changed since; the new row
     stands beside the old one."""
+    date: str = ""
+    """Days whose images are listed: today, yesterday, 2026-11-20, or 2026-11-20..yesterday with both ends, in the time
+    zone of this machine. Days without images are passed over. Default: --images holds no date."""
+    since: str = ""
+    """Pass over objects that were last modified before a date or time, such as 2026-11-20 or 2026-11-20T03:00, in the
+    time zone of this machine if it names none; or before the job of a run of the table, such as 000031, began, less an
+    hour for clocks that differ. Default: none."""
+    start_after: str = ""
+    """Pass over objects up to this URI, key in the bucket or path below the folder, in the order of their bytes; in a
+    bucket they are not even listed. Default: none."""
     match: str = ""
     """Regular expression that must be found in an object's URI; others are passed over. Default: all are taken."""
     date_pattern: str = ""

@@ -31,6 +31,7 @@ from captcha_ray.inference import listing
 from captcha_ray.inference.block import BATCH_SIZE, BlockTask
 from captcha_ray.inference.config import InferConfig
 from captcha_ray.inference.pipeline import Pipeline, is_connected, shared_with_nodes
+from captcha_ray.inference.source import Source, resolve
 from captcha_ray.inference.watchdog import Watch
 from captcha_ray.models import fingerprint
 from captcha_ray.predictions.table import NUM_THREADS, Committed, Counts, PredictionTable
@@ -104,7 +105,9 @@ def transcribe(config: InferConfig, started: float, reader: str = READER) -> Nig
         run=fingerprint.absolute(config.run),
         out=filesystem.absolute(config.out),
     )
-    _check_apart(config.images, config.out)
+    source = resolve(config, datetime.date.today())
+    for uri in source.uris:
+        _check_apart(uri, config.out)
     spec, whole_id = fingerprint.load_spec_and_fingerprint(config.run)
     model_id = config.restriction.model_id(whole_id, spec)
     choice.check(config.run, config.engine, config.precision, "cuda" if config.use_gpu else "cpu")
@@ -113,11 +116,11 @@ def transcribe(config: InferConfig, started: float, reader: str = READER) -> Nig
             from captcha_ray.runtime import capacity, ray_session  # noqa: PLC0415 -- imports Ray
 
             stack.enter_context(ray_session.connect())
-            ray_session.check_shared(**shared_with_nodes(config))
+            ray_session.check_shared(**shared_with_nodes(config, source))
             capacity.has_capacity(config.num_workers or 1, config.cpus_per_worker, config.use_gpu)
         spool = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="captcha_ray-")))
         lease = stack.enter_context(Lease(filesystem.join(config.out, "_lease.json")))
-        return _Job(config, model_id, lease, spool, started, reader).run()
+        return _Job(config, source, model_id, lease, spool, started, reader).run()
 
 
 def _check_apart(source: str, out: str) -> None:
@@ -130,6 +133,7 @@ def open_table(config: InferConfig, model_id: str, spool: Path) -> PredictionTab
     """Return the table of a job. Another job takes over from it if all is the same that decides what a row holds."""
     names = ("images", "match", "skip", "retry_errors", "max_bytes", "max_pixels", "max_stretch", "min_confidence")
     decisive = [model_id, *(getattr(config, name) for name in names)]
+    decisive += filter(None, (config.date, config.since, config.start_after))  # which earlier versions did not have
     work = hashlib.sha256(json.dumps(decisive).encode()).hexdigest()[:16]
     options = {name: getattr(config, name) for name in ("skip", "retry_errors", "date_pattern")}
     return PredictionTable(config.out, model_id, spool, work=work, **options)
@@ -149,13 +153,14 @@ class _Job:
     def __init__(
         self,
         config: InferConfig,
+        source: Source,
         model_id: str,
         lease: Lease,
         spool: Path,
         started: float,
         reader: str,
     ) -> None:
-        self._config = config
+        self._config, self._source = config, source
         self._lease = lease
         self._spool = spool
         self._started = started
@@ -175,11 +180,12 @@ class _Job:
             config.cpus_per_worker,
             config.restriction,
         )
-        self._pipeline = Pipeline(config, self._task, reader)
+        self._pipeline = Pipeline(config, source, self._task, reader)
         self._seconds: dict[str, float] = {}
         self._blocks: list[tuple[str, int]] = []  # and rows
         self._rows = self._errors = self._total = self._adopted = 0
-        self._listed = self._skipped = self._num_hidden = 0
+        self._listed = self._skipped = 0
+        self._passed = listing.Passed(0, 0)
         self._committed = Committed()
         self._telemetry = Telemetry("infer", config.out)
         self._measured = Counter[str]()  # seconds per stage that Prometheus knows
@@ -224,8 +230,7 @@ class _Job:
 
     def _list(self, advance: Callable[[int], None]) -> None:
         where = self._spool / "listed.parquet"
-        arguments = (self._config.images, where, self._config.match, advance)
-        self._num_hidden = self._timed("list", listing.write_listing, *arguments)
+        self._passed = self._timed("list", listing.write_listing, self._source, where, advance)
 
     def _plan(self) -> int:
         """Wait for the listing, write what is to be recognized to the spool, and return how many objects that is."""
@@ -235,11 +240,11 @@ class _Job:
                 shown(count)
                 if self._table.has_none_done:
                     self._pipeline.expect(self._listed)  # and the listing goes on meanwhile
-        if not self._listed:
-            matching = f" that match {self._config.match!r}" if self._config.match else ""
-            raise InputError(f"{self._config.images} holds no objects{matching}")
-        if self._num_hidden:
-            console.say(f"passed over: {self._num_hidden:,} hidden or system files")
+        if not self._listed + self._passed.older:
+            raise InputError(self._source.describe_nothing())
+        for number, what in zip(self._passed, ("hidden or system files", "older objects"), strict=True):
+            if number:
+                console.say(f"passed over: {number:,} {what}")
         listed = self._spool / "listed.parquet"
         num_rows = self._timed("plan", self._table.plan, listed, self._spool / "todo.parquet")
         listed.unlink()

@@ -7,17 +7,21 @@ import codecs
 import dataclasses
 import gzip
 import json
+import os
 import re
 import shutil
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import duckdb
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from captcha_ray.errors import InputError, full_disk
+from captcha_ray.inference.source import Source
 from captcha_ray.predictions import schema
 from captcha_ray.storage import filesystem
 from captcha_ray.storage.database import connect, quoted
@@ -64,45 +68,68 @@ def is_table(images: str) -> bool:
     return images.endswith(MANIFEST) or images.lower().removesuffix(".gz").endswith(TABLES)
 
 
-def write_listing(images: str, path: Path, match: str, advance: Callable[[int], None]) -> int:
-    """Write `schema.LISTING_SCHEMA` rows of all objects whose URI holds a pattern.
+class Passed(NamedTuple):
+    """Counts objects that a listing passes over: hidden and system files, and those of before `Source.since`."""
+
+    hidden: int
+    older: int
+
+
+def write_listing(source: Source, path: Path, advance: Callable[[int], None]) -> Passed:
+    """Write `schema.LISTING_SCHEMA` rows of all objects of a source.
 
     Args:
-        images: Absolute URI.
+        source: What to list.
         path: Of the Parquet file to write.
-        match: Regular expression.
         advance: Called with the number of further objects.
 
     Returns:
-        The number of hidden and system files (`.DS_Store`, `Thumbs.db`, ...) that were passed over.
+        The numbers of objects that were passed over.
 
     Raises:
-        InputError: There is nothing of that name, or a table cannot be read.
+        InputError: There is nothing of any of the names, or a table cannot be read.
     """
-    if is_table(images):
-        tables = _open_inventory(images) if images.endswith(MANIFEST) else [_Table(images)]
-        with pq.ParquetWriter(path, schema.LISTING_SCHEMA, compression="zstd") as writer:
-            for rows in _read_tables(tables, path.parent, match):
-                writer.write_table(rows)
-                advance(len(rows))
-        return 0
-    num_hidden = 0
-    pattern = re.compile(match)
+    num_hidden = num_older = 0
     with pq.ParquetWriter(path, schema.LISTING_SCHEMA, compression="zstd") as writer:
-        for page in _grouped(filesystem.list_pages(images)):
-            kept = [entry for entry in page if not is_hidden(entry.uri, images)]
-            num_hidden += len(page) - len(kept)
-            kept = [entry for entry in kept if pattern.search(entry.uri)]
-            columns = (
-                [speakable(entry.uri) for entry in kept],
-                [entry.etag for entry in kept],
-                [entry.size for entry in kept],
-                [entry.last_modified for entry in kept],
-            )
-            arrays = [pa.array(c, field.type) for c, field in zip(columns, schema.LISTING_SCHEMA, strict=True)]
-            writer.write_table(pa.table(arrays, schema=schema.LISTING_SCHEMA))
-            advance(len(kept))
-    return num_hidden
+        for uri in source.uris:
+            for rows, hidden in _rows_of(uri, source, path.parent):
+                kept = _since(rows, source)
+                writer.write_table(kept)
+                num_hidden += hidden
+                num_older += len(rows) - len(kept)
+                advance(len(kept))
+    return Passed(num_hidden, num_older)
+
+
+def _rows_of(uri: str, source: Source, spool: Path) -> Iterator[tuple[pa.Table, int]]:
+    """Yield rows of one URI of a source, however old, and how many hidden files stood among them."""
+    if is_table(uri):
+        tables = _open_inventory(uri) if uri.endswith(MANIFEST) else [_Table(uri)]
+        for rows in _read_tables(tables, spool, source):
+            yield rows, 0
+        return
+    if len(source.uris) > 1 and not filesystem.is_remote(uri) and not os.path.exists(uri):
+        return  # a day without images
+    pattern = re.compile(source.match)
+    for group in _grouped(filesystem.list_pages(uri, source.start_after)):
+        visible = [entry for entry in group if not is_hidden(entry.uri, uri)]
+        kept = [entry for entry in visible if entry.uri > source.start_after and pattern.search(entry.uri)]
+        columns = (
+            [speakable(entry.uri) for entry in kept],
+            [entry.etag for entry in kept],
+            [entry.size for entry in kept],
+            [entry.last_modified for entry in kept],
+        )
+        arrays = [pa.array(c, field.type) for c, field in zip(columns, schema.LISTING_SCHEMA, strict=True)]
+        yield pa.table(arrays, schema=schema.LISTING_SCHEMA), len(group) - len(visible)
+
+
+def _since(rows: pa.Table, source: Source) -> pa.Table:
+    """Return the rows of objects that were modified since, or of which it is not known."""
+    if source.since is None:
+        return rows
+    modified = rows["last_modified"]
+    return rows.filter(pc.or_kleene(pc.is_null(modified), pc.greater_equal(modified, source.since)))
 
 
 def _grouped(pages: Iterator[list[Entry]]) -> Iterator[list[Entry]]:
@@ -132,15 +159,15 @@ def _open_inventory(manifest: str) -> list[_Table]:
     return tables
 
 
-def _read_tables(tables: list[_Table], spool: Path, match: str) -> Iterator[pa.Table]:
+def _read_tables(tables: list[_Table], spool: Path, source: Source) -> Iterator[pa.Table]:
     """Yield rows of CSV or Parquet tables in groups; one table at a time is copied to the spool."""
     for table in tables:
         suffix = Path(table.uri.lower().removesuffix(".gz")).suffix
-        source = spool / f"source{suffix}"  # a name that is no pattern of names
+        copy = spool / f"source{suffix}"  # a name that is no pattern of names
         try:
-            _copy(table.uri, source)
+            _copy(table.uri, copy)
             with connect(spool) as database:
-                yield from _query(table, source, match, database)
+                yield from _query(table, copy, source, database)
         except OSError as error:
             if full_disk(error):
                 raise
@@ -148,12 +175,12 @@ def _read_tables(tables: list[_Table], spool: Path, match: str) -> Iterator[pa.T
         except (EOFError, zlib.error) as error:
             raise InputError(f"the listing {table.uri} cannot be read: {error}") from error
         except duckdb.Error as error:
-            sentence = str(error).splitlines()[0].replace(str(source), table.uri)
-            if source.suffix != ".parquet" and not _is_utf8(source):
+            sentence = str(error).splitlines()[0].replace(str(copy), table.uri)
+            if copy.suffix != ".parquet" and not _is_utf8(copy):
                 sentence = "it is not in UTF-8; convert it; if it is from Windows: iconv -f cp1252 -t utf-8"
             raise InputError(f"the listing {table.uri} cannot be read: {sentence}") from error
         finally:
-            source.unlink(missing_ok=True)
+            copy.unlink(missing_ok=True)
 
 
 def _copy(table: str, source: Path) -> None:
@@ -168,13 +195,13 @@ def _copy(table: str, source: Path) -> None:
             zipped.unlink()
 
 
-def _query(table: _Table, source: Path, match: str, database: duckdb.DuckDBPyConnection) -> Iterator[pa.Table]:
+def _query(table: _Table, copy: Path, source: Source, database: duckdb.DuckDBPyConnection) -> Iterator[pa.Table]:
     """Yield the objects of a table. Relative paths are relative to the table; a repeated URI is one object."""
-    read = _reader(table, source, database)
-    parameters = {"source": str(source)}
+    read = _reader(table, copy, database)
+    parameters = {"source": str(copy)}
     types = {name: kind for name, kind, *_ in database.execute(f"DESCRIBE SELECT * FROM {read}", parameters).fetchall()}
     columns, is_object = _columns(types, table)
-    pattern = re.compile(match)
+    pattern = re.compile(source.match)
     database.create_function("wanted", lambda uri: bool(pattern.search(uri)), ["VARCHAR"], "BOOLEAN")
     found = database.sql(
         f"""SELECT DISTINCT ON (uri) * FROM (
@@ -182,10 +209,15 @@ def _query(table: _Table, source: Path, match: str, database: duckdb.DuckDBPyCon
                         ELSE $folder || '/' || given END AS uri, etag, size, last_modified
             FROM (SELECT {columns} FROM {read} WHERE {is_object})
             WHERE given <> '')
-        {"WHERE wanted(uri)" if match else ""}
+        WHERE uri > $start_after {"AND wanted(uri)" if source.match else ""}
         ORDER BY last_modified DESC NULLS LAST""",
         # A key in a bucket's table never names a file of this machine.
-        params={**parameters, "folder": table.uri.rpartition("/")[0], "local": not filesystem.is_remote(table.uri)},
+        params={
+            **parameters,
+            "folder": table.uri.rpartition("/")[0],
+            "local": not filesystem.is_remote(table.uri),
+            "start_after": source.start_after,
+        },
     )
     for batch in found.to_arrow_reader(GROUP_ROWS):
         yield pa.table(batch).cast(schema.LISTING_SCHEMA)

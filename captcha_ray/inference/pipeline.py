@@ -24,6 +24,7 @@ from captcha_ray.errors import InputError, JobError, full_disk
 from captcha_ray.inference import listing
 from captcha_ray.inference.block import IDLE, AbandonedError, BlockTask, Finished, block_sizes
 from captcha_ray.inference.config import InferConfig
+from captcha_ray.inference.source import Source
 from captcha_ray.inference.watchdog import Watch
 from captcha_ray.inference.worker import (
     DecodeBlocks,
@@ -64,8 +65,8 @@ END_S = 5.0
 class Pipeline:
     """Recognizes the blocks of a job, in this process and on Ray. reader: name of the class that does so."""
 
-    def __init__(self, config: InferConfig, task: BlockTask, reader: str) -> None:
-        self._config, self._task, self._reader = config, task, reader
+    def __init__(self, config: InferConfig, source: Source, task: BlockTask, reader: str) -> None:
+        self._config, self._source, self._task, self._reader = config, source, task, reader
         self._states: dict[str, WorkerState] = {}  # the last one of each worker
         self._num_workers = self._num_decoders = self._finished = 0
         self._finished_before, self._workers_before = 0, 0
@@ -127,7 +128,7 @@ class Pipeline:
     def _connect(self) -> None:
         """Connect to Ray, and settle how many workers to use."""
         self._start_ray()
-        self._num_workers, self._num_decoders = _group_sizes(self._config)
+        self._num_workers, self._num_decoders = _group_sizes(self._config, self._source)
 
     def run(self, num_blocks: int, num_objects: int) -> Generator[Finished]:
         """Recognize all blocks, of so many objects together; yield each that is staged.
@@ -337,14 +338,14 @@ def _num_threads_here() -> int:
     return min(_num_cpus(), MAX_THREADS_HERE)
 
 
-def _group_sizes(config: InferConfig) -> tuple[int, int]:
+def _group_sizes(config: InferConfig, source: Source) -> tuple[int, int]:
     """Return how many workers recognize, and how many may decode for them.
 
     Raises InputError if they do not fit, or if a node, which may have come meanwhile, does not see what they need.
     """
     from captcha_ray.runtime import capacity, ray_session  # noqa: PLC0415 -- imports Ray
 
-    shared = shared_with_nodes(config)
+    shared = shared_with_nodes(config, source)
     ray_session.check_shared(**shared)
     fitting = capacity.num_fitting(config.cpus_per_worker, config.use_gpu)
     if not config.use_gpu:  # decoders take CPUs that workers could have
@@ -362,7 +363,7 @@ def _group_sizes(config: InferConfig) -> tuple[int, int]:
     return num_workers, min(config.num_decoders, left)
 
 
-def shared_with_nodes(config: InferConfig) -> dict[str, str]:
+def shared_with_nodes(config: InferConfig, source: Source) -> dict[str, str]:
     """Return what workers read and write, by flag; a table that lists images is the driver's alone."""
-    images = "" if listing.is_table(config.images) else config.images
+    images = "" if listing.is_table(source.uris[0]) else source.shared
     return {"images": images, "run": fingerprint.shared(config.run), "out": config.out}

@@ -92,26 +92,16 @@ def _look(database: duckdb.DuckDBPyConnection, source: str) -> tuple[UriRange, b
 def _write(
     database: duckdb.DuckDBPyConnection, query: str, path: Path, done: Done, columns: list[str], uris: UriRange
 ) -> int:
-    """Write what a query yields that names keys `done` and `failed`, and return the number of its rows."""
+    """Write what a query yields that names `done` and perhaps `failed`, and return the number of its rows."""
     errors: list[OSError] = []
-    names = ", ".join(columns)
+    named = [f"done AS ({_done_sql(done, columns)})"]
     database.register("done_runs", _reader(done.runs, columns, uris, done, errors))
-    heads = [f"done AS (SELECT {names} FROM done_runs"]
-    if done.staged:
-        staged = table_of([str(done.staged)])
-        heads[0] += f" UNION ALL SELECT {names} FROM (SELECT *, {HASHES}, status = 'error' AS is_error FROM {staged})"
-    heads[0] += ")"
     if done.failed is not None:
+        named.append(f"failed AS ({_failed_sql(columns)})")
         database.register("failed_runs", _reader(done.failed, columns, uris, done, errors))
-        hashes = ", ".join(name for name in columns if INDEX_SCHEMA.field(name).type == pa.uint64())
-        latest = ", any_value(size) AS size, max(last_modified) AS last_modified" if "size" in columns else ""
-        heads.append(
-            f"failed AS (SELECT {hashes}{latest} FROM failed_runs GROUP BY {hashes} HAVING bool_and(is_error))"
-        )
+    target = f"'{quoted(path)}' (FORMAT parquet, COMPRESSION zstd)"
     try:
-        database.execute(
-            f"COPY (WITH {', '.join(heads)} {query}) TO '{quoted(path)}' (FORMAT parquet, COMPRESSION zstd)"
-        )
+        database.execute(f"COPY (WITH {', '.join(named)} {query}) TO {target}")
     except duckdb.Error:
         if errors:
             raise errors[0] from None
@@ -120,10 +110,27 @@ def _write(
     return num_rows
 
 
+def _done_sql(done: Done, columns: list[str]) -> str:
+    """Return SQL for the keys of objects that are done; `done_runs` has those of committed runs."""
+    names = ", ".join(columns)
+    committed = f"SELECT {names} FROM done_runs"
+    if done.staged is None:
+        return committed
+    hashed = f"SELECT *, {HASHES}, status = 'error' AS is_error FROM {table_of([str(done.staged)])}"
+    return f"{committed} UNION ALL SELECT {names} FROM ({hashed})"
+
+
+def _failed_sql(columns: list[str]) -> str:
+    """Return SQL for the keys of objects of which `failed_runs` has errors only, with their latest date."""
+    hashes = ", ".join(name for name in columns if INDEX_SCHEMA.field(name).type == pa.uint64())
+    latest = ", any_value(size) AS size, max(last_modified) AS last_modified" if "size" in columns else ""
+    return f"SELECT {hashes}{latest} FROM failed_runs GROUP BY {hashes} HAVING bool_and(is_error)"
+
+
 def _reader(
     runs: list[str], columns: list[str], uris: UriRange, done: Done, errors: list[OSError]
 ) -> pa.RecordBatchReader:
-    """Return a reader of keys of runs that count. errors: gets what DuckDB makes an error of its own of."""
+    """Return a reader of keys of runs. errors: gets those of stores, of which DuckDB makes errors of its own."""
 
     def batches() -> Iterator[pa.RecordBatch]:
         try:

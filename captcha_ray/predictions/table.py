@@ -81,6 +81,12 @@ class Run:
         return f"{date}/{self.number:06d}" if date else f"{self.number:06d}"
 
     @classmethod
+    def of_id(cls, run_id: str) -> "Run | None":
+        """Return the run of an id; None for another text."""
+        found = re.fullmatch(r"(?:(\d{4}-\d\d-\d\d|unknown)/)?(\d{6,})", run_id)
+        return cls(f"date={found[1]}" if found[1] else "", int(found[2])) if found else None
+
+    @classmethod
     def parse(cls, name: str) -> "Run | None":
         """Return the run of a file's name relative to the table; None for other files."""
         found = re.fullmatch(r"(?:(date=[^/]+)/)?run=(\d+)/predictions\.parquet", name)

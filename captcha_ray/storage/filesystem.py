@@ -246,8 +246,10 @@ def delete(uri: str) -> None:
         Path(uri).unlink(missing_ok=True)
 
 
-def list_pages(uri: str) -> Iterator[list[Entry]]:
+def list_pages(uri: str, start_after: str = "") -> Iterator[list[Entry]]:
     """Yield all objects below a folder or prefix, or the one file, in pages of a thousand; in no order on S3.
+
+    Objects of a bucket whose URI is not greater than `start_after` may be missing.
 
     Local symbolic links are followed, but not in circles. Only a few pages are held in memory.
 
@@ -258,7 +260,7 @@ def list_pages(uri: str) -> Iterator[list[Entry]]:
     if is_remote(uri):
         found = False
         try:
-            for page in bucket_listing.list_pages(uri):
+            for page in bucket_listing.list_pages(uri, start_after):
                 found = found or bool(page)
                 yield page
         except FileNotFoundError as error:

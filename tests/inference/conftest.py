@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from captcha_ray.inference import block, job, listing
+from captcha_ray.inference.source import Source
 from captcha_ray.predictions import schema
 from tests.factories import GLYPHS, draw_glyphs, glyph_texts, save_network
 from tests.support.s3_server import client_of
@@ -51,7 +52,7 @@ def write(tmp_path: Path) -> Callable[..., list[dict[str, Any]]]:
         spool.mkdir(exist_ok=True)
         path = spool / "it's listed.parquet"
         counts: list[int] = []
-        assert listing.write_listing(str(images), path, match, counts.append) == num_hidden
+        assert listing.write_listing(Source((str(images),), match), path, counts.append) == (num_hidden, 0)
         table = pq.read_table(path)
         assert table.schema.names == schema.LISTING_SCHEMA.names
         assert table.schema.types == schema.LISTING_SCHEMA.types

@@ -26,6 +26,7 @@ from captcha_ray.inference.block_decoder import BlockDecoder, Chunk, from_table,
 from captcha_ray.inference.config import InferConfig
 from captcha_ray.inference.job import READER, transcribe
 from captcha_ray.inference.pipeline import Pipeline
+from captcha_ray.inference.source import Source
 from captcha_ray.inference.worker import DecodeBlocks, RecognizeDecoded, Report, WorkerState
 from captcha_ray.models.fingerprint import load_spec
 from captcha_ray.models.restriction import WHOLE
@@ -108,9 +109,9 @@ def test_decoders_take_cpus_that_are_left(
     monkeypatch.setattr(capacity, "num_cpus", lambda: 8)
     monkeypatch.setattr(capacity, "num_fitting", lambda cpus, use_gpu: min(8 // cpus, 2 if use_gpu else 8))
     monkeypatch.setattr(ray_session, "check_shared", lambda **paths: None)
-    assert pipeline._group_sizes(InferConfig(**flags)) == expected
+    assert pipeline._group_sizes(InferConfig(**flags), Source(("i",))) == expected
     with pytest.raises(InputError, match="no CPU is left for decoders: the workers take 8 of 8"):
-        pipeline._group_sizes(InferConfig(num_decoders=1, num_workers=8))
+        pipeline._group_sizes(InferConfig(num_decoders=1, num_workers=8), Source(("i",)))
 
 
 @dataclasses.dataclass
@@ -129,13 +130,13 @@ def one_pipeline(network: Path, **flags: Any) -> Pipeline:
     task = BlockTask(
         str(network), "", "cpu", "auto", "auto", "", "", 1, 1, 1.0, 0.0, flags.get("cpus_per_worker", 1), WHOLE
     )
-    return Pipeline(InferConfig(run=str(network), **flags), task, READER)
+    return Pipeline(InferConfig(run=str(network), **flags), Source(("i",)), task, READER)
 
 
 def test_a_gpu_is_for_who_recognizes_and_a_cpu_for_who_decodes(
     ray_cluster: ray_session.Cluster, network: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipeline, "_group_sizes", lambda config: (2, 6))
+    monkeypatch.setattr(pipeline, "_group_sizes", lambda *_: (2, 6))
     night = one_pipeline(network, use_gpu=True, cpus_per_worker=4)
     height, width, channels = load_spec(str(network)).image.shape
     monkeypatch.setattr(block, "MAX_DECODED_BYTES", 3 * block.BATCH_SIZE * height * width * channels)

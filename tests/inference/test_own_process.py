@@ -24,6 +24,7 @@ from captcha_ray.inference.block_decoder import Chunk
 from captcha_ray.inference.block_reader import BlockReader
 from captcha_ray.inference.config import InferConfig
 from captcha_ray.inference.job import READER, NightSummary, transcribe
+from captcha_ray.inference.source import Source
 from captcha_ray.predictions.table import PredictionTable
 from captcha_ray.runtime import ray_session
 from captcha_ray.storage import parquet
@@ -191,7 +192,7 @@ def test_two_cores_are_not_enough_for_many_images(
         (1, pipeline.MANY + 1, True),
     ):
         monkeypatch.setattr(pipeline, "_num_cpus", lambda num_cores=num_cores: num_cores)
-        one = pipeline.Pipeline(InferConfig(run=str(network)), task=None, reader=READER)  # type: ignore[arg-type]
+        one = pipeline.Pipeline(InferConfig(run=str(network)), Source(("i",)), task=None, reader=READER)  # type: ignore[arg-type]
         assert one._is_enough_for(num_objects) == expected
 
 
@@ -234,7 +235,7 @@ def test_what_own_process_does_until_ray_is_there_may_be_all(
         yield
 
     monkeypatch.setattr(ray_session, "connect", connect)
-    monkeypatch.setattr(pipeline, "_group_sizes", lambda config: (2, 0))
+    monkeypatch.setattr(pipeline, "_group_sizes", lambda *_: (2, 0))
     assert night(images, network, tmp_path / "out").committed.counts.ok == 40
     assert read(tmp_path / "out") == once(images)
 

@@ -20,6 +20,7 @@ from captcha_ray.storage import bucket_listing, filesystem, objectstore
 from captcha_ray.storage.objectstore import Entry, StoreError
 from tests.support.buckets import DATA, ODD_KEYS, PASSING, SHAPES, client, count, entries, keys
 from tests.support.fault_proxy import Fault, fault_proxy
+from tests.support.s3_server import create_bucket
 
 # --- names and listings
 
@@ -70,6 +71,25 @@ def test_any_key_is_listed_and_read_back(bucket: str, key: str) -> None:
     assert entry.uri == f"{bucket}/{key}"
     assert objectstore.get(entry.uri) == (key.encode(), entry)
     client().delete_object(Bucket=name, Key=key)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_listing_that_starts_after_a_key_asks_for_little_else(
+    rclone: dict[str, str], moto_server: dict[str, str], use: Callable[..., None], shape: str
+) -> None:
+    names = sorted(SHAPES[shape])
+    start = names[len(names) * 9 // 10]
+    expected = [f"s3://{shape}/{name}" for name in names if name > start]
+    use(moto_server)
+    create_bucket(moto_server, shape)
+    for name in names:
+        client().put_object(Bucket=shape, Key=name, Body=b"")
+    for environment in (rclone, moto_server):
+        use(environment)
+        pages = list(bucket_listing.list_pages(f"s3://{shape}", f"s3://{shape}/{start}"))
+        found = sorted(entry.uri for page in pages for entry in page)
+        assert [uri for uri in found if uri > f"s3://{shape}/{start}"] == expected
+    assert found == expected, "a store that knows StartAfter gives no other"
 
 
 def test_what_marks_a_folder_is_left_out_and_what_has_bytes_is_not(bucket: str) -> None:
