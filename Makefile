@@ -57,7 +57,7 @@ bench: install ## throughput against plain loops
 	$(BIN)/python benchmarks/preprocess_throughput.py
 	$(BIN)/python -m benchmarks.infer_throughput
 	$(BIN)/python -m benchmarks.infer_throughput --source s3 --num-images 20000
-	$(BIN)/python -m benchmarks.infer_scale
+	$(BIN)/python -m benchmarks.night_scale
 	$(BIN)/python benchmarks/gpu.py
 
 clean: ## remove what the demo and the tools made; .venv stays

@@ -49,9 +49,9 @@ class BlockTask:
     num_threads: int
     restriction: Restriction
 
-    def block_uri(self, block: int) -> str:
-        """Return the URI of the listed objects of a block."""
-        return filesystem.join(self.attempt, f"block-{block:06d}.block")
+    def part_uri(self, part: int) -> str:
+        """Return the URI of the listed objects of some blocks, see `block_plan`."""
+        return filesystem.join(self.attempt, f"part-{part:06d}.blocks")
 
     def staged(self, block: int) -> str:
         """Return the URI of the predictions of a block."""

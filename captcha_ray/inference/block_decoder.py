@@ -16,10 +16,11 @@ import pyarrow as pa
 from captcha_ray.errors import InputError
 from captcha_ray.images import decoder
 from captcha_ray.inference.block import BATCH_SIZE, BlockTask
+from captcha_ray.inference.block_plan import BlockPlan
 from captcha_ray.inference.read_ahead import DaemonThreads, ReadAhead
 from captcha_ray.models.spec import ModelSpec
 from captcha_ray.predictions.schema import LISTING_SCHEMA
-from captcha_ray.storage import filesystem, objectstore, parquet
+from captcha_ray.storage import filesystem, objectstore
 
 T = TypeVar("T")
 
@@ -51,6 +52,7 @@ class BlockDecoder:
 
     def __init__(self, task: BlockTask, spec: ModelSpec, report: dict[str, Any]) -> None:
         self._task, self._spec, self._report = task, spec, report
+        self._plan = BlockPlan(task)
         if task.endpoint_url:
             objectstore.use_endpoint(task.endpoint_url)
         self._decoders = DaemonThreads(task.num_threads) if task.num_threads > 1 else None
@@ -82,7 +84,7 @@ class BlockDecoder:
     def _listed(self, blocks: Iterable[int]) -> Iterator[Chunk]:
         """Yield the chunks of blocks as they are listed, with nothing decoded."""
         for block in blocks:
-            listed = parquet.read(self._task.block_uri(block))
+            listed = self._plan.read(block)
             for start in range(0, len(listed), BATCH_SIZE):
                 rows = listed.slice(start, BATCH_SIZE).to_pylist()
                 yield Chunk(block, rows, [], is_last=start + BATCH_SIZE >= len(listed))

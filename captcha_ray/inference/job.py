@@ -5,12 +5,10 @@ worker's death is staged once, under its number. The driver holds a page of the 
 the bucket. Does not train, does not know labels.
 """
 
-import concurrent.futures
 import contextlib
 import dataclasses
 import datetime
 import hashlib
-import itertools
 import json
 import math
 import os
@@ -21,20 +19,17 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from captcha_ray import console
 from captcha_ray.engines import choice
 from captcha_ray.errors import InputError, JobError
-from captcha_ray.inference import listing
+from captcha_ray.inference import block_plan, listing
 from captcha_ray.inference.block import BATCH_SIZE, BlockTask
 from captcha_ray.inference.config import InferConfig
 from captcha_ray.inference.pipeline import Pipeline, is_connected, shared_with_nodes
 from captcha_ray.inference.source import Source, resolve
 from captcha_ray.inference.watchdog import Watch
 from captcha_ray.models import fingerprint
-from captcha_ray.predictions.table import NUM_THREADS, Committed, Counts, PredictionTable
+from captcha_ray.predictions.table import Committed, Counts, PredictionTable
 from captcha_ray.runs.environment import environment
 from captcha_ray.runtime.telemetry import Telemetry
 from captcha_ray.storage import filesystem, objectstore, parquet
@@ -204,7 +199,9 @@ class _Job:
                     if said := choice.prepare(self._config.run, self._task.engine, self._task.device):
                         console.say(said)
                     sizes = self._pipeline.plan_blocks(math.ceil(pending / BATCH_SIZE))
-                    self._timed("plan", self._write_blocks, sizes)
+                    todo = self._spool / "todo.parquet"
+                    self._timed("plan", block_plan.write, self._task, block_plan.cut(todo, sizes))
+                    todo.unlink()
                     self._recognize(len(sizes))
         except TooManyErrorsError:
             self._table.discard(filesystem.list_files(self._table.attempt))  # now that no worker adds to it
@@ -250,22 +247,6 @@ class _Job:
         listed.unlink()
         self._skipped = 0 if self._config.retry_errors else max(self._listed - num_rows - self._rows, 0)
         return num_rows
-
-    def _write_blocks(self, sizes: list[int]) -> None:
-        """Cut the plan into blocks of so many batches, which workers can read."""
-        path = self._spool / "todo.parquet"
-        batches = map(pa.table, pq.ParquetFile(path).iter_batches(BATCH_SIZE))
-        with concurrent.futures.ThreadPoolExecutor(NUM_THREADS) as pool:
-            waiting: list[concurrent.futures.Future[None]] = []
-            for number, size in enumerate(sizes):
-                block = pa.concat_tables(itertools.islice(batches, size))
-                waiting.append(pool.submit(parquet.write, self._task.block_uri(number), block))
-                if len(waiting) > 2 * NUM_THREADS:
-                    waiting.pop(0).result()
-            assert next(batches, None) is None, "every batch is in a block"
-            for future in waiting:
-                future.result()
-        path.unlink()
 
     def _recognize(self, num_blocks: int) -> None:
         """Let the workers recognize all blocks; commit whenever there are rows enough."""

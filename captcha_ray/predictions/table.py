@@ -317,8 +317,7 @@ class PredictionTable:
 
     def discard(self, uris: Iterable[str]) -> None:
         """Remove what was staged."""
-        with concurrent.futures.ThreadPoolExecutor(NUM_THREADS) as pool:
-            list(pool.map(filesystem.delete, uris))
+        filesystem.delete(*uris)
 
     def give_up(self) -> None:
         """Forget this work after a refusal if nothing was recognized.

@@ -238,12 +238,13 @@ def check_writable(uri: str) -> None:
         raise InputError(f"{uri} cannot be written: {error.strerror or error}") from error
 
 
-def delete(uri: str) -> None:
-    """Remove one object; an absent one is no error."""
-    if is_remote(uri):
-        objectstore.delete(uri)
+def delete(*uris: str) -> None:
+    """Remove files, or objects of one bucket; absent ones are no error."""
+    if uris and is_remote(uris[0]):
+        objectstore.delete(*uris)
     else:
-        Path(uri).unlink(missing_ok=True)
+        for uri in uris:
+            Path(uri).unlink(missing_ok=True)
 
 
 def list_pages(uri: str, start_after: str = "") -> Iterator[list[Entry]]:

@@ -216,11 +216,14 @@ def head(uri: str) -> Entry | None:
         raise
 
 
-def delete(uri: str) -> None:
-    """Remove one object; an absent one is no error."""
-    root, key = _split_named(uri)
-    with contextlib.suppress(FileNotFoundError):
-        persist(lambda: obstore.delete(store_client(root), key), uri)
+def delete(*uris: str) -> None:
+    """Remove objects of one bucket, of S3 a thousand by a request; absent ones are no error."""
+    names = [_split_named(uri) for uri in uris]
+    at_once = 1000 if uris and uris[0].startswith("s3://") else 1
+    for some in (names[start : start + at_once] for start in range(0, len(names), at_once)):
+        root, keys = some[0][0], [key for _, key in some]
+        with contextlib.suppress(FileNotFoundError):
+            persist(functools.partial(obstore.delete, store_client(root), keys), f"{root}/{keys[0]}")
 
 
 def entry_of(uri: str, meta: Any) -> Entry:

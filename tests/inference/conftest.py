@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from captcha_ray.inference import block, job, listing
+from captcha_ray.inference import block, block_plan, job, listing
 from captcha_ray.inference.source import Source
 from captcha_ray.predictions import schema
 from tests.factories import GLYPHS, draw_glyphs, glyph_texts, save_network
@@ -30,7 +30,7 @@ def images(tmp_path: Path) -> Path:
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Cut nights into blocks of 8 objects, and so 40 into five."""
-    for module in (job, block):
+    for module in (job, block, block_plan):
         monkeypatch.setattr(module, "BATCH_SIZE", 8)
     monkeypatch.setattr(block, "MAX_BLOCK", 8)
 

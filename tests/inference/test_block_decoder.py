@@ -20,7 +20,7 @@ import ray.data
 
 from captcha_ray.errors import InputError
 from captcha_ray.images.decoder import Unreadable
-from captcha_ray.inference import block, block_decoder, pipeline
+from captcha_ray.inference import block, block_decoder, block_plan, pipeline
 from captcha_ray.inference.block import IDLE, AbandonedError, BlockTask, block_sizes
 from captcha_ray.inference.block_decoder import BlockDecoder, Chunk, from_table, to_table
 from captcha_ray.inference.config import InferConfig
@@ -33,7 +33,6 @@ from captcha_ray.models.restriction import WHOLE
 from captcha_ray.predictions.schema import LISTING_SCHEMA
 from captcha_ray.runtime import capacity, progress_channel, ray_session
 from captcha_ray.runtime.progress_channel import ProgressChannel
-from captcha_ray.storage import parquet
 
 SHAPE = (3, 5, 2)
 
@@ -209,7 +208,7 @@ def test_objects_of_a_store_are_read_ahead_wherever_they_stand_in_a_listing(
     uris = ["/a", "/b", "s3://c/c", "/d", "/e", "/f", "s3://g/g", "s3://h/h"]
     task = dataclasses.replace(one_pipeline(network)._task, attempt=str(tmp_path))
     rows = [{"uri": uri, "etag": "", "size": None, "last_modified": None} for uri in uris]
-    parquet.write(task.block_uri(0), pa.Table.from_pylist(rows, LISTING_SCHEMA))
+    block_plan.write(task, [pa.Table.from_pylist(rows, LISTING_SCHEMA)])
     readers: dict[str, bool] = {}
 
     def fetch_one(self: BlockDecoder, row: dict[str, Any]) -> Unreadable:

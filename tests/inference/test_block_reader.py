@@ -16,7 +16,7 @@ from PIL import Image
 
 from captcha_ray import Recognizer
 from captcha_ray.errors import InputError
-from captcha_ray.inference import block_decoder
+from captcha_ray.inference import block_decoder, block_plan
 from captcha_ray.inference.block import IDLE, BlockTask
 from captcha_ray.inference.block_reader import BlockReader
 from captcha_ray.models import fingerprint
@@ -142,7 +142,8 @@ def report() -> dict[str, Any]:
 
 def read(task: BlockTask, listing: list[dict[str, Any]], block: int = 0) -> list[dict[str, Any]]:
     """The staged rows of one block."""
-    parquet.write(task.block_uri(block), pa.Table.from_pylist(listing, schema.LISTING_SCHEMA))
+    rows = pa.Table.from_pylist(listing, schema.LISTING_SCHEMA)
+    block_plan.write(task, [rows] * (block + 1))
     said = report()
     rows, errors = BlockReader(task, said).read(block)
     table = parquet.read(task.staged(block))
@@ -270,8 +271,8 @@ def test_a_batch_without_a_single_good_image_is_a_batch_of_errors(task: BlockTas
 
 def test_one_reader_reads_block_after_block(task: BlockTask, tmp_path: Path) -> None:
     folder = fill(tmp_path / "images")
-    for block, name in enumerate(GOOD[:4]):
-        parquet.write(task.block_uri(block), pa.Table.from_pylist(listed([str(folder / name)]), schema.LISTING_SCHEMA))
+    blocks = [pa.Table.from_pylist(listed([str(folder / name)]), schema.LISTING_SCHEMA) for name in GOOD[:4]]
+    block_plan.write(task, blocks)
     said = report()
     one = BlockReader(task, said)
     assert [one.read(block) for block in (2, 0, 3, 1)] == [(1, 0)] * 4

@@ -275,7 +275,7 @@ def test_more_workers_than_fit_are_refused_before_anything_is_read(
 ) -> None:
     with pytest.raises(InputError, match="do not fit"):
         night(images, network, tmp_path / "out", num_workers=10_000)
-    assert not list((tmp_path / "out").rglob("*.block"))
+    assert not list((tmp_path / "out").rglob("*.blocks"))
 
 
 # ---------------------------------------------------------------- without Ray

@@ -364,7 +364,7 @@ def test_too_many_errors_end_it_after_a_batch_and_nothing_is_staged_afterwards(
     assert blocks == [0, 1]
     assert abandoned == [1]
     assert [name for name in written if name.endswith(".staged")] == ["block-000000.staged"]
-    for left in ("*.staged", "*.block", "*.parquet"):
+    for left in ("*.staged", "*.blocks", "*.parquet"):
         assert not list((tmp_path / "out").rglob(left))
 
 

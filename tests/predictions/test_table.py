@@ -97,7 +97,7 @@ def test_pandas_reads_the_same_rows_from_a_bucket(remote: str) -> None:
 
 def test_nothing_is_left_in_staging_when_a_work_is_closed(out: str) -> None:
     writer = Writer(out)
-    filesystem.write(filesystem.join(writer.table.attempt, "block-000000.block"), b"x")
+    filesystem.write(filesystem.join(writer.table.attempt, "part-000000.blocks"), b"x")
     writer.blocks.append(writer.stage(FIVE))
     left_by_another = Writer(out, skip="never")
     writer.commit()

@@ -219,7 +219,7 @@ def test_blocks_of_earlier_attempts_are_taken_over_once_whatever_they_share(out:
     first.stage(FIVE[:2], error)
     second.stage(FIVE[1:3], error)
     filesystem.write(filesystem.join(first.table.attempt, ".block-000001.staged.0f.tmp"), b"half a bl")
-    filesystem.write(filesystem.join(first.table.attempt, "block-000000.block"), b"x")
+    filesystem.write(filesystem.join(first.table.attempt, "part-000000.blocks"), b"x")
     third = Writer(out)
     assert (third.adopted.ok, third.adopted.errors) == (2, {"Denied": 1})
     staged = [uri for uri in filesystem.list_files(out) if "/attempt-" in uri]

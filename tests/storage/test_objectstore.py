@@ -92,6 +92,19 @@ def test_a_listing_that_starts_after_a_key_asks_for_little_else(
     assert found == expected, "a store that knows StartAfter gives no other"
 
 
+def test_many_objects_are_removed_by_one_request_and_absent_ones_are_no_error(behind: Callable[..., Any]) -> None:
+    with behind(lambda *_: None) as proxy:
+        uris = [f"s3://bucket/many/{k:04d}" for k in range(30)]
+        for uri in uris[::2]:
+            objectstore.put(uri, b"x")
+        objectstore.put("s3://bucket/many/other", b"x")
+        objectstore.delete(*uris)
+        objectstore.delete()
+        assert keys("s3://bucket/many") == ["many/other"]
+        assert count(proxy, "delete") == 1
+        objectstore.delete("s3://bucket/many/other")
+
+
 def test_what_marks_a_folder_is_left_out_and_what_has_bytes_is_not(bucket: str) -> None:
     for key, data in {"a/": b"", "a/b/": b"", "a/b/c/": b"1", "a/b/empty": b"", "d/": b"2", "//": b""}.items():
         client().put_object(Bucket=bucket.removeprefix("s3://"), Key=key, Body=data)
