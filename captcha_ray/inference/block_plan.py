@@ -22,7 +22,7 @@ def cut(path: Path, sizes: list[int]) -> Iterator[pa.Table]:
     with pq.ParquetFile(path) as file:
         batches = map(pa.table, file.iter_batches(BATCH_SIZE))
         for size in sizes:
-            yield pa.concat_tables(itertools.islice(batches, size))
+            yield pa.concat_tables(itertools.islice(batches, size)).cast(schema.LISTING_SCHEMA)
         assert next(batches, None) is None, "every batch is in a block"
 
 

@@ -29,10 +29,10 @@ from captcha_ray.inference.pipeline import Pipeline
 from captcha_ray.inference.source import Source
 from captcha_ray.inference.worker import DecodeBlocks, RecognizeDecoded, Report, WorkerState
 from captcha_ray.models.fingerprint import load_spec
-from captcha_ray.models.restriction import WHOLE
 from captcha_ray.predictions.schema import LISTING_SCHEMA
 from captcha_ray.runtime import capacity, progress_channel, ray_session
 from captcha_ray.runtime.progress_channel import ProgressChannel
+from tests.support.block_tasks import block_task
 
 SHAPE = (3, 5, 2)
 
@@ -126,9 +126,7 @@ class Operators:
 
 def one_pipeline(network: Path, **flags: Any) -> Pipeline:
     """Return a pipeline of a config with such flags."""
-    task = BlockTask(
-        str(network), "", "cpu", "auto", "auto", "", "", 1, 1, 1.0, 0.0, flags.get("cpus_per_worker", 1), WHOLE
-    )
+    task = block_task(str(network), num_threads=flags.get("cpus_per_worker", 1))
     return Pipeline(InferConfig(run=str(network), **flags), Source(("i",)), task, READER)
 
 

@@ -20,11 +20,11 @@ from captcha_ray.inference import block_decoder, block_plan
 from captcha_ray.inference.block import IDLE, BlockTask
 from captcha_ray.inference.block_reader import BlockReader
 from captcha_ray.models import fingerprint
-from captcha_ray.models.restriction import WHOLE
 from captcha_ray.predictions import schema
 from captcha_ray.predictions.table import STAGED_SCHEMA, Counts
 from captcha_ray.storage import filesystem, objectstore, parquet
 from tests.factories import GLYPHS, draw_glyphs, glyph_texts, save_network
+from tests.support.block_tasks import block_task
 from tests.support.fault_proxy import Fault, fault_proxy
 from tests.support.s3_server import client_of, serve_s3
 
@@ -91,21 +91,7 @@ def network(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture
 def task(network: str, tmp_path: Path) -> BlockTask:
     _, model_id = fingerprint.load_spec_and_fingerprint(network)
-    return BlockTask(
-        network,
-        model_id,
-        "cpu",
-        "auto",
-        "auto",
-        str(tmp_path / "attempt"),
-        "",
-        MAX_BYTES,
-        16_000_000,
-        4.0,
-        0.0,
-        1,
-        WHOLE,
-    )
+    return block_task(network, tmp_path / "attempt", model_id=model_id, max_bytes=MAX_BYTES)
 
 
 @pytest.fixture(scope="module")

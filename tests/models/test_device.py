@@ -18,18 +18,18 @@ from captcha_ray.datasets.shards import Shards
 from captcha_ray.errors import InputError
 from captcha_ray.evaluation import evaluate
 from captcha_ray.inference import block_reader
-from captcha_ray.inference.block import BlockTask
 from captcha_ray.inference.config import InferConfig
 from captcha_ray.inference.job import _Job
+from captcha_ray.inference.source import Source
 from captcha_ray.models import fingerprint
 from captcha_ray.models.allocator import keep_freed_memory
 from captcha_ray.models.device import Arithmetic, has_fast_bf16
 from captcha_ray.models.networks import Network
-from captcha_ray.models.restriction import WHOLE
 from captcha_ray.runtime import capacity, ray_session
 from captcha_ray.training import pseudo_labels
 from tests.factories import GLYPHS, draw_glyphs, glyph_texts, save_network
 from tests.support import readers
+from tests.support.block_tasks import block_task
 from tests.support.bright_rows import CPU, FP32
 
 
@@ -63,9 +63,7 @@ def test_nobody_asks_whether_there_is_a_gpu(
     uris = [str(path) for path in folder.iterdir()]
     pseudo_labels.RecognizeFiles(run)(pa.table({"uri": uris, "text": [""] * 3}))
     _, model_id = fingerprint.load_spec_and_fingerprint(run)
-    task = BlockTask(
-        run, model_id, "cpu", "auto", "auto", str(tmp_path / "attempt"), "", 1000, 1000, 4.0, 0.0, 1, WHOLE
-    )
+    task = block_task(run, tmp_path / "attempt", model_id=model_id)
     block_reader.BlockReader(task, {"seconds": {}})
     assert requested == []
 
@@ -86,7 +84,7 @@ def test_the_device_of_a_job_reaches_whoever_computes(
         with pytest.raises(InterruptedError):
             evaluate.evaluate(rows, run, use_gpu=use_gpu)
         config = InferConfig(images=str(tmp_path), run=run, out=str(tmp_path / "out"), use_gpu=use_gpu)
-        job = _Job(config, "", None, tmp_path, 0.0, "")  # type: ignore[arg-type]
+        job = _Job(config, Source((str(tmp_path),)), "", None, tmp_path, 0.0, "")  # type: ignore[arg-type]
         with pytest.raises(InterruptedError):
             block_reader.BlockReader(job._task, {})
         with pytest.raises(InterruptedError):
