@@ -3,13 +3,14 @@
 The table is made by committing runs of made-up rows, one day's objects after the other's. The night lists all of them
 and some new ones (a Parquet table of URIs, as a bucket's inventory is), or the new ones alone, as a dated night does.
 Reading is stubbed: workers stage a made-up row for each object and fetch nothing. So what is measured is what the
-driver does: list, plan, hand out, commit. With `--store s3` the table lies behind rclone's S3 server on loopback; what
-comes back over the loopback interface is counted.
+driver does: list, plan, hand out, commit. With `--store s3` the table lies behind rclone's S3 server on loopback; all
+that the loopback interface receives is counted, requests and Ray's own traffic too.
 """
 
 import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -63,7 +64,7 @@ class Options:
     num_workers: int = 2
     """Workers of the night."""
     scratch: str = ""
-    """Folder to keep the table in between calls, for which it is copied. Default: a temporary one."""
+    """Folder that keeps the table between calls; each night has a copy of hard links. Default: a temporary one."""
 
 
 class StubReader:
@@ -169,22 +170,25 @@ def main() -> None:
         print(line, flush=True)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(options.scratch or temporary).absolute()
-        (folder / "tables").mkdir(parents=True, exist_ok=True)
-        listed, table = folder / "listed.parquet", folder / "tables" / "old"
-        on_disk = InferConfig(run=make_run(folder), images=str(listed), out=str(table), num_workers=options.num_workers)
-        if not table.exists():
+        listed, kept, table = folder / "listed.parquet", folder / "kept", folder / "tables" / "old"
+        table.parent.mkdir(parents=True, exist_ok=True)
+        on_disk = InferConfig(run=make_run(folder), images=str(listed), out=str(kept), num_workers=options.num_workers)
+        if not kept.exists():
             fill(on_disk, options.num_done)
+        shutil.rmtree(table, ignore_errors=True)
+        shutil.copytree(kept, table, copy_function=os.link)
         files = [path for path in table.rglob("*") if path.is_file()]
         for name in ("predictions.parquet", "_keys.index"):
             size = sum(path.stat().st_size for path in files if path.name == name)
             print(f"{name}: {size / 1e6:,.0f} MB, {size / options.num_done:.1f} bytes a row")
         write_listing(listed, options.num_done if options.listing == "new" else 0, options.num_done + options.num_new)
         with serve_s3(folder) as environment:
-            config = on_disk
+            config = dataclasses.replace(on_disk, out=str(table))
             if options.store == "s3":
                 os.environ |= environment
                 config = dataclasses.replace(on_disk, out="s3://tables/old")
             run_night(config)
+        assert len(list(table.rglob("predictions.parquet"))) > len(list(kept.rglob("predictions.parquet")))
         print_phases(table)
 
 

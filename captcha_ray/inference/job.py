@@ -1,8 +1,8 @@
 """Recognize a bucket's new images on all workers: list, skip what is done, fetch, decode, recognize, commit.
 
 A worker handles a block of objects and returns only how many rows it has staged; a block that is repeated after a
-worker's death is staged once, under its number. The driver holds a page of the listing or the rows of a commit, never
-the bucket. Does not train, does not know labels.
+worker's death is staged once, under its number. The driver holds a page of the listing, parts of the plan and of the
+key indexes, or the rows of a commit, never the bucket. Does not train, does not know labels.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ from captcha_ray.inference.pipeline import Pipeline, is_connected, shared_with_n
 from captcha_ray.inference.source import Source, resolve
 from captcha_ray.inference.watchdog import Watch
 from captcha_ray.models import fingerprint
-from captcha_ray.predictions.table import Committed, Counts, PredictionTable
+from captcha_ray.predictions.table import Committed, Counts, PredictionTable, Run
 from captcha_ray.runs.environment import environment
 from captcha_ray.runtime.telemetry import Telemetry
 from captcha_ray.storage import filesystem, objectstore, parquet
@@ -124,11 +124,15 @@ def _check_apart(source: str, out: str) -> None:
             raise InputError(f"{inner} lies in {outer}; the table and the images must stand apart")
 
 
-def open_table(config: InferConfig, model_id: str, spool: Path) -> PredictionTable:
-    """Return the table of a job. Another job takes over from it if all is the same that decides what a row holds."""
+def open_table(config: InferConfig, model_id: str, spool: Path, dates: Sequence[str] = ()) -> PredictionTable:
+    """Return the table of a job. Another job takes over from it if all is the same that decides what a row holds.
+
+    dates: URIs of the days that are listed.
+    """
     names = ("images", "match", "skip", "retry_errors", "max_bytes", "max_pixels", "max_stretch", "min_confidence")
     decisive = [model_id, *(getattr(config, name) for name in names)]
-    decisive += filter(None, (config.date, config.since, config.start_after))  # which earlier versions did not have
+    chosen = {"dates": list(dates), "since": config.since, "start_after": config.start_after}
+    decisive += [pair for pair in chosen.items() if pair[1]]  # nothing else, so that works of earlier versions go on
     work = hashlib.sha256(json.dumps(decisive).encode()).hexdigest()[:16]
     options = {name: getattr(config, name) for name in ("skip", "retry_errors", "date_pattern")}
     return PredictionTable(config.out, model_id, spool, work=work, **options)
@@ -159,7 +163,7 @@ class _Job:
         self._lease = lease
         self._spool = spool
         self._started = started
-        self._table = open_table(config, model_id, spool)
+        self._table = open_table(config, model_id, spool, source.uris if source.is_dated else ())
         self._task = BlockTask(
             config.run,
             model_id,
@@ -192,6 +196,11 @@ class _Job:
             self._adopted = adopted.total
             self._add(self._table.adopted_block, adopted.total, adopted.num_errors)
         try:
+            if self._table.others_begun and Run.of_id(self._config.since):
+                raise InputError(
+                    f"since is {self._config.since!r}, but a job on {self._config.out} did not end, and what it left "
+                    "may be older; repeat its command first, or give a date"
+                )
             with self._pipeline:
                 pending = self._plan()
                 self._total = adopted.total + pending
@@ -238,7 +247,9 @@ class _Job:
                 if self._table.has_none_done:
                     self._pipeline.expect(self._listed)  # and the listing goes on meanwhile
         if not self._listed + self._passed.older:
-            raise InputError(self._source.describe_nothing())
+            if not self._source.may_be_empty:
+                raise InputError(self._source.describe_nothing())
+            console.warn(self._source.describe_nothing())
         for number, what in zip(self._passed, ("hidden or system files", "older objects"), strict=True):
             if number:
                 console.say(f"passed over: {number:,} {what}")

@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from captcha_ray.errors import InputError, full_disk
-from captcha_ray.inference.source import Source
+from captcha_ray.inference.source import MANIFEST, Source, is_table
 from captcha_ray.predictions import schema
 from captcha_ray.storage import filesystem
 from captcha_ray.storage.database import connect, quoted
@@ -29,16 +29,8 @@ from captcha_ray.storage.filesystem import is_hidden, speakable
 from captcha_ray.storage.objectstore import Entry
 from captcha_ray.storage.table_text import DELIMITERS, EXCELS_FIRST_LINE, PATH_NAMES, encoding_of
 
-TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
-"""Suffixes of files that list images, in lower case and perhaps followed by .gz, beside an inventory's manifest.
-Anything else is an image, a folder or a prefix.
-"""
-
 TEXT_TYPES = ("VARCHAR", "BLOB", "ENUM", '"NULL"')
 """First words of DuckDB's types of columns that may name images."""
-
-MANIFEST = "/manifest.json"
-"""Name of the file by which an Amazon S3 inventory says where its tables are and what their columns mean."""
 
 GROUP_ROWS = 65_536
 """Rows that are held until they are written: about 10 MB."""
@@ -61,11 +53,6 @@ class _Table:
     uri: str
     columns: tuple[str, ...] = ()
     is_escaped: bool = False
-
-
-def is_table(images: str) -> bool:
-    """Return whether the URI names a list of objects and not a folder or prefix that holds them."""
-    return images.endswith(MANIFEST) or images.lower().removesuffix(".gz").endswith(TABLES)
 
 
 class Passed(NamedTuple):
@@ -93,7 +80,7 @@ def write_listing(source: Source, path: Path, advance: Callable[[int], None]) ->
     with pq.ParquetWriter(path, schema.LISTING_SCHEMA, compression="zstd") as writer:
         for uri in source.uris:
             for rows, hidden in _rows_of(uri, source, path.parent):
-                kept = _since(rows, source)
+                kept = _new_enough(rows, source)
                 writer.write_table(kept)
                 num_hidden += hidden
                 num_older += len(rows) - len(kept)
@@ -108,8 +95,8 @@ def _rows_of(uri: str, source: Source, spool: Path) -> Iterator[tuple[pa.Table, 
         for rows in _read_tables(tables, spool, source):
             yield rows, 0
         return
-    if len(source.uris) > 1 and not filesystem.is_remote(uri) and not os.path.exists(uri):
-        return  # a day without images
+    if source.is_dated and not filesystem.is_remote(uri) and not os.path.exists(uri):
+        return
     pattern = re.compile(source.match)
     for group in _grouped(filesystem.list_pages(uri, source.start_after)):
         visible = [entry for entry in group if not is_hidden(entry.uri, uri)]
@@ -124,7 +111,7 @@ def _rows_of(uri: str, source: Source, spool: Path) -> Iterator[tuple[pa.Table, 
         yield pa.table(arrays, schema=schema.LISTING_SCHEMA), len(group) - len(visible)
 
 
-def _since(rows: pa.Table, source: Source) -> pa.Table:
+def _new_enough(rows: pa.Table, source: Source) -> pa.Table:
     """Return the rows of objects that were modified since, or of which it is not known."""
     if source.since is None:
         return rows

@@ -21,10 +21,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from captcha_ray.errors import InputError, JobError, full_disk
-from captcha_ray.inference import listing
 from captcha_ray.inference.block import IDLE, AbandonedError, BlockTask, Finished, block_sizes
 from captcha_ray.inference.config import InferConfig
-from captcha_ray.inference.source import Source
+from captcha_ray.inference.source import Source, is_table
 from captcha_ray.inference.watchdog import Watch
 from captcha_ray.inference.worker import (
     DecodeBlocks,
@@ -33,6 +32,7 @@ from captcha_ray.inference.worker import (
     Report,
     WorkerState,
     load_reader,
+    report_every,
 )
 from captcha_ray.models import fingerprint
 from captcha_ray.models.spec import ModelSpec
@@ -295,8 +295,9 @@ class Pipeline:
         context = ray.data.DataContext.get_current().copy()
         context.execution_options.preserve_order = False  # whichever block is done first
         context.target_max_block_size = None  # a decoded block stays whole
+        report_s = report_every(self._num_workers + self._num_decoders, self._config.stall_timeout_s)
         recognizes: dict[str, Any] = {
-            "fn_constructor_args": (self._task, send, self._reader),
+            "fn_constructor_args": (self._task, send, report_s, self._reader),
             "num_cpus": self._config.cpus_per_worker,
             "num_gpus": 1 if self._config.use_gpu else None,
             **pool(self._num_workers, self._num_workers),
@@ -305,7 +306,7 @@ class Pipeline:
             items = ray.data.from_items([{"block": number} for number in blocks], override_num_blocks=len(blocks))
             if not self._num_decoders:
                 return items.map_batches(RecognizeBlocks, batch_size=1, **recognizes)
-            arguments = (dataclasses.replace(self._task, num_threads=1), self._spec, send)
+            arguments = (dataclasses.replace(self._task, num_threads=1), self._spec, send, report_s)
             # Ray Data starts more of them while they hold the others up, and once these have found their nodes.
             decoders: dict[str, Any] = {"fn_constructor_args": arguments, "num_cpus": 1, **pool(1, self._num_decoders)}
             decoded = items.map_batches(DecodeBlocks, batch_size=1, **decoders)
@@ -365,5 +366,5 @@ def _group_sizes(config: InferConfig, source: Source) -> tuple[int, int]:
 
 def shared_with_nodes(config: InferConfig, source: Source) -> dict[str, str]:
     """Return what workers read and write, by flag; a table that lists images is the driver's alone."""
-    images = "" if listing.is_table(source.uris[0]) else source.shared
+    images = "" if is_table(source.uris[0]) else source.shared
     return {"images": images, "run": fingerprint.shared(config.run), "out": config.out}

@@ -22,7 +22,10 @@ if TYPE_CHECKING:
     from captcha_ray.inference.block_reader import BlockReader
 
 REPORT_S = 1.0
-"""Seconds between a worker's reports."""
+"""Least seconds between two of a worker's reports that no block is the reason of."""
+
+REPORTS_PER_S = 20
+"""Such reports a second of all workers together; the more there are, the less often each reports."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,12 +58,17 @@ def load_reader(name: str, task: BlockTask, report: Report) -> "BlockReader":
     return reader
 
 
-class _Actor:
-    """Reports its state every second, as all actors of `map_batches` do."""
+def report_every(num_workers: int, stall_timeout_s: float) -> float:
+    """Return the seconds between such reports of each worker, of which a stall's timeout holds several."""
+    return min(max(REPORT_S, num_workers / REPORTS_PER_S), max(stall_timeout_s / 4, REPORT_S))
 
-    def __init__(self, send: Callable[[WorkerState], Any]) -> None:
+
+class _Actor:
+    """Reports its state every few seconds, as all actors of `map_batches` do."""
+
+    def __init__(self, send: Callable[[WorkerState], Any], report_s: float) -> None:
         self._report = Report()
-        self._send = send
+        self._send, self._report_s = send, report_s
         threading.Thread(target=self._keep_reporting, daemon=True).start()
 
     def _report_state(self) -> None:
@@ -71,14 +79,14 @@ class _Actor:
     def _keep_reporting(self) -> None:
         while True:
             self._report_state()
-            time.sleep(REPORT_S)
+            time.sleep(self._report_s)
 
 
 class RecognizeBlocks(_Actor):
     """Recognizes blocks by a `BlockReader`, as an actor."""
 
-    def __init__(self, task: BlockTask, send: Callable[[WorkerState], Any], reader: str) -> None:
-        super().__init__(send)
+    def __init__(self, task: BlockTask, send: Callable[[WorkerState], Any], report_s: float, reader: str) -> None:
+        super().__init__(send, report_s)
         self._refusal = self._failure = ""
         try:
             self._reader = load_reader(reader, task, self._report)
@@ -126,10 +134,10 @@ class RecognizeDecoded(RecognizeBlocks):
 class DecodeBlocks(_Actor):
     """Decodes blocks by a `BlockDecoder`, as an actor."""
 
-    def __init__(self, task: BlockTask, spec: ModelSpec, send: Callable[[WorkerState], Any]) -> None:
+    def __init__(self, task: BlockTask, spec: ModelSpec, send: Callable[[WorkerState], Any], report_s: float) -> None:
         from captcha_ray.inference.block_decoder import BlockDecoder, to_table  # noqa: PLC0415 -- as above
 
-        super().__init__(send)
+        super().__init__(send, report_s)
         self._report["stage"] = IDLE
         self._to_table = to_table
         self._shape = spec.image.shape

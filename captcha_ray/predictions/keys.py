@@ -11,7 +11,7 @@ import concurrent.futures
 import itertools
 import json
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -42,20 +42,28 @@ INDEX_SCHEMA = pa.schema(
 )
 """A row per row of the run.
 
-uri_high, uri_low: the halves of the MD5 of the URI, 64 bits each. object: the lower half of the MD5 of the URI, a
-newline and the etag. With 128 bits, a billion objects have two of the same hash once in 10^21 tables. model_id, size,
-last_modified: as in the run. is_error: whether the row has no text.
+uri_high, uri_low: the first and the last eight bytes of the MD5 of the URI, as little-endian numbers. object: the last
+eight bytes of the MD5 of the URI, a newline and the etag. With 128 bits, a billion objects have two of the same hash
+once in 10^21 tables. model_id, size, last_modified: as in the run. is_error: whether the row has no text.
 """
 
-HASHES = """md5_number_upper(uri) AS uri_high, md5_number_lower(uri || chr(10) || etag) AS object,
-    md5_number_lower(uri) AS uri_low"""
+LOW, HIGH = "({} & 18446744073709551615::UHUGEINT)::UBIGINT", "({} >> 64)::UBIGINT"
+"""SQL for the halves of a number of 128 bits. DuckDB has functions for those of an MD5, five times as slow."""
+
+HASHES = ", ".join(
+    [
+        f"{LOW.format('md5_number(uri)')} AS uri_high",
+        f"{HIGH.format('md5_number(uri || chr(10) || etag)')} AS object",
+        f"{HIGH.format('md5_number(uri)')} AS uri_low",
+    ]
+)
 """SQL for the hashes of `INDEX_SCHEMA` from columns uri and etag."""
 
-RANGE = b"captcha_ray.uris"
-"""Key of the least and the greatest URI, a list in JSON, in the footer of an index."""
+ABOUT = b"captcha_ray.index"
+"""Key, in the footer of an index, of the least and the greatest URI and of the size of the rows' file, in JSON."""
 
 NUM_THREADS = 4
-"""Indexes that are read at once, and held: 32 MB each for two million rows."""
+"""Indexes that are read at once, and held: 32 MB each for two million rows, 90 MB for a listing without etags."""
 
 
 class UriRange(NamedTuple):
@@ -69,12 +77,13 @@ class UriRange(NamedTuple):
         return self.first <= other.last and other.first <= self.last
 
 
-def write(run: str, rows: pa.Table, spool: Path) -> None:
+def write(run: str, rows: pa.Table, num_bytes: int, spool: Path) -> None:
     """Write the index of a run.
 
     Args:
         run: URI of its folder.
         rows: All of it, with `SOURCE_COLUMNS`; at least one.
+        num_bytes: Size of their file, by which an index of other rows is told.
         spool: Local scratch folder.
     """
     with connect(spool) as database:
@@ -82,45 +91,51 @@ def write(run: str, rows: pa.Table, spool: Path) -> None:
         columns = f"{HASHES}, model_id, status = 'error' AS is_error, size, last_modified"
         keys = kept.project(columns).order("uri_high").to_arrow_table().select(INDEX_SCHEMA.names)
     ends = pc.min_max(rows["uri"]).as_py()
-    metadata = {RANGE: json.dumps([ends["min"], ends["max"]])}
-    table = keys.cast(INDEX_SCHEMA).replace_schema_metadata(metadata)
+    about = {ABOUT: json.dumps([ends["min"], ends["max"], num_bytes])}
+    table = keys.cast(INDEX_SCHEMA).replace_schema_metadata(about)
     is_hash = {field.name: field.type == pa.uint64() for field in INDEX_SCHEMA}  # and does not get any shorter
     compression = {name: "none" if found else "zstd" for name, found in is_hash.items()}
-    data = parquet.encode(table, use_dictionary=["model_id"], compression=compression)
+    data = parquet.encode(table, use_dictionary=["model_id"], compression=compression, write_page_checksum=True)
     filesystem.write(filesystem.join(run, NAME), data)
 
 
-def build(run: str, spool: Path) -> None:
+def build(run: str, num_bytes: int, spool: Path) -> None:
     """Write the index of a run, a folder's URI, from its rows, of which it holds `SOURCE_COLUMNS` meanwhile.
 
     Raises InputError if they cannot be read.
     """
     rows = filesystem.join(run, schema.FILE)
     try:
-        write(run, parquet.read(rows, SOURCE_COLUMNS), spool)
-    except pa.ArrowException as error:
+        write(run, parquet.read(rows, SOURCE_COLUMNS), num_bytes, spool)
+    except (pa.ArrowException, OSError) as error:
+        if not parquet.is_damage(error):
+            raise
         raise InputError(f"{rows} is damaged: {error}") from error
 
 
-def scan(runs: Iterable[str], columns: list[str], wanted: UriRange, spool: Path) -> Iterator[pa.Table]:
+def scan(runs: Mapping[str, int], columns: list[str], wanted: UriRange, spool: Path) -> Iterator[pa.Table]:
     """Yield columns of the indexes of runs whose URIs may be in a range; of the others only the footer is fetched.
 
-    An index that a power failure has damaged is made again.
+    An index that a power failure has damaged, or of rows that were replaced since, is made again.
 
     Args:
-        runs: URIs of their folders.
+        runs: Sizes of the files of rows, by the URIs of their folders.
         columns: Of `INDEX_SCHEMA`.
         wanted: URIs that are asked for.
         spool: Local scratch folder.
 
     Raises:
         OSError: An index is absent, or a store refuses.
+        InputError: The rows of a damaged index are damaged too.
     """
 
     def read(run: str) -> pa.Table | None:
-        with parquet.open_file(filesystem.join(run, NAME)) as file:
-            held = UriRange(*json.loads(file.schema_arrow.metadata[RANGE]))
-            return file.read(columns) if held.touches(wanted) else None
+        with parquet.open_file(filesystem.join(run, NAME), page_checksum_verification=True) as file:
+            about = (file.schema_arrow.metadata or {}).get(ABOUT, b"[null, null, null]")
+            first, last, num_bytes = json.loads(about)
+            if num_bytes != runs[run]:
+                raise pa.ArrowInvalid("these are keys of other rows")
+            return file.read(columns) if UriRange(first, last).touches(wanted) else None
 
     waiting = iter(runs)
     with concurrent.futures.ThreadPoolExecutor(NUM_THREADS) as pool:
@@ -129,8 +144,10 @@ def scan(runs: Iterable[str], columns: list[str], wanted: UriRange, spool: Path)
             run, future = ahead.popleft()
             try:
                 found = future.result()
-            except pa.ArrowInvalid:
-                build(run, spool)
+            except (pa.ArrowException, OSError) as error:
+                if not parquet.is_damage(error):
+                    raise
+                build(run, runs[run], spool)
                 found = read(run)
             ahead.extend((run, pool.submit(read, run)) for run in itertools.islice(waiting, 1))
             if found is not None:

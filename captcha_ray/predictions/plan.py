@@ -4,7 +4,7 @@ DuckDB joins by hash, in memory up to a limit and on the disk beyond it. Reads i
 """
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import duckdb
@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from captcha_ray.errors import InputError
 from captcha_ray.predictions import keys
 from captcha_ray.predictions.keys import HASHES, INDEX_SCHEMA, UriRange
 from captcha_ray.storage.database import connect, quoted, table_of
@@ -35,14 +36,14 @@ COLUMNS_BY_DATE = [*COLUMNS, "uri_low", "size", "last_modified"]
 class Done:
     """Says which objects are left out.
 
-    runs: URIs of the folders of runs whose objects are done. staged: local file of rows whose objects are done too.
-    failed: runs outside of which, or recognized in which, an object is left out as well. model_id: network of the rows
-    that count; "" for any. spool: local scratch folder.
+    runs: runs whose objects are done, as `keys.scan` takes them. staged: local file of rows whose objects are done too.
+    failed: if not None, only objects of which these runs hold errors alone are kept. model_id: network of the rows that
+    count; "" for any. spool: local scratch folder.
     """
 
-    runs: list[str]
+    runs: Mapping[str, int]
     staged: Path | None
-    failed: list[str] | None
+    failed: Mapping[str, int] | None
     model_id: str
     spool: Path
 
@@ -93,7 +94,7 @@ def _write(
     database: duckdb.DuckDBPyConnection, query: str, path: Path, done: Done, columns: list[str], uris: UriRange
 ) -> int:
     """Write what a query yields that names `done` and perhaps `failed`, and return the number of its rows."""
-    errors: list[OSError] = []
+    errors: list[OSError | InputError] = []
     named = [f"done AS ({_done_sql(done, columns)})"]
     database.register("done_runs", _reader(done.runs, columns, uris, done, errors))
     if done.failed is not None:
@@ -128,16 +129,16 @@ def _failed_sql(columns: list[str]) -> str:
 
 
 def _reader(
-    runs: list[str], columns: list[str], uris: UriRange, done: Done, errors: list[OSError]
+    runs: Mapping[str, int], columns: list[str], uris: UriRange, done: Done, errors: list[OSError | InputError]
 ) -> pa.RecordBatchReader:
-    """Return a reader of keys of runs. errors: gets those of stores, of which DuckDB makes errors of its own."""
+    """Return a reader of keys of runs. errors: gets those of which DuckDB makes errors of its own."""
 
     def batches() -> Iterator[pa.RecordBatch]:
         try:
             for table in keys.scan(runs, [*columns, "model_id"], uris, done.spool):
                 kept = table.filter(pc.equal(table["model_id"], done.model_id)) if done.model_id else table
                 yield from kept.select(columns).to_batches()
-        except OSError as error:
+        except (OSError, InputError) as error:
             errors.append(error)
             raise
 

@@ -30,6 +30,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from captcha_ray import console
+from captcha_ray.errors import InputError
 from captcha_ray.predictions import keys, plan, schema
 from captcha_ray.predictions.plan import Done
 from captcha_ray.runs.directory import read_json, to_json
@@ -83,7 +84,7 @@ class Run:
     @classmethod
     def of_id(cls, run_id: str) -> "Run | None":
         """Return the run of an id; None for another text."""
-        found = re.fullmatch(r"(?:(\d{4}-\d\d-\d\d|unknown)/)?(\d{6,})", run_id)
+        found = re.fullmatch(r"(?:(\d{4}-\d\d-\d\d|unknown)/)?(\d{6,7})", run_id)  # eight digits are a date
         return cls(f"date={found[1]}" if found[1] else "", int(found[2])) if found else None
 
     @classmethod
@@ -140,7 +141,10 @@ class Committed:
 
 
 class PredictionTable:
-    """The table below one URI, as a job with one network works on it. attempt: URI of the folder of what it stages."""
+    """The table below one URI, as a job with one network works on it.
+
+    attempt: URI of the folder of what it stages. others_begun: whether other work was begun and not ended.
+    """
 
     def __init__(
         self,
@@ -168,27 +172,31 @@ class PredictionTable:
         self._model_id = model_id
         self._spool = spool
         self._skip, self._retry_errors, self._date_pattern = skip, retry_errors, date_pattern
-        self._runs: set[Run] = set()
+        self._runs: dict[Run, int] = {}  # and the bytes of its rows' file
         self._work = filesystem.join(out, "_staging", work)
         self.attempt = filesystem.join(self._work, f"attempt-{secrets.token_hex(8)}")
         self._before: set[Run] = set()
         self._adopted = spool / "adopted.parquet"
+        self.others_begun = False
 
     def open(self) -> Counts:
         """Take over what interrupted attempts at the same work have staged, and return its counts.
 
         Completes what a kill between a commit and its manifest has left undone.
         """
-        names = {uri.removeprefix(f"{self._out}/") for uri in filesystem.list_files(self._out)}
-        self._runs = {run for name in names if (run := Run.parse(name))}
+        listed = (entry for page in filesystem.list_pages(self._out) for entry in page)
+        names = {entry.uri.removeprefix(f"{self._out}/"): entry.size for entry in listed}
+        self._runs = {run: size for name, size in names.items() if (run := Run.parse(name))}
         for run in self._runs:
             if f"{run.folder}/_manifest.json" not in names:
-                self._write_manifest(run, _footer(self._uri(run.file)))
+                self._write_manifest(run, read_manifest(self._out, run))
         self._index([run for run in sorted(self._runs) if f"{run.folder}/{keys.NAME}" not in names])
         for name in names:
             if re.search(r"(^|/)\.[^/]+\.[0-9a-f]{32}\.tmp$", name):  # a write that was interrupted
                 filesystem.delete(self._uri(name))
         self._before = self._begin()
+        begun = (re.fullmatch(rf"_staging/([^/]+)/{re.escape(BEGUN)}", name) for name in names)
+        self.others_begun = any(found and found[1] != self._work.rpartition("/")[2] for found in begun)
         left = [self._uri(name) for name in names if self._uri(name).startswith(f"{self._work}/attempt-")]
         adopted = self._adopt([uri for uri in left if uri.endswith(BLOCK)])
         self.discard(left)
@@ -207,7 +215,7 @@ class PredictionTable:
         if runs:
             with console.progress("index", len(runs), "runs") as shown:
                 for run in runs:
-                    keys.build(self._uri(run.folder), self._spool)
+                    keys.build(self._uri(run.folder), self._runs[run], self._spool)
                     shown(1)
 
     def _adopt(self, blocks: list[str]) -> Counts:
@@ -227,9 +235,10 @@ class PredictionTable:
         return filesystem.join(self.attempt, f"adopted{BLOCK}")
 
     @property
-    def _runs_that_count(self) -> set[Run]:
+    def _runs_that_count(self) -> list[Run]:
         """Return the runs by which an object is done: all of them, or only this work's own if it repeats objects."""
-        return self._runs - self._before if self._retry_errors or self._skip == "never" else self._runs
+        repeats = self._retry_errors or self._skip == "never"
+        return [run for run in self._runs if not (repeats and run in self._before)]
 
     @property
     def has_none_done(self) -> bool:
@@ -238,17 +247,18 @@ class PredictionTable:
 
     def plan(self, listed: Path, path: Path) -> int:
         """Write the rows of a listing that are still to be recognized to `path`, and return how many."""
-        failed = self._uris(self._before) if self._retry_errors else None
+        failed = self._sizes([run for run in self._runs if run in self._before]) if self._retry_errors else None
         staged = self._adopted if self._adopted.exists() else None
         return plan.write_left(listed, path, self._done(staged, failed))
 
-    def _done(self, staged: Path | None, failed: list[str] | None) -> Done:
+    def _done(self, staged: Path | None, failed: dict[str, int] | None) -> Done:
         """Return by what an object is done. See `Done`."""
         model_id = self._model_id if self._skip != "any-model" else ""
-        return Done(self._uris(self._runs_that_count), staged, failed, model_id, self._spool)
+        return Done(self._sizes(self._runs_that_count), staged, failed, model_id, self._spool)
 
-    def _uris(self, runs: set[Run]) -> list[str]:
-        return [self._uri(run.folder) for run in sorted(runs)]
+    def _sizes(self, runs: list[Run]) -> dict[str, int]:
+        """Return the sizes of the files of runs by the URIs of their folders."""
+        return {self._uri(run.folder): self._runs[run] for run in sorted(runs)}
 
     def _copies(self, blocks: list[str]) -> list[str]:
         """Return local paths of blocks, for which DuckDB takes no other folder's name for a pattern."""
@@ -284,14 +294,15 @@ class PredictionTable:
             number += 1
             run, counts = Run(partition, number), Counts.of(rows)
             manifest = {"run_id": run.run_id, **describe(counts)}
-            self._runs.add(run)
+            data = _encode(rows, run, manifest)
+            self._runs[run] = len(data)
             try:
-                filesystem.write(self._uri(run.file), _encode(rows, run, manifest), exclusive=True)
+                filesystem.write(self._uri(run.file), data, exclusive=True)
             except FileExistsError:  # another job has committed meanwhile, maybe some of the same objects
                 rows = self._without(rows, parquet.read(self._uri(run.file), ["uri", "etag", "model_id"]))
                 continue
             self._write_manifest(run, manifest)
-            keys.write(self._uri(run.folder), rows, self._spool)
+            keys.write(self._uri(run.folder), rows, len(data), self._spool)
             return Committed([run], counts)
         return Committed()
 
@@ -299,8 +310,8 @@ class PredictionTable:
         """Return the rows whose object is not among others' rows of the same network."""
         if self._skip != "any-model":
             others = others.filter(pc.equal(others["model_id"], self._model_id))
-        keys, taken = (pc.binary_join_element_wise(t["uri"], t["etag"], "\n") for t in (rows, others))
-        return rows.filter(pc.invert(pc.is_in(keys, value_set=taken)))
+        own, taken = (pc.binary_join_element_wise(t["uri"], t["etag"], "\n") for t in (rows, others))
+        return rows.filter(pc.invert(pc.is_in(own, value_set=taken)))
 
     def _partitions(self, rows: pa.Table) -> pa.Array:
         """Return the partition of each row."""
@@ -324,7 +335,8 @@ class PredictionTable:
 
         The next job then counts later runs as well.
         """
-        if self._runs == self._before and not any(uri.endswith(BLOCK) for uri in filesystem.list_files(self._work)):
+        staged = (uri for uri in filesystem.list_files(self._work) if uri.endswith(BLOCK))
+        if set(self._runs) == self._before and not any(staged):
             self.close()
 
     def close(self) -> None:
@@ -343,10 +355,19 @@ def _encode(rows: pa.Table, run: Run, manifest: dict[str, Any]) -> memoryview:
     return parquet.encode(table, row_group_size=GROUP_ROWS)
 
 
-def _footer(uri: str) -> dict[str, Any]:
-    """Return the manifest in a committed file."""
-    with parquet.open_file(uri) as file:
-        manifest: dict[str, Any] = json.loads(file.schema_arrow.metadata[FOOTER])
+def read_manifest(out: str, run: Run) -> dict[str, Any]:
+    """Return the manifest of a run of the table `out`, from the file that commits it.
+
+    Raises FileNotFoundError if there is no such run, and InputError if it cannot be read.
+    """
+    uri = filesystem.join(out, run.file)
+    try:
+        with parquet.open_file(uri) as file:
+            manifest: dict[str, Any] = json.loads(file.schema_arrow.metadata[FOOTER])
+    except (pa.ArrowException, OSError) as error:
+        if not parquet.is_damage(error):
+            raise
+        raise InputError(f"{uri} is damaged: {error}") from error
     return manifest
 
 

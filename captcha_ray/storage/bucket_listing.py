@@ -86,7 +86,8 @@ def _ask(root: str, page: _Page, start: str) -> tuple[_Page, dict[str, Any]]:
         arguments["Delimiter"] = "/"
     if page.token:
         arguments["ContinuationToken"] = page.token
-    elif start:
+    elif start and not (page.delimited and "/" in start.removeprefix(page.prefix)):
+        # With a delimiter, servers leave out the folder that the start lies in.
         arguments["StartAfter"] = start
     answer: dict[str, Any] = persist(lambda: s3_client(root).list_objects_v2(**arguments), f"{root}/{page.prefix}")
     return page, answer

@@ -5,6 +5,7 @@ them ends its listing of a bucket. S3 is therefore listed with botocore, which a
 (timeouts, resets, truncated bodies, 429, 5xx) is retried with backoff and jitter.
 """
 
+import concurrent.futures
 import contextlib
 import datetime
 import functools
@@ -46,6 +47,8 @@ T = TypeVar("T")
 NUM_LIST_THREADS = 8
 """Pages of a bucket that are requested at once, from different folders."""
 
+NUM_DELETE_THREADS = 8
+"""Requests for removal at once."""
 
 ATTEMPTS = 5
 """Times that a request is made before its error is raised."""
@@ -132,7 +135,10 @@ def get_range(uri: str, start: int, end: int) -> bytes:
         answer = s3_client(root).get_object(Bucket=root.removeprefix("s3://"), Key=key, Range=wanted)
         with contextlib.closing(answer["Body"]) as body:
             data: bytes = body.read()
-        return data if "ContentRange" in answer else data[start:end]
+        data = data if "ContentRange" in answer else data[start:end]
+        if len(data) != end - start:
+            raise StoreError(f"{uri}: {len(data)} bytes came of the range {wanted}")
+        return data
 
     return persist(request, uri)
 
@@ -217,13 +223,17 @@ def head(uri: str) -> Entry | None:
 
 
 def delete(*uris: str) -> None:
-    """Remove objects of one bucket, of S3 a thousand by a request; absent ones are no error."""
+    """Remove objects of one bucket, of S3 a thousand by a request, of others side by side; absent ones are no error."""
     names = [_split_named(uri) for uri in uris]
     at_once = 1000 if uris and uris[0].startswith("s3://") else 1
-    for some in (names[start : start + at_once] for start in range(0, len(names), at_once)):
-        root, keys = some[0][0], [key for _, key in some]
+
+    def remove(start: int) -> None:
+        keys = [key for _, key in names[start : start + at_once]]
         with contextlib.suppress(FileNotFoundError):
-            persist(functools.partial(obstore.delete, store_client(root), keys), f"{root}/{keys[0]}")
+            persist(lambda: obstore.delete(store_client(names[0][0]), keys), uris[start])
+
+    with concurrent.futures.ThreadPoolExecutor(NUM_DELETE_THREADS) as pool:
+        list(pool.map(remove, range(0, len(names), at_once)))
 
 
 def entry_of(uri: str, meta: Any) -> Entry:

@@ -65,12 +65,25 @@ class RangeReader(io.RawIOBase):
         return whole
 
 
-def open_file(uri: str) -> pq.ParquetFile:
+def open_file(uri: str, **options: Any) -> pq.ParquetFile:
     """Open an object; of one in a bucket only the footer and then what is read is fetched.
 
-    Raises as `filesystem.read` does.
+    Args:
+        uri: Of the object.
+        options: Of `pyarrow.parquet.ParquetFile`.
+
+    Raises:
+        OSError: As of `filesystem.read`; also for damage, as which `is_damage` tells it.
+        pyarrow.ArrowException: The file is damaged.
     """
-    return pq.ParquetFile(RangeReader(uri) if filesystem.is_remote(uri) else uri, pre_buffer=True)
+    return pq.ParquetFile(RangeReader(uri) if filesystem.is_remote(uri) else uri, pre_buffer=True, **options)
+
+
+def is_damage(error: Exception) -> bool:
+    """Return whether an error of reading a file says that its bytes are wrong, and not that they cannot be had."""
+    if isinstance(error, OSError):  # pyarrow raises it without a number for a footer that makes no sense
+        return error.errno is None and not isinstance(error, FileNotFoundError | objectstore.StoreError)
+    return isinstance(error, pa.ArrowException)
 
 
 def read(uri: str, columns: list[str] | None = None) -> pa.Table:

@@ -27,7 +27,14 @@ from captcha_ray.inference.config import InferConfig
 from captcha_ray.inference.job import READER, transcribe
 from captcha_ray.inference.pipeline import Pipeline
 from captcha_ray.inference.source import Source
-from captcha_ray.inference.worker import DecodeBlocks, RecognizeDecoded, Report, WorkerState
+from captcha_ray.inference.worker import (
+    REPORT_S,
+    DecodeBlocks,
+    RecognizeDecoded,
+    Report,
+    WorkerState,
+    report_every,
+)
 from captcha_ray.models.fingerprint import load_spec
 from captcha_ray.predictions.schema import LISTING_SCHEMA
 from captcha_ray.runtime import capacity, progress_channel, ray_session
@@ -130,6 +137,13 @@ def one_pipeline(network: Path, **flags: Any) -> Pipeline:
     return Pipeline(InferConfig(run=str(network), **flags), Source(("i",)), task, READER)
 
 
+@pytest.mark.parametrize(("num_workers", "seconds"), [(1, 1.0), (20, 1.0), (40, 2.0), (1000, 50.0)])
+def test_the_more_workers_there_are_the_less_often_each_reports(num_workers: int, seconds: float) -> None:
+    assert report_every(num_workers, 600.0) == seconds
+    assert report_every(num_workers, 8.0) <= 2.0
+    assert report_every(num_workers, 0.1) == 1.0
+
+
 def test_a_gpu_is_for_who_recognizes_and_a_cpu_for_who_decodes(
     ray_cluster: ray_session.Cluster, network: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -149,6 +163,7 @@ def test_a_gpu_is_for_who_recognizes_and_a_cpu_for_who_decodes(
     assert (recognizes["num_cpus"], recognizes["num_gpus"], recognizes["batch_size"]) == (4, 1, None)
     assert decodes["fn_constructor_args"][0].num_threads == 1
     assert recognizes["fn_constructor_args"][0].num_threads == 4
+    assert decodes["fn_constructor_args"][3] == recognizes["fn_constructor_args"][2] == REPORT_S
     pools = [(told["compute"].initial_size, told["compute"].max_size) for told in (decodes, recognizes)]
     assert pools == [(1, 6), (2, 2)], "decoders come after those that recognize have found their nodes"
 

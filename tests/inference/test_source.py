@@ -12,7 +12,7 @@ import pytest
 from captcha_ray.errors import InputError
 from captcha_ray.inference import source
 from captcha_ray.inference.config import InferConfig
-from captcha_ray.inference.job import NightSummary, transcribe
+from captcha_ray.inference.job import NightSummary, open_table, transcribe
 from captcha_ray.inference.source import Source, resolve
 from captcha_ray.storage import filesystem
 from tests.factories import draw_glyphs
@@ -66,6 +66,8 @@ def test_dates_that_are_none_are_refused(images: str, date: str, sentence: str) 
         (("/a/2026/10/31", "/a/2026/11/01"), "/a/2026"),
         (("/a/b", "/a/bc"), "/a"),
         (("/a", "/a/b"), "/a"),
+        (("/2026/a", "/2027/b"), "/"),
+        (("s3://in-2026/1", "s3://in-2027/1"), "s3://in-2026/1"),
     ],
 )
 def test_the_folder_that_nodes_must_see_holds_all_dates(uris: tuple[str, ...], shared: str) -> None:
@@ -86,7 +88,9 @@ def days(folder: Path, **names: list[str]) -> str:
     return f"{folder}/{{date:%Y/%m-%d}}"
 
 
-def test_a_night_over_dates_lists_no_other_and_days_without_images_are_no_error(network: Path, tmp_path: Path) -> None:
+def test_a_night_over_dates_lists_no_other_and_days_without_images_are_no_error(
+    network: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     images = days(tmp_path / "in", day20=["aa"], day21=["ab", "ba"], day24=["bb"])
     done = night(images, network, tmp_path / "out", date="2026-11-21..2026-11-24")
     assert (done.listed, done.committed.counts.total) == (3, 3)
@@ -94,9 +98,9 @@ def test_a_night_over_dates_lists_no_other_and_days_without_images_are_no_error(
     assert (again.listed, again.skipped, again.committed.counts.total) == (3, 2, 1)
     manifest = json.loads((tmp_path / "out/run=000002/_manifest.json").read_text())
     assert manifest["config"]["date"] == "2026-11-20..2026-11-21"
-    between = "none of the 2 folders between .*11-22 and .*11-23 holds no objects|11-22 and .*11-23 hold no objects"
-    with pytest.raises(InputError, match=between):
-        night(images, network, tmp_path / "out", date="2026-11-22..2026-11-23")
+    empty = night(images, network, tmp_path / "out", date="2026-11-22..2026-11-23")
+    assert (empty.listed, empty.committed.runs) == (0, [])
+    assert f"none of the 2 places from {tmp_path}/in/2026/11-22 to " in capsys.readouterr().err
 
 
 def test_the_table_may_stand_among_no_date(network: Path, tmp_path: Path) -> None:
@@ -140,8 +144,8 @@ def test_objects_up_to_one_are_passed_over(given: str, network: Path, tmp_path: 
         filesystem.write(f"{folder}/{name}.png", image)
     found = night(str(folder), network, tmp_path / "out", start_after=given.format(folder=folder))
     assert (found.listed, found.committed.counts.total) == (2, 2)
-    with pytest.raises(InputError, match=r"in holds no objects after '.*d'"):
-        night(str(folder), network, tmp_path / "out", start_after="d")
+    nothing = night(str(folder), network, tmp_path / "out", start_after="d")
+    assert (nothing.listed, nothing.committed.runs) == (0, [])
 
 
 def test_a_table_of_uris_is_cut_as_a_folder_is(network: Path, tmp_path: Path) -> None:
@@ -155,7 +159,77 @@ def test_a_table_of_uris_is_cut_as_a_folder_is(network: Path, tmp_path: Path) ->
     assert night(listed, network, tmp_path / "b", start_after=f"{folder}/{names[2]}").listed == 1
 
 
-def test_a_key_to_start_after_is_one_of_the_bucket() -> None:
-    config = InferConfig(images="s3://b/in", start_after="in/x")
-    assert resolve(config, TODAY).start_after == "s3://b/in/x"
-    assert resolve(InferConfig(images="s3://b/in", start_after="s3://b/y"), TODAY).start_after == "s3://b/y"
+@pytest.mark.parametrize(
+    ("images", "given", "expected"),
+    [
+        ("s3://b/in", "in/x", "s3://b/in/x"),
+        ("s3://b/in", "s3://b/y", "s3://b/y"),
+        ("/in", "a/x", "/in/a/x"),
+        ("/in", "/in/x", "/in/x"),
+        ("/in", "file:///in/x", "/in/x"),
+        ("/list.csv", "s3://b/y", "s3://b/y"),
+        ("s3://b/list.csv", "s3://c/y", "s3://c/y"),
+    ],
+)
+def test_an_object_to_start_after_is_a_uri_a_key_or_a_path(images: str, given: str, expected: str) -> None:
+    assert resolve(InferConfig(images=images, start_after=given), TODAY).start_after == expected
+
+
+@pytest.mark.parametrize(
+    ("images", "given", "sentence"),
+    [
+        ("s3://b/in", "s3://c/x", "which is not in s3://b"),
+        ("/in", "s3://b/x", "which is not in a local folder"),
+        ("/in/list.csv", "x.png", "with a table it must be a whole URI or path"),
+        ("/in", "ftp://b/x", "a scheme this project does not read"),
+    ],
+)
+def test_an_object_to_start_after_that_lies_elsewhere_is_refused(images: str, given: str, sentence: str) -> None:
+    with pytest.raises(InputError, match=sentence):
+        resolve(InferConfig(images=images, start_after=given), TODAY)
+
+
+def test_tables_of_several_dates_are_refused() -> None:
+    images = "s3://b/{date:%Y-%m-%d}.csv"
+    assert uris(images, "today") == ["2026-11-25.csv"]
+    with pytest.raises(InputError, match="of tables only one can be listed"):
+        uris(images, "yesterday..today")
+
+
+def test_since_a_run_wants_the_same_objects_and_no_work_that_was_left(network: Path, tmp_path: Path) -> None:
+    folder = draw_glyphs(tmp_path / "in", ["aa", "ab"])
+    night(str(folder), network, tmp_path / "out", match="png")
+    with pytest.raises(InputError, match=r"that run's job looked at .*'match': 'png'.*; give a date instead"):
+        night(str(folder), network, tmp_path / "out", since="000001")
+    begun = tmp_path / "out/_staging/0123456789abcdef/begun.json"
+    filesystem.write(str(begun), b"[]")
+    with pytest.raises(InputError, match="did not end, and what it left may be older; repeat its command first"):
+        night(str(folder), network, tmp_path / "out", match="png", since="000001")
+    filesystem.delete(str(begun))
+    assert night(str(folder), network, tmp_path / "out", match="png", since="000001").skipped == 2
+    filesystem.write(str(tmp_path / "out/run=000001/predictions.parquet"), b"PAR1")
+    with pytest.raises(InputError, match="is damaged"):
+        night(str(folder), network, tmp_path / "out", match="png", since="000001")
+
+
+def test_a_date_is_of_this_machines_time_zone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TZ", "Asia/Tokyo")
+    time.tzset()
+    try:
+        since = resolve(InferConfig(since="2026-11-20"), TODAY).since
+        assert since == datetime.datetime(2026, 11, 19, 15, tzinfo=datetime.UTC)
+        assert resolve(InferConfig(since="1800-01-01"), TODAY).since is not None
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+
+
+def test_a_work_that_an_earlier_version_left_is_taken_over() -> None:
+    """What it has staged lies under the hash of the same fields."""
+    config = InferConfig(images="/images", out="/table")
+    table = open_table(config, "a" * 64, Path("/spool"))
+    assert table.attempt.startswith("/table/_staging/82f8b1c90354ba72/attempt-")
+    dated = open_table(config, "a" * 64, Path("/spool"), ["/images/1"])
+    since = open_table(InferConfig(images="/images", out="/table", since="x"), "a" * 64, Path("/spool"))
+    after = open_table(InferConfig(images="/images", out="/table", start_after="x"), "a" * 64, Path("/spool"))
+    assert len({one.attempt.split("/")[3] for one in (table, dated, since, after)}) == 4

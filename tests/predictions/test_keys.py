@@ -1,7 +1,7 @@
 """The key index of a run: what it holds, that it can be made anew, and that a night reads no more than it needs."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -90,14 +90,42 @@ def test_a_kill_between_rows_and_index_is_mended_by_the_next_job(out: str) -> No
     assert parquet.read(where).equals(index)
 
 
-@pytest.mark.parametrize("left", [0, 100], ids=["empty", "torn"])
-def test_an_index_that_a_power_failure_has_damaged_is_made_again(left: int, out: str) -> None:
+def torn(data: bytes) -> bytes:
+    return data[:100]
+
+
+def zeroed(data: bytes) -> bytes:
+    return data[:4] + bytes(60) + data[64:]
+
+
+def garbled(data: bytes) -> bytes:
+    return data[:-200] + bytes(180) + data[-20:]
+
+
+@pytest.mark.parametrize("damage", [lambda data: b"", torn, zeroed, garbled])
+def test_an_index_that_a_power_failure_has_damaged_is_made_again(damage: Callable[[bytes], bytes], out: str) -> None:
     Writer(out).night(FIVE[:2])
     where = filesystem.join(out, INDEX)
     data = filesystem.read(where)
-    filesystem.write(where, data[:left])
+    filesystem.write(where, damage(data))
     assert Writer(out).plan(FIVE) == sorted(FIVE[2:])
     assert filesystem.read(where) == data
+
+
+def test_an_index_of_rows_that_were_replaced_since_is_made_again(out: str) -> None:
+    """Where a store ignores conditional writes, a run may be another job's; and people may take rows out of one."""
+    Writer(out).night(FIVE[:3], size=3)
+    where = filesystem.join(out, "run=000001/predictions.parquet")
+    rows = parquet.read(where)
+    parquet.write(where, rows.slice(1))
+    assert Writer(out).plan(FIVE) == sorted([FIVE[0], *FIVE[3:]])
+
+
+def test_an_index_without_its_footer_is_of_another_time(local: str) -> None:
+    Writer(local).night(FIVE[:2])
+    where = filesystem.join(local, INDEX)
+    parquet.write(where, parquet.read(where).replace_schema_metadata(None))
+    assert Writer(local).plan(FIVE) == sorted(FIVE[2:])
 
 
 def test_rows_that_are_damaged_are_named(local: str) -> None:
@@ -107,6 +135,9 @@ def test_rows_that_are_damaged_are_named(local: str) -> None:
     filesystem.write(rows, b"PAR1")
     with pytest.raises(InputError, match=r"run=000001/predictions\.parquet is damaged"):
         Writer(local)
+    filesystem.write(filesystem.join(local, INDEX), b"PAR1")
+    with pytest.raises(InputError, match=r"run=000001/predictions\.parquet is damaged"):
+        Writer(local).plan(FIVE)
 
 
 # ---------------------------------------------------------------- what is read
