@@ -173,14 +173,15 @@ def main() -> None:
         listed, kept, table = folder / "listed.parquet", folder / "kept", folder / "tables" / "old"
         table.parent.mkdir(parents=True, exist_ok=True)
         on_disk = InferConfig(run=make_run(folder), images=str(listed), out=str(kept), num_workers=options.num_workers)
-        if not kept.exists():
+        kept.mkdir(exist_ok=True)
+        if not any(kept.iterdir()):
             fill(on_disk, options.num_done)
         shutil.rmtree(table, ignore_errors=True)
         shutil.copytree(kept, table, copy_function=os.link)
         files = [path for path in table.rglob("*") if path.is_file()]
         for name in ("predictions.parquet", "_keys.index"):
             size = sum(path.stat().st_size for path in files if path.name == name)
-            print(f"{name}: {size / 1e6:,.0f} MB, {size / options.num_done:.1f} bytes a row")
+            print(f"{name}: {size / 1e6:,.0f} MB, {size / max(options.num_done, 1):.1f} bytes a row")
         write_listing(listed, options.num_done if options.listing == "new" else 0, options.num_done + options.num_new)
         with serve_s3(folder) as environment:
             config = dataclasses.replace(on_disk, out=str(table))
