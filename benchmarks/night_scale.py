@@ -166,7 +166,8 @@ def print_phases(folder: Path) -> None:
 
 def main() -> None:
     options = tyro.cli(Options, description=__doc__)
-    for line in provenance(**dataclasses.asdict(options)):
+    sizes = {name: value for name, value in dataclasses.asdict(options).items() if isinstance(value, int)}
+    for line in provenance(**sizes):
         print(line, flush=True)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(options.scratch or temporary).absolute()
