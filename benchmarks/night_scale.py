@@ -1,4 +1,4 @@
-"""A night over a table that is old already: seconds by phase, memory of the driver, bytes that it reads.
+"""Time a night over a table that is old already: seconds by phase, memory of the driver, bytes that it reads.
 
 The table is made by committing runs of made-up rows, one day's objects after the other's. The night lists all of them
 and some new ones (a Parquet table of URIs, as a bucket's inventory is), or the new ones alone, as a dated night does.
@@ -78,10 +78,9 @@ class StubReader:
         """Stage a block; return its rows and errors."""
         listed = self._plan.read(block)
         with duckdb.connect() as database:
-            relation = database.from_arrow(listed)
-            database.register("listed", relation)
-            query = f"SELECT *, {PREDICTED.replace('$model', repr(self._task.model_id))} FROM listed"
-            rows = database.sql(query).to_arrow_table()
+            database.register("listed", listed)
+            query, parameters = f"SELECT *, {PREDICTED} FROM listed", {"model": self._task.model_id}
+            rows = database.sql(query, params=parameters).to_arrow_table()
         parquet.write(self._task.staged(block), rows.cast(STAGED_SCHEMA))
         self._report["fetched"] += len(rows)
         return len(rows), 0

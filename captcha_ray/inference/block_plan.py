@@ -1,6 +1,5 @@
 """Hand blocks to workers: Parquet objects whose row groups are blocks, written by the driver, read group by group."""
 
-import concurrent.futures
 import io
 import itertools
 from collections.abc import Iterable, Iterator
@@ -14,7 +13,7 @@ from captcha_ray.predictions import schema
 from captcha_ray.storage import filesystem, parquet
 
 BLOCKS_PER_PART = 256
-"""Blocks in one object: a million rows at most, some 60 MB, which the driver holds twice while they are written."""
+"""Blocks in one object: a million rows at most, some 60 MB, which the driver holds."""
 
 
 def cut(path: Path, sizes: list[int]) -> Iterator[pa.Table]:
@@ -29,15 +28,11 @@ def cut(path: Path, sizes: list[int]) -> Iterator[pa.Table]:
 def write(task: BlockTask, blocks: Iterable[pa.Table]) -> None:
     """Write the listed objects of blocks, numbered from 0. blocks: rows of `schema.LISTING_SCHEMA`."""
     waiting = iter(blocks)
-    with concurrent.futures.ThreadPoolExecutor(1) as pool:
-        written: concurrent.futures.Future[None] | None = None
-        for part in itertools.count():
-            data = _encode(itertools.islice(waiting, BLOCKS_PER_PART))
-            if written:
-                written.result()
-            if data is None:
-                return
-            written = pool.submit(filesystem.write, task.part_uri(part), data)
+    for part in itertools.count():
+        data = _encode(itertools.islice(waiting, BLOCKS_PER_PART))
+        if data is None:
+            return
+        filesystem.write(task.part_uri(part), data)
 
 
 def _encode(blocks: Iterable[pa.Table]) -> memoryview | None:

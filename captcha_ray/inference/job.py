@@ -213,7 +213,7 @@ class _Job:
                     todo.unlink()
                     self._recognize(len(sizes))
         except TooManyErrorsError:
-            self._table.discard(filesystem.list_files(self._table.attempt))  # now that no worker adds to it
+            filesystem.delete(*filesystem.list_files(self._table.attempt))  # now that no worker adds to it
             self._table.give_up()
             raise
         except InputError:

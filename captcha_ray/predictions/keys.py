@@ -18,10 +18,10 @@ from typing import NamedTuple
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from captcha_ray.errors import InputError
 from captcha_ray.predictions import schema
 from captcha_ray.storage import filesystem, parquet
 from captcha_ray.storage.database import connect
+from captcha_ray.storage.parquet import DamagedError
 
 NAME = "_keys.index"
 """Name of the file in a run's folder."""
@@ -40,7 +40,7 @@ INDEX_SCHEMA = pa.schema(
         pa.field("last_modified", schema.TIMESTAMP),
     ]
 )
-"""A row per row of the run.
+"""Holds a row per row of the run.
 
 uri_high, uri_low: the first and the last eight bytes of the MD5 of the URI, as little-endian numbers. object: the last
 eight bytes of the MD5 of the URI, a newline and the etag. With 128 bits, a billion objects have two of the same hash
@@ -67,7 +67,7 @@ NUM_THREADS = 4
 
 
 class UriRange(NamedTuple):
-    """The least and the greatest URI of some rows, in the order of their UTF-8 bytes."""
+    """Bounds some rows by the least and the greatest of their URIs, in the order of their UTF-8 bytes."""
 
     first: str
     last: str
@@ -102,15 +102,11 @@ def write(run: str, rows: pa.Table, num_bytes: int, spool: Path) -> None:
 def build(run: str, num_bytes: int, spool: Path) -> None:
     """Write the index of a run, a folder's URI, from its rows, of which it holds `SOURCE_COLUMNS` meanwhile.
 
-    Raises InputError if they cannot be read.
+    Raises DamagedError if they make no sense.
     """
     rows = filesystem.join(run, schema.FILE)
-    try:
+    with parquet.naming_damage(rows):
         write(run, parquet.read(rows, SOURCE_COLUMNS), num_bytes, spool)
-    except (pa.ArrowException, OSError) as error:
-        if not parquet.is_damage(error):
-            raise
-        raise InputError(f"{rows} is damaged: {error}") from error
 
 
 def scan(runs: Mapping[str, int], columns: list[str], wanted: UriRange, spool: Path) -> Iterator[pa.Table]:
@@ -126,15 +122,16 @@ def scan(runs: Mapping[str, int], columns: list[str], wanted: UriRange, spool: P
 
     Raises:
         OSError: An index is absent, or a store refuses.
-        InputError: The rows of a damaged index are damaged too.
+        DamagedError: The rows of a damaged index are damaged too.
     """
 
     def read(run: str) -> pa.Table | None:
-        with parquet.open_file(filesystem.join(run, NAME), page_checksum_verification=True) as file:
+        index = filesystem.join(run, NAME)
+        with parquet.naming_damage(index), parquet.open_file(index, page_checksum_verification=True) as file:
             about = (file.schema_arrow.metadata or {}).get(ABOUT, b"[null, null, null]")
             first, last, num_bytes = json.loads(about)
             if num_bytes != runs[run]:
-                raise pa.ArrowInvalid("these are keys of other rows")
+                raise DamagedError(f"{index} has the keys of other rows")
             return file.read(columns) if UriRange(first, last).touches(wanted) else None
 
     waiting = iter(runs)
@@ -144,9 +141,7 @@ def scan(runs: Mapping[str, int], columns: list[str], wanted: UriRange, spool: P
             run, future = ahead.popleft()
             try:
                 found = future.result()
-            except (pa.ArrowException, OSError) as error:
-                if not parquet.is_damage(error):
-                    raise
+            except DamagedError:
                 build(run, runs[run], spool)
                 found = read(run)
             ahead.extend((run, pool.submit(read, run)) for run in itertools.islice(waiting, 1))

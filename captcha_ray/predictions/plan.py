@@ -26,10 +26,10 @@ SAME_BY_DATE = """done.uri_high = listed.uri_high AND CASE WHEN listed.etag <> '
 """SQL: the same for a listing of which some objects lack etags; of these, size and date decide."""
 
 COLUMNS = ["uri_high", "object", "is_error"]
-"""Columns of an index that the first condition needs."""
+"""Columns of an index that the first condition and `_failed_sql` need."""
 
 COLUMNS_BY_DATE = [*COLUMNS, "uri_low", "size", "last_modified"]
-"""Columns that the second one needs."""
+"""Columns that the second condition needs."""
 
 
 @dataclasses.dataclass(frozen=True)

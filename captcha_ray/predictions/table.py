@@ -21,7 +21,7 @@ import json
 import re
 import secrets
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,6 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from captcha_ray import console
-from captcha_ray.errors import InputError
 from captcha_ray.predictions import keys, plan, schema
 from captcha_ray.predictions.plan import Done
 from captcha_ray.runs.directory import read_json, to_json
@@ -199,7 +198,7 @@ class PredictionTable:
         self.others_begun = any(found and found[1] != self._work.rpartition("/")[2] for found in begun)
         left = [self._uri(name) for name in names if self._uri(name).startswith(f"{self._work}/attempt-")]
         adopted = self._adopt([uri for uri in left if uri.endswith(BLOCK)])
-        self.discard(left)
+        filesystem.delete(*left)
         return adopted
 
     def _begin(self) -> set[Run]:
@@ -285,7 +284,7 @@ class PredictionTable:
         committed = Committed()
         for partition in sorted(pc.unique(partitions).to_pylist()):
             committed += self._commit_one(partition, rows.filter(pc.equal(partitions, partition)), describe)
-        self.discard(blocks)
+        filesystem.delete(*blocks)
         return committed
 
     def _commit_one(self, partition: str, rows: pa.Table, describe: Callable[[Counts], dict[str, Any]]) -> Committed:
@@ -295,12 +294,12 @@ class PredictionTable:
             run, counts = Run(partition, number), Counts.of(rows)
             manifest = {"run_id": run.run_id, **describe(counts)}
             data = _encode(rows, run, manifest)
-            self._runs[run] = len(data)
             try:
                 filesystem.write(self._uri(run.file), data, exclusive=True)
             except FileExistsError:  # another job has committed meanwhile, maybe some of the same objects
                 rows = self._without(rows, parquet.read(self._uri(run.file), ["uri", "etag", "model_id"]))
                 continue
+            self._runs[run] = len(data)
             self._write_manifest(run, manifest)
             keys.write(self._uri(run.folder), rows, len(data), self._spool)
             return Committed([run], counts)
@@ -326,10 +325,6 @@ class PredictionTable:
     def _uri(self, name: str) -> str:
         return filesystem.join(self._out, name)
 
-    def discard(self, uris: Iterable[str]) -> None:
-        """Remove what was staged."""
-        filesystem.delete(*uris)
-
     def give_up(self) -> None:
         """Forget this work after a refusal if nothing was recognized.
 
@@ -341,7 +336,7 @@ class PredictionTable:
 
     def close(self) -> None:
         """Mark the work as complete: nothing of it stays staged."""
-        self.discard(filesystem.list_files(self._work))
+        filesystem.delete(*filesystem.list_files(self._work))
         filesystem.prune(filesystem.join(self._out, "_staging"))
 
 
@@ -358,24 +353,20 @@ def _encode(rows: pa.Table, run: Run, manifest: dict[str, Any]) -> memoryview:
 def read_manifest(out: str, run: Run) -> dict[str, Any]:
     """Return the manifest of a run of the table `out`, from the file that commits it.
 
-    Raises FileNotFoundError if there is no such run, and InputError if it cannot be read.
+    Raises FileNotFoundError if there is no such run, and DamagedError if its file makes no sense.
     """
     uri = filesystem.join(out, run.file)
-    try:
-        with parquet.open_file(uri) as file:
-            manifest: dict[str, Any] = json.loads(file.schema_arrow.metadata[FOOTER])
-    except (pa.ArrowException, OSError) as error:
-        if not parquet.is_damage(error):
-            raise
-        raise InputError(f"{uri} is damaged: {error}") from error
+    with parquet.naming_damage(uri), parquet.open_file(uri) as file:
+        manifest: dict[str, Any] = json.loads(file.schema_arrow.metadata[FOOTER])
     return manifest
 
 
 def _is_whole(path: str) -> bool:
     """Return whether a staged block can be read; a power failure may have cut it off."""
     try:
-        pq.read_metadata(path)
-    except pa.ArrowException:
+        with parquet.naming_damage(path):
+            pq.read_metadata(path)
+    except parquet.DamagedError:
         return False
     return True
 

@@ -250,9 +250,8 @@ def delete(*uris: str) -> None:
 def list_pages(uri: str, start_after: str = "") -> Iterator[list[Entry]]:
     """Yield all objects below a folder or prefix, or the one file, in pages of a thousand; in no order on S3.
 
-    Objects of a bucket whose URI is not greater than `start_after` may be missing.
-
-    Local symbolic links are followed, but not in circles. Only a few pages are held in memory.
+    Objects of a bucket whose URI is not greater than `start_after` may be missing. Local symbolic links are followed,
+    but not in circles. Only a few pages are held in memory.
 
     Raises:
         InputError: A local folder is absent or cannot be listed.

@@ -1,11 +1,18 @@
-"""Read and write Parquet objects, local or in a bucket; of a bucket's objects only the bytes that are asked for."""
+"""Read and write Parquet objects, local or in a bucket; of a bucket's objects only the bytes that are asked for.
 
+obstore has files to read by ranges too, but they know neither the retries of `objectstore` nor servers such as
+rclone's, which answer a range with the status of a whole object.
+"""
+
+import contextlib
 import io
+from collections.abc import Iterator
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from captcha_ray.errors import InputError
 from captcha_ray.storage import filesystem, objectstore
 
 TAIL_BYTES = 65_536
@@ -13,7 +20,7 @@ TAIL_BYTES = 65_536
 
 
 class RangeReader(io.RawIOBase):
-    """An object in a bucket as a file, of which each read is a request; its last bytes are kept.
+    """Reads an object in a bucket as a file; each read is a request, and the last bytes are kept.
 
     Raises as `filesystem.read` does, when it is opened and when it is read.
     """
@@ -65,6 +72,23 @@ class RangeReader(io.RawIOBase):
         return whole
 
 
+class DamagedError(InputError):
+    """Says that the bytes of a Parquet file are wrong, not that they cannot be had."""
+
+
+@contextlib.contextmanager
+def naming_damage(uri: str) -> Iterator[None]:
+    """Turn what pyarrow raises for a damaged file into `DamagedError`, which names it."""
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        # For some damage pyarrow raises OSError; unlike that of a system or a store, it has no number.
+        refused = FileNotFoundError | objectstore.StoreError
+        if isinstance(error, OSError) and (error.errno is not None or isinstance(error, refused)):
+            raise
+        raise DamagedError(f"{uri} is damaged: {error}") from error
+
+
 def open_file(uri: str, **options: Any) -> pq.ParquetFile:
     """Open an object; of one in a bucket only the footer and then what is read is fetched.
 
@@ -73,17 +97,10 @@ def open_file(uri: str, **options: Any) -> pq.ParquetFile:
         options: Of `pyarrow.parquet.ParquetFile`.
 
     Raises:
-        OSError: As of `filesystem.read`; also for damage, as which `is_damage` tells it.
-        pyarrow.ArrowException: The file is damaged.
+        OSError: As of `filesystem.read`, also by what is read later.
+        pyarrow.ArrowException: The file is damaged; see `naming_damage`.
     """
     return pq.ParquetFile(RangeReader(uri) if filesystem.is_remote(uri) else uri, pre_buffer=True, **options)
-
-
-def is_damage(error: Exception) -> bool:
-    """Return whether an error of reading a file says that its bytes are wrong, and not that they cannot be had."""
-    if isinstance(error, OSError):  # pyarrow raises it without a number for a footer that makes no sense
-        return error.errno is None and not isinstance(error, FileNotFoundError | objectstore.StoreError)
-    return isinstance(error, pa.ArrowException)
 
 
 def read(uri: str, columns: list[str] | None = None) -> pa.Table:

@@ -1,4 +1,4 @@
-"""A night looks at the dates it is told, and passes over what is older or stands before."""
+"""Checks that a night looks at the dates it is told, and passes over what is older or stands before."""
 
 import datetime
 import json
@@ -14,6 +14,7 @@ from captcha_ray.inference import source
 from captcha_ray.inference.config import InferConfig
 from captcha_ray.inference.job import NightSummary, open_table, transcribe
 from captcha_ray.inference.source import Source, resolve
+from captcha_ray.models.fingerprint import load_spec_and_fingerprint
 from captcha_ray.storage import filesystem
 from tests.factories import draw_glyphs
 
@@ -196,6 +197,10 @@ def test_tables_of_several_dates_are_refused() -> None:
         uris(images, "yesterday..today")
 
 
+def id_of(network: Path) -> str:
+    return load_spec_and_fingerprint(str(network))[1]
+
+
 def test_since_a_run_wants_the_same_objects_and_no_work_that_was_left(network: Path, tmp_path: Path) -> None:
     folder = draw_glyphs(tmp_path / "in", ["aa", "ab"])
     night(str(folder), network, tmp_path / "out", match="png")
@@ -206,6 +211,13 @@ def test_since_a_run_wants_the_same_objects_and_no_work_that_was_left(network: P
     with pytest.raises(InputError, match="did not end, and what it left may be older; repeat its command first"):
         night(str(folder), network, tmp_path / "out", match="png", since="000001")
     filesystem.delete(str(begun))
+    own = open_table(
+        InferConfig(images=str(folder), out=str(tmp_path / "out"), match="png", since="000001"),
+        id_of(network),
+        tmp_path,
+    )
+    own.open()
+    assert list((tmp_path / "out").glob("_staging/*/begun.json")), "an interrupted job of the same command goes on"
     assert night(str(folder), network, tmp_path / "out", match="png", since="000001").skipped == 2
     filesystem.write(str(tmp_path / "out/run=000001/predictions.parquet"), b"PAR1")
     with pytest.raises(InputError, match="is damaged"):
@@ -225,7 +237,7 @@ def test_a_date_is_of_this_machines_time_zone(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_work_that_an_earlier_version_left_is_taken_over() -> None:
-    """What it has staged lies under the hash of the same fields."""
+    """Pin the hash under which staged rows lie: another one would leave them to nobody."""
     config = InferConfig(images="/images", out="/table")
     table = open_table(config, "a" * 64, Path("/spool"))
     assert table.attempt.startswith("/table/_staging/82f8b1c90354ba72/attempt-")

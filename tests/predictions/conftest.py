@@ -1,4 +1,4 @@
-"""Fixtures of tables: an empty one on a disk, and one in a bucket."""
+"""Make empty tables, on a disk and in a bucket."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +10,7 @@ from tests.support.s3_server import client_of, serve_s3
 
 @pytest.fixture
 def spools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A place for the spools of `prediction_tables.Writer`."""
+    """Make a place for the spools of `prediction_tables.Writer`."""
     (tmp_path / "spools").mkdir()
     monkeypatch.setenv("SPOOLS", str(tmp_path / "spools"))
 
@@ -37,6 +37,6 @@ def remote(server: tuple[Path, dict[str, str]], tmp_path: Path, monkeypatch: pyt
 
 @pytest.fixture(params=["local", "s3"])
 def out(request: pytest.FixtureRequest) -> str:
-    """An empty table of each kind."""
+    """Give an empty table of each kind."""
     found: str = request.getfixturevalue("local" if request.param == "local" else "remote")
     return found

@@ -195,6 +195,14 @@ def test_a_work_that_was_refused_is_forgotten_unless_something_was_read(local: s
     assert Writer(local, skip="never").adopted.total == 1
 
 
+def test_a_work_that_has_committed_a_run_is_not_forgotten(local: str) -> None:
+    writer = Writer(local, skip="never")
+    writer.blocks = [writer.stage(FIVE[:2])]
+    writer.commit()
+    writer.table.give_up()
+    assert Writer(local, skip="never").plan(FIVE) == FIVE[2:]
+
+
 def test_an_error_without_an_etag_is_read_again_once_its_etag_is_known(out: str) -> None:
     Writer(out).night([(FIVE[0][0], "")], {FIVE[0][0]: "Missing: x"})
     assert Writer(out).plan([(FIVE[0][0], "")]) == []

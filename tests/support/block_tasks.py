@@ -1,4 +1,4 @@
-"""The task of a worker of bulk inference, as a job without flags gives it."""
+"""Make the task of a worker of bulk inference, as a job without flags gives it."""
 
 from pathlib import Path
 from typing import Any
