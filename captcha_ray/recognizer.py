@@ -36,6 +36,9 @@ image. An Arrow scalar of a path or of bytes, which pyarrow declares no type for
 
 TAKEN = "path, URI, bytes, file open for reading bytes, uint8 array, Pillow image or Arrow scalar of one"
 
+MAX_PIXELS_AT_ONCE = 4 << 20
+"""Pixels in an engine at once, 256 images of 64x256: what a layer makes of them takes hundreds of MB already."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
@@ -144,7 +147,10 @@ class Recognizer:
 
     def _outputs(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         assert pixels.shape[1:] == self.spec.image.shape, f"{pixels.shape[1:]} is not {self.spec.image.shape}"
-        return self._restriction.apply(self.engine.log_probabilities(pixels), self._whole)
+        at_once = max(MAX_PIXELS_AT_ONCE // (self.spec.image.height * self.spec.image.width), 1)
+        starts = range(0, max(len(pixels), 1), at_once)
+        parts = [self.engine.log_probabilities(pixels[k : k + at_once]) for k in starts]
+        return self._restriction.apply(parts[0] if len(parts) == 1 else np.concatenate(parts), self._whole)
 
     def _at_positions(self, outputs: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """Return log-probabilities of the classes at each position from an engine's."""

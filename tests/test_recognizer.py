@@ -111,6 +111,25 @@ def test_an_image_is_read_alike_alone_in_a_batch_and_in_many_batches(recognizer:
             assert one.char_confidence == pytest.approx(other.char_confidence, abs=1e-5)
 
 
+def test_an_engine_gets_large_images_a_few_at_a_time(recognizer: Recognizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    height, width, channels = recognizer.spec.image.shape
+    pixels = np.random.default_rng(0).integers(0, 256, (8, height, width, channels), np.uint8)
+    expected, given = recognizer.log_probabilities(pixels), []
+    compute = recognizer.engine.log_probabilities
+
+    def counted(part: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        given.append(len(part))
+        return compute(part)
+
+    monkeypatch.setattr(recognizer.engine, "log_probabilities", counted)
+    for most, numbers in ((3 * height * width, [3, 3, 2]), (1, [1] * 8), (8 * height * width, [8])):
+        given.clear()
+        monkeypatch.setattr("captcha_ray.recognizer.MAX_PIXELS_AT_ONCE", most)
+        np.testing.assert_allclose(recognizer.log_probabilities(pixels), expected, atol=1e-5)
+        assert given == numbers
+    assert len(recognizer.log_probabilities(pixels[:0])) == 0
+
+
 def test_confidence_is_that_of_the_least_certain_character(recognizer: Recognizer) -> None:
     for prediction in recognizer.predict(list(pictures(10))):
         assert len(prediction.text) == len(prediction.char_confidence) == SPEC.max_length

@@ -47,11 +47,7 @@ def decode_files(files: pa.Table, spec: ImageSpec, max_pixels: int) -> tuple[pa.
             each image in the shards had.
     """
     uris = files["uri"].to_pylist()
-    if uris and filesystem.is_remote(uris[0]):
-        with concurrent.futures.ThreadPoolExecutor(NUM_FETCH_THREADS) as pool:
-            results = list(pool.map(lambda uri: _decode_file(uri, spec, max_pixels), uris))
-    else:
-        results = [_decode_file(uri, spec, max_pixels) for uri in uris]
+    results = of_files(uris, lambda data: decoder.decode_with_size(data, spec, max_pixels))
     readable = [not isinstance(result, decoder.Unreadable) for result in results]
     good = [result for result in results if not isinstance(result, decoder.Unreadable)]
     pixels = np.stack([one.pixels for one in good]) if good else np.zeros((0, *spec.shape), np.uint8)
@@ -69,12 +65,15 @@ def decode_files(files: pa.Table, spec: ImageSpec, max_pixels: int) -> tuple[pa.
     return shard, schema.quarantine(bad), [one.width / one.height for one in good]
 
 
-def _decode_file(uri: str, spec: ImageSpec, max_pixels: int) -> decoder.Decoded | decoder.Unreadable:
-    return of_file(uri, lambda data: decoder.decode_with_size(data, spec, max_pixels))
+def of_files(uris: list[str], make: Callable[[bytes], T | decoder.Unreadable]) -> list[T | decoder.Unreadable]:
+    """Return what `make` makes of each file's bytes, or why they cannot be read."""
+    if not uris or not filesystem.is_remote(uris[0]):
+        return [_of_file(uri, make) for uri in uris]
+    with concurrent.futures.ThreadPoolExecutor(NUM_FETCH_THREADS) as pool:
+        return list(pool.map(lambda uri: _of_file(uri, make), uris))
 
 
-def of_file(uri: str, make: Callable[[bytes], T | decoder.Unreadable]) -> T | decoder.Unreadable:
-    """Return what `make` makes of a file's bytes, or why they cannot be read."""
+def _of_file(uri: str, make: Callable[[bytes], T | decoder.Unreadable]) -> T | decoder.Unreadable:
     try:
         data = filesystem.read(uri)
     except FileNotFoundError:

@@ -1,7 +1,6 @@
 """Choose the images that a corpus is turned into: size, color, what is cut off, and whose labels fit into them."""
 
 import collections
-import concurrent.futures
 import dataclasses
 import statistics
 
@@ -100,10 +99,13 @@ def _described(part: tuple[float, ...]) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class _Look:
-    """Describe how an image of the sample looks. gray: uint8 (H, W, 1), of the size of `LOOK`. length: of its label."""
+    """Describe how an image of the sample looks.
+
+    gray: uint8 (H, W, 1), of the size of `LOOK`, if it was asked for. length: of its label.
+    """
 
     appearance: decoder.Appearance
-    gray: decoder.Pixels
+    gray: decoder.Pixels | None
     length: int
 
 
@@ -128,16 +130,16 @@ def _choose_image(config: PreprocessConfig, files: pa.Table) -> ImageSpec:
     two_lines = ALL_RATIOS if config.lines == "two" else 0.0
     if all(given) and not (config.fit == "auto" and differ):
         return config.image(*given, two_lines=two_lines)
-    looks = _look_at_sample(config, files)
     open_ = not config.height and not config.width
-    crop = find_text([look.gray for look in looks], cut_width=not differ) if open_ and config.crop == "auto" else ()
+    looks = _look_at_sample(config, files, with_gray=open_)
+    grays = [look.gray for look in looks if look.gray is not None]
+    crop = find_text(grays, cut_width=not differ) if open_ and config.crop == "auto" else ()
     left, top, right, bottom = crop or (0, 0, 1, 1)
     heights = np.array([(bottom - top) * look.appearance.height for look in looks])
     widths = np.array([(right - left) * look.appearance.width for look in looks])
     if open_ and config.lines == "auto":
         rows = slice(round(top * LOOK.height), round(bottom * LOOK.height))
-        grays, characters = [look.gray[rows] for look in looks], [look.length for look in looks]
-        two_lines = find_two_lines(grays, widths, heights, characters)
+        two_lines = find_two_lines([gray[rows] for gray in grays], widths, heights, [look.length for look in looks])
     ratios = widths / heights
     heights = np.where(ratios < two_lines, heights / 2, heights)
     ratios = np.where(ratios < two_lines, 4 * ratios, ratios)
@@ -151,21 +153,22 @@ def _choose_image(config: PreprocessConfig, files: pa.Table) -> ImageSpec:
     return config.image(height, width, channels, pad=pad, crop=crop, two_lines=two_lines)
 
 
-def _look_at_sample(config: PreprocessConfig, files: pa.Table) -> list[_Look]:
+def _look_at_sample(config: PreprocessConfig, files: pa.Table, *, with_gray: bool) -> list[_Look]:
     """Return how images of a sample look."""
 
-    def look(data: bytes) -> tuple[decoder.Appearance, decoder.Pixels] | decoder.Unreadable:
+    def look(data: bytes) -> tuple[decoder.Appearance, decoder.Pixels | None] | decoder.Unreadable:
         appearance = decoder.inspect(data, config.max_pixels)
         if isinstance(appearance, decoder.Unreadable):
             return appearance
+        if not with_gray:
+            return appearance, None
         gray = decoder.decode(data, LOOK, config.max_pixels)
         return gray if isinstance(gray, decoder.Unreadable) else (appearance, gray)
 
     if len(files) > NUM_SAMPLED:
         files = files.take([k * len(files) // NUM_SAMPLED for k in range(NUM_SAMPLED)])
     uris = files["uri"].to_pylist()
-    with concurrent.futures.ThreadPoolExecutor(decoding.NUM_FETCH_THREADS) as pool:
-        seen = list(pool.map(lambda uri: decoding.of_file(uri, look), uris))
+    seen = decoding.of_files(uris, look)
     looks = [
         _Look(*one, length=len(text))
         for one, text in zip(seen, files["text"].to_pylist(), strict=True)
