@@ -150,7 +150,7 @@ class Recognizer:
         at_once = max(MAX_PIXELS_AT_ONCE // (self.spec.image.height * self.spec.image.width), 1)
         starts = range(0, max(len(pixels), 1), at_once)
         parts = [self.engine.log_probabilities(pixels[k : k + at_once]) for k in starts]
-        return self._restriction.apply(parts[0] if len(parts) == 1 else np.concatenate(parts), self._whole)
+        return self._restriction.apply(np.concatenate(parts), self._whole)
 
     def _at_positions(self, outputs: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """Return log-probabilities of the classes at each position from an engine's."""

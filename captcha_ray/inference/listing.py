@@ -197,7 +197,7 @@ def _query(table: _Table, copy: Path, source: Source, database: duckdb.DuckDBPyC
     place = {"folder": table.uri.rpartition("/")[0], "local": not filesystem.is_remote(table.uri)}
     repeats = f"SELECT hash(uri) AS of_uri FROM {objects} GROUP BY of_uri HAVING count(*) > 1 LIMIT 1"
     query = f"SELECT * FROM {objects} WHERE uri > $start_after {'AND wanted(uri)' if source.match else ''}"
-    if database.execute(repeats, {**file, **place}).fetchall():  # few tables repeat one, and to sort takes longest
+    if database.execute(repeats, {**file, **place}).fetchall():  # seldom; sorting costs more than all the rest
         query = f"SELECT DISTINCT ON (uri) * FROM ({query}) ORDER BY last_modified DESC NULLS LAST"
     found = database.sql(query, params={**file, **place, "start_after": source.start_after})
     for batch in found.to_arrow_reader(GROUP_ROWS):
