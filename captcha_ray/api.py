@@ -129,8 +129,7 @@ def train(config: TrainConfig) -> TrainResult:
         shards = open_shards(config.shards)
         val = shards.labeled("val") if shards.manifest.num_images["val"] else None
         more = pseudo_labels.prepare(config, shards, val, cluster)
-        dataset = val.dataset if val else None
-        facts = trainer.fit(config, shards.manifest, shards.read("train"), dataset, cluster, more)
+        facts = trainer.fit(config, shards, cluster, more)
         sample = val.sample(CALIBRATION_IMAGES) if val else None
         if sample is not None:
             facts["temperature"] = calibrate(sample, run.uri)

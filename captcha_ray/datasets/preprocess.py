@@ -67,13 +67,17 @@ def write_block(files: pa.Table, *, config: PreprocessConfig, image: ImageSpec) 
     for split in SPLITS if not config.check else ():
         rows = shard.filter(pc.equal(splits, split))
         if len(rows):
-            parquet.write(part_uri(config.out, split, files["block"][0].as_py()), rows, use_dictionary=False)
+            _write_part(part_uri(config.out, split, files["block"][0].as_py()), rows, image)
     good = [shard["uri"], shard["text"], shard["sha256"], splits, *[pa.repeat("", len(shard))] * 2, pa.array(ratios)]
     nothing = pa.nulls(len(bad))
     rejected = [bad["uri"], nothing, nothing, nothing, bad["reason"], bad["detail"], nothing]
     tables = [pa.table(dict(zip(FILE_SCHEMA.names, c, strict=False))) for c in (good, rejected)]
     rows = pa.concat_tables([table.cast(pa.schema(list(FILE_SCHEMA)[:-1])) for table in tables])
     return rows.append_column(FILE_SCHEMA.field("block"), pa.repeat(files["block"][0], len(rows)))
+
+
+def _write_part(uri: str, rows: pa.Table, image: ImageSpec) -> None:
+    parquet.write(uri, rows, use_dictionary=False, row_group_size=schema.row_group_rows(image))
 
 
 def part_name(split: str, block: int) -> str:
@@ -117,7 +121,7 @@ def preprocess(config: PreprocessConfig) -> schema.Manifest:
     kept = results.filter(pc.equal(results["reason"], ""))
     bad = results.filter(pc.not_equal(results["reason"], "")).select(schema.QUARANTINE_SCHEMA.names)
     removed = find_repeats(kept)
-    kept = _remove(kept, removed, "" if config.check else config.out)
+    kept = _remove(kept, removed, image, "" if config.check else config.out)
     quarantine = pa.concat_tables([refused, too_long, bad.cast(schema.QUARANTINE_SCHEMA), removed])
     manifest = _manifest(config, image, rule, listing, kept, quarantine, time.monotonic() - started)
     advice.warn_of_unseen(manifest)
@@ -290,7 +294,7 @@ def find_repeats(kept: pa.Table) -> pa.Table:
     return schema.quarantine(sorted(bad))
 
 
-def _remove(kept: pa.Table, removed: pa.Table, out: str) -> pa.Table:
+def _remove(kept: pa.Table, removed: pa.Table, image: ImageSpec, out: str) -> pa.Table:
     """Remove files from the parts that hold them, if there are any, and return the rows that stay."""
     gone = pc.is_in(kept["uri"], value_set=removed["uri"].combine_chunks())
     if not out:
@@ -300,7 +304,7 @@ def _remove(kept: pa.Table, removed: pa.Table, out: str) -> pa.Table:
         rows = parquet.read(uri)
         rows = rows.filter(pc.invert(pc.is_in(rows["uri"], value_set=removed["uri"].combine_chunks())))
         if len(rows):
-            parquet.write(uri, rows, use_dictionary=False)
+            _write_part(uri, rows, image)
         else:
             filesystem.delete(uri)
     return kept.filter(pc.invert(gone))

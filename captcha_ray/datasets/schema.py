@@ -7,6 +7,7 @@ measured on pyarrow 26). The shape is in the field's metadata and in `manifest.j
 
 import dataclasses
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,9 @@ import pyarrow as pa
 
 from captcha_ray.config import Config
 from captcha_ray.images.spec import ImageSpec
+
+ROW_GROUP_BYTES = 2 << 20
+"""Bytes of pixels in a row group of shards: what is read at once where images are not held in memory."""
 
 
 def shard_schema(image: ImageSpec) -> pa.Schema:
@@ -51,6 +55,11 @@ def quarantine(rows: list[tuple[str, str, str]]) -> pa.Table:
     return pa.table([pa.array(list(c), pa.string()) for c in columns], schema=QUARANTINE_SCHEMA)
 
 
+def row_group_rows(image: ImageSpec) -> int:
+    """Return the rows of a row group of shards."""
+    return max(ROW_GROUP_BYTES // math.prod(image.shape), 1)
+
+
 def pack_images(images: npt.NDArray[np.uint8]) -> pa.FixedSizeBinaryArray:
     """Pack uint8 (N, H, W, C) into an `image` column without copying."""
     flat = np.ascontiguousarray(images).reshape(len(images), math.prod(images.shape[1:]))
@@ -69,6 +78,16 @@ def unpack_images(column: pa.ChunkedArray | pa.Array, image: ImageSpec) -> npt.N
     if len(arrays) == 1:
         return arrays[0]
     return np.concatenate(arrays) if arrays else np.zeros((0, *image.shape), np.uint8)
+
+
+def gather(tables: Iterable[pa.Table], num_rows: int, image: ImageSpec) -> tuple[npt.NDArray[np.uint8], list[str]]:
+    """Return images, uint8 (num_rows, H, W, C), and texts of tables that have so many rows together."""
+    images = np.empty((num_rows, *image.shape), np.uint8)
+    texts: list[str] = []
+    for table in tables:
+        images[len(texts) : len(texts) + len(table)] = unpack_images(table["image"], image)
+        texts += table["text"].to_pylist()
+    return images, texts
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,8 @@ from captcha_ray.errors import InputError
 from captcha_ray.images.spec import ImageSpec
 from captcha_ray.runs.directory import read_json
 from captcha_ray.runtime import capacity
-from captcha_ray.storage import filesystem, parquet
+from captcha_ray.storage import filesystem, parquet, row_groups
+from captcha_ray.storage.row_groups import RowGroup
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,16 +63,31 @@ class Shards:
         Raises:
             InputError: The split is empty.
         """
+        return map_tables(self._parts(split), functools.partial(_read_parts, columns=columns))
+
+    def row_groups(self, split: Split) -> list[RowGroup]:
+        """Return the row groups of a split's parts, in a fixed order. Raises InputError if it is empty."""
+        found = map_tables(self._parts(split), _list_row_groups)
+        tables = pa.concat_tables(found.iter_batches(batch_size=None, batch_format="pyarrow"))
+        return sorted(RowGroup(**row) for row in tables.to_pylist())
+
+    def _parts(self, split: Split | None) -> "MaterializedDataset[Any]":
+        """Return the URIs of a split's parts, a block for each. Raises InputError if there are none."""
         parts = [part for name in SPLITS if split in (None, name) for part in self.manifest.parts[name]]
         if not parts:
             raise InputError(f"the {split} split of {self.uri} is empty; preprocess more images or other --splits")
         uris = [{"uri": filesystem.join(self.uri, part)} for part in parts]
-        dataset = ray.data.from_items(uris, override_num_blocks=len(uris))  # unlike from_arrow, needs no task for it
-        return map_tables(dataset, functools.partial(_read_parts, columns=columns))
+        return ray.data.from_items(uris, override_num_blocks=len(uris))  # unlike from_arrow, needs no task for it
 
 
 def _read_parts(table: pa.Table, *, columns: list[str] | None) -> pa.Table:
-    return pa.concat_tables([parquet.read(uri, columns) for uri in table["uri"].to_pylist()])
+    parts = [parquet.read(uri, columns) for uri in table["uri"].to_pylist()]
+    return pa.concat_tables(parts).combine_chunks()  # row groups are chunks, and images of one chunk need no copy
+
+
+def _list_row_groups(table: pa.Table) -> pa.Table:
+    found = [group for uri in table["uri"].to_pylist() for group in row_groups.list_row_groups(uri)]
+    return pa.Table.from_pylist([group._asdict() for group in found])
 
 
 def open_shards(uri: str) -> Shards:

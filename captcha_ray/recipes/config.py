@@ -13,7 +13,9 @@ Optimizer = Literal["sgd", "rmsprop", "adam", "adamw"]
 Schedule = Literal["constant", "one_cycle", "warmup_stable_decay"]
 
 
-RESUME_MAY_DIFFER = ("resume", "run", "num_workers", "cpus_per_worker", "use_gpu", "max_failures")
+Stream = Literal["auto", "always", "never"]
+
+RESUME_MAY_DIFFER = ("resume", "run", "stream", "num_workers", "cpus_per_worker", "use_gpu", "max_failures")
 """Fields that may change between the start of a run and its continuation."""
 
 
@@ -115,6 +117,9 @@ class TrainConfig(Config):
     """Reserve one GPU per worker and train on it."""
     precision: Precision = "auto"
     """auto: bf16 autocast where the processor has fast bf16 arithmetic, else fp32."""
+    stream: Stream = "auto"
+    """Hold no images in memory but some that are shuffled together: each worker reads its share of the shards again in
+    every epoch. auto does so where images take more than half of what Ray's object stores hold."""
     max_failures: Annotated[int, NOT_NEGATIVE] = 3
     """Replace lost workers so often in a row, with no epoch finished between, before the job fails."""
     resume: bool = False
@@ -165,6 +170,10 @@ class TrainConfig(Config):
         check(
             self.init in ("", BUILTIN) or not self.from_scratch,
             f"init is {self.init!r}, and from_scratch says to begin with random weights; leave one of them out",
+        )
+        check(
+            self.stream != "always" or not self.unlabeled,
+            "images from --unlabeled are held in memory, so --stream always cannot be had with them",
         )
         check(self.run != BUILTIN, f"run is {BUILTIN!r}, the name of the network of this package; name another folder")
         check(bool(self.shards) and bool(self.run), "shards and run must each name a folder or a URI")

@@ -79,6 +79,11 @@ def num_cpus() -> int:
     return max(int(sum(node["Resources"].get("CPU", 0) for node in ray_session.nodes())), 1)
 
 
+def object_store_bytes() -> float:
+    """Return the bytes that the object stores of all nodes hold in memory."""
+    return float(sum(node["Resources"].get("object_store_memory", 0) for node in ray_session.nodes()))
+
+
 def describe(cpus_per_worker: int, gpus_per_worker: float) -> str:
     """Describe for a person what the nodes have, and how many workers they hold."""
     nodes = [node["Resources"] for node in ray_session.nodes()]

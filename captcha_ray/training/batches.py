@@ -1,15 +1,28 @@
-"""Cut the images of one worker into batches."""
+"""Cut the images of one worker into batches, from memory or from the shards."""
 
+import concurrent.futures
 import dataclasses
+import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from captcha_ray.datasets import schema
+from captcha_ray.images.spec import ImageSpec
+from captcha_ray.storage import row_groups
+from captcha_ray.storage.row_groups import RowGroup
 from captcha_ray.training.augment import paper_and_ink
+
+WINDOW_BYTES = 256 << 20
+"""Bytes of the images among which a stream shuffles; it holds twice as many, as the next ones are read meanwhile."""
+
+Encode = Callable[[Sequence[str]], npt.NDArray[np.int64]]
+"""Turns texts into classes, int64 (N, S)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,14 +38,45 @@ class Batch:
     colors: Tensor | None = None
 
 
-class EpochFeed:
-    """One worker's images in memory, cut into batches anew every epoch.
+class Feed(Protocol):
+    """Gives one worker's images in batches, each image once an epoch.
+
+    All workers make the same number of steps. A share is cut into nearly equal batches instead of full ones and a
+    remainder, so no step normalizes over one or two images.
+    """
+
+    num_steps: int
+
+    def count_classes(self, num_classes: int) -> npt.NDArray[np.int64]:
+        """Count each class at each position of this worker's images; return int64 (max_length, classes)."""
+
+    def epoch(self, seed: int | None) -> Iterator[Batch]:
+        """Yield the batches of an epoch, shuffled by the seed, or in order for None."""
+
+
+class _Steps:
+    """The steps of an epoch: where this worker's batch starts and stops, and the images of all workers.
+
+    counts: images of each worker, this one's at [rank].
+    """
+
+    def __init__(self, counts: list[int], rank: int, batch_size: int) -> None:
+        self.num_steps = -(-max(counts) // batch_size)
+        # edges[w][s]: where worker w's batch s begins; batches of a worker differ by one image at most
+        self._edges = [[count * step // self.num_steps for step in range(self.num_steps + 1)] for count in counts]
+        self._rank = rank
+
+    def __iter__(self) -> Iterator[tuple[int, int, int]]:
+        mine = self._edges[self._rank]
+        for step in range(self.num_steps):
+            yield mine[step], mine[step + 1], sum(edges[step + 1] - edges[step] for edges in self._edges)
+
+
+class EpochFeed(Feed):
+    """Cuts images in memory into batches, anew every epoch.
 
     images: uint8 (n, H, W, C). targets: int64 (n, S). counts: images of each worker, this one's at [rank]. with_colors:
     batches bring along paper and ink, which the first epoch measures.
-
-    All workers make the same number of steps. A share is cut into nearly equal batches instead of full ones and a
-    remainder, so no step normalizes over one or two images, and every image is seen once an epoch.
     """
 
     def __init__(
@@ -52,26 +96,18 @@ class EpochFeed:
         self._targets = torch.from_numpy(targets)
         self._colors = torch.zeros((len(images), 2, images.shape[3]), dtype=torch.uint8) if with_colors else None
         self._measured = np.zeros(len(images), bool)
-        self.num_steps = -(-max(counts) // batch_size)
-        # edges[w][s]: where worker w's batch s begins; batches of a worker differ by one image at most
-        self._edges = [[count * step // self.num_steps for step in range(self.num_steps + 1)] for count in counts]
-        self._rank = rank
+        self._steps = _Steps(counts, rank, batch_size)
+        self.num_steps = self._steps.num_steps
 
     def count_classes(self, num_classes: int) -> npt.NDArray[np.int64]:
-        """Count each class at each position of this worker's images; return int64 (max_length, classes)."""
-        positions = self._targets.numpy().T
-        return np.stack([np.bincount(position, minlength=num_classes) for position in positions]).astype(np.int64)
+        """Count as `Feed` says."""
+        return _count_classes(self._targets.numpy(), num_classes)
 
     def epoch(self, seed: int | None) -> Iterator[Batch]:
-        """Yield the batches of an epoch, shuffled by the seed, or in order for None."""
-        order = (
-            None if seed is None else torch.randperm(len(self._images), generator=torch.Generator().manual_seed(seed))
-        )
-        for step in range(self.num_steps):
-            start, stop = self._edges[self._rank][step], self._edges[self._rank][step + 1]
-            rows = slice(start, stop) if order is None else order[start:stop]
-            total = sum(edges[step + 1] - edges[step] for edges in self._edges)
-            yield self._batch(rows, total)
+        """Yield as `Feed` says."""
+        order = None if seed is None else _order(len(self._images), torch.Generator().manual_seed(seed))
+        for start, stop, total in self._steps:
+            yield self._batch(slice(start, stop) if order is None else order[start:stop], total)
 
     def _batch(self, rows: slice | Tensor, step_images: int) -> Batch:
         images = self._images[rows]
@@ -79,6 +115,91 @@ class EpochFeed:
             self._colors[rows] = paper_and_ink(images.permute(0, 3, 1, 2))
             self._measured[rows] = True
         return Batch(images, self._targets[rows], step_images, None if self._colors is None else self._colors[rows])
+
+
+class StreamFeed(Feed):
+    """Reads row groups of shards anew every epoch and cuts them into batches, in bounded memory.
+
+    An epoch shuffles the row groups, and the images of those that are in memory together (`WINDOW_BYTES`).
+
+    groups: this worker's. image, encode: of the network. counts, rank, batch_size, with_colors: as for `EpochFeed`;
+    colors are measured in every epoch.
+    """
+
+    def __init__(
+        self,
+        groups: Sequence[RowGroup],
+        image: ImageSpec,
+        encode: Encode,
+        counts: list[int],
+        rank: int,
+        batch_size: int,
+        *,
+        with_colors: bool = False,
+    ) -> None:
+        assert sum(group.num_rows for group in groups) == counts[rank]
+        self._groups, self._image, self._encode, self._with_colors = groups, image, encode, with_colors
+        self._steps = _Steps(counts, rank, batch_size)
+        self.num_steps = self._steps.num_steps
+
+    def count_classes(self, num_classes: int) -> npt.NDArray[np.int64]:
+        """Count as `Feed` says; reads all texts."""
+        counts = _count_classes(self._encode([]), num_classes)
+        for table in row_groups.read(self._groups, ["text"]):
+            counts += _count_classes(self._encode(table["text"].to_pylist()), num_classes)
+        return counts
+
+    def epoch(self, seed: int | None) -> Iterator[Batch]:
+        """Yield as `Feed` says. Raises as `row_groups.read` does."""
+        generator = None if seed is None else torch.Generator().manual_seed(seed)
+        windows = self._windows(_order(len(self._groups), generator))
+        images, targets = self._load([])
+        order, at = _order(0, None), 0
+        for start, stop, total in self._steps:
+            parts: list[tuple[Tensor, Tensor]] = []
+            missing = stop - start
+            while missing or not parts:
+                if missing and at == len(order):
+                    del images, targets  # before there are others, to hold no three windows
+                    images, targets = next(windows)
+                    order, at = _order(len(images), generator), 0
+                rows = order[at : at + missing]
+                parts.append((images[rows], targets[rows]))
+                at, missing = at + len(rows), missing - len(rows)
+            batch, classes = (torch.cat(column) for column in zip(*parts, strict=True))
+            colors = paper_and_ink(batch.permute(0, 3, 1, 2)) if self._with_colors else None
+            yield Batch(batch, classes, total, colors)
+
+    def _windows(self, order: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the images and targets of as many row groups as fit into a window; the next ones are read meanwhile."""
+        room = WINDOW_BYTES // math.prod(self._image.shape)
+        windows: list[list[RowGroup]] = []
+        for group in (self._groups[number] for number in order.tolist()):
+            if windows and sum(one.num_rows for one in windows[-1]) + group.num_rows <= room:
+                windows[-1].append(group)
+            else:
+                windows.append([group])
+        with concurrent.futures.ThreadPoolExecutor(1) as pool:
+            coming = pool.submit(self._load, windows[0])
+            for following in windows[1:]:
+                window, coming = coming.result(), pool.submit(self._load, following)
+                yield window
+                del window
+            yield coming.result()
+
+    def _load(self, groups: Sequence[RowGroup]) -> tuple[Tensor, Tensor]:
+        tables = row_groups.read(groups, ["image", "text"])
+        images, texts = schema.gather(tables, sum(group.num_rows for group in groups), self._image)
+        return torch.from_numpy(images), torch.from_numpy(self._encode(texts))
+
+
+def _order(number: int, generator: torch.Generator | None) -> Tensor:
+    """Return the numbers below `number`, shuffled by the generator, if there is one."""
+    return torch.arange(number) if generator is None else torch.randperm(number, generator=generator)
+
+
+def _count_classes(targets: npt.NDArray[np.int64], num_classes: int) -> npt.NDArray[np.int64]:
+    return np.stack([np.bincount(position, minlength=num_classes) for position in targets.T]).astype(np.int64)
 
 
 def derive_seed(*parts: int) -> int:

@@ -89,7 +89,7 @@ def label(config: TrainConfig, *, uris: list[str], shards: Shards, val: Labeled 
     if not teacher.finished:
         console.say(f"first a network to label {len(uris):,} files of {config.unlabeled}")
         first = dataclasses.replace(config, run=teacher.uri, unlabeled="", resume=True)
-        fit(first, shards.manifest, shards.read("train"), val.dataset if val else None, cluster)
+        fit(first, shards, cluster)
         if val:
             evaluate.calibrate(val.sample(evaluate.CALIBRATION_IMAGES), teacher.uri)
         teacher.finish()

@@ -23,6 +23,8 @@ import torch
 
 from captcha_ray import console
 from captcha_ray.datasets import schema
+from captcha_ray.datasets.shards import Shards
+from captcha_ray.datasets.splits import Split
 from captcha_ray.errors import InputError, JobError, check
 from captcha_ray.models import fingerprint
 from captcha_ray.models.networks import build_model
@@ -38,6 +40,7 @@ from captcha_ray.runtime.ray_train import LOST_WORKER_ERROR, InterruptibleTraine
 from captcha_ray.runtime.telemetry import Telemetry
 from captcha_ray.storage import filesystem
 from captcha_ray.storage.lock import Lease
+from captcha_ray.storage.row_groups import RowGroup
 from captcha_ray.text.visual_order import has_right_to_left
 from captcha_ray.training.progress import Event, TrainingProgress, WaitingNotice, measure
 from captcha_ray.training.worker import STATE, Worker, WorkerJob, best_epoch, has_diverged, train_worker
@@ -51,6 +54,9 @@ START_TIMEOUT_S = 10.0
 """Seconds that an elastic training waits for its workers. Ray looks at nodes every 20 seconds, so one may be gone; its
 default, a minute, was most of a recovery.
 """
+
+STREAM_ABOVE = 0.5
+"""Share of Ray's object stores above which images are streamed; the workers' copies take as much memory again."""
 
 POLL_S = 1.0
 """Seconds between two looks at the metrics of workers elsewhere."""
@@ -103,9 +109,7 @@ def model_spec(config: TrainConfig, manifest: schema.Manifest) -> ModelSpec:
 
 def fit(
     config: TrainConfig,
-    manifest: schema.Manifest,
-    train: ray.data.Dataset,
-    val: ray.data.Dataset | None,
+    shards: Shards,
     cluster: Cluster,
     find_more: Callable[[TrainConfig], MoreImages] | None = None,
 ) -> dict[str, Any]:
@@ -116,11 +120,9 @@ def fit(
 
     Args:
         config: As requested.
-        manifest: Of the shards.
-        train: Rows of the training split.
-        val: Rows for validation; None keeps the last epoch's network.
+        shards: To learn from; without a validation split the last epoch's network is kept.
         cluster: Where to train.
-        find_more: Called for images besides `train`, once the run's directory is claimed and the config fits.
+        find_more: Called for images besides the shards', once the run's directory is claimed and the config fits.
 
     Returns:
         What `results.json` says about the training.
@@ -131,12 +133,18 @@ def fit(
         JobError: Workers are lost again and again.
     """
     started = time.perf_counter()
-    config, run = config.absolute(), RunDirectory(config.run)
+    config, run, manifest = config.absolute(), RunDirectory(config.run), shards.manifest
     resolved = _check_and_begin(config, manifest, run)
     facts: dict[str, Any] = {}
     with Lease(run.path("_lease.json")) as lease:
         more = find_more(config) if find_more else None
-        blocks = {"train": train.materialize().to_arrow_refs(), "val": val.materialize().to_arrow_refs() if val else []}
+        blocks: dict[str, list[Any]] = {"train": [], "val": []}
+        streamed: dict[str, list[RowGroup]] = {}
+        splits: list[Split] = ["train", "val"] if manifest.num_images["val"] else ["train"]
+        if is_streamed(config, manifest):
+            streamed = {split: shards.row_groups(split) for split in splits}
+        else:
+            blocks |= {split: shards.read(split).materialize().to_arrow_refs() for split in splits}
         if more:
             facts["unlabeled"] = more.facts
             blocks["train"] += more.rows.to_arrow_refs() if more.num_images else []
@@ -145,7 +153,7 @@ def fit(
             # Batch size and epochs follow from all images, which are known only now; what never fits was refused.
             resolved = _resolved(config, manifest, run)
             check_batches(resolved, manifest)
-        _train(resolved, manifest, blocks, cluster)
+        _train(resolved, manifest, blocks, streamed, cluster)
         lease.check()
     return facts | _outcome(run) | {"seconds": time.perf_counter() - started}
 
@@ -186,7 +194,28 @@ def _outcome(run: RunDirectory) -> dict[str, Any]:
     return {"best_epoch": best_epoch(epochs), "num_epochs": len(epochs), "num_attempts": attempts}
 
 
-def _train(config: TrainConfig, manifest: schema.Manifest, blocks: dict[str, list[Any]], cluster: Cluster) -> None:
+def is_streamed(config: TrainConfig, manifest: schema.Manifest) -> bool:
+    """Return whether workers read images from the shards in every epoch, and say so where that was not asked for."""
+    if config.stream != "auto" or config.unlabeled:
+        return config.stream == "always"
+    num_bytes = (manifest.num_images["train"] + manifest.num_images["val"]) * math.prod(manifest.image_spec.shape)
+    room = capacity.object_store_bytes()
+    if num_bytes <= STREAM_ABOVE * room:
+        return False
+    console.say(
+        f"images are read from the shards in every epoch: they have {num_bytes / 1e9:.1f} GB, and Ray's object stores "
+        f"{room / 1e9:.1f} GB (--stream never holds them in memory)"
+    )
+    return True
+
+
+def _train(
+    config: TrainConfig,
+    manifest: schema.Manifest,
+    blocks: dict[str, list[Any]],
+    streamed: dict[str, list[RowGroup]],
+    cluster: Cluster,
+) -> None:
     """Train all epochs that are left, and show and measure them. config: resolved."""
     spec, run = model_spec(config, manifest), RunDirectory(config.run)
     run.write_json("resolved_config.json", config.to_dict())
@@ -202,10 +231,10 @@ def _train(config: TrainConfig, manifest: schema.Manifest, blocks: dict[str, lis
 
         if cluster.embedded and config.workers[1] == 1 and not config.use_gpu:
             with capacity.gpus_hidden():
-                _run_trainer(WorkerJob(config, spec, blocks, show), local=True)
+                _run_trainer(WorkerJob(config, spec, blocks, show, streamed=streamed), local=True)
         else:
             with ProgressChannel(show, WaitingNotice(config)) as channel:
-                _run_trainer(WorkerJob(config, spec, blocks, channel.sender()), local=False)
+                _run_trainer(WorkerJob(config, spec, blocks, channel.sender(), streamed=streamed), local=False)
 
 
 def _resolved(config: TrainConfig, manifest: schema.Manifest, run: RunDirectory) -> TrainConfig:

@@ -1,11 +1,13 @@
 """Train as one worker: epochs over its own rows, in step with the others, kept after each.
 
 The shards are read once into Ray's object store; each worker copies its share of the rows from there and keeps it, so
-an epoch waits for no disk and needs no CPU for reading. The share must fit the worker's memory.
+an epoch waits for no disk and needs no CPU for reading. Images that are streamed each worker reads from the shards
+again in every epoch: a share of Ray's store could not be shuffled, and would be spilled and read back from a disk.
 """
 
 import contextlib
 import dataclasses
+import functools
 import logging
 import math
 import time
@@ -33,11 +35,12 @@ from captcha_ray.recipes.config import TrainConfig
 from captcha_ray.runs.directory import RunDirectory
 from captcha_ray.runs.event_log import EventLog
 from captcha_ray.runtime.blocks import Share
-from captcha_ray.storage import filesystem
+from captcha_ray.storage import filesystem, row_groups
+from captcha_ray.storage.row_groups import RowGroup
 from captcha_ray.text.charset import Charset
 from captcha_ray.training import loop, schedule
 from captcha_ray.training.augment import Augment
-from captcha_ray.training.batches import EpochFeed, derive_seed
+from captcha_ray.training.batches import EpochFeed, Feed, StreamFeed, derive_seed
 from captcha_ray.training.optim import build_optimizer
 from captcha_ray.training.progress import EpochDone, Event, PlanChanged, StepDone, WorkersBegan
 from captcha_ray.training.state import load_state, save_state
@@ -51,7 +54,8 @@ ANNOUNCE_INTERVAL_S = 0.25
 class WorkerJob:
     """Job of every worker.
 
-    blocks: references of Arrow tables, train and val. until: epoch to stop after, or None.
+    blocks: references of Arrow tables, train and val. until: epoch to stop after, or None. streamed: row groups of
+    splits that are not held in memory, and so have no blocks.
     """
 
     config: TrainConfig
@@ -59,6 +63,7 @@ class WorkerJob:
     blocks: dict[str, list[Any]]
     send: Callable[[Event], Any]
     until: int | None = None
+    streamed: dict[str, list[RowGroup]] = dataclasses.field(default_factory=dict)
 
 
 def train_worker(arguments: dict[str, Any]) -> None:
@@ -94,7 +99,8 @@ class Worker:
         self._augment = Augment.of(config)
         with_colors = bool(self._augment.lines_fraction)
         self._train = self._feed("train", -(-step_images // world_size), with_colors=with_colors)
-        self._val = self._feed("val", EVALUATION_BATCH_SIZE) if job.blocks["val"] else None
+        has_val = bool(job.blocks["val"] or job.streamed.get("val"))
+        self._val = self._feed("val", EVALUATION_BATCH_SIZE) if has_val else None
         self._network = self._fresh_network(attempt=0)
         self._run = RunDirectory(config.run)
         continues = filesystem.exists(self._run.path(STATE))
@@ -133,34 +139,31 @@ class Worker:
             job.send(WorkersBegan(len(self._history), world_size))
             job.send(PlanChanged(self._plan.num_epochs, ""))
 
-    def _feed(self, split: str, batch_size: int, *, with_colors: bool = False) -> EpochFeed:
-        """Return this worker's rows.
+    def _feed(self, split: str, batch_size: int, *, with_colors: bool = False) -> Feed:
+        """Return this worker's rows, in memory unless they are streamed.
 
         They are copied out of the object store, table by table, except for a single worker's single one, which
         trainings of a machine share.
         """
-        spec = self._job.spec
-        image, charset = spec.image, Charset(spec.charset)
-        share = Share(self._job.blocks[split], self._rank, self._world_size)
-        counts = [len(range(rank, share.num_rows, self._world_size)) for rank in range(self._world_size)]
-        is_shared = len(self._job.blocks[split]) == self._world_size == 1
-        images = np.empty((0 if is_shared else counts[self._rank], *image.shape), np.uint8)
-        texts: list[str] = []
-        for table in share:
-            pixels = schema.unpack_images(table["image"], image)
-            if is_shared:
-                images = pixels
-            else:
-                images[len(texts) : len(texts) + len(pixels)] = pixels
-            texts += table["text"].to_pylist()
-        return EpochFeed(
-            images,
-            charset.encode(texts, spec.max_length, variable=spec.variable, bidirectional=spec.bidirectional),
-            counts,
-            self._rank,
-            batch_size,
-            with_colors=with_colors,
+        spec, rank, world_size = self._job.spec, self._rank, self._world_size
+        encode = functools.partial(
+            Charset(spec.charset).encode,
+            max_length=spec.max_length,
+            variable=spec.variable,
+            bidirectional=spec.bidirectional,
         )
+        if groups := self._job.streamed.get(split):
+            shares = [row_groups.share(groups, worker, world_size) for worker in range(world_size)]
+            counts = [sum(group.num_rows for group in share) for share in shares]
+            return StreamFeed(shares[rank], spec.image, encode, counts, rank, batch_size, with_colors=with_colors)
+        share = Share(self._job.blocks[split], rank, world_size)
+        counts = [len(range(worker, share.num_rows, world_size)) for worker in range(world_size)]
+        if len(self._job.blocks[split]) == world_size == 1:
+            (table,) = share
+            images, texts = schema.unpack_images(table["image"], spec.image), table["text"].to_pylist()
+        else:
+            images, texts = schema.gather(share, counts[rank], spec.image)
+        return EpochFeed(images, encode(texts), counts, rank, batch_size, with_colors=with_colors)
 
     def _count_classes(self) -> npt.NDArray[np.int64]:
         """Count each class at each position of all workers' training images; return int64 (max_length, classes)."""

@@ -30,6 +30,6 @@ def config_for(shards: Shards, run: Path, **changes: Any) -> TrainConfig:
 
 def fit(config: TrainConfig, shards: Shards, resources: ray_session.Cluster) -> list[dict[str, Any]]:
     """Trains; returns the lines of metrics.jsonl without what time decides."""
-    trainer.fit(config, shards.manifest, shards.read("train"), shards.read("val"), resources)
+    trainer.fit(config, shards, resources)
     epochs = RunDirectory(config.run).read_metrics()
     return [{name: value for name, value in epoch.items() if name not in TIMINGS} for epoch in epochs]

@@ -1,17 +1,23 @@
 """Feeds of workers: every image once an epoch, in steps of the same number, in an order of the seed."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from captcha_ray.datasets import schema
+from captcha_ray.images.spec import ImageSpec
+from captcha_ray.storage import parquet, row_groups
+from captcha_ray.storage.row_groups import RowGroup
 from captcha_ray.training import batches
 from captcha_ray.training.augment import paper_and_ink
-from captcha_ray.training.batches import Batch, EpochFeed, derive_seed
+from captcha_ray.training.batches import Batch, EpochFeed, Feed, StreamFeed, derive_seed
 
 GOLDEN_SEEDS = {
     (0,): 7896617691693857887,
@@ -26,8 +32,13 @@ shares = st.integers(1, 4).flatmap(
 )
 
 
+TINY = ImageSpec(height=4, width=4, channels=1)
+
+Feeds = Callable[[int, int, int], Sequence[Feed]]
+
+
 def feeds(n: int, world: int, batch_size: int) -> list[EpochFeed]:
-    """One per worker; an image's only pixel and its target are its number."""
+    """One per worker, of images 0 to n - 1; an image's pixels and its target are its number."""
     numbers = np.arange(n)
     counts = [len(numbers[rank::world]) for rank in range(world)]
     return [
@@ -42,47 +53,134 @@ def feeds(n: int, world: int, batch_size: int) -> list[EpochFeed]:
     ]
 
 
+def as_targets(texts: Sequence[str]) -> npt.NDArray[np.int64]:
+    return np.array(texts, np.int64).reshape(-1, 1)
+
+
+@pytest.fixture(scope="module")
+def streams(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Feeds]:
+    """Makes feeds as `feeds` does, of up to 60 images, from parts of 20; a window has 5 row groups of 3 images."""
+    folder = tmp_path_factory.mktemp("parts")
+    groups: list[RowGroup] = []
+    for start in range(0, 60, 20):
+        uri = str(folder / f"part-{start}.parquet")
+        numbers = np.arange(start, start + 20)
+        pixels = schema.pack_images(np.broadcast_to(numbers[:, None, None, None], (20, *TINY.shape)).astype(np.uint8))
+        parquet.write(uri, pa.table({"image": pixels, "text": map(str, numbers)}), row_group_size=3)
+        groups += row_groups.list_row_groups(uri)
+
+    def make(n: int, world: int, batch_size: int) -> list[StreamFeed]:
+        ends = np.cumsum([group.num_rows for group in groups]).tolist()
+        cut = [one._replace(stop=one.stop - max(end - n, 0)) for one, end in zip(groups, ends, strict=True)]
+        kept = [group for group in cut if group.num_rows > 0]
+        shares = [row_groups.share(kept, rank, world) for rank in range(world)]
+        counts = [sum(group.num_rows for group in share) for share in shares]
+        return [StreamFeed(share, TINY, as_targets, counts, k, batch_size) for k, share in enumerate(shares)]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(batches, "WINDOW_BYTES", 15 * 16)
+        yield make
+
+
+@pytest.fixture(scope="module", params=["memory", "stream"])
+def make(request: pytest.FixtureRequest, streams: Feeds) -> Feeds:
+    return feeds if request.param == "memory" else streams
+
+
 def numbers_of(batches: Iterator[Batch]) -> list[list[int]]:
     """The images of each batch, whose pixels and targets must belong together."""
     result = []
     for item in batches:
-        assert torch.equal(item.images.flatten().long(), item.targets.flatten())
+        assert torch.equal(item.images[:, 0, 0, 0].long(), item.targets.flatten())
         result.append(item.targets.flatten().tolist())
     return result
 
 
-@given(shares)
-def test_every_image_is_seen_exactly_once_an_epoch(share: tuple[int, int, int, int]) -> None:
+@settings(deadline=None)
+@given(share=shares)
+def test_every_image_is_seen_exactly_once_an_epoch(make: Feeds, share: tuple[int, int, int, int]) -> None:
     n, world, batch_size, seed = share
     for order in (seed, None):
-        seen = [x for feed in feeds(n, world, batch_size) for part in numbers_of(feed.epoch(order)) for x in part]
+        seen = [x for feed in make(n, world, batch_size) for part in numbers_of(feed.epoch(order)) for x in part]
         assert sorted(seen) == list(range(n))
 
 
-@given(shares)
+@settings(deadline=None)
+@given(share=shares)
 def test_workers_make_the_same_number_of_nearly_equal_steps_no_larger_than_asked(
+    make: Feeds,
     share: tuple[int, int, int, int],
 ) -> None:
     n, world, batch_size, seed = share
-    cut = [[len(part) for part in numbers_of(feed.epoch(seed))] for feed in feeds(n, world, batch_size)]
+    cut = [[len(part) for part in numbers_of(feed.epoch(seed))] for feed in make(n, world, batch_size)]
     assert {len(sizes) for sizes in cut} == {math.ceil(math.ceil(n / world) / batch_size)}
     for sizes in cut:
         assert max(sizes) - min(sizes) <= 1
         assert max(sizes) <= batch_size
 
 
-@given(shares)
-def test_a_step_knows_its_images_over_all_workers(share: tuple[int, int, int, int]) -> None:
+@settings(deadline=None)
+@given(share=shares)
+def test_a_step_knows_its_images_over_all_workers(make: Feeds, share: tuple[int, int, int, int]) -> None:
     n, world, batch_size, seed = share
-    every = [list(feed.epoch(seed)) for feed in feeds(n, world, batch_size)]
+    every = [list(feed.epoch(seed)) for feed in make(n, world, batch_size)]
     for together in zip(*every, strict=True):
         assert {item.step_images for item in together} == {sum(len(item.images) for item in together)}
 
 
-def test_a_seed_gives_an_order_and_another_seed_another() -> None:
-    feed = feeds(40, 1, 8)[0]
+def test_a_seed_gives_an_order_and_another_seed_another(make: Feeds) -> None:
+    feed = make(40, 1, 8)[0]
     assert numbers_of(feed.epoch(1)) == numbers_of(feed.epoch(1)) != numbers_of(feed.epoch(2))
-    assert [x for part in numbers_of(feed.epoch(None)) for x in part] == list(range(40))
+    assert numbers_of(feed.epoch(None)) == numbers_of(feed.epoch(None))
+
+
+def test_without_a_seed_images_in_memory_are_in_order() -> None:
+    assert [x for part in numbers_of(feeds(40, 1, 8)[0].epoch(None)) for x in part] == list(range(40))
+
+
+def test_classes_are_counted_at_each_position(make: Feeds) -> None:
+    counts = [feed.count_classes(45) for feed in make(40, 3, 8)]
+    assert [count.shape for count in counts] == [(1, 45)] * 3
+    assert sum(counts).tolist() == [[1] * 40 + [0] * 5]
+
+
+def test_a_stream_shuffles_the_row_groups_and_the_images_of_a_window(streams: Feeds) -> None:
+    feed = streams(60, 1, 15)[0]
+    places = np.zeros((60, 40), int)
+    for seed in range(40):
+        order = [x for part in numbers_of(feed.epoch(seed)) for x in part]
+        places[order, seed] = range(60)
+    assert (places.min(1) < 15).all(), "any image may come in the first window"
+    assert (places.max(1) >= 45).all(), "or in the last"
+    apart = np.abs(places[0] - places[2])
+    assert apart.max() > 3, "what was written together may be apart"
+    assert apart.max() < 15, "but no farther than a window"
+
+
+def test_a_stream_holds_the_window_that_is_used_and_the_next(streams: Feeds, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[int] = []
+    original = row_groups.read
+
+    def count(groups: Sequence[RowGroup], columns: list[str]) -> Iterator[pa.Table]:
+        read.append(sum(group.num_rows for group in groups))
+        return original(groups, columns)
+
+    monkeypatch.setattr(row_groups, "read", count)
+    seen = 0
+    for batch in streams(60, 1, 5)[0].epoch(1):
+        seen += len(batch.images)
+        assert sum(read) - seen <= 2 * 15
+    assert seen == sum(read) == 60
+    assert max(read) <= 15
+
+
+def test_a_stream_brings_along_colors_if_it_is_asked_for_them(streams: Feeds) -> None:
+    (feed,) = streams(10, 1, 5)
+    assert isinstance(feed, StreamFeed)
+    assert all(batch.colors is None for batch in feed.epoch(1))
+    feed._with_colors = True
+    for batch in feed.epoch(1):
+        assert torch.equal(batch.colors, paper_and_ink(batch.images.permute(0, 3, 1, 2)))
 
 
 # -------------------------------------------------------------------------------------------------- seeds, arithmetic

@@ -49,7 +49,7 @@ def test_two_epochs_have_the_losses_they_had(
 ) -> None:
     shards = single_characters(tmp_path) if network == "glyph_vgg" else glyph_shards
     config = dataclasses.replace(CONFIG, network=network, shards=shards.uri, run=str(tmp_path / "run"))
-    fit(config, shards.manifest, shards.read("train"), shards.read("val"), ray_cluster)
+    fit(config, shards, ray_cluster)
     epochs = RunDirectory(config.run).read_metrics()
     found = {name: [epoch[name] for epoch in epochs] for name in ("train_loss", "val_loss")}
     golden = json.loads(GOLDEN.read_text()) if GOLDEN.exists() else {}

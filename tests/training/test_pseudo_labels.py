@@ -57,7 +57,7 @@ def config_for(shards: Shards, more: Path, run: Path, **changes: Any) -> TrainCo
 def fit(config: TrainConfig, shards: Shards, resources: ray_session.Cluster) -> dict[str, Any]:
     val = shards.labeled("val")
     more = pseudo_labels.prepare(config, shards, val, resources)
-    return trainer.fit(config, shards.manifest, shards.read("train"), val.dataset, resources, more)
+    return trainer.fit(config, shards, resources, more)
 
 
 def test_what_a_first_network_is_sure_of_is_learned_from(
@@ -161,10 +161,12 @@ def test_where_nothing_is_sure_the_shards_alone_are_learned_from(
 ) -> None:
     """Without validation images."""
     shards, more = few
+    images = shards.manifest.num_images | {"val": 0}
+    shards = Shards(shards.uri, dataclasses.replace(shards.manifest, num_images=images))
     monkeypatch.setattr(pseudo_labels, "MIN_CONFIDENCE", 1.1)
     config = config_for(shards, more, tmp_path / "run", epochs=1)
     more_images = pseudo_labels.prepare(config, shards, None, ray_cluster)
-    facts = trainer.fit(config, shards.manifest, shards.read("train"), None, ray_cluster, more_images)
+    facts = trainer.fit(config, shards, ray_cluster, more_images)
     assert facts["unlabeled"]["num_learned_from"] == 0
     assert facts["num_epochs"] == 1
 

@@ -276,8 +276,8 @@ def test_without_validation_every_label_is_learned_and_the_last_epoch_is_kept(
     shards = open_shards(prepared.out)
     config = config_for(shards, tmp_path / "run")
     with pytest.raises(InputError, match="patience is 2, but the shards have no validation split"):
-        trainer.fit(dataclasses.replace(config, patience=2), shards.manifest, shards.read("train"), None, ray_cluster)
-    facts = trainer.fit(config, shards.manifest, shards.read("train"), None, ray_cluster)
+        trainer.fit(dataclasses.replace(config, patience=2), shards, ray_cluster)
+    facts = trainer.fit(config, shards, ray_cluster)
     epochs = RunDirectory(config.run).read_metrics()
     assert (facts["best_epoch"], len(epochs)) == (3, 3)
     assert not [name for name in epochs[0] if name.startswith("val_")]
@@ -285,7 +285,7 @@ def test_without_validation_every_label_is_learned_and_the_last_epoch_is_kept(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(RunDirectory, "write_metrics", cut_off_after(2))
         with pytest.raises(KeyboardInterrupt):
-            trainer.fit(saved, shards.manifest, shards.read("train"), None, ray_cluster)
+            trainer.fit(saved, shards, ray_cluster)
     assert not (tmp_path / "cut/checkpoint").exists(), "a network that is not the last one"
     state = checkpoint.load_model(config.run)[0].state_dict()
     kept = load((tmp_path / "run/resume.safetensors").read_bytes())

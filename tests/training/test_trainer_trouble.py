@@ -86,7 +86,7 @@ def test_batches_of_a_single_image_are_refused_before_any_work(
     few = dataclasses.replace(glyph_shards.manifest, num_images={"train": 3, "val": 1, "test": 1})
     config = config_for(glyph_shards, tmp_path / "run", batch_size=2)
     with pytest.raises(InputError, match="3 training images cut over 1 workers in batches of 2 leave fewer than"):
-        trainer.fit(config, few, glyph_shards.read("train"), glyph_shards.read("val"), ray_cluster)
+        trainer.fit(config, Shards(glyph_shards.uri, few), ray_cluster)
 
 
 def test_two_jobs_do_not_train_into_one_run(
