@@ -1,7 +1,8 @@
 """Run whole trainings as tasks of a cluster, side by side; each ends by predicting images it has not seen.
 
 Each keeps its epochs, and at last its predictions, in a directory of its own: an interrupted one goes on where it was,
-and a finished one is not repeated.
+and a finished one is not repeated. They are plain tasks: Ray Train would start a controller and a group of workers for
+each of these short trainings, and Ray Tune would keep a second record of what is finished.
 """
 
 import dataclasses
