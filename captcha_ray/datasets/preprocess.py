@@ -249,13 +249,11 @@ def _alphabet(config: PreprocessConfig) -> str:
 
 
 def _run_blocks(files: pa.Table, config: PreprocessConfig, image: ImageSpec) -> pa.Table:
-    rows = decoding.block_rows(len(files), image)
-    blocks = [
-        files.slice(start, rows).append_column(
-            "block", pa.repeat(pa.scalar(number, pa.int64()), min(rows, len(files) - start))
-        )
-        for number, start in enumerate(range(0, len(files), rows))
-    ]
+    num_blocks = -(-len(files) // decoding.block_rows(len(files), image))
+    blocks = []
+    for number in range(num_blocks):  # from all over the corpus, which may be sorted by label
+        block = files.take(np.arange(number, len(files), num_blocks))
+        blocks.append(block.append_column("block", pa.repeat(pa.scalar(number, pa.int64()), len(block))))
     dataset = ray.data.from_arrow(blocks).map_batches(
         functools.partial(write_block, config=config, image=image),
         batch_size=None,

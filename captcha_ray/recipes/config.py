@@ -118,8 +118,9 @@ class TrainConfig(Config):
     precision: Precision = "auto"
     """auto: bf16 autocast where the processor has fast bf16 arithmetic, else fp32."""
     stream: Stream = "auto"
-    """Hold no images in memory but some that are shuffled together: each worker reads its share of the shards again in
-    every epoch. auto does so where images take more than half of what Ray's object stores hold."""
+    """Read images from the shards in every epoch instead of holding them all in memory; only those that are shuffled
+    together are held. auto does so where images take more than half of what Ray's object stores hold: those of all
+    nodes, or of as many as there are workers."""
     max_failures: Annotated[int, NOT_NEGATIVE] = 3
     """Replace lost workers so often in a row, with no epoch finished between, before the job fails."""
     resume: bool = False

@@ -79,9 +79,9 @@ def num_cpus() -> int:
     return max(int(sum(node["Resources"].get("CPU", 0) for node in ray_session.nodes())), 1)
 
 
-def object_store_bytes() -> float:
-    """Return the bytes that the object stores of all nodes hold in memory."""
-    return float(sum(node["Resources"].get("object_store_memory", 0) for node in ray_session.nodes()))
+def object_store_bytes() -> list[float]:
+    """Return the bytes that the object store of each node holds in memory."""
+    return [float(node["Resources"].get("object_store_memory", 0)) for node in ray_session.nodes()]
 
 
 def describe(cpus_per_worker: int, gpus_per_worker: float) -> str:

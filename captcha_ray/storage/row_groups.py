@@ -1,9 +1,10 @@
-"""Divide the row groups of Parquet files among workers, and read them in any order in bounded memory.
+"""Divide the row groups of Parquet files among workers, and read them in any order, a few ahead.
 
 A row group is the least that can be read of a file, so files that are to be read in another order than they were
 written in should have small ones.
 """
 
+import collections
 import concurrent.futures
 import random
 from collections.abc import Iterator, Sequence
@@ -11,10 +12,14 @@ from typing import NamedTuple
 
 import pyarrow as pa
 
+from captcha_ray.errors import InputError
 from captcha_ray.storage import parquet
 
 NUM_THREADS = 8
 """Row groups that are read at once; in a bucket each waits for some requests."""
+
+NUM_AHEAD = 2 * NUM_THREADS
+"""Most row groups that are read and not yet taken."""
 
 
 class RowGroup(NamedTuple):
@@ -32,38 +37,61 @@ class RowGroup(NamedTuple):
 
 
 def list_row_groups(uri: str) -> list[RowGroup]:
-    """Return the row groups of a file. Raises as `parquet.open_file` does."""
+    """Return the row groups of a file. Raises `parquet.DamagedError`, and as `filesystem.read` does."""
     with parquet.naming_damage(uri), parquet.open_file(uri) as file:
         sizes = [file.metadata.row_group(number).num_rows for number in range(file.num_row_groups)]
     return [RowGroup(uri, number, 0, size) for number, size in enumerate(sizes)]
 
 
-def share(groups: Sequence[RowGroup], rank: int, world_size: int) -> list[RowGroup]:
-    """Return the rows of one of several workers, whose numbers of rows differ by one at most.
+def divide(groups: Sequence[RowGroup], num_shares: int) -> list[list[RowGroup]]:
+    """Divide rows among workers; their numbers differ by one at most.
 
-    A worker's row groups are from all files, as rows that were written one after another are often alike. At most two
-    of them are another worker's as well.
+    The shares follow from the row groups alone, in whatever order these are given. Each has row groups of all files, as
+    rows that were written one after another are often alike. A row group lies in two shares where one ends in it.
     """
     total = sum(group.num_rows for group in groups)
-    first, last = (total * number // world_size for number in (rank, rank + 1))
-    found, before = [], 0
-    for group in random.Random(0).sample(groups, len(groups)):
-        start, stop = max(first - before, 0), min(last - before, group.num_rows)
-        if start < stop:
-            found.append(group._replace(start=group.start + start, stop=group.start + stop))
-        before += group.num_rows
-    return found
+    shuffled = random.Random(0).sample(sorted(groups), len(groups))
+    shares: list[list[RowGroup]] = []
+    for number in range(num_shares):
+        first, last = (total * edge // num_shares for edge in (number, number + 1))
+        found, before = [], 0
+        for group in shuffled:
+            start, stop = max(first - before, 0), min(last - before, group.num_rows)
+            if start < stop:
+                found.append(group._replace(start=group.start + start, stop=group.start + stop))
+            before += group.num_rows
+        shares.append(found)
+    return shares
 
 
 def read(groups: Sequence[RowGroup], columns: list[str]) -> Iterator[pa.Table]:
-    """Yield the rows of each row group, in order. Those to come are read meanwhile, however many they are.
+    """Yield the rows of each row group, in order; up to `NUM_AHEAD` are read ahead.
 
-    Raises as `parquet.open_file` does, and `parquet.DamagedError`.
+    Raises:
+        InputError: A file is gone, damaged or another one than was listed.
+        OSError: As of `filesystem.read`.
     """
     with concurrent.futures.ThreadPoolExecutor(NUM_THREADS) as pool:
-        yield from pool.map(lambda group: _read(group, columns), groups)
+        coming: collections.deque[concurrent.futures.Future[pa.Table]] = collections.deque()
+        try:
+            for group in groups:
+                coming.append(pool.submit(_read, group, columns))
+                if len(coming) == NUM_AHEAD:
+                    yield coming.popleft().result()
+            while coming:
+                yield coming.popleft().result()
+        finally:  # whoever stops in between does not wait for what has not begun
+            for future in coming:
+                future.cancel()
 
 
 def _read(group: RowGroup, columns: list[str]) -> pa.Table:
-    with parquet.naming_damage(group.uri), parquet.open_file(group.uri) as file:
-        return file.read_row_group(group.number, columns).slice(group.start, group.num_rows)
+    try:
+        with parquet.naming_damage(group.uri), parquet.open_file(group.uri) as file:
+            changed = group.number >= file.num_row_groups
+            table = None if changed else file.read_row_group(group.number, columns).slice(group.start, group.num_rows)
+    except FileNotFoundError:
+        raise InputError(f"{group.uri} is gone, but its rows are still to be read") from None
+    if table is None or len(table) != group.num_rows:
+        raise InputError(f"{group.uri} is another file than it was when its rows were counted")
+    return table

@@ -2,7 +2,9 @@
 
 import concurrent.futures
 import dataclasses
+import itertools
 import math
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
@@ -19,7 +21,8 @@ from captcha_ray.storage.row_groups import RowGroup
 from captcha_ray.training.augment import paper_and_ink
 
 WINDOW_BYTES = 256 << 20
-"""Bytes of the images among which a stream shuffles; it holds twice as many, as the next ones are read meanwhile."""
+"""Most bytes of the images among which a stream shuffles, but for one row group more; it holds twice as many, as the
+next ones are read meanwhile."""
 
 Encode = Callable[[Sequence[str]], npt.NDArray[np.int64]]
 """Turns texts into classes, int64 (N, S)."""
@@ -153,7 +156,7 @@ class StreamFeed(Feed):
         """Yield as `Feed` says. Raises as `row_groups.read` does."""
         generator = None if seed is None else torch.Generator().manual_seed(seed)
         windows = self._windows(_order(len(self._groups), generator))
-        images, targets = self._load([])
+        images, targets = self._load([], threading.Event())
         order, at = _order(0, None), 0
         for start, stop, total in self._steps:
             parts: list[tuple[Tensor, Tensor]] = []
@@ -171,24 +174,28 @@ class StreamFeed(Feed):
             yield Batch(batch, classes, total, colors)
 
     def _windows(self, order: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield the images and targets of as many row groups as fit into a window; the next ones are read meanwhile."""
-        room = WINDOW_BYTES // math.prod(self._image.shape)
-        windows: list[list[RowGroup]] = []
-        for group in (self._groups[number] for number in order.tolist()):
-            if windows and sum(one.num_rows for one in windows[-1]) + group.num_rows <= room:
-                windows[-1].append(group)
-            else:
-                windows.append([group])
+        """Yield the images and targets of nearly equal numbers of row groups; the next ones are read meanwhile."""
+        num_bytes = sum(group.num_rows for group in self._groups) * math.prod(self._image.shape)
+        windows = [
+            [self._groups[number] for number in part]
+            for part in np.array_split(order.numpy(), -(-num_bytes // WINDOW_BYTES))
+            if len(part)
+        ]
+        stopped = threading.Event()
         with concurrent.futures.ThreadPoolExecutor(1) as pool:
-            coming = pool.submit(self._load, windows[0])
-            for following in windows[1:]:
-                window, coming = coming.result(), pool.submit(self._load, following)
-                yield window
-                del window
-            yield coming.result()
+            try:
+                coming = pool.submit(self._load, windows[0], stopped)
+                for following in windows[1:]:
+                    window, coming = coming.result(), pool.submit(self._load, following, stopped)
+                    yield window
+                    del window
+                yield coming.result()
+            finally:
+                stopped.set()
 
-    def _load(self, groups: Sequence[RowGroup]) -> tuple[Tensor, Tensor]:
-        tables = row_groups.read(groups, ["image", "text"])
+    def _load(self, groups: Sequence[RowGroup], stopped: threading.Event) -> tuple[Tensor, Tensor]:
+        """Return the images and targets of row groups; of some of them if it is stopped meanwhile."""
+        tables = itertools.takewhile(lambda _: not stopped.is_set(), row_groups.read(groups, ["image", "text"]))
         images, texts = schema.gather(tables, sum(group.num_rows for group in groups), self._image)
         return torch.from_numpy(images), torch.from_numpy(self._encode(texts))
 

@@ -141,7 +141,8 @@ def fit(
         blocks: dict[str, list[Any]] = {"train": [], "val": []}
         streamed: dict[str, list[RowGroup]] = {}
         splits: list[Split] = ["train", "val"] if manifest.num_images["val"] else ["train"]
-        if is_streamed(config, manifest):
+        resolved = dataclasses.replace(resolved, stream="always" if is_streamed(resolved, manifest) else "never")
+        if resolved.stream == "always":
             streamed = {split: shards.row_groups(split) for split in splits}
         else:
             blocks |= {split: shards.read(split).materialize().to_arrow_refs() for split in splits}
@@ -151,7 +152,7 @@ def fit(
             images = manifest.num_images | {"train": manifest.num_images["train"] + more.num_images}
             manifest = dataclasses.replace(manifest, num_images=images)
             # Batch size and epochs follow from all images, which are known only now; what never fits was refused.
-            resolved = _resolved(config, manifest, run)
+            resolved = dataclasses.replace(_resolved(config, manifest, run), stream="never")
             check_batches(resolved, manifest)
         _train(resolved, manifest, blocks, streamed, cluster)
         lease.check()
@@ -199,12 +200,13 @@ def is_streamed(config: TrainConfig, manifest: schema.Manifest) -> bool:
     if config.stream != "auto" or config.unlabeled:
         return config.stream == "always"
     num_bytes = (manifest.num_images["train"] + manifest.num_images["val"]) * math.prod(manifest.image_spec.shape)
-    room = capacity.object_store_bytes()
+    stores = capacity.object_store_bytes()
+    room = min(sum(stores), config.workers[0] * min(stores))  # each worker's copy lies on its node
     if num_bytes <= STREAM_ABOVE * room:
         return False
     console.say(
         f"images are read from the shards in every epoch: they have {num_bytes / 1e9:.1f} GB, and Ray's object stores "
-        f"{room / 1e9:.1f} GB (--stream never holds them in memory)"
+        f"beside the workers {room / 1e9:.1f} GB (--stream never holds them in memory)"
     )
     return True
 
@@ -242,7 +244,10 @@ def _resolved(config: TrainConfig, manifest: schema.Manifest, run: RunDirectory)
     if not config.resume or not filesystem.exists(run.path("resolved_config.json")):
         return resolve(config, manifest)
     begun = TrainConfig.from_dict(run.read_json("resolved_config.json"))
-    return dataclasses.replace(begun, **{name: getattr(config, name) for name in RESUME_MAY_DIFFER})
+    changed = {name: getattr(config, name) for name in RESUME_MAY_DIFFER}
+    if config.stream == "auto":  # what it was when the run began: there may be more memory now
+        del changed["stream"]
+    return dataclasses.replace(begun, **changed)
 
 
 def describe(config: TrainConfig, spec: ModelSpec, manifest: schema.Manifest) -> str:

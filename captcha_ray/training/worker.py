@@ -1,8 +1,8 @@
 """Train as one worker: epochs over its own rows, in step with the others, kept after each.
 
 The shards are read once into Ray's object store; each worker copies its share of the rows from there and keeps it, so
-an epoch waits for no disk and needs no CPU for reading. Images that are streamed each worker reads from the shards
-again in every epoch: a share of Ray's store could not be shuffled, and would be spilled and read back from a disk.
+an epoch waits for no disk and needs no CPU for reading. A streamed training reads each worker's share from the shards
+again in every epoch: Ray's store would spill what does not fit, and read it back from a disk in one fixed order.
 """
 
 import contextlib
@@ -101,6 +101,7 @@ class Worker:
         self._train = self._feed("train", -(-step_images // world_size), with_colors=with_colors)
         has_val = bool(job.blocks["val"] or job.streamed.get("val"))
         self._val = self._feed("val", EVALUATION_BATCH_SIZE) if has_val else None
+        counts = self._count_classes()
         self._network = self._fresh_network(attempt=0)
         self._run = RunDirectory(config.run)
         continues = filesystem.exists(self._run.path(STATE))
@@ -125,7 +126,6 @@ class Worker:
                 # hold all workers up for nothing, as batch normalization in training does not read them.
                 parallel_strategy_kwargs={"forward_sync_buffers": False},
             )
-        counts = self._count_classes()
         first = schedule.Plan.first(config, self._train.num_steps, guess_loss(counts))
         self._plan = first.restored(decided)
         self._train_all: Callable[[], None] = lambda: None
@@ -153,7 +153,7 @@ class Worker:
             bidirectional=spec.bidirectional,
         )
         if groups := self._job.streamed.get(split):
-            shares = [row_groups.share(groups, worker, world_size) for worker in range(world_size)]
+            shares = row_groups.divide(groups, world_size)
             counts = [sum(group.num_rows for group in share) for share in shares]
             return StreamFeed(shares[rank], spec.image, encode, counts, rank, batch_size, with_colors=with_colors)
         share = Share(self._job.blocks[split], rank, world_size)

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
+from random import Random
 
 import numpy as np
 import pyarrow as pa
@@ -10,12 +11,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from captcha_ray.errors import InputError
 from captcha_ray.storage import parquet, row_groups
 from captcha_ray.storage.parquet import TAIL_BYTES, DamagedError
 from captcha_ray.storage.row_groups import RowGroup
 from tests.support.fault_proxy import FaultProxy
 
 URI = "s3://bucket/new"
+
+GOLDEN = [59, 10, 24, 6, 19, 66]
+"""Numbers of the first row groups of the last of four shares of a hundred."""
 
 Behind = Callable[..., AbstractContextManager[FaultProxy]]
 
@@ -59,19 +64,47 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
         row_groups.list_row_groups(str(path))
 
 
-@given(st.lists(st.integers(1, 50), min_size=1, max_size=30), st.integers(1, 5))
-def test_shares_are_equal_and_have_each_row_once(sizes: list[int], world_size: int) -> None:
+@given(st.lists(st.integers(1, 50), min_size=1, max_size=30), st.integers(1, 5), st.randoms())
+def test_shares_are_equal_and_have_each_row_once(sizes: list[int], num_shares: int, random: Random) -> None:
     groups = [RowGroup("file", number, 0, size) for number, size in enumerate(sizes)]
-    shares = [row_groups.share(groups, rank, world_size) for rank in range(world_size)]
+    shares = row_groups.divide(groups, num_shares)
     rows = [[(one.number, row) for one in share for row in range(one.start, one.stop)] for share in shares]
     every = [(number, row) for number, size in enumerate(sizes) for row in range(size)]
     assert sorted(row for share in rows for row in share) == every
     assert max(map(len, rows)) - min(map(len, rows)) <= 1
     numbers = [{one.number for one in share} for share in shares]
-    assert sum(map(len, numbers)) <= len(groups) + world_size - 1, "only the last of a share is another's as well"
+    assert sum(map(len, numbers)) <= len(groups) + num_shares - 1, "only the last of a share is another's as well"
+    assert row_groups.divide(random.sample(groups, len(groups)), num_shares) == shares
 
 
-def test_a_share_is_of_all_files() -> None:
+def test_each_share_is_of_all_files_and_the_same_everywhere() -> None:
     groups = [RowGroup(f"file {number // 25}", number, 0, 10) for number in range(100)]
-    for rank in range(4):
-        assert len({group.uri for group in row_groups.share(groups, rank, 4)}) == 4
+    shares = row_groups.divide(groups, 4)
+    assert [len({group.uri for group in share}) for share in shares] == [4] * 4
+    assert [group.number for group in shares[3]][:6] == GOLDEN
+
+
+def test_a_file_that_is_gone_or_another_one_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "part.parquet"
+    write(str(path), 0, 7, 3)
+    groups = row_groups.list_row_groups(str(path))
+    for rows in (range(5), range(3)):
+        write(str(path), rows.start, rows.stop, 3)
+        with pytest.raises(InputError, match=r"part\.parquet is another file than"):
+            list(row_groups.read(groups, ["number"]))
+    path.unlink()
+    with pytest.raises(InputError, match=r"part\.parquet is gone"):
+        list(row_groups.read(groups, ["number"]))
+
+
+def test_who_stops_reading_waits_for_none_that_has_not_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = str(tmp_path / "part.parquet")
+    write(path, 0, 100, 1)
+    groups = row_groups.list_row_groups(path)
+    opened = []
+    original = parquet.open_file
+    monkeypatch.setattr(parquet, "open_file", lambda uri: opened.append(uri) or original(uri))
+    tables = row_groups.read(groups, ["number"])
+    next(tables)
+    tables.close()
+    assert len(opened) <= row_groups.NUM_AHEAD

@@ -1,7 +1,10 @@
 """Feeds of workers: every image once an epoch, in steps of the same number, in an order of the seed."""
 
 import math
+import threading
+import weakref
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -28,7 +31,7 @@ GOLDEN_SEEDS = {
 }
 
 shares = st.integers(1, 4).flatmap(
-    lambda world: st.tuples(st.integers(world, 60), st.just(world), st.integers(1, 20), st.integers(0, 2**32))
+    lambda world: st.tuples(st.integers(1, 60), st.just(world), st.integers(1, 20), st.integers(0, 2**32))
 )
 
 
@@ -73,7 +76,7 @@ def streams(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Feeds]:
         ends = np.cumsum([group.num_rows for group in groups]).tolist()
         cut = [one._replace(stop=one.stop - max(end - n, 0)) for one, end in zip(groups, ends, strict=True)]
         kept = [group for group in cut if group.num_rows > 0]
-        shares = [row_groups.share(kept, rank, world) for rank in range(world)]
+        shares = row_groups.divide(kept, world)
         counts = [sum(group.num_rows for group in share) for share in shares]
         return [StreamFeed(share, TINY, as_targets, counts, k, batch_size) for k, share in enumerate(shares)]
 
@@ -154,24 +157,66 @@ def test_a_stream_shuffles_the_row_groups_and_the_images_of_a_window(streams: Fe
     assert (places.max(1) >= 45).all(), "or in the last"
     apart = np.abs(places[0] - places[2])
     assert apart.max() > 3, "what was written together may be apart"
-    assert apart.max() < 15, "but no farther than a window"
+    assert apart.max() < 18, "but no farther than a window"
+
+
+def test_windows_are_nearly_equal(streams: Feeds) -> None:
+    (feed,) = streams(48, 1, 5)  # 16 row groups, of which a window has room for 5
+    assert isinstance(feed, StreamFeed)
+    sizes = [len(images) for images, _ in feed._windows(torch.arange(len(feed._groups)))]
+    assert len(sizes) == 4
+    assert max(sizes) - min(sizes) <= 3
+
+
+def test_a_row_group_may_be_larger_than_a_window(streams: Feeds, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batches, "WINDOW_BYTES", 20)
+    seen = [x for part in numbers_of(streams(20, 1, 6)[0].epoch(1)) for x in part]
+    assert sorted(seen) == list(range(20))
 
 
 def test_a_stream_holds_the_window_that_is_used_and_the_next(streams: Feeds, monkeypatch: pytest.MonkeyPatch) -> None:
-    read: list[int] = []
+    held: list[weakref.ref[torch.Tensor]] = []
+    alive: list[int] = []
+    original = StreamFeed._load
+
+    def load(self: StreamFeed, *arguments: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        alive.append(sum(images() is not None for images in held))
+        found = original(self, *arguments)
+        held.append(weakref.ref(found[0]))
+        return found
+
+    monkeypatch.setattr(StreamFeed, "_load", load)
+    for _ in streams(60, 1, 5)[0].epoch(1):
+        pass
+    assert len(alive) == 5
+    assert max(alive) == 1
+
+
+def test_who_leaves_an_epoch_does_not_wait_for_its_window(streams: Feeds, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[RowGroup] = []
+    left = threading.Event()
     original = row_groups.read
 
-    def count(groups: Sequence[RowGroup], columns: list[str]) -> Iterator[pa.Table]:
-        read.append(sum(group.num_rows for group in groups))
-        return original(groups, columns)
+    def note(groups: Sequence[RowGroup], columns: list[str]) -> Iterator[pa.Table]:
+        for group in groups:
+            if len(read) >= 6:  # of the second window
+                left.wait(60)
+            read.append(group)
+            yield from original([group], columns)
 
-    monkeypatch.setattr(row_groups, "read", count)
-    seen = 0
-    for batch in streams(60, 1, 5)[0].epoch(1):
-        seen += len(batch.images)
-        assert sum(read) - seen <= 2 * 15
-    assert seen == sum(read) == 60
-    assert max(read) <= 15
+    monkeypatch.setattr(row_groups, "read", note)
+    set_event = threading.Event.set
+
+    def stop(event: threading.Event) -> None:
+        set_event(event)
+        if event is not left:
+            set_event(left)
+
+    epoch = streams(60, 1, 5)[0].epoch(1)
+    next(epoch)
+    monkeypatch.setattr(threading.Event, "set", stop)
+    epoch.close()
+    assert len(read) <= 7
 
 
 def test_a_stream_brings_along_colors_if_it_is_asked_for_them(streams: Feeds) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from captcha_ray.datasets import preprocess, schema
+from captcha_ray.datasets import decoding, preprocess, schema
 from captcha_ray.datasets.shards import Shards, open_shards
 from captcha_ray.errors import InputError
 from captcha_ray.recipes.config import TrainConfig
@@ -17,8 +17,18 @@ from captcha_ray.runtime import capacity, ray_session
 from captcha_ray.training import batches, trainer
 from captcha_ray.training import worker as training_worker
 from captcha_ray.training.state import save_state
+from captcha_ray.training.worker import WorkerJob
 from tests import factories
 from tests.support.trainings import config_for, fit
+
+
+class CutError(Exception):
+    """Stands for a kill."""
+
+
+def interrupt(*arguments: Any) -> None:
+    save_state(*arguments)
+    raise CutError
 
 
 @pytest.fixture
@@ -79,40 +89,80 @@ def test_a_streamed_run_that_is_cut_off_continues_to_the_same_result(
 ) -> None:
     undisturbed = fit(streamed(shards, tmp_path / "undisturbed"), shards, ray_cluster)
 
-    class CutError(Exception):
-        """Stands for a kill."""
-
-    def cut(*arguments: Any) -> None:
-        save_state(*arguments)
-        raise CutError
-
     config = streamed(shards, tmp_path / "cut")
     with monkeypatch.context() as patch:
-        patch.setattr(training_worker, "save_state", cut)
+        patch.setattr(training_worker, "save_state", interrupt)
         with pytest.raises(CutError):
             fit(config, shards, ray_cluster)
     assert fit(dataclasses.replace(config, resume=True), shards, ray_cluster) == undisturbed
 
 
+@pytest.mark.parametrize(
+    ("shares", "num_workers", "is_streamed"),
+    [
+        ([2.0], 1, False),
+        ([1.9], 1, True),
+        ([1.0, 1.0], 2, False),
+        ([0.9, 1.0], 2, True),
+        ([1.0, 1.0], 1, True),
+        ([1.0, 1.0], "1:2", True),
+        ([2.0, 2.0], "1:2", False),
+    ],
+)
 def test_images_are_streamed_where_they_would_fill_rays_store(
+    shares: list[float],
+    num_workers: int | str,
+    is_streamed: bool,
     shards: Shards,
-    ray_cluster: ray_session.Cluster,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     images = shards.manifest.num_images
     num_bytes = (images["train"] + images["val"]) * math.prod(shards.manifest.image_spec.shape)
-    config = config_for(shards, Path("unused"))
-    assert capacity.object_store_bytes() > 2 * num_bytes
-    assert not trainer.is_streamed(config, shards.manifest)
-    monkeypatch.setattr(capacity, "object_store_bytes", lambda: 2.0 * num_bytes)
-    assert not trainer.is_streamed(config, shards.manifest)
-    assert capsys.readouterr().out == ""
-    monkeypatch.setattr(capacity, "object_store_bytes", lambda: 2.0 * num_bytes - 1)
-    assert trainer.is_streamed(config, shards.manifest)
-    assert "images are read from the shards in every epoch" in capsys.readouterr().out
-    assert not trainer.is_streamed(dataclasses.replace(config, stream="never"), shards.manifest)
-    assert not trainer.is_streamed(dataclasses.replace(config, unlabeled="folder"), shards.manifest)
+    monkeypatch.setattr(capacity, "object_store_bytes", lambda: [share * num_bytes for share in shares])
+    capsys.readouterr()
+    config = config_for(shards, Path("unused"), num_workers=num_workers)
+    assert trainer.is_streamed(config, shards.manifest) == is_streamed
+    assert ("images are read from the shards in every epoch" in capsys.readouterr().out) == is_streamed
+    for change in ({"stream": "never"}, {"unlabeled": "folder"}):
+        assert not trainer.is_streamed(dataclasses.replace(config, **change), shards.manifest)
+
+
+def test_the_nodes_tell_how_much_their_stores_hold(ray_cluster: ray_session.Cluster) -> None:
+    (store,) = capacity.object_store_bytes()
+    assert store > 10e6
+
+
+def test_a_run_that_is_continued_streams_if_it_has_streamed(
+    shards: Shards, ray_cluster: ray_session.Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs: list[WorkerJob] = []
+    original = trainer._run_trainer
+
+    def note(job: WorkerJob, local: bool) -> None:
+        jobs.append(job)
+        original(job, local)
+
+    monkeypatch.setattr(trainer, "_run_trainer", note)
+    config = config_for(shards, tmp_path / "run", epochs=2)
+    with monkeypatch.context() as patch:
+        patch.setattr(capacity, "object_store_bytes", lambda: [1.0])
+        patch.setattr(training_worker, "save_state", interrupt)
+        with pytest.raises(CutError):
+            fit(config, shards, ray_cluster)
+    fit(dataclasses.replace(config, resume=True), shards, ray_cluster)
+    assert [bool(job.streamed) for job in jobs] == [True, True]
+    fit(dataclasses.replace(config, resume=True, stream="never"), shards, ray_cluster)
+    assert not jobs[-1].streamed
+
+
+def test_a_part_that_is_gone_is_named(shards: Shards, ray_cluster: ray_session.Cluster, tmp_path: Path) -> None:
+    groups = shards.row_groups("train")
+    Path(groups[0].uri).unlink()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Shards, "row_groups", lambda self, split: groups)
+        with pytest.raises(InputError, match="is gone, but its rows are still to be read"):
+            fit(streamed(shards, tmp_path / "run"), shards, ray_cluster)
 
 
 def test_unlabeled_images_cannot_be_streamed() -> None:
@@ -120,18 +170,34 @@ def test_unlabeled_images_cannot_be_streamed() -> None:
         TrainConfig(stream="always", unlabeled="folder")
 
 
-def test_shards_have_small_row_groups_after_duplicates_are_removed_too(
-    ray_cluster: ray_session.Cluster, tmp_path: Path
+@pytest.mark.parametrize("has_duplicate", [False, True])
+def test_parts_have_small_row_groups_even_after_duplicates_are_removed(
+    has_duplicate: bool, ray_cluster: ray_session.Cluster, tmp_path: Path
 ) -> None:
     folder = factories.draw_glyphs(tmp_path / "corpus", factories.glyph_texts(80, 2))
     first = min(folder.iterdir())
-    (folder / f"{first.stem}-again.png").write_bytes(first.read_bytes())
+    if has_duplicate:
+        (folder / f"{first.stem}-again.png").write_bytes(first.read_bytes())
     config = factories.config_for(tmp_path, height=256, width=256, splits=(1.0, 0.0, 0.0))
     manifest = preprocess.preprocess(config)
-    assert manifest.num_quarantined == {"duplicate": 1}
+    assert manifest.num_quarantined == ({"duplicate": 1} if has_duplicate else {})
     most = schema.ROW_GROUP_BYTES // 256**2
     (part,) = manifest.parts["train"]
     found = pq.ParquetFile(Path(config.out) / part).metadata
     assert [found.row_group(k).num_rows for k in range(found.num_row_groups)] == [most, most, 80 - 2 * most]
     rows = open_shards(config.out).read("train").take_all()
     assert len({np.frombuffer(row["image"], np.uint8).tobytes() for row in rows}) == 80
+
+
+def test_parts_hold_labels_of_all_over_a_sorted_corpus(
+    ray_cluster: ray_session.Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    factories.draw_glyphs(tmp_path / "corpus", factories.glyph_texts(200, 2))
+    monkeypatch.setattr(decoding, "block_rows", lambda num_files, image: 50)
+    config = factories.config_for(tmp_path, splits=(1.0, 0.0, 0.0))
+    manifest = preprocess.preprocess(config)
+    assert len(manifest.parts["train"]) == 4
+    for part in manifest.parts["train"]:
+        texts = pq.read_table(Path(config.out) / part, columns=["text"], partitioning=None)["text"].to_pylist()
+        assert len(texts) == 50
+        assert {text[0] for text in texts} == set("abcd")
