@@ -10,8 +10,8 @@ import numpy.typing as npt
 import onnx
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
-BATCH_SIZE = 64
-"""Images at a time, so that what the model computes of them stays within some hundred megabytes."""
+BATCH_SIZE, BATCH_PIXELS = 64, 4 << 20
+"""Most images and pixels at a time, so that what the model computes of them stays within some hundred megabytes."""
 
 
 def to_int8(model: bytes, pixels: npt.NDArray[np.uint8]) -> bytes:
@@ -49,8 +49,9 @@ class _Images(CalibrationDataReader):  # type: ignore[misc]
 
     def __init__(self, model: bytes, pixels: npt.NDArray[np.uint8]) -> None:
         self._name = onnx.load_from_string(model).graph.input[0].name
+        at_once = min(max(BATCH_PIXELS // (pixels.shape[1] * pixels.shape[2]), 1), BATCH_SIZE)
         self._batches: Iterator[npt.NDArray[np.uint8]] = (
-            pixels[start : start + BATCH_SIZE] for start in range(0, len(pixels), BATCH_SIZE)
+            pixels[start : start + at_once] for start in range(0, len(pixels), at_once)
         )
 
     def get_next(self) -> dict[str, npt.NDArray[np.uint8]] | None:
