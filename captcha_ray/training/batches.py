@@ -7,18 +7,18 @@ import math
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from captcha_ray.datasets import schema
 from captcha_ray.images.spec import ImageSpec
-from captcha_ray.storage import row_groups
-from captcha_ray.storage.row_groups import RowGroup
 from captcha_ray.training.augment import paper_and_ink
+
+if TYPE_CHECKING:
+    from captcha_ray.storage.row_groups import RowGroup
 
 WINDOW_BYTES = 256 << 20
 """Most bytes of the images among which a stream shuffles, but for one row group more; it holds twice as many, as the
@@ -131,7 +131,7 @@ class StreamFeed(Feed):
 
     def __init__(
         self,
-        groups: Sequence[RowGroup],
+        groups: "Sequence[RowGroup]",
         image: ImageSpec,
         encode: Encode,
         counts: list[int],
@@ -147,6 +147,8 @@ class StreamFeed(Feed):
 
     def count_classes(self, num_classes: int) -> npt.NDArray[np.int64]:
         """Count as `Feed` says; reads all texts."""
+        from captcha_ray.storage import row_groups  # noqa: PLC0415 -- benchmarks have torch and numpy alone
+
         counts = _count_classes(self._encode([]), num_classes)
         for table in row_groups.read(self._groups, ["text"]):
             counts += _count_classes(self._encode(table["text"].to_pylist()), num_classes)
@@ -193,8 +195,11 @@ class StreamFeed(Feed):
             finally:
                 stopped.set()
 
-    def _load(self, groups: Sequence[RowGroup], stopped: threading.Event) -> tuple[Tensor, Tensor]:
+    def _load(self, groups: "Sequence[RowGroup]", stopped: threading.Event) -> tuple[Tensor, Tensor]:
         """Return the images and targets of row groups; of some of them if it is stopped meanwhile."""
+        from captcha_ray.datasets import schema  # noqa: PLC0415 -- as above
+        from captcha_ray.storage import row_groups  # noqa: PLC0415
+
         tables = itertools.takewhile(lambda _: not stopped.is_set(), row_groups.read(groups, ["image", "text"]))
         images, texts = schema.gather(tables, sum(group.num_rows for group in groups), self._image)
         return torch.from_numpy(images), torch.from_numpy(self._encode(texts))
