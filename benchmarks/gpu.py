@@ -29,7 +29,7 @@ from captcha_ray.recipes.catalog import isfahan, text, wmail
 from captcha_ray.recipes.config import TrainConfig
 from captcha_ray.training import loop
 from captcha_ray.training.augment import Augment, paper_and_ink
-from captcha_ray.training.batches import Batch
+from captcha_ray.training.loop import Batch
 from captcha_ray.training.optim import build_optimizer
 
 CHARSET = "0123456789abcdefghijklmnopqrstuvwxyz"

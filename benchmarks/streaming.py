@@ -17,13 +17,12 @@ import numpy as np
 import pyarrow as pa
 import tyro
 
-from captcha_ray.datasets import decoding, schema
+from captcha_ray.datasets import decoding, preprocess, schema
 from captcha_ray.datasets.config import LabelRule
 from captcha_ray.datasets.splits import SPLITS
 from captcha_ray.images.spec import ImageSpec
 from captcha_ray.runs.directory import to_json
 from captcha_ray.runs.environment import provenance, versions
-from captcha_ray.storage import parquet
 
 JOBS = Path(__file__).parent.parent / "jobs"
 IMAGE = ImageSpec(height=60, width=18, channels=1)
@@ -51,7 +50,7 @@ def write_shards(folder: Path, num_images: int) -> None:
     rng = np.random.default_rng(0)
     parts: dict[str, list[str]] = {}
     for split, size in sizes.items():
-        parts[split] = [f"split={split}/part-{number:05d}.parquet" for number in range(-(-size // rows))]
+        parts[split] = [preprocess.part_name(split, number) for number in range(-(-size // rows))]
         for number, part in enumerate(parts[split]):
             count = min(rows, size - number * rows)
             texts = rng.choice(list(CHARSET), count)
@@ -64,7 +63,7 @@ def write_shards(folder: Path, num_images: int) -> None:
                 ],
                 schema=schema.shard_schema(IMAGE),
             )
-            parquet.write(str(folder / part), table, use_dictionary=False, row_group_size=schema.row_group_rows(IMAGE))
+            preprocess.write_part(str(folder / part), table, IMAGE)
     manifest = schema.Manifest(
         source="random",
         label_rule=LabelRule("folder").to_dict(),

@@ -15,7 +15,7 @@ import pyarrow as pa
 from PIL import Image
 
 from captcha_ray.engines import choice
-from captcha_ray.engines.engine import Engine, Name, Precision
+from captcha_ray.engines.engine import Engine, Name, Precision, images_at_once
 from captcha_ray.errors import InputError
 from captcha_ray.images import decoder
 from captcha_ray.metrics import temperature
@@ -35,9 +35,6 @@ image. An Arrow scalar of a path or of bytes, which pyarrow declares no type for
 """
 
 TAKEN = "path, URI, bytes, file open for reading bytes, uint8 array, Pillow image or Arrow scalar of one"
-
-MAX_PIXELS_AT_ONCE = 4 << 20
-"""Pixels in an engine at once, 256 images of 64x256: what a layer makes of them takes hundreds of MB already."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,7 +144,7 @@ class Recognizer:
 
     def _outputs(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         assert pixels.shape[1:] == self.spec.image.shape, f"{pixels.shape[1:]} is not {self.spec.image.shape}"
-        at_once = max(MAX_PIXELS_AT_ONCE // (self.spec.image.height * self.spec.image.width), 1)
+        at_once = images_at_once(pixels)
         starts = range(0, max(len(pixels), 1), at_once)
         parts = [self.engine.log_probabilities(pixels[k : k + at_once]) for k in starts]
         return self._restriction.apply(np.concatenate(parts), self._whole)

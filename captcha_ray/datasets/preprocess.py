@@ -67,7 +67,7 @@ def write_block(files: pa.Table, *, config: PreprocessConfig, image: ImageSpec) 
     for split in SPLITS if not config.check else ():
         rows = shard.filter(pc.equal(splits, split))
         if len(rows):
-            _write_part(part_uri(config.out, split, files["block"][0].as_py()), rows, image)
+            write_part(part_uri(config.out, split, files["block"][0].as_py()), rows, image)
     good = [shard["uri"], shard["text"], shard["sha256"], splits, *[pa.repeat("", len(shard))] * 2, pa.array(ratios)]
     nothing = pa.nulls(len(bad))
     rejected = [bad["uri"], nothing, nothing, nothing, bad["reason"], bad["detail"], nothing]
@@ -76,7 +76,8 @@ def write_block(files: pa.Table, *, config: PreprocessConfig, image: ImageSpec) 
     return rows.append_column(FILE_SCHEMA.field("block"), pa.repeat(files["block"][0], len(rows)))
 
 
-def _write_part(uri: str, rows: pa.Table, image: ImageSpec) -> None:
+def write_part(uri: str, rows: pa.Table, image: ImageSpec) -> None:
+    """Write a part: rows of `schema.shard_schema`, in row groups of `schema.row_group_rows`."""
     parquet.write(uri, rows, use_dictionary=False, row_group_size=schema.row_group_rows(image))
 
 
@@ -302,7 +303,7 @@ def _remove(kept: pa.Table, removed: pa.Table, image: ImageSpec, out: str) -> pa
         rows = parquet.read(uri)
         rows = rows.filter(pc.invert(pc.is_in(rows["uri"], value_set=removed["uri"].combine_chunks())))
         if len(rows):
-            _write_part(uri, rows, image)
+            write_part(uri, rows, image)
         else:
             filesystem.delete(uri)
     return kept.filter(pc.invert(gone))

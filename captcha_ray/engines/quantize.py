@@ -10,8 +10,10 @@ import numpy.typing as npt
 import onnx
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
-BATCH_SIZE, BATCH_PIXELS = 64, 4 << 20
-"""Most images and pixels at a time, so that what the model computes of them stays within some hundred megabytes."""
+from captcha_ray.engines.engine import images_at_once
+
+BATCH_SIZE = 64
+"""Most images at a time, so that what the model computes of them stays within some hundred megabytes."""
 
 
 def to_int8(model: bytes, pixels: npt.NDArray[np.uint8]) -> bytes:
@@ -49,7 +51,7 @@ class _Images(CalibrationDataReader):  # type: ignore[misc]
 
     def __init__(self, model: bytes, pixels: npt.NDArray[np.uint8]) -> None:
         self._name = onnx.load_from_string(model).graph.input[0].name
-        at_once = min(max(BATCH_PIXELS // (pixels.shape[1] * pixels.shape[2]), 1), BATCH_SIZE)
+        at_once = min(images_at_once(pixels), BATCH_SIZE)
         self._batches: Iterator[npt.NDArray[np.uint8]] = (
             pixels[start : start + at_once] for start in range(0, len(pixels), at_once)
         )

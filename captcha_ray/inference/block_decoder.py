@@ -17,10 +17,10 @@ from captcha_ray.errors import InputError
 from captcha_ray.images import decoder
 from captcha_ray.inference.block import BATCH_SIZE, BlockTask
 from captcha_ray.inference.block_plan import BlockPlan
-from captcha_ray.inference.read_ahead import DaemonThreads, ReadAhead
 from captcha_ray.models.spec import ModelSpec
 from captcha_ray.predictions.schema import LISTING_SCHEMA
 from captcha_ray.storage import filesystem, objectstore
+from captcha_ray.storage.read_ahead import DaemonThreads, ReadAhead
 
 T = TypeVar("T")
 

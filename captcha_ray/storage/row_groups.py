@@ -1,25 +1,17 @@
-"""Divide the row groups of Parquet files among workers, and read them in any order, a few ahead.
+"""Divide the row groups of Parquet files among workers, and read them one by one.
 
 A row group is the least that can be read of a file, so files that are to be read in another order than they were
 written in should have small ones.
 """
 
-import collections
-import concurrent.futures
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import pyarrow as pa
 
 from captcha_ray.errors import InputError
 from captcha_ray.storage import parquet
-
-NUM_THREADS = 8
-"""Row groups that are read at once; in a bucket each waits for some requests."""
-
-NUM_AHEAD = 2 * NUM_THREADS
-"""Most row groups that are read and not yet taken."""
 
 
 class RowGroup(NamedTuple):
@@ -47,7 +39,7 @@ def divide(groups: Sequence[RowGroup], num_shares: int) -> list[list[RowGroup]]:
     """Divide rows among workers; their numbers differ by one at most.
 
     The shares follow from the row groups alone, in whatever order these are given. Each has row groups of all files, as
-    rows that were written one after another are often alike. A row group lies in two shares where one ends in it.
+    rows that were written one after another are often alike. A row group lies in several shares where one ends in it.
     """
     total = sum(group.num_rows for group in groups)
     shuffled = random.Random(0).sample(sorted(groups), len(groups))
@@ -64,28 +56,13 @@ def divide(groups: Sequence[RowGroup], num_shares: int) -> list[list[RowGroup]]:
     return shares
 
 
-def read(groups: Sequence[RowGroup], columns: list[str]) -> Iterator[pa.Table]:
-    """Yield the rows of each row group, in order; up to `NUM_AHEAD` are read ahead.
+def read(group: RowGroup, columns: list[str]) -> pa.Table:
+    """Return the rows of a row group.
 
     Raises:
-        InputError: A file is gone, damaged or another one than was listed.
+        InputError: The file is gone, damaged or another one than was listed.
         OSError: As of `filesystem.read`.
     """
-    with concurrent.futures.ThreadPoolExecutor(NUM_THREADS) as pool:
-        coming: collections.deque[concurrent.futures.Future[pa.Table]] = collections.deque()
-        try:
-            for group in groups:
-                coming.append(pool.submit(_read, group, columns))
-                if len(coming) == NUM_AHEAD:
-                    yield coming.popleft().result()
-            while coming:
-                yield coming.popleft().result()
-        finally:  # whoever stops in between does not wait for what has not begun
-            for future in coming:
-                future.cancel()
-
-
-def _read(group: RowGroup, columns: list[str]) -> pa.Table:
     try:
         with parquet.naming_damage(group.uri), parquet.open_file(group.uri) as file:
             changed = group.number >= file.num_row_groups

@@ -1,24 +1,24 @@
 """Cut the images of one worker into batches, from memory or from the shards."""
 
-import concurrent.futures
-import dataclasses
-import itertools
+import functools
 import math
-import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 import torch
 from torch import Tensor
 
+from captcha_ray.datasets import schema
 from captcha_ray.images.spec import ImageSpec
+from captcha_ray.storage import row_groups
+from captcha_ray.storage.read_ahead import ReadAhead
+from captcha_ray.storage.row_groups import RowGroup
 from captcha_ray.training.augment import paper_and_ink
-
-if TYPE_CHECKING:
-    from captcha_ray.storage.row_groups import RowGroup
+from captcha_ray.training.loop import Batch
 
 WINDOW_BYTES = 256 << 20
 """Most bytes of the images among which a stream shuffles, but for one row group more; it holds twice as many, as the
@@ -26,19 +26,6 @@ next ones are read meanwhile."""
 
 Encode = Callable[[Sequence[str]], npt.NDArray[np.int64]]
 """Turns texts into classes, int64 (N, S)."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Batch:
-    """A batch. images: uint8 (N, H, W, C). targets: int64 (N, S). step_images: images of this step over all workers.
-
-    colors: uint8 (N, 2, C), paper and ink of each image, if the feed was asked for them.
-    """
-
-    images: Tensor
-    targets: Tensor
-    step_images: int
-    colors: Tensor | None = None
 
 
 class Feed(Protocol):
@@ -131,7 +118,7 @@ class StreamFeed(Feed):
 
     def __init__(
         self,
-        groups: "Sequence[RowGroup]",
+        groups: Sequence[RowGroup],
         image: ImageSpec,
         encode: Encode,
         counts: list[int],
@@ -147,26 +134,25 @@ class StreamFeed(Feed):
 
     def count_classes(self, num_classes: int) -> npt.NDArray[np.int64]:
         """Count as `Feed` says; reads all texts."""
-        from captcha_ray.storage import row_groups  # noqa: PLC0415 -- benchmarks have torch and numpy alone
-
         counts = _count_classes(self._encode([]), num_classes)
-        for table in row_groups.read(self._groups, ["text"]):
-            counts += _count_classes(self._encode(table["text"].to_pylist()), num_classes)
+        for tables in self._windows(_order(len(self._groups), None), ["text"]):
+            for table in tables:
+                counts += _count_classes(self._encode(table["text"].to_pylist()), num_classes)
         return counts
 
     def epoch(self, seed: int | None) -> Iterator[Batch]:
         """Yield as `Feed` says. Raises as `row_groups.read` does."""
         generator = None if seed is None else torch.Generator().manual_seed(seed)
-        windows = self._windows(_order(len(self._groups), generator))
-        images, targets = self._load([], threading.Event())
+        windows = self._windows(_order(len(self._groups), generator), ["image", "text"])
+        images, targets = self._gather([])
         order, at = _order(0, None), 0
         for start, stop, total in self._steps:
             parts: list[tuple[Tensor, Tensor]] = []
             missing = stop - start
             while missing or not parts:
                 if missing and at == len(order):
-                    del images, targets  # before there are others, to hold no three windows
-                    images, targets = next(windows)
+                    del images, targets  # before there are others
+                    images, targets = self._gather(next(windows))
                     order, at = _order(len(images), generator), 0
                 rows = order[at : at + missing]
                 parts.append((images[rows], targets[rows]))
@@ -175,33 +161,21 @@ class StreamFeed(Feed):
             colors = paper_and_ink(batch.permute(0, 3, 1, 2)) if self._with_colors else None
             yield Batch(batch, classes, total, colors)
 
-    def _windows(self, order: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield the images and targets of nearly equal numbers of row groups; the next ones are read meanwhile."""
+    def _windows(self, order: Tensor, columns: list[str]) -> Iterator[list[pa.Table]]:
+        """Yield the tables of nearly equal numbers of row groups; the next ones are read meanwhile."""
         num_bytes = sum(group.num_rows for group in self._groups) * math.prod(self._image.shape)
-        windows = [
-            [self._groups[number] for number in part]
-            for part in np.array_split(order.numpy(), -(-num_bytes // WINDOW_BYTES))
-            if len(part)
-        ]
-        stopped = threading.Event()
-        with concurrent.futures.ThreadPoolExecutor(1) as pool:
-            try:
-                coming = pool.submit(self._load, windows[0], stopped)
-                for following in windows[1:]:
-                    window, coming = coming.result(), pool.submit(self._load, following, stopped)
-                    yield window
-                    del window
-                yield coming.result()
-            finally:
-                stopped.set()
+        parts = np.array_split(order.numpy(), max(-(-num_bytes // WINDOW_BYTES), 1))
+        reader = ReadAhead(functools.partial(row_groups.read, columns=columns))
+        try:
+            for _, tables in reader.chunks((None, [self._groups[number] for number in part]) for part in parts):
+                yield tables
+        finally:
+            reader.close()
 
-    def _load(self, groups: "Sequence[RowGroup]", stopped: threading.Event) -> tuple[Tensor, Tensor]:
-        """Return the images and targets of row groups; of some of them if it is stopped meanwhile."""
-        from captcha_ray.datasets import schema  # noqa: PLC0415 -- as above
-        from captcha_ray.storage import row_groups  # noqa: PLC0415
-
-        tables = itertools.takewhile(lambda _: not stopped.is_set(), row_groups.read(groups, ["image", "text"]))
-        images, texts = schema.gather(tables, sum(group.num_rows for group in groups), self._image)
+    def _gather(self, tables: list[pa.Table]) -> tuple[Tensor, Tensor]:
+        """Return the images and targets of tables, which are taken out of the list, so that none is held twice."""
+        num_rows = sum(map(len, tables))
+        images, texts = schema.gather((tables.pop() for _ in range(len(tables))), num_rows, self._image)
         return torch.from_numpy(images), torch.from_numpy(self._encode(texts))
 
 

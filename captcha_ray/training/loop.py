@@ -17,7 +17,19 @@ from torch import Tensor, nn
 
 from captcha_ray.models.device import Arithmetic
 from captcha_ray.models.networks import Network
-from captcha_ray.training.batches import Batch
+
+
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """A batch. images: uint8 (N, H, W, C). targets: int64 (N, S). step_images: images of this step over all workers.
+
+    colors: uint8 (N, 2, C), paper and ink of each image, if the feed was asked for them.
+    """
+
+    images: Tensor
+    targets: Tensor
+    step_images: int
+    colors: Tensor | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -31,7 +31,7 @@ from captcha_ray.models.networks import build_model
 from captcha_ray.models.spec import ModelSpec
 from captcha_ray.models.transfer import check_source
 from captcha_ray.recipes.auto_config import resolve, why_not_builtin
-from captcha_ray.recipes.config import RESUME_MAY_DIFFER, TrainConfig
+from captcha_ray.recipes.config import RESUME_MAY_DIFFER, Stream, TrainConfig
 from captcha_ray.runs.directory import RunDirectory
 from captcha_ray.runtime import capacity
 from captcha_ray.runtime.progress_channel import ProgressChannel
@@ -141,8 +141,8 @@ def fit(
         blocks: dict[str, list[Any]] = {"train": [], "val": []}
         streamed: dict[str, list[RowGroup]] = {}
         splits: list[Split] = ["train", "val"] if manifest.num_images["val"] else ["train"]
-        resolved = dataclasses.replace(resolved, stream="always" if is_streamed(resolved, manifest) else "never")
-        if resolved.stream == "always":
+        stream: Stream = "always" if is_streamed(resolved, manifest) else "never"
+        if stream == "always":
             streamed = {split: shards.row_groups(split) for split in splits}
         else:
             blocks |= {split: shards.read(split).materialize().to_arrow_refs() for split in splits}
@@ -152,9 +152,9 @@ def fit(
             images = manifest.num_images | {"train": manifest.num_images["train"] + more.num_images}
             manifest = dataclasses.replace(manifest, num_images=images)
             # Batch size and epochs follow from all images, which are known only now; what never fits was refused.
-            resolved = dataclasses.replace(_resolved(config, manifest, run), stream="never")
+            resolved = _resolved(config, manifest, run)
             check_batches(resolved, manifest)
-        _train(resolved, manifest, blocks, streamed, cluster)
+        _train(dataclasses.replace(resolved, stream=stream), manifest, blocks, streamed, cluster)
         lease.check()
     return facts | _outcome(run) | {"seconds": time.perf_counter() - started}
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from captcha_ray.engines import quantize
+from captcha_ray.engines import engine, quantize
 from captcha_ray.engines.quantize import to_int8
 from captcha_ray.images.spec import ImageSpec
 from captcha_ray.models.export import to_onnx
@@ -30,6 +30,6 @@ def test_ranges_are_those_of_all_images_however_many_fit_at_once(
         return batch
 
     monkeypatch.setattr(quantize._Images, "get_next", note)
-    monkeypatch.setattr(quantize, "BATCH_PIXELS", room)
+    monkeypatch.setattr(engine, "MAX_PIXELS_AT_ONCE", room)
     assert to_int8(model, pixels) == expected
     assert seen == sizes

@@ -109,7 +109,7 @@ def test_an_engine_gets_large_images_a_few_at_a_time(recognizer: Recognizer, mon
     monkeypatch.setattr(recognizer.engine, "log_probabilities", counted)
     for most, numbers in ((3 * height * width, [3, 3, 2]), (1, [1] * 8), (8 * height * width, [8])):
         given.clear()
-        monkeypatch.setattr("captcha_ray.recognizer.MAX_PIXELS_AT_ONCE", most)
+        monkeypatch.setattr("captcha_ray.engines.engine.MAX_PIXELS_AT_ONCE", most)
         np.testing.assert_allclose(recognizer.log_probabilities(pixels), expected, atol=1e-5)
         assert given == numbers
     assert len(recognizer.log_probabilities(pixels[:0])) == 0

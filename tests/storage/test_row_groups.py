@@ -1,12 +1,9 @@
 """Row groups of Parquet files: listed, divided among workers, and read in any order."""
 
-import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from pathlib import Path
 from random import Random
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -33,14 +30,14 @@ def write(uri: str, start: int, stop: int, rows_per_group: int) -> None:
     parquet.write(uri, rows, row_group_size=rows_per_group)
 
 
-def test_row_groups_of_files_are_read_in_the_order_that_is_asked_for(tmp_path: Path) -> None:
+def test_a_row_group_is_read_whole_or_in_part(tmp_path: Path) -> None:
     first, second = (str(tmp_path / name) for name in ("first.parquet", "second.parquet"))
     write(first, 0, 7, 3)
     write(second, 7, 11, 4)
     groups = [group for uri in (first, second) for group in row_groups.list_row_groups(uri)]
     assert [(group.number, group.num_rows) for group in groups] == [(0, 3), (1, 3), (2, 1), (0, 4)]
     chosen = [groups[3]._replace(start=1, stop=3), groups[1], groups[0]]
-    tables = list(row_groups.read(chosen, ["text"]))
+    tables = [row_groups.read(group, ["text"]) for group in chosen]
     assert [table["text"].to_pylist() for table in tables] == [["8", "9"], ["3", "4", "5"], ["0", "1", "2"]]
     assert tables[0].column_names == ["text"]
 
@@ -51,7 +48,7 @@ def test_a_row_group_of_a_bucket_costs_its_own_bytes_and_the_footer(behind: Behi
         parquet.write(URI, rows, use_dictionary=False, row_group_size=10_000)
         groups = row_groups.list_row_groups(URI)
         before = proxy.num_bytes["/bucket/new"]
-        (table,) = row_groups.read([groups[2]], ["b"])
+        table = row_groups.read(groups[2], ["b"])
         assert table.equals(rows.select(["b"]).slice(20_000, 10_000))
         assert proxy.num_bytes["/bucket/new"] - before <= 1.1 * 80_000 + TAIL_BYTES
 
@@ -62,7 +59,7 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
     groups = row_groups.list_row_groups(str(path))
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(DamagedError, match=r"part\.parquet is damaged"):
-        list(row_groups.read(groups, ["number"]))
+        row_groups.read(groups[0], ["number"])
     with pytest.raises(DamagedError, match=r"part\.parquet is damaged"):
         row_groups.list_row_groups(str(path))
 
@@ -91,37 +88,10 @@ def test_a_file_that_is_gone_or_another_one_is_named(tmp_path: Path) -> None:
     path = tmp_path / "part.parquet"
     write(str(path), 0, 7, 3)
     groups = row_groups.list_row_groups(str(path))
-    for rows in (range(5), range(3)):
+    for rows in (range(5), range(3)):  # with two rows in that row group, and without it
         write(str(path), rows.start, rows.stop, 3)
         with pytest.raises(InputError, match=r"part\.parquet is another file than"):
-            list(row_groups.read(groups[:2], ["number"]))
+            row_groups.read(groups[1], ["number"])
     path.unlink()
     with pytest.raises(InputError, match=r"part\.parquet is gone"):
-        list(row_groups.read(groups, ["number"]))
-
-
-def test_who_stops_reading_waits_for_none_that_has_not_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = str(tmp_path / "part.parquet")
-    write(path, 0, 100, 1)
-    groups = row_groups.list_row_groups(path)
-    opened: list[str] = []
-    may_go_on = threading.Event()
-    original, shutdown = parquet.open_file, ThreadPoolExecutor.shutdown
-
-    def open_file(uri: str) -> Any:
-        if opened:
-            may_go_on.wait(60)
-        opened.append(uri)
-        return original(uri)
-
-    def shut_down(pool: ThreadPoolExecutor, *arguments: Any, **named: Any) -> None:
-        may_go_on.set()
-        shutdown(pool, *arguments, **named)
-
-    monkeypatch.setattr(parquet, "open_file", open_file)
-    monkeypatch.setattr(row_groups, "NUM_THREADS", 1)
-    tables = row_groups.read(groups, ["number"])
-    next(tables)
-    monkeypatch.setattr(ThreadPoolExecutor, "shutdown", shut_down)
-    tables.close()
-    assert len(opened) <= 2
+        row_groups.read(groups[0], ["number"])

@@ -8,7 +8,7 @@ from captcha_ray.images.spec import ImageSpec
 from captcha_ray.models.device import Arithmetic
 from captcha_ray.models.networks import Network, build_model
 from captcha_ray.models.spec import ModelSpec
-from captcha_ray.training.batches import Batch
+from captcha_ray.training.loop import Batch
 
 CPU = torch.device("cpu")
 FP32 = Arithmetic(CPU, bf16=False)

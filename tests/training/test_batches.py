@@ -4,7 +4,6 @@ import math
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,8 @@ from captcha_ray.storage import parquet, row_groups
 from captcha_ray.storage.row_groups import RowGroup
 from captcha_ray.training import batches
 from captcha_ray.training.augment import paper_and_ink
-from captcha_ray.training.batches import Batch, EpochFeed, Feed, StreamFeed, derive_seed
+from captcha_ray.training.batches import EpochFeed, Feed, StreamFeed, derive_seed
+from captcha_ray.training.loop import Batch
 
 GOLDEN_SEEDS = {
     (0,): 7896617691693857887,
@@ -162,11 +162,12 @@ def test_a_stream_shuffles_the_row_groups_and_the_images_of_a_window(streams: Fe
 
 
 def test_windows_are_nearly_equal(streams: Feeds) -> None:
-    (feed,) = streams(48, 1, 5)  # 16 row groups, of which a window has room for 5
+    (feed,) = streams(48, 1, 5)  # 17 row groups, of which a window has room for 5
     assert isinstance(feed, StreamFeed)
-    sizes = [len(images) for images, _ in feed._windows(torch.arange(len(feed._groups)))]
+    sizes = [sum(map(len, tables)) for tables in feed._windows(torch.arange(len(feed._groups)), ["text"])]
     assert len(sizes) == 4
-    assert max(sizes) - min(sizes) <= 3
+    assert sum(sizes) == 48
+    assert max(sizes) - min(sizes) <= 4
 
 
 def test_a_row_group_may_be_larger_than_a_window(streams: Feeds, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -176,57 +177,41 @@ def test_a_row_group_may_be_larger_than_a_window(streams: Feeds, monkeypatch: py
 
 
 def test_a_stream_holds_the_window_that_is_used_and_the_next(streams: Feeds, monkeypatch: pytest.MonkeyPatch) -> None:
-    held: list[weakref.ref[torch.Tensor]] = []
-    alive: list[int] = []
-    original = StreamFeed._load
+    tables: list[weakref.ref[pa.Table]] = []
+    images: list[weakref.ref[torch.Tensor]] = []
+    read, gather = row_groups.read, StreamFeed._gather
 
-    def load(self: StreamFeed, *arguments: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        alive.append(sum(images() is not None for images in held))
-        found = original(self, *arguments)
-        held.append(weakref.ref(found[0]))
+    def note_read(*arguments: Any, **named: Any) -> pa.Table:
+        table = read(*arguments, **named)
+        tables.append(weakref.ref(table))
+        return table
+
+    def note_gathered(self: StreamFeed, given: list[pa.Table]) -> tuple[torch.Tensor, torch.Tensor]:
+        assert not [one for one in images if one() is not None], "the window before is let go first"
+        found = gather(self, given)
+        images.append(weakref.ref(found[0]))
         return found
 
-    class AtOnce(ThreadPoolExecutor):
-        """Does what it is given before it returns."""
-
-        def submit(self, function: Any, /, *arguments: Any, **named: Any) -> Future[Any]:
-            done: Future[Any] = Future()
-            done.set_result(function(*arguments, **named))
-            return done
-
-    monkeypatch.setattr(StreamFeed, "_load", load)
-    monkeypatch.setattr("concurrent.futures.ThreadPoolExecutor", AtOnce)
+    monkeypatch.setattr(row_groups, "read", note_read)
+    monkeypatch.setattr(StreamFeed, "_gather", note_gathered)
     for _ in streams(60, 1, 5)[0].epoch(1):
+        assert sum(one() is not None for one in tables) <= 6, "tables of the next window alone"
+    assert (len(tables), len(images)) == (21, 5)
+
+
+def test_no_thread_is_left_of_an_epoch_that_is_over_or_left(streams: Feeds) -> None:
+    before = set(threading.enumerate())
+    (feed,) = streams(60, 1, 5)
+    for _ in feed.epoch(1):
         pass
-    assert len(alive) == 5
-    assert max(alive) == 1
-
-
-def test_who_leaves_an_epoch_does_not_wait_for_its_window(streams: Feeds, monkeypatch: pytest.MonkeyPatch) -> None:
-    read: list[RowGroup] = []
-    left = threading.Event()
-    original = row_groups.read
-
-    def note(groups: Sequence[RowGroup], columns: list[str]) -> Iterator[pa.Table]:
-        for group in groups:
-            if len(read) >= 6:  # of the second window
-                left.wait(60)
-            read.append(group)
-            yield from original([group], columns)
-
-    monkeypatch.setattr(row_groups, "read", note)
-    set_event = threading.Event.set
-
-    def stop(event: threading.Event) -> None:
-        set_event(event)
-        if event is not left:
-            set_event(left)
-
-    epoch = streams(60, 1, 5)[0].epoch(1)
-    next(epoch)
-    monkeypatch.setattr(threading.Event, "set", stop)
-    epoch.close()
-    assert len(read) <= 7
+    feed.count_classes(60)
+    left = feed.epoch(1)
+    next(left)
+    assert set(threading.enumerate()) - before
+    left.close()
+    for thread in set(threading.enumerate()) - before:
+        thread.join(60)
+        assert not thread.is_alive()
 
 
 def test_a_stream_brings_along_colors_if_it_is_asked_for_them(streams: Feeds) -> None:

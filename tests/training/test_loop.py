@@ -15,8 +15,8 @@ from captcha_ray.recipes.catalog import isfahan, wmail
 from captcha_ray.recipes.config import TrainConfig
 from captcha_ray.training import loop
 from captcha_ray.training.augment import Affine, Augment
-from captcha_ray.training.batches import Batch, EpochFeed, derive_seed
-from captcha_ray.training.loop import EpochCounts
+from captcha_ray.training.batches import EpochFeed, derive_seed
+from captcha_ray.training.loop import Batch, EpochCounts
 from captcha_ray.training.optim import build_optimizer
 from tests.support.bright_rows import FP32, TINY, batch, labelled, new_model
 

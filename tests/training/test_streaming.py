@@ -44,7 +44,7 @@ def shards(ray_cluster: ray_session.Cluster, tmp_path: Path, monkeypatch: pytest
     for split in ("train", "val", "test"):  # as tasks know of no patch
         for part in (Path(shards.uri) / f"split={split}").iterdir():
             rows = pq.read_table(part, partitioning=None)
-            pq.write_table(rows, part, row_group_size=schema.row_group_rows(shards.manifest.image_spec))
+            preprocess.write_part(str(part), rows, shards.manifest.image_spec)
     return shards
 
 

@@ -1,5 +1,6 @@
 """Read objects from a store ahead of who needs them, with as many reads at once as keep that one from waiting."""
 
+import contextlib
 import dataclasses
 import queue
 import threading
@@ -81,12 +82,17 @@ class ReadAhead(Generic[T, R]):
             (beside, reads), ahead = ahead, self._submit(next(upcoming, None))
             started = time.perf_counter()
             found = [read.result() for read in reads]
+            del reads  # so that who is given what was read alone holds it
             arrived = time.perf_counter()
             yield beside, found
             waits.add(arrived - started, time.perf_counter() - arrived)
             if waits.num_chunks > ADAPT_CHUNKS or ahead is None:
                 self._adapt(waits)
                 waits = Waits(1)
+
+    def close(self) -> None:
+        """End the threads, as `DaemonThreads.close` does."""
+        self._threads.close()
 
     def _adapt(self, waits: "Waits") -> None:
         if waits.waited:
@@ -104,7 +110,8 @@ class DaemonThreads:
     """
 
     def __init__(self, number: int) -> None:
-        self._calls: queue.SimpleQueue[tuple[Future[Any], Callable[..., Any], tuple[Any, ...]]] = queue.SimpleQueue()
+        self._calls: queue.SimpleQueue[tuple[Future[Any], Callable[..., Any], tuple[Any, ...]] | None]
+        self._calls = queue.SimpleQueue()
         self.number = 0
         self.grow(number)
 
@@ -130,11 +137,19 @@ class DaemonThreads:
         for future in [self.submit(call, item) for item in items]:
             yield future.result()
 
+    def close(self) -> None:
+        """End each thread after the call that it is at, without waiting for it; other calls are not made."""
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self._calls.get_nowait()
+        for _ in range(self.number):
+            self._calls.put(None)
+
     def _work(self) -> None:
-        while True:
-            future, call, arguments = self._calls.get()
+        while (taken := self._calls.get()) is not None:
+            future, call, arguments = taken
             try:
                 future.set_result(call(*arguments))
             except BaseException as error:
                 future.set_exception(error)
-            del future, call, arguments  # or what they hold would live until the next call
+            del taken, future, call, arguments  # or what they hold would live until the next call

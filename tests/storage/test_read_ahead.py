@@ -7,8 +7,8 @@ import threading
 
 import pytest
 
-from captcha_ray.inference import read_ahead
-from captcha_ray.inference.read_ahead import MAX_READS, NUM_READS, REST, NumReads, ReadAhead
+from captcha_ray.storage import read_ahead
+from captcha_ray.storage.read_ahead import MAX_READS, NUM_READS, REST, DaemonThreads, NumReads, ReadAhead
 
 
 @pytest.mark.parametrize(
@@ -108,8 +108,28 @@ def test_threads_grow_as_far_as_the_system_lets_them(monkeypatch: pytest.MonkeyP
 
 def test_a_read_that_hangs_does_not_keep_the_process() -> None:
     program = (
-        "import threading\nfrom captcha_ray.inference.read_ahead import DaemonThreads\n"
+        "import threading\nfrom captcha_ray.storage.read_ahead import DaemonThreads\n"
         "DaemonThreads(2).submit(threading.Event().wait)\nprint('ended')"
     )
     done = subprocess.run([sys.executable, "-c", program], timeout=60, check=True, capture_output=True, text=True)
     assert done.stdout == "ended\n"
+
+
+def test_closed_threads_end_after_the_call_that_they_are_at() -> None:
+    before = set(threading.enumerate())
+    threads = DaemonThreads(1)
+    (thread,) = set(threading.enumerate()) - before
+    has_begun, may_end = threading.Event(), threading.Event()
+
+    def hold() -> bool:
+        has_begun.set()
+        return may_end.wait(60)
+
+    held, queued = threads.submit(hold), threads.submit(list)
+    assert has_begun.wait(60)
+    threads.close()
+    may_end.set()
+    assert held.result(60)
+    thread.join(60)
+    assert not thread.is_alive()
+    assert not queued.done()
