@@ -1,7 +1,7 @@
 """Carry events from workers to a function of the driver, in the order in which they arrive.
 
-Events are frozen dataclasses, which the rooms that use the channel define. A worker never waits for the driver. A lost
-event costs progress on the terminal, and never the work.
+Events are frozen dataclasses, which the rooms that use the channel define. A worker waits for the driver at its end
+alone. A lost event costs progress on the terminal, and never the work.
 """
 
 import threading
@@ -20,6 +20,9 @@ LOOK_S = 0.25
 TIMEOUT_S = 5.0
 """Seconds that a look waits for the channel's actor."""
 
+FLUSH_S = 30.0
+"""Most seconds that a worker, and then the last look, wait. On a busy machine an event is on its way for seconds."""
+
 
 @ray.remote(num_cpus=0)
 class _Mailbox:
@@ -34,6 +37,23 @@ class _Mailbox:
     def take(self) -> list[Any]:
         events, self._events = self._events, []
         return events
+
+
+class Sender:
+    """Sends events to a channel from any machine."""
+
+    def __init__(self, mailbox: Any) -> None:
+        self._mailbox = mailbox
+        self._last: Any = None
+
+    def __call__(self, event: Any) -> None:
+        """Send an event, without waiting for it to come."""
+        self._last = self._mailbox.put.remote(event)
+
+    def flush(self) -> None:
+        """Wait until all events have come: those on their way are lost with the process that has sent them."""
+        if self._last is not None:
+            ray.wait([self._last], timeout=FLUSH_S)
 
 
 class ProgressChannel:
@@ -54,21 +74,16 @@ class ProgressChannel:
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._look, daemon=True)
 
-    def sender(self) -> Callable[[Any], None]:
-        """Return a function that sends an event from any machine."""
-        mailbox = self._mailbox
+    def sender(self) -> Sender:
+        """Return what sends events to this channel."""
+        return Sender(self._mailbox)
 
-        def send(event: Any) -> None:
-            mailbox.put.remote(event)
-
-        return send
-
-    def deliver(self) -> int:
+    def deliver(self, timeout_s: float = TIMEOUT_S) -> int:
         """Deliver what has come; return the number of events. A look that fails costs a look."""
         with self._lock:
             self._taken = self._taken or self._mailbox.take.remote()
             try:
-                events = ray.get(self._taken, timeout=TIMEOUT_S)
+                events = ray.get(self._taken, timeout=timeout_s)
             except ray.exceptions.GetTimeoutError:
                 return 0
             except ray.exceptions.RayError:
@@ -95,4 +110,4 @@ class ProgressChannel:
                 heard = time.monotonic()
             else:
                 self._on_silence(time.monotonic() - heard)
-        self.deliver()
+        self.deliver(FLUSH_S)

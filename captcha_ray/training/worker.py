@@ -35,6 +35,7 @@ from captcha_ray.recipes.config import TrainConfig
 from captcha_ray.runs.directory import RunDirectory
 from captcha_ray.runs.event_log import EventLog
 from captcha_ray.runtime.blocks import Share
+from captcha_ray.runtime.progress_channel import Sender
 from captcha_ray.storage import filesystem, row_groups
 from captcha_ray.storage.row_groups import RowGroup
 from captcha_ray.text.charset import Charset
@@ -82,6 +83,8 @@ def train_worker(arguments: dict[str, Any]) -> None:
         while worker.wants_epoch:
             record = worker.run_epoch()
             ray.train.report({k: v for k, v in record.items() if isinstance(v, (int, float))})
+    if isinstance(job.send, Sender):
+        job.send.flush()
 
 
 class Worker:

@@ -105,7 +105,6 @@ def two_nodes(folder: Path, *options: str, **env: str) -> Iterator[Nodes]:
         yield nodes
 
 
-@pytest.mark.timeout(600)
 @pytest.mark.parametrize("name", ["train", "infer"])
 def test_workers_without_memory_end_a_job_with_a_sentence(name: str, glyph_shards: Shards, tmp_path: Path) -> None:
     """Set the threshold of memory, at which Ray ends workers, so low that it is always passed."""
@@ -127,7 +126,6 @@ def test_workers_without_memory_end_a_job_with_a_sentence(name: str, glyph_shard
         assert "Traceback" not in one.said
 
 
-@pytest.mark.timeout(600)  # Ray may wait for ever, and our own patience is minutes
 def test_a_full_object_store_ends_a_job_with_a_sentence(tmp_path: Path) -> None:
     """Train on more pixels than the store holds, while Ray calls the disk full."""
     images = factories.draw_glyphs(tmp_path / "images", factories.glyph_texts(203, 2))

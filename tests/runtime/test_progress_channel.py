@@ -2,6 +2,8 @@
 
 import dataclasses
 import threading
+from pathlib import Path
+from typing import Any
 
 import pytest
 import ray
@@ -9,6 +11,7 @@ from ray.exceptions import ActorUnavailableError, GetTimeoutError
 
 from captcha_ray.runtime import progress_channel
 from captcha_ray.runtime.progress_channel import ProgressChannel
+from tests.support.waiting import wait_until
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,3 +97,60 @@ def test_a_late_answer_is_awaited_and_a_failed_one_is_asked_for_anew(
     assert channel.deliver() == 1
     assert [number.value for number in seen] == delivered
     ray.kill(channel._mailbox)
+
+
+@dataclasses.dataclass(frozen=True)
+class Slow:
+    """An event that the channel cannot take before a file is there."""
+
+    path: Path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _wait_for, (self.path,)
+
+
+def _wait_for(path: Path) -> Slow:
+    wait_until(path.exists)
+    return Slow(path)
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_the_last_look_waits_longer_than_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Number] = []
+    timeouts: list[float] = []
+    get = ray.get
+
+    def record(reference: object, timeout: float) -> Any:
+        timeouts.append(timeout)
+        return get(reference, timeout=60)
+
+    with monkeypatch.context() as patch, ProgressChannel(seen.append, lambda seconds: None) as channel:
+        patch.setattr(progress_channel.ray, "get", record)
+        channel.sender()(Number(1))
+        wait_until(lambda: bool(seen))
+        wait_until(lambda: len(timeouts) > 1)
+    assert set(timeouts[:-1]) == {progress_channel.TIMEOUT_S}
+    assert timeouts[-1] == progress_channel.FLUSH_S
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_flush_ends_when_all_that_was_sent_has_come(tmp_path: Path) -> None:
+    channel = ProgressChannel(lambda event: None)
+    send = channel.sender()
+    send.flush()  # of nothing
+    path, was_there = tmp_path / "file", []
+
+    def flush() -> None:
+        send.flush()
+        was_there.append(path.exists())
+
+    send(Slow(path))
+    flushing = threading.Thread(target=flush)
+    flushing.start()
+    flushing.join(0.5)  # time to return too early, if that is what it does
+    path.touch()
+    flushing.join(60)
+    assert was_there == [True]
+    ray.kill(channel._mailbox)
+    send(Number(1))
+    send.flush()  # what is lost is not waited for

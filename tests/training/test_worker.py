@@ -11,7 +11,10 @@ import ray
 from captcha_ray.datasets import schema
 from captcha_ray.datasets.shards import Shards
 from captcha_ray.runtime import ray_session
+from captcha_ray.runtime.progress_channel import Sender
 from captcha_ray.text.charset import Charset
+from captcha_ray.training import trainer
+from captcha_ray.training.progress import EpochDone
 from captcha_ray.training.trainer import model_spec
 from captcha_ray.training.worker import Worker, WorkerJob, best_epoch, epochs_without_gain
 from tests.support.trainings import config_for
@@ -58,3 +61,18 @@ def test_the_best_epoch_has_most_strings_right_then_most_characters_then_comes_l
     unvalidated = [{"epoch": number, "train_loss": 1.0} for number in (1, 2)]
     assert best(unvalidated) == 2, "without validation the last"
     assert best([epoch(1, 0.0, 0.0), epoch(2, 0.0, 0.0) | {"val_loss": None}]) == 1, "no network of nan is kept"
+
+
+def test_a_worker_ends_when_its_events_have_come(
+    glyph_shards: Shards, ray_cluster: ray_session.Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent: list[Any] = []
+    flushed: list[int] = []
+    monkeypatch.setattr(Sender, "__call__", lambda self, event: sent.append(event))
+    monkeypatch.setattr(Sender, "flush", lambda self: flushed.append(len(sent)))
+    config = config_for(glyph_shards, tmp_path / "run", epochs=2)
+    blocks = {split: glyph_shards.read(split).materialize().to_arrow_refs() for split in ("train", "val")}
+    job = WorkerJob(config, model_spec(config, glyph_shards.manifest), blocks, Sender(None))
+    trainer._run_trainer(job, local=True)
+    assert sum(isinstance(event, EpochDone) for event in sent) == 2
+    assert flushed == [len(sent)], "once, at the end"
