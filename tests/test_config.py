@@ -73,7 +73,7 @@ BAD: list[tuple[type[Config], dict[str, Any]]] = [
         for name in ("momentum", "weight_decay", "rotation_degrees", "shift_fraction", "shear_degrees")
         for value in (-0.1, NAN, INF)
     ),
-    *((TrainConfig, {"learning_rate": value}) for value in (-1.0, NAN, INF)),
+    *((TrainConfig, {name: value}) for name in ("learning_rate", "checkpoint_every_s") for value in (-1.0, NAN, INF)),
     *((TrainConfig, {name: value}) for name in ("dropout", "zoom_fraction") for value in (-0.1, 1.0, NAN)),
     (TrainConfig, {"shear_degrees": 90.0}),
     *((TrainConfig, {"label_smoothing": value}) for value in (-0.1, 1.0, NAN)),

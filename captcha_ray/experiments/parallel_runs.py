@@ -24,8 +24,9 @@ from captcha_ray.runs.directory import RunDirectory
 from captcha_ray.runtime import blocks, capacity
 from captcha_ray.storage import filesystem
 from captcha_ray.training import trainer
+from captcha_ray.training.schedule import has_diverged
 from captcha_ray.training.trainer import model_spec
-from captcha_ray.training.worker import STATE, WorkerJob, has_diverged
+from captcha_ray.training.worker import STATE, WorkerJob
 
 PREDICTIONS = "predictions.parquet"
 """File in a training's directory with the predictions of its test part."""

@@ -1,7 +1,7 @@
 """Keep a run in a directory that explains itself after the shell history is gone.
 
     config.json  resolved_config.json  environment.json  manifest.json  metrics.jsonl  results.json  report.html
-    figures/  checkpoint/model.{safetensors,json}  tensorboard/  resume.safetensors  _SUCCESS
+    figures/  checkpoint/model.{safetensors,json}  tensorboard/  resume{,_epoch}.safetensors  _SUCCESS
 
 `config.json` is what was requested, `resolved_config.json` what the shards made of it. Cross-validation and learning
 curve add `folds.parquet` and the trainings in `folds-K/` and `curve/`. Files of others are never deleted; `_SUCCESS` is

@@ -4,7 +4,7 @@ import functools
 import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +24,8 @@ WINDOW_BYTES = 256 << 20
 """Most bytes of the images among which a stream shuffles, but for one row group more; it holds twice as many, as the
 next ones are read meanwhile."""
 
+N = TypeVar("N")
+
 Encode = Callable[[Sequence[str]], npt.NDArray[np.int64]]
 """Turns texts into classes, int64 (N, S)."""
 
@@ -40,8 +42,8 @@ class Feed(Protocol):
     def count_classes(self, num_classes: int) -> npt.NDArray[np.int64]:
         """Count each class at each position of this worker's images; return int64 (max_length, classes)."""
 
-    def epoch(self, seed: int | None) -> Iterator[Batch]:
-        """Yield the batches of an epoch, shuffled by the seed, or in order for None."""
+    def epoch(self, seed: int | None, first_step: int = 0) -> Iterator[Batch]:
+        """Yield the batches of an epoch from a step on, from 0, shuffled by the seed, or in order for None."""
 
 
 class _Steps:
@@ -56,9 +58,9 @@ class _Steps:
         self._edges = [[count * step // self.num_steps for step in range(self.num_steps + 1)] for count in counts]
         self._rank = rank
 
-    def __iter__(self) -> Iterator[tuple[int, int, int]]:
+    def since(self, first_step: int) -> Iterator[tuple[int, int, int]]:
         mine = self._edges[self._rank]
-        for step in range(self.num_steps):
+        for step in range(first_step, self.num_steps):
             yield mine[step], mine[step + 1], sum(edges[step + 1] - edges[step] for edges in self._edges)
 
 
@@ -93,10 +95,10 @@ class EpochFeed(Feed):
         """Count as `Feed` says."""
         return _count_classes(self._targets.numpy(), num_classes)
 
-    def epoch(self, seed: int | None) -> Iterator[Batch]:
+    def epoch(self, seed: int | None, first_step: int = 0) -> Iterator[Batch]:
         """Yield as `Feed` says."""
         order = None if seed is None else _order(len(self._images), torch.Generator().manual_seed(seed))
-        for start, stop, total in self._steps:
+        for start, stop, total in self._steps.since(first_step):
             yield self._batch(slice(start, stop) if order is None else order[start:stop], total)
 
     def _batch(self, rows: slice | Tensor, step_images: int) -> Batch:
@@ -135,25 +137,26 @@ class StreamFeed(Feed):
     def count_classes(self, num_classes: int) -> npt.NDArray[np.int64]:
         """Count as `Feed` says; reads all texts."""
         counts = _count_classes(self._encode([]), num_classes)
-        for tables in self._windows(_order(len(self._groups), None), ["text"]):
+        for _, tables in self._read(((None, window) for window in self._windows(None)), ["text"]):
             for table in tables:
                 counts += _count_classes(self._encode(table["text"].to_pylist()), num_classes)
         return counts
 
-    def epoch(self, seed: int | None) -> Iterator[Batch]:
-        """Yield as `Feed` says. Raises as `row_groups.read` does."""
+    def epoch(self, seed: int | None, first_step: int = 0) -> Iterator[Batch]:
+        """Yield as `Feed` says; windows before the first step are not read. Raises as `row_groups.read` does."""
         generator = None if seed is None else torch.Generator().manual_seed(seed)
-        windows = self._windows(_order(len(self._groups), generator), ["image", "text"])
+        steps = list(self._steps.since(first_step))
+        windows = self._read(self._orders(generator, steps[0][0] if steps else 0), ["image", "text"])
         images, targets = self._gather([])
         order, at = _order(0, None), 0
-        for start, stop, total in self._steps:
+        for start, stop, total in steps:
             parts: list[tuple[Tensor, Tensor]] = []
             missing = stop - start
             while missing or not parts:
                 if missing and at == len(order):
                     del images, targets  # before there are others
-                    images, targets = self._gather(next(windows))
-                    order, at = _order(len(images), generator), 0
+                    order, tables = next(windows)
+                    (images, targets), at = self._gather(tables), 0
                 rows = order[at : at + missing]
                 parts.append((images[rows], targets[rows]))
                 at, missing = at + len(rows), missing - len(rows)
@@ -161,14 +164,28 @@ class StreamFeed(Feed):
             colors = paper_and_ink(batch.permute(0, 3, 1, 2)) if self._with_colors else None
             yield Batch(batch, classes, total, colors)
 
-    def _windows(self, order: Tensor, columns: list[str]) -> Iterator[list[pa.Table]]:
-        """Yield the tables of nearly equal numbers of row groups; the next ones are read meanwhile."""
+    def _windows(self, generator: torch.Generator | None) -> list[list[RowGroup]]:
+        """Return nearly equal numbers of row groups, shuffled by the generator, if there is one."""
         num_bytes = sum(group.num_rows for group in self._groups) * math.prod(self._image.shape)
-        parts = np.array_split(order.numpy(), max(-(-num_bytes // WINDOW_BYTES), 1))
+        order = _order(len(self._groups), generator).numpy()
+        parts = np.array_split(order, max(-(-num_bytes // WINDOW_BYTES), 1))
+        return [[self._groups[number] for number in part] for part in parts]
+
+    def _orders(self, generator: torch.Generator | None, skipped: int) -> Iterator[tuple[Tensor, list[RowGroup]]]:
+        """Yield the windows of an epoch, each with the order of its rows, without the first rows of all."""
+        for window in self._windows(generator):
+            order = _order(sum(group.num_rows for group in window), generator)
+            if skipped < len(order):
+                yield order[skipped:], window
+            skipped = max(skipped - len(order), 0)
+
+    def _read(
+        self, windows: Iterator[tuple[N, list[RowGroup]]], columns: list[str]
+    ) -> Iterator[tuple[N, list[pa.Table]]]:
+        """Yield the tables of windows, with what comes along with each; the next ones are read meanwhile."""
         reader = ReadAhead(functools.partial(row_groups.read, columns=columns))
         try:
-            for _, tables in reader.chunks((None, [self._groups[number] for number in part]) for part in parts):
-                yield tables
+            yield from reader.chunks(windows)
         finally:
             reader.close()
 

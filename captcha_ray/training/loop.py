@@ -61,6 +61,36 @@ class EpochCounts:
         }
 
 
+@dataclasses.dataclass(frozen=True)
+class Position:
+    """Where a worker is in an epoch: with weights and optimizer, all that the steps that are left depend on.
+
+    step: steps done. sums: of these steps, as in `EpochCounts`; None before the first. waited_s, seconds: so far.
+    random: uint8 states of the generators of random numbers, by name.
+    """
+
+    step: int = 0
+    sums: npt.NDArray[np.float64] | None = None
+    waited_s: float = 0.0
+    seconds: float = 0.0
+    random: dict[str, Tensor] = dataclasses.field(default_factory=dict)
+
+    def to_tensors(self) -> dict[str, Tensor]:
+        """Return all but the step, as `of` takes it."""
+        times = torch.tensor([self.waited_s, self.seconds], dtype=torch.float64)
+        return {"sums": torch.from_numpy(self.sums), "times": times, **self.random}
+
+    @classmethod
+    def of(cls, step: int, tensors: dict[str, Tensor]) -> "Position":
+        """Return the position of which `to_tensors` gave these."""
+        random = dict(tensors)
+        sums, (waited_s, seconds) = random.pop("sums").numpy(), random.pop("times").tolist()
+        return cls(step, sums, waited_s, seconds, random)
+
+
+START = Position()
+
+
 def train_epoch(
     model: Network,
     optimizer: torch.optim.Optimizer,
@@ -74,14 +104,15 @@ def train_epoch(
     learning_rate: Callable[[int], float],
     label_smoothing: float = 0.0,
     alignment_prior: Callable[[int], float] = lambda step: 0.0,
-    on_step: Callable[[int, int], None] = lambda step, images: None,
+    begin: Position = START,
+    on_step: Callable[[int, int, Callable[[], Position]], None] = lambda step, images, position: None,
 ) -> tuple[EpochCounts, float]:
-    """Train for one epoch.
+    """Train one epoch; return this worker's counts, of greedy guesses, and the seconds that it waited for data.
 
     Args:
         model: Its weights are updated.
         optimizer: Of the model's parameters.
-        batches: Of this worker.
+        batches: Of this worker, those of the steps that are left.
         arithmetic: Device and precision.
         parallel: The model wrapped for data-parallel training, if there are several workers.
         augment: Distorts a batch, given its images, a generator and their colors, see `Augment`.
@@ -90,24 +121,21 @@ def train_epoch(
         learning_rate: Returns the rate of a step, from 0.
         label_smoothing: As in `Network.loss_pair`. The gradient follows it and the prior, the counts do not.
         alignment_prior: Returns the weight of a step, as in `Network.loss_pair`.
-        on_step: Called with a step and its images.
-
-    Returns:
-        This worker's counts, of the network's greedy guesses, and the seconds it waited for data.
+        begin: Where an interrupted try of this epoch was; the weights and the optimizer are as they were there.
+        on_step: Called with a step, its images, and a function that returns the position after it.
     """
     forward = (parallel or model).train()
-    torch.manual_seed(seed)
-    generator = torch.Generator(arithmetic.device).manual_seed(seed)
-    counter = _Counter(arithmetic.device)
-    for step, batch in enumerate(counter.timed(batches)):
+    random = _Random(arithmetic.device, seed, begin.random)
+    counter = _Counter(arithmetic.device, begin)
+    for step, batch in enumerate(counter.timed(batches), begin.step):
         targets, there = arithmetic.put(batch.targets), batch.targets < model.num_characters
-        inputs = augment(arithmetic.to_input(batch.images), generator, arithmetic.to_colors(batch.colors))
+        inputs = augment(arithmetic.to_input(batch.images), random.generator, arithmetic.to_colors(batch.colors))
         with arithmetic.autocast():
             outputs = forward(inputs)
         losses, followed = model.loss_pair(outputs, targets, there.sum(1), label_smoothing, alignment_prior(step))
         _descend(optimizer, followed.sum() * (world_size / batch.step_images), learning_rate(step))
         counter.add(model, model.greedy(outputs), targets, there, losses)
-        on_step(step, batch.step_images)
+        on_step(step, batch.step_images, lambda: counter.position(random.states()))
     return counter.counts(), counter.waited_s
 
 
@@ -133,15 +161,40 @@ def evaluate(model: Network, batches: Iterable[Batch], arithmetic: Arithmetic) -
     return counter.counts()
 
 
+class _Random:
+    """What dropout, torch's own generators, and augmentation, `generator`, draw from. states: to go on from, if any."""
+
+    def __init__(self, device: torch.device, seed: int, states: dict[str, Tensor]) -> None:
+        torch.manual_seed(seed)
+        self.generator = torch.Generator(device).manual_seed(seed)
+        if states:
+            self.generator.set_state(states["augment"])
+            torch.set_rng_state(states["cpu"])
+            if device.type == "cuda":
+                torch.cuda.set_rng_state(states["cuda"], device)
+
+    def states(self) -> dict[str, Tensor]:
+        """Return the states of all generators by name, uint8."""
+        states = {"augment": self.generator.get_state(), "cpu": torch.get_rng_state()}
+        if self.generator.device.type == "cuda":
+            states["cuda"] = torch.cuda.get_rng_state(self.generator.device)
+        return states
+
+
 class _Counter:
     """Adds up an epoch on the device, without waiting for it at every step."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, begin: Position = START) -> None:
         self._sums: Tensor | None = None
         self._num_images = 0
         self._there: Any = 0  # int64 (S,) after the first batch
-        self._device = device
-        self.waited_s = 0.0
+        self._steps, self.waited_s = begin.step, begin.waited_s
+        self._started = time.perf_counter() - begin.seconds
+        if begin.sums is not None:
+            there = 3 + (len(begin.sums) - 3) // 2
+            self._num_images = round(float(begin.sums[0]))
+            self._sums = torch.from_numpy(begin.sums[1:there]).to(device)
+            self._there = begin.sums[there:].astype(np.int64)
 
     def timed(self, batches: Iterable[Batch]) -> Iterator[Batch]:
         iterator = iter(batches)
@@ -163,6 +216,7 @@ class _Counter:
             there: bool (N, S), on the CPU: which targets are characters.
             losses: (N,).
         """
+        self._steps += 1
         self._num_images += len(there)
         self._there = self._there + there.numpy().sum(0)
         with torch.no_grad():
@@ -171,6 +225,10 @@ class _Counter:
             right = texts == targets
             sums = torch.cat([losses.sum()[None], right.all(1).sum()[None], (right & (targets < end)).sum(0)]).double()
             self._sums = sums if self._sums is None else self._sums + sums
+
+    def position(self, random: dict[str, Tensor]) -> Position:
+        seconds = time.perf_counter() - self._started
+        return Position(self._steps, self.counts().sums, self.waited_s, seconds, random)
 
     def counts(self) -> EpochCounts:
         assert self._sums is not None, "an epoch has at least one batch"

@@ -22,6 +22,22 @@ class WorkersBegan:
 
 
 @dataclasses.dataclass(frozen=True)
+class EpochTakenUp:
+    """An epoch that was interrupted goes on. epoch: from 1. fraction: finished part of it, 0 to 1."""
+
+    epoch: int
+    fraction: float
+
+
+@dataclasses.dataclass(frozen=True)
+class EpochNotKept:
+    """What is done of an epoch could not be kept. why: a sentence."""
+
+    epoch: int
+    why: str
+
+
+@dataclasses.dataclass(frozen=True)
 class PlanChanged:
     """The number of planned epochs. change: a sentence on the reason; may be empty."""
 
@@ -46,7 +62,7 @@ class EpochDone:
     best: bool
 
 
-Event = WorkersBegan | PlanChanged | StepDone | EpochDone
+Event = WorkersBegan | EpochTakenUp | EpochNotKept | PlanChanged | StepDone | EpochDone
 
 
 class TrainingProgress:
@@ -70,6 +86,12 @@ class TrainingProgress:
         """Show an event."""
         if isinstance(event, WorkersBegan):
             self._begin(event.num_epochs, event.num_workers)
+        elif isinstance(event, EpochTakenUp):
+            console.say(
+                f"goes on in epoch {event.epoch}, {event.fraction:.0%} of which are done", **dataclasses.asdict(event)
+            )
+        elif isinstance(event, EpochNotKept):
+            console.warn(f"what is done of epoch {event.epoch} could not be kept, and training goes on: {event.why}")
         elif isinstance(event, PlanChanged):
             self._plan(event.num_epochs, event.change)
         elif isinstance(event, StepDone):

@@ -111,6 +111,16 @@ class Plan:
         """Return this plan with the decisions of an interrupted training, as `to_dict` gave them."""
         return dataclasses.replace(self, **decided)
 
+    def wants_epoch(self, epochs: Sequence[dict[str, Any]], until: int | None) -> bool:
+        """Return whether another epoch follows: it is not the last, the loss has not diverged, patience is left.
+
+        epochs: all lines of `metrics.jsonl`. until: epoch to stop after, or None.
+        """
+        patience, judged = self.config.patience, epochs[self.begun :]  # of this attempt
+        spent = patience > 0 and bool(judged) and not self.holds_rate and epochs_without_gain(judged) >= patience
+        diverged = bool(epochs) and has_diverged(epochs[-1])
+        return len(epochs) < min(until or self.num_epochs, self.num_epochs) and not diverged and not spent
+
     def after(self, epochs: Sequence[Mapping[str, Any]]) -> Self:
         """Return the plan after one more epoch. epochs: all lines of `metrics.jsonl`, that epoch's last."""
         plan = dataclasses.replace(self, change=Change.NONE)
@@ -236,3 +246,36 @@ def _one_cycle(fraction: float, warmup: float) -> float:
 def _cosine(fraction: float) -> float:
     """Return the share that falls from 1 to 0 as the fraction rises from 0 to 1."""
     return 0.5 * (1 + math.cos(math.pi * fraction))
+
+
+def best_epoch(epochs: Sequence[dict[str, Any]]) -> int:
+    """Return the number of the epoch with most validation strings right, then most characters, then the last.
+
+    The last one is preferred because the learning rate was lower there. Without validation all are equal.
+    """
+    return int(max(epochs, key=lambda epoch: (*_read(epoch), epoch["epoch"]))["epoch"])
+
+
+def epochs_without_gain(epochs: Sequence[dict[str, Any]]) -> int:
+    """Count the epochs since validation last improved: more strings, or as many and more characters or less loss."""
+
+    def rank(epoch: dict[str, Any]) -> tuple[float, float, float]:
+        loss = epoch.get("val_loss")
+        return (*_read(epoch), -math.inf if loss is None else -loss)
+
+    return int(epochs[-1]["epoch"] - max(epochs, key=rank)["epoch"])  # of equals `max` gives the first
+
+
+def _read(epoch: dict[str, Any]) -> tuple[float, float]:
+    """Return the shares of validation strings and characters that are right.
+
+    They are 0 without validation, and -1 if a loss is not a number.
+    """
+    if has_diverged(epoch):
+        return -1.0, -1.0
+    return epoch.get("val_exact_match") or 0.0, epoch.get("val_char_accuracy") or 0.0
+
+
+def has_diverged(epoch: dict[str, Any]) -> bool:
+    """Return whether a loss of the epoch is not a number."""
+    return epoch["train_loss"] is None or epoch.get("val_loss", 0.0) is None

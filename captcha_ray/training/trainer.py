@@ -43,7 +43,9 @@ from captcha_ray.storage.lock import Lease
 from captcha_ray.storage.row_groups import RowGroup
 from captcha_ray.text.visual_order import has_right_to_left
 from captcha_ray.training.progress import Event, TrainingProgress, WaitingNotice, measure
-from captcha_ray.training.worker import STATE, Worker, WorkerJob, best_epoch, has_diverged, train_worker
+from captcha_ray.training.schedule import best_epoch, has_diverged
+from captcha_ray.training.state import State
+from captcha_ray.training.worker import STATE, WITHIN_EPOCH, Worker, WorkerJob, train_worker
 
 RESIZE_S = 60.0
 """Seconds after which an elastic training that lacks workers looks for capacity. A change costs the epoch it is at,
@@ -280,13 +282,13 @@ def check_batches(config: TrainConfig, manifest: schema.Manifest) -> None:
 
 
 def _run_trainer(job: WorkerJob, local: bool) -> None:
-    """Train until the last epoch. Raises JobError if workers are lost too often without an epoch between.
+    """Train until the last epoch. Raises JobError if workers are lost too often without progress between.
 
-    Ray Train counts all losses of a training; here as many are allowed again after every finished epoch.
+    Ray Train counts all losses of a training; here as many are allowed again once more is kept than before.
     """
     run = RunDirectory(job.config.run)
     while True:
-        before = len(run.read_metrics())
+        before = _how_far(run)
         try:
             _run_trainer_once(job, local)
             return
@@ -294,7 +296,7 @@ def _run_trainer(job: WorkerJob, local: bool) -> None:
             failures = list(error.worker_failures.values())
             told = [failure for failure in failures if isinstance(failure, (InputError, JobError, OSError))]
             final = any(isinstance(failure, (InputError, JobError)) for failure in told)
-            if job.config.max_failures and not final and len(run.read_metrics()) > before:
+            if job.config.max_failures and not final and _how_far(run) > before:
                 continue
             if told:
                 raise told[0] from None
@@ -304,9 +306,16 @@ def _run_trainer(job: WorkerJob, local: bool) -> None:
             if not lost:
                 raise  # of our code, with its trace; the others of a worker that is lost fail as well
             raise JobError(
-                f"workers were lost more than {job.config.max_failures} times without an epoch between, the last one: "
+                f"workers were lost more than {job.config.max_failures} times without progress between, the last one: "
                 f"{_why_lost(lost[0])}; what was finished is kept, --resume goes on"
             ) from error
+
+
+def _how_far(run: RunDirectory) -> tuple[int, int]:
+    """Return the number of epochs that are kept, and of steps that are kept of the next."""
+    uri, done = run.path(WITHIN_EPOCH), len(run.read_metrics())
+    within = State.read(uri).progress if filesystem.exists(uri) else {}
+    return done, within["step"] if within.get("epoch") == done + 1 else 0
 
 
 def _why_lost(failure: Exception) -> str:

@@ -43,12 +43,25 @@ from captcha_ray.training import loop, schedule
 from captcha_ray.training.augment import Augment
 from captcha_ray.training.batches import EpochFeed, Feed, StreamFeed, derive_seed
 from captcha_ray.training.optim import build_optimizer
-from captcha_ray.training.progress import EpochDone, Event, PlanChanged, StepDone, WorkersBegan
-from captcha_ray.training.state import load_state, save_state
+from captcha_ray.training.progress import (
+    EpochDone,
+    EpochNotKept,
+    EpochTakenUp,
+    Event,
+    PlanChanged,
+    StepDone,
+    WorkersBegan,
+)
+from captcha_ray.training.state import State, load_state, save_state
 
-STATE = "resume.safetensors"
+STATE, WITHIN_EPOCH = "resume.safetensors", "resume_epoch.safetensors"
+"""Files of what a training continues from after an epoch, and within one; there is no second one between epochs."""
+
 EVALUATION_BATCH_SIZE = 256
 ANNOUNCE_INTERVAL_S = 0.25
+
+AGREE_STEPS = 16
+"""Steps after which several workers ask rank 0 whether to keep the epoch: asking at each would cost time."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,6 +132,9 @@ class Worker:
             self._history, decided, self._kept = state["epochs"], state.get("plan", {}), state.get("kept", [])
             if rank == 0:  # the last try may have ended between state and metrics
                 self._run.write_metrics(self._history)
+        within = self._run.path(WITHIN_EPOCH)
+        self._interrupted = State.read(within) if filesystem.exists(within) else None
+        self._kept_within = self._interrupted is not None
         self._events = EventLog(self._run) if rank == 0 else None
         self._parallel: nn.Module | None = None
         if world_size > 1:
@@ -198,20 +214,16 @@ class Worker:
     @property
     def wants_epoch(self) -> bool:
         """Return whether another epoch follows: it is not the last, the loss has not diverged, patience is left."""
-        done, last = len(self._history), min(self._job.until or self._plan.num_epochs, self._plan.num_epochs)
-        diverged = done > 0 and has_diverged(self._history[-1])
-        patience = self._job.config.patience
-        judged = self._history[self._plan.begun :]  # of this attempt
-        spent = patience > 0 and bool(judged) and not self._plan.holds_rate and epochs_without_gain(judged) >= patience
-        return done < last and not diverged and not spent
+        return self._plan.wants_epoch(self._history, self._job.until)
 
     def run_epoch(self) -> dict[str, Any]:
         """Train and validate one epoch, keep it on disk (rank 0), and return its line of `metrics.jsonl`."""
-        started = time.perf_counter()
         number, plan = len(self._history) + 1, self._plan
         if plan.begun == number - 1 > 0:
             self._begin_anew()
-        counts, waited_s = self._train_epoch(number, started)
+        begin = self._take_up(number)
+        started = time.perf_counter() - begin.seconds
+        counts, waited_s = self._train_epoch(number, begin)
         train = self._sum(counts)
         train_s = time.perf_counter() - started
         self._share_buffers()
@@ -238,13 +250,13 @@ class Worker:
                 self._job.send(PlanChanged(self._plan.num_epochs, self._plan.change.value))
         return self._history[-1]
 
-    def _train_epoch(self, number: int, started: float) -> tuple[loop.EpochCounts, float]:
-        """Train an epoch, from 1, as the plan says; return as `loop.train_epoch`. started: of `time.perf_counter`."""
+    def _train_epoch(self, number: int, begin: loop.Position) -> tuple[loop.EpochCounts, float]:
+        """Train an epoch, from 1, as the plan says, from a position on; return as `loop.train_epoch`."""
         config, plan, steps = self._job.config, self._plan, self._train.num_steps
         return loop.train_epoch(
             self._network,
             self._optimizer,
-            self._train.epoch(derive_seed(config.seed, number, self._rank, 0)),
+            self._train.epoch(derive_seed(config.seed, number, self._rank, 0), begin.step),
             self._arithmetic,
             parallel=self._parallel,
             augment=self._augment,
@@ -253,21 +265,86 @@ class Worker:
             learning_rate=lambda step: plan.learning_rate(number - 1 + step / steps),
             label_smoothing=config.label_smoothing,
             alignment_prior=lambda step: plan.prior(number - 1 + step / steps),
-            on_step=self._announcer(number, started),
+            begin=begin,
+            on_step=self._on_step(number),
         )
 
-    def _announcer(self, epoch: int, started: float) -> Callable[[int, int], None]:
-        done = 0
+    def _on_step(self, epoch: int) -> Callable[[int, int, Callable[[], loop.Position]], None]:
+        """Return what announces the steps of an epoch and keeps some."""
+        keep = self._keeper(epoch)
+        started, done = time.perf_counter(), 0
 
-        def on_step(step: int, images: int) -> None:
+        def on_step(step: int, images: int, position: Callable[[], loop.Position]) -> None:
             nonlocal done
             done += images
+            keep(step + 1, position)
             now = time.perf_counter()
             if self._rank == 0 and now - self._announced >= ANNOUNCE_INTERVAL_S:
                 self._announced = now
                 self._job.send(StepDone(epoch, (step + 1) / self._train.num_steps, done / (now - started)))
 
         return on_step
+
+    def _identity(self, epoch: int) -> dict[str, Any]:
+        """Return what must be the same for an epoch to go on where another try of it was."""
+        return {
+            "epoch": epoch,
+            "attempt": self._plan.attempt,
+            "num_steps": self._train.num_steps,
+            "num_workers": self._world_size,
+            "streamed": isinstance(self._train, StreamFeed),
+            "device": self._arithmetic.device.type,
+        }
+
+    def _take_up(self, epoch: int) -> loop.Position:
+        """Return where an interrupted try of the epoch was, and restore its weights; or return the epoch's start."""
+        state, self._interrupted = self._interrupted, None
+        if state is None or any(state.progress[name] != value for name, value in self._identity(epoch).items()):
+            return loop.START
+        state.restore(self._network, self._optimizer)
+        step = state.progress["step"]
+        if self._rank == 0:
+            self._job.send(EpochTakenUp(epoch, step / self._train.num_steps))
+        mine = f"{self._rank}."
+        own = {name.removeprefix(mine): tensor for name, tensor in state.others.items() if name.startswith(mine)}
+        return loop.Position.of(step, own)
+
+    def _keeper(self, epoch: int) -> Callable[[int, Callable[[], loop.Position]], None]:
+        """Return what keeps an epoch every `checkpoint_every_s`, at a step on which all workers agree."""
+        every_s = self._job.config.checkpoint_every_s
+        kept_at = time.perf_counter()
+
+        def keep(steps: int, position: Callable[[], loop.Position]) -> None:
+            nonlocal kept_at
+            if not every_s or steps == self._train.num_steps or (self._world_size > 1 and steps % AGREE_STEPS):
+                return
+            if self._agree(time.perf_counter() - kept_at >= every_s):
+                self._keep_within(epoch, position())
+                kept_at = time.perf_counter()
+
+        return keep
+
+    def _agree(self, wanted: bool) -> bool:
+        """Return what rank 0 wants."""
+        if self._world_size == 1:
+            return wanted
+        answer = torch.tensor(int(wanted), device=self._arithmetic.device)
+        torch.distributed.broadcast(answer, 0)
+        return bool(answer)
+
+    def _keep_within(self, epoch: int, position: loop.Position) -> None:
+        """Save how far all workers are in an epoch. Batch statistics are rank 0's: only those outlast an epoch."""
+        everyone: list[Any] = [position.to_tensors()] * self._world_size
+        if self._world_size > 1:
+            torch.distributed.all_gather_object(everyone, everyone[0])
+        if self._rank == 0:
+            others = {f"{rank}.{name}": tensor for rank, one in enumerate(everyone) for name, tensor in one.items()}
+            progress = self._identity(epoch) | {"step": position.step}
+            try:
+                save_state(self._run.path(WITHIN_EPOCH), self._network, self._optimizer, progress, others)
+                self._kept_within = True
+            except OSError as error:  # a store may be out of reach; the epoch's end waits for it, this does not
+                self._job.send(EpochNotKept(epoch, str(error)))
 
     def _share_buffers(self) -> None:
         """Give all workers rank 0's batch statistics, as the validated network must be the one that is kept."""
@@ -289,7 +366,7 @@ class Worker:
         The state comes last but for what follows from it: a kill before repeats the epoch identically.
         """
         record = self._history[-1]
-        best = best_epoch(self._history) == record["epoch"]
+        best = schedule.best_epoch(self._history) == record["epoch"]
         if best and ("val_loss" in record or record["epoch"] == self._plan.num_epochs):
             checkpoint.save_model(self._run.path("checkpoint"), self._network, self._job.spec)
         if self._events:
@@ -300,47 +377,17 @@ class Worker:
             self._optimizer,
             {"epochs": self._history, "plan": self._plan.to_dict(), "kept": self._kept},
         )
+        if self._kept_within:
+            filesystem.delete(self._run.path(WITHIN_EPOCH))
+            self._kept_within = False
         self._run.write_metrics(self._history)
-        if not has_diverged(record):
+        if not schedule.has_diverged(record):
             self._job.send(EpochDone(record, best))
 
     def close(self) -> None:
         """Close the event file."""
         if self._events:
             self._events.close()
-
-
-def best_epoch(epochs: list[dict[str, Any]]) -> int:
-    """Return the number of the epoch with most validation strings right, then most characters, then the last.
-
-    The last one is preferred because the learning rate was lower there. Without validation all are equal.
-    """
-    return int(max(epochs, key=lambda epoch: (*_read(epoch), epoch["epoch"]))["epoch"])
-
-
-def epochs_without_gain(epochs: list[dict[str, Any]]) -> int:
-    """Count the epochs since validation last improved: more strings, or as many and more characters or less loss."""
-
-    def rank(epoch: dict[str, Any]) -> tuple[float, float, float]:
-        loss = epoch.get("val_loss")
-        return (*_read(epoch), -math.inf if loss is None else -loss)
-
-    return int(epochs[-1]["epoch"] - max(epochs, key=rank)["epoch"])  # of equals `max` gives the first
-
-
-def _read(epoch: dict[str, Any]) -> tuple[float, float]:
-    """Return the shares of validation strings and characters that are right.
-
-    They are 0 without validation, and -1 if a loss is not a number.
-    """
-    if has_diverged(epoch):
-        return -1.0, -1.0
-    return epoch.get("val_exact_match") or 0.0, epoch.get("val_char_accuracy") or 0.0
-
-
-def has_diverged(epoch: dict[str, Any]) -> bool:
-    """Return whether a loss of the epoch is not a number."""
-    return epoch["train_loss"] is None or epoch.get("val_loss", 0.0) is None
 
 
 def _finite(value: Any) -> Any:

@@ -8,7 +8,7 @@ import ray.tune
 from captcha_ray.errors import full_disk
 from captcha_ray.experiments.parallel_runs import Training
 from captcha_ray.recipes.config import TrainConfig
-from captcha_ray.training.worker import has_diverged
+from captcha_ray.training.schedule import has_diverged
 from captcha_ray.tuning import trials
 
 DISK_FULL = "disk full"

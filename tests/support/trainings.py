@@ -28,6 +28,12 @@ def config_for(shards: Shards, run: Path, **changes: Any) -> TrainConfig:
     return dataclasses.replace(base, **changes)
 
 
+def restless(shards: Shards, run: Path, **changes: Any) -> TrainConfig:
+    """Of a training that starts over, of 4 epochs planned and 24 at most."""
+    adaptive: dict[str, Any] = {"network": "column_cnn", "schedule": "warmup_stable_decay", "stroke_fraction": 0.1}
+    return config_for(shards, run, **(adaptive | {"epochs": 4, "max_epochs": 24} | changes))
+
+
 def fit(config: TrainConfig, shards: Shards, resources: ray_session.Cluster) -> list[dict[str, Any]]:
     """Trains; returns the lines of metrics.jsonl without what time decides."""
     trainer.fit(config, shards, resources)

@@ -164,10 +164,28 @@ def test_a_stream_shuffles_the_row_groups_and_the_images_of_a_window(streams: Fe
 def test_windows_are_nearly_equal(streams: Feeds) -> None:
     (feed,) = streams(48, 1, 5)  # 17 row groups, of which a window has room for 5
     assert isinstance(feed, StreamFeed)
-    sizes = [sum(map(len, tables)) for tables in feed._windows(torch.arange(len(feed._groups)), ["text"])]
+    sizes = [sum(group.num_rows for group in window) for window in feed._windows(None)]
     assert len(sizes) == 4
     assert sum(sizes) == 48
     assert max(sizes) - min(sizes) <= 4
+
+
+@pytest.mark.parametrize("seed", [None, 3])
+def test_an_epoch_may_begin_at_any_step(make: Feeds, seed: int | None) -> None:
+    for feed in make(50, 2, 4):
+        whole = numbers_of(feed.epoch(seed))
+        for step in range(feed.num_steps + 1):
+            assert numbers_of(feed.epoch(seed, step)) == whole[step:]
+
+
+def test_what_comes_before_the_first_step_is_not_read(streams: Feeds, monkeypatch: pytest.MonkeyPatch) -> None:
+    read, seen = row_groups.read, []
+    monkeypatch.setattr(row_groups, "read", lambda group, **named: seen.append(group) or read(group, **named))
+    (feed,) = streams(60, 1, 5)
+    for step, num_groups in ((0, 21), (4, 15), (11, 5), (12, 0)):  # windows of 6, 5, 5 and 5 groups, of 14 to 18 images
+        seen.clear()
+        assert len(list(feed.epoch(1, step))) == 12 - step
+        assert len(seen) == num_groups, step
 
 
 def test_a_row_group_may_be_larger_than_a_window(streams: Feeds, monkeypatch: pytest.MonkeyPatch) -> None:

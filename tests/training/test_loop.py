@@ -1,6 +1,7 @@
 """Training arithmetic: losses, feeds, gradients over uneven workers, sums over workers, and exact continuation."""
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -338,7 +339,8 @@ def test_every_step_is_announced_with_its_number_and_images_and_gets_its_learnin
     announced: list[tuple[int, int]] = []
     rates: list[float] = []
 
-    def on_step(step: int, number: int) -> None:
+    def on_step(step: int, number: int, position: Callable[[], loop.Position]) -> None:
+        assert position().step == step + 1
         announced.append((step, number))
         rates.append(optimizer.param_groups[0]["lr"])
 

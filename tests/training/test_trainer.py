@@ -23,19 +23,19 @@ from captcha_ray.evaluation import evaluate
 from captcha_ray.models import checkpoint
 from captcha_ray.recipes import auto_config
 from captcha_ray.recipes.catalog import get
-from captcha_ray.recipes.config import TrainConfig
 from captcha_ray.recipes.file import load_recipe
 from captcha_ray.recognizer import Recognizer
 from captcha_ray.runs.directory import RunDirectory
 from captcha_ray.runtime import ray_session
-from captcha_ray.training import loop, schedule, trainer
+from captcha_ray.training import loop, trainer
 from captcha_ray.training import worker as training_worker
 from captcha_ray.training.results import publish
+from captcha_ray.training.schedule import best_epoch, epochs_without_gain
 from captcha_ray.training.state import save_state
 from captcha_ray.training.trainer import model_spec
-from captcha_ray.training.worker import Worker, WorkerJob, best_epoch, epochs_without_gain
+from captcha_ray.training.worker import Worker, WorkerJob
 from tests import factories
-from tests.support.trainings import config_for, fit
+from tests.support.trainings import config_for, fit, restless
 
 
 def test_the_same_seed_gives_the_same_losses_and_another_does_not(
@@ -87,23 +87,6 @@ def test_a_run_cut_off_after_any_file_continues_to_the_same_result(
         assert resumed == undisturbed
         weights = [(tmp_path / run / "checkpoint/model.safetensors").read_bytes() for run in (name, "undisturbed")]
         assert weights[0] == weights[1]
-
-
-def restless(shards: Shards, run: Path, **changes: Any) -> TrainConfig:
-    """Of a training that starts over, of 4 epochs planned and 24 at most."""
-    adaptive: dict[str, Any] = {"network": "column_cnn", "schedule": "warmup_stable_decay", "stroke_fraction": 0.1}
-    return config_for(shards, run, **(adaptive | {"epochs": 4, "max_epochs": 24} | changes))
-
-
-@pytest.fixture
-def plateau(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever the loss is, the network counts as not reading, and as stuck once 16 steps have shown it."""
-    monkeypatch.setattr(schedule, "RECOGNIZING_LOSS", -1.0)
-    monkeypatch.setattr(schedule, "EXTEND_BELOW", 2.0)
-    monkeypatch.setattr(schedule, "EXTEND_GAIN", 2.0)
-    monkeypatch.setattr(schedule, "GOOD_ENOUGH", 2.0)
-    monkeypatch.setattr(schedule, "MIN_PROGRESS", 1.0)
-    monkeypatch.setattr(schedule, "PATIENCE_STEPS", 16)
 
 
 @pytest.mark.usefixtures("plateau")
@@ -181,7 +164,8 @@ def test_two_workers_see_every_image_once_and_their_sums_are_those_of_one(
     glyph_shards: Shards, ray_cluster: ray_session.Cluster, tmp_path: Path
 ) -> None:
     assert glyph_shards.manifest.num_images["train"] % 2 or glyph_shards.manifest.num_images["val"] % 2
-    config = config_for(glyph_shards, tmp_path / "two", num_workers=2, epochs=8, max_failures=0)
+    keeps: dict[str, Any] = {"batch_size": 2, "checkpoint_every_s": 1e-9}  # within each epoch
+    config = config_for(glyph_shards, tmp_path / "two", num_workers=2, epochs=8, max_failures=0, **keeps)
     epochs = fit(config, glyph_shards, ray_cluster)
     assert [e["epoch"] for e in epochs] == list(range(1, 9))
     assert epochs[-1]["train_loss"] < epochs[0]["train_loss"] / 2

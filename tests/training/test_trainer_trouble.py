@@ -125,7 +125,7 @@ def test_as_many_losses_are_allowed_again_after_an_epoch(
 def test_workers_that_are_lost_again_and_again_end_the_training_in_a_sentence(
     glyph_shards: Shards, ray_cluster: ray_session.Cluster, tmp_path: Path
 ) -> None:
-    with pytest.raises(JobError, match="lost more than 1 times without an epoch between, the last one: Worker"):
+    with pytest.raises(JobError, match="lost more than 1 times without progress between, the last one: Worker"):
         _run_trainer(lossy_job(StepDone, glyph_shards, tmp_path / "run"), local=False)
 
 

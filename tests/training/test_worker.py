@@ -15,8 +15,9 @@ from captcha_ray.runtime.progress_channel import Sender
 from captcha_ray.text.charset import Charset
 from captcha_ray.training import trainer
 from captcha_ray.training.progress import EpochDone
+from captcha_ray.training.schedule import best_epoch, epochs_without_gain
 from captcha_ray.training.trainer import model_spec
-from captcha_ray.training.worker import Worker, WorkerJob, best_epoch, epochs_without_gain
+from captcha_ray.training.worker import Worker, WorkerJob
 from tests.support.trainings import config_for
 
 
