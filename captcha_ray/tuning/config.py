@@ -4,7 +4,7 @@ import dataclasses
 import math
 from typing import Annotated, Literal
 
-from captcha_ray.config import DEMO, Config, at_least
+from captcha_ray.config import DEMO, NOT_NEGATIVE, Config, at_least
 from captcha_ray.errors import check
 
 Scheduler = Literal["asha", "none"]
@@ -26,6 +26,9 @@ class TuneConfig(Config):
     """Folder or s3:// URI for trials, table and report; must not hold another run."""
     num_trials: Annotated[int, at_least(1)] = 20
     """Trials to run; the first has the recipe's own values, if the space holds them. A resumed search may have more."""
+    hours: Annotated[float, NOT_NEGATIVE] = 0.0
+    """Search for about so many hours, those before a --resume included: no trial begins that would make it longer, with
+    what the best ones still need. The comparison comes on top. 0 for no limit; --num-trials limits them as well."""
     epochs: Annotated[int, at_least(0)] = 0
     """Most passes of a trial over the training split; 0 takes the recipe's."""
     search: Search = "optuna"

@@ -44,6 +44,16 @@ class SearchProgress:
         if console.is_terminal():
             self._live.stop()
 
+    def begin_no_more(self, num_trials: int, expected_epochs: int) -> None:
+        """Say that there is no time for new trials. expected_epochs: of all trials, which are so many now."""
+        self._num_trials, self._expected_epochs = num_trials, expected_epochs
+        console.say(f"there is no time for more trials; what the best of these {num_trials} still need is trained")
+
+    @property
+    def done_epochs(self) -> int:
+        """Return the epochs that all trials have done."""
+        return sum(self._epochs.values())
+
     def begin(self, number: int, values: dict[str, Any], epochs: int, accuracy: float) -> None:
         """Note that a trial starts, or goes on after so many epochs with that best accuracy."""
         self._running[number] = (values, epochs, accuracy)
@@ -91,7 +101,7 @@ class SearchProgress:
             self._known_epochs += epochs
 
     def _left(self) -> str:
-        done = sum(self._epochs.values())
+        done = self.done_epochs
         rate = (done - self._known_epochs) / max(time.monotonic() - self._started, 1e-9)
         return f", {console.time_left(self._expected_epochs - done, rate)} left" if done < self._expected_epochs else ""
 

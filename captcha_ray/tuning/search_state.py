@@ -31,20 +31,33 @@ class SearchState:
     """
 
     def __init__(self, sampler: Sampler, rungs: list[int], trials: Iterable[Trial], max_deaths: int) -> None:
-        self._sampler, self._rungs, self._max_deaths = sampler, rungs, max_deaths
+        self._sampler, self.rungs, self._max_deaths = sampler, rungs, max_deaths
         self._trials = {trial.number: trial for trial in trials}
         self._running: set[int] = set()
         self._deaths: Counter[int] = Counter()
+        self._num_trials = sampler.num_trials
 
     @property
     def num_trials(self) -> int:
         """Return the trials of the whole search."""
-        return self._sampler.num_trials
+        return self._num_trials
+
+    def begin_no_more(self) -> bool:
+        """Make the search one of the trials that were begun; return whether it had more, and had begun some."""
+        ends = 0 < len(self._trials) < self._num_trials
+        if ends:
+            self._num_trials = len(self._trials)
+        return ends
 
     @property
     def ended(self) -> list[Trial]:
         """Return the trials that have an outcome."""
         return [trial for trial in self._trials.values() if trial.outcome]
+
+    @property
+    def num_begun(self) -> int:
+        """Return the trials that were begun."""
+        return len(self._trials)
 
     @property
     def is_idle(self) -> bool:
@@ -59,14 +72,14 @@ class SearchState:
         """
         for trial in self._trials.values():
             if trial.outcome is None and trial.number not in self._running:
-                return Step(trial, scheduler.next_rung(self._rungs, len(trial.epochs)))
+                return Step(trial, scheduler.next_rung(self.rungs, len(trial.epochs)))
         better = self._promotable(last=False)
         if better is None and (number := len(self._trials)) < self.num_trials:
             known = [(t.values, None if t.outcome is None and not t.epochs else t.score) for t in self._trials.values()]
-            return Step(Trial(number, self._sampler.propose(number, known), [], None), self._rungs[0])
+            return Step(Trial(number, self._sampler.propose(number, known), [], None), self.rungs[0])
         if better is None and self.is_idle:
             better = self._promotable(last=True)
-        return Step(better, scheduler.next_rung(self._rungs, len(better.epochs) + 1)) if better else None
+        return Step(better, scheduler.next_rung(self.rungs, len(better.epochs) + 1)) if better else None
 
     def begin(self, trial: Trial) -> None:
         """Note that a trial runs."""
@@ -85,4 +98,4 @@ class SearchState:
         self._running.discard(trial.number)
 
     def _promotable(self, *, last: bool) -> Trial | None:
-        return scheduler.promotable(self._rungs, list(self._trials.values()), self.num_trials, last)
+        return scheduler.promotable(self.rungs, list(self._trials.values()), self.num_trials, last)

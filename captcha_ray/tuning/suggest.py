@@ -15,13 +15,17 @@ from captcha_ray.tuning.search_space import Parameter, Range, Space, grid
 
 Values = dict[str, Any]
 
+MOST_AT_RANDOM = 20
+"""As in Hyperopt, whose authors devised the estimator."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Sampler:
     """Proposes trials: the same number after the same earlier trials gets the same values.
 
     optuna: tree-structured Parzen estimator (J. Bergstra et al., "Algorithms for Hyper-Parameter Optimization", 2011)
-    after a quarter of the trials at random; running trials count as bad ones, so that two at once do not try the same.
+    after a quarter of the trials at random, at most `MOST_AT_RANDOM`; running trials count as bad ones, so that two at
+    once do not try the same.
     start: values of the recipe, proposed first if the space holds them, except in a grid. at_most: trials of the whole
     search. Raises InputError for a grid of more combinations than that.
     """
@@ -56,7 +60,7 @@ class Sampler:
         seed = int(np.random.SeedSequence([self.seed, number]).generate_state(1)[0])
         sampler: optuna.samplers.BaseSampler = optuna.samplers.RandomSampler(seed=seed)
         if self.search == "optuna":
-            at_random = max(self.num_trials // 4, 4)
+            at_random = min(max(self.num_trials // 4, 4), MOST_AT_RANDOM)
             sampler = optuna.samplers.TPESampler(
                 seed=seed, n_startup_trials=at_random, constant_liar=True, multivariate=True
             )

@@ -7,6 +7,7 @@ that is promoted later. Reads the training and validation splits only.
 
 import dataclasses
 import logging
+import math
 import os
 import tempfile
 import time
@@ -39,13 +40,13 @@ from captcha_ray.tuning import scheduler, search_space, trials
 from captcha_ray.tuning.config import TuneConfig
 from captcha_ray.tuning.progress import SearchProgress
 from captcha_ray.tuning.search_space import Space
-from captcha_ray.tuning.search_state import SearchState
+from captcha_ray.tuning.search_state import SearchState, Step
 from captcha_ray.tuning.suggest import Sampler, importance
 from captcha_ray.tuning.trainable import DISK_FULL, Trainable
 from captcha_ray.tuning.trials import SearchResult, Trial, TrialOutcome
 
 RESUME_MAY_DIFFER = (
-    "resume", "run", "space", "vary", "only", "num_trials", "final_seeds", "max_concurrent", "cpus_per_worker",
+    "resume", "run", "space", "vary", "only", "num_trials", "hours", "final_seeds", "max_concurrent", "cpus_per_worker",
     "gpus_per_trial",
 )  # fmt: skip
 """Fields that may change between the start of a search and its continuation, if the space stays the same."""
@@ -102,8 +103,8 @@ def run(
     with Lease(directory.path("_lease.json")) as lease, display as progress:
         begun = _begun_before(directory)
         state = SearchState(sampler, rungs, begun, MAX_DEATHS)
-        searcher = _Searcher(directory, recipe, state, begun, progress, lease)
-        if state.next_step():
+        searcher = _Searcher(directory, recipe, state, begun, progress, lease, hours=config.hours)
+        if searcher.next_step():
             _tune(config, training, searcher, concurrent)
         found, best, winner = _choose_best(directory, recipe)
         comparison = _compare(config, training, winner, best.number, concurrent, progress)
@@ -226,8 +227,11 @@ class _Searcher(ray.tune.search.Searcher):
         begun: list[Trial],
         progress: SearchProgress,
         lease: Lease,
+        *,
+        hours: float,
     ) -> None:
         super().__init__()
+        self._seconds = 3600 * hours or math.inf
         self._directory, self._recipe, self._state = directory, recipe, state
         self._progress, self._lease = progress, lease
         self._running: dict[str, int] = {}
@@ -255,7 +259,7 @@ class _Searcher(ray.tune.search.Searcher):
     def suggest(self, trial_id: str) -> Any:
         """Return number, config and last epoch of the trial to run; it is on disk before it starts."""
         self.check()
-        if (step := self._state.next_step()) is None:
+        if (step := self.next_step()) is None:
             return self.FINISHED if self._state.is_idle else None
         trial = step.trial
         config = search_space.apply(self._recipe, trial.values)
@@ -268,6 +272,23 @@ class _Searcher(ray.tune.search.Searcher):
         self._running[trial_id] = trial.number
         self._progress.begin(trial.number, trial.values, len(trial.epochs), trial.accuracy)
         return {"config": config.to_dict(), "until": step.until}
+
+    def next_step(self) -> Step | None:
+        """Return what to run now, see `SearchState.next_step`; no new trial where time is short."""
+        if self._is_late and self._state.begin_no_more():
+            num_trials = self._state.num_trials
+            self._progress.begin_no_more(num_trials, scheduler.expected_epochs(self._state.rungs, num_trials))
+        return self._state.next_step()
+
+    @property
+    def _is_late(self) -> bool:
+        """Return whether one more trial, and what the best ones then need, would take more than the time."""
+        done = self._progress.done_epochs
+        expected = scheduler.expected_epochs(self._state.rungs, self._state.num_begun + 1)
+        return done > 0 and self._searched_s() / done * expected > self._seconds
+
+    def _searched_s(self) -> float:
+        return self._before_s + time.monotonic() - self._started
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Show an epoch of a trial that goes on."""
@@ -288,8 +309,7 @@ class _Searcher(ray.tune.search.Searcher):
         directory = trials.trial_directory(self._directory, number)
         if status in ("stopped", "finished") and not directory.read_metrics():
             status, reason = "failed", f"no metrics in {directory.uri}; for several machines --run must be a bucket"
-        ended_s = self._before_s + time.monotonic() - self._started
-        ended = trials.end(self._directory, number, TrialOutcome(status, reason, ended_s))
+        ended = trials.end(self._directory, number, TrialOutcome(status, reason, self._searched_s()))
         self._state.end(ended)
         ended_trials = self._state.ended
         self._telemetry.set("captcha_progress", len(ended_trials) / self._state.num_trials)

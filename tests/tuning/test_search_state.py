@@ -62,6 +62,22 @@ def test_the_best_are_promoted_and_the_search_is_over_once_one_has_come_to_the_e
     assert len(search.ended) == 8
 
 
+def test_a_search_that_begins_no_more_ends_as_one_of_the_trials_that_it_has() -> None:
+    search = state(num_trials=100)
+    assert not search.begin_no_more(), "one trial at least is begun"
+    for _ in range(5):
+        run(search, 0.5)
+    assert search.begin_no_more()
+    assert not search.begin_no_more(), "it is told once"
+    assert search.num_trials == 5
+    steps = []
+    while step := search.next_step():
+        steps.append((step.trial.number, step.until))
+        run(search, 0.5)
+        assert len(steps) < 30
+    assert steps == [(0, 3), (0, 6)], "the best quarter goes on"
+
+
 def test_while_trials_run_nothing_more_is_begun_than_there_are() -> None:
     search = state(num_trials=2)
     for _ in range(2):

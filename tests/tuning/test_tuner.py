@@ -21,6 +21,7 @@ from captcha_ray.runs.directory import RunDirectory
 from captcha_ray.runtime import ray_session
 from captcha_ray.tuning import report, search_space, trials, tuner
 from captcha_ray.tuning.config import TuneConfig
+from captcha_ray.tuning.progress import SearchProgress
 from captcha_ray.tuning.trials import SearchResult
 from tests.factories import SHORT_RECIPE
 from tests.support.processes import Job, kill, preprocessed
@@ -143,6 +144,32 @@ def test_asha_stops_the_poor_trials_and_none_stops_nobody(glyph_shards: Shards, 
     losses = [[epoch["val_loss"] for epoch in found.trials[0].epochs] for found in (stopped, every)]
     assert losses[0] == losses[1], "a trial that was let on did not train as one that never stopped"
     assert not list(tmp_path.glob("none/trials/*/resume.safetensors"))
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_search_begins_no_trial_for_which_there_is_no_time(
+    glyph_shards: Shards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By a clock on which an epoch takes a minute: 24 trials of up to 12 epochs would take 78 minutes, 11 take 36."""
+    epochs = [0]
+    noted = SearchProgress.epoch
+
+    def note(self: SearchProgress, number: int, epoch: int, accuracy: float) -> None:
+        epochs[0] += 1
+        noted(self, number, epoch, accuracy)
+
+    monkeypatch.setattr(SearchProgress, "epoch", note)
+    monkeypatch.setattr(tuner._Searcher, "_searched_s", lambda self: 60.0 * epochs[0])
+    options: dict[str, Any] = {"num_trials": 24, "epochs": 12, "max_concurrent": 1, "hours": 0.66}
+    found = find(glyph_shards, tmp_path / "run", "dropout", only=True, search="random", **options)
+    assert len(found.trials) == 11
+    assert sorted(len(trial.epochs) for trial in found.trials) == [*[2] * 9, 6, 12]
+    assert (
+        "there is no time for more trials; what the best of these 11 still need is trained" in capsys.readouterr().out
+    )
+    options |= {"hours": 1.0, "resume": True}
+    again = find(glyph_shards, tmp_path / "run", "dropout", only=True, search="random", **options)
+    assert len(again.trials) > 11, "with more hours it goes on"
 
 
 @pytest.mark.usefixtures("ray_cluster")
