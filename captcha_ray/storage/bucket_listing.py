@@ -12,12 +12,11 @@ from captcha_ray.storage.objectstore import (
     NUM_LIST_THREADS,
     Entry,
     entry_of,
-    persist,
     s3_client,
     split,
     store_client,
-    store_errors,
 )
+from captcha_ray.storage.retries import persist, store_errors
 
 MAX_FOLDERS = 256
 """Most folders of a bucket that are listed side by side. Once so many are known, deeper ones are not looked for."""

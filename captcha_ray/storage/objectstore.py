@@ -1,20 +1,14 @@
-"""Read and write objects in `s3://` and `gs://` buckets. Knows credentials and retries, but no local file.
+"""Read and write objects in `s3://` and `gs://` buckets. Knows credentials, but no local file.
 
 Keys are data. obstore, the fast client, cannot name some keys that S3 allows (`a//b`, `..`, control characters); one of
-them ends its listing of a bucket. S3 is therefore listed with botocore, which also reads those keys. Temporary trouble
-(timeouts, resets, truncated bodies, 429, 5xx) is retried with backoff and jitter.
+them ends its listing of a bucket. S3 is therefore listed with botocore, which also reads those keys.
 """
 
 import concurrent.futures
 import contextlib
 import datetime
 import functools
-import itertools
 import os
-import random
-import re
-import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -24,23 +18,15 @@ from botocore import UNSIGNED
 from botocore.config import Config
 from botocore.exceptions import (
     BotoCoreError,
-    ClientError,
-    NoCredentialsError,
-    ParamValidationError,
-    PartialCredentialsError,
-    ProfileNotFound,
 )
 from obstore.exceptions import (
     AlreadyExistsError,
-    BaseError,
-    GenericError,
-    PermissionDeniedError,
     PreconditionError,
-    UnauthenticatedError,
 )
 from obstore.store import from_url
 
 from captcha_ray.errors import InputError
+from captcha_ray.storage.retries import DeniedError, StoreError, persist
 
 T = TypeVar("T")
 
@@ -50,27 +36,8 @@ NUM_LIST_THREADS = 8
 NUM_DELETE_THREADS = 8
 """Requests for removal at once."""
 
-ATTEMPTS = 5
-"""Times that a request is made before its error is raised."""
-
-BACKOFF_S, MAX_BACKOFF_S = 0.1, 5.0
-"""The wait after attempt k is uniform in 0 to BACKOFF_S * 2^k, at most MAX_BACKOFF_S: "full jitter" of M. Brooker,
-"Exponential Backoff and Jitter" (2015).
-"""
-
 CONNECT_TIMEOUT_S, REQUEST_TIMEOUT_S, PATIENT_TIMEOUT_S = 5, 30, 900
 """Limits of one attempt with its body. An image takes less than a second, a table of 128 MB minutes on a slow line."""
-
-
-class StoreError(OSError, InputError):
-    """A request that an object store refuses.
-
-    As an OSError it costs a row; uncaught it ends a job as bad input does.
-    """
-
-
-class DeniedError(StoreError, PermissionError):
-    """A request that is refused for lack of credentials or rights."""
 
 
 class Entry(NamedTuple):
@@ -343,53 +310,3 @@ def s3_client(root: str) -> Any:
     )
     session = botocore.session.Session()
     return session.create_client("s3", region_name=os.environ.get("AWS_REGION") or None, config=config)
-
-
-@contextlib.contextmanager
-def store_errors(uri: str) -> Iterator[None]:
-    """Turn the clients' errors into those that local files raise."""
-    try:
-        yield
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{uri} or its bucket does not exist") from None
-    except ClientError as error:
-        code, status = error.response["Error"]["Code"], error.response["ResponseMetadata"]["HTTPStatusCode"]
-        if status == 404:
-            raise FileNotFoundError(f"{uri} or its bucket does not exist") from None
-        kind = DeniedError if status in (401, 403) else StoreError
-        raise kind(f"{uri}: {code}: {error.response['Error'].get('Message', '')}") from error
-    except (PermissionDeniedError, UnauthenticatedError, NoCredentialsError) as error:
-        raise DeniedError(f"{uri}: {_sentence(error)}") from error
-    except (BaseError, BotoCoreError, ValueError) as error:  # ValueError: a key that obstore has no name for
-        raise StoreError(f"{uri}: {_sentence(error)}") from error
-
-
-def _sentence(error: Exception) -> str:
-    """Return a client's message on one line, without its debugging dump or XML."""
-    text, answer = re.split(r"(?=<\?xml|<Error)", str(error).partition("Debug source")[0] + "<Error", maxsplit=1)
-    said = re.findall("<(?:Code|Message)>([^<]*)", answer)
-    return " ".join(" ".join([type(error).__name__ + ":", text, *said]).split())[:300]
-
-
-def persist(request: Callable[[], T], uri: str) -> T:
-    """Return the result of a request; repeat it after temporary trouble, up to `ATTEMPTS` times."""
-    for attempt in itertools.count(1):
-        try:
-            with store_errors(uri):
-                return request()
-        except StoreError as error:
-            if attempt == ATTEMPTS or not _may_pass(error.__cause__):
-                raise
-            time.sleep(random.uniform(0, min(BACKOFF_S * 2**attempt, MAX_BACKOFF_S)))
-    raise AssertionError("unreachable")
-
-
-def _may_pass(cause: BaseException | None) -> bool:
-    """Return whether trouble is temporary, and not a wrong name, right or request."""
-    if isinstance(cause, ClientError):
-        status: int = cause.response["ResponseMetadata"]["HTTPStatusCode"]
-        return status == 429 or status >= 500
-    if isinstance(cause, BotoCoreError):
-        wrong = (NoCredentialsError, ParamValidationError, PartialCredentialsError, ProfileNotFound)
-        return not isinstance(cause, wrong)
-    return isinstance(cause, GenericError)

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from captcha_ray.errors import InputError
-from captcha_ray.storage import filesystem, objectstore
+from captcha_ray.storage import filesystem, objectstore, retries
 
 TAIL_BYTES = 65_536
 """Bytes of a footer that pyarrow asks for first; with them it has all of a small object."""
@@ -83,7 +83,7 @@ def naming_damage(uri: str) -> Iterator[None]:
         yield
     except (pa.ArrowException, OSError) as error:
         # For some damage pyarrow raises OSError; unlike that of a system or a store, it has no number.
-        refused = FileNotFoundError | objectstore.StoreError
+        refused = FileNotFoundError | retries.StoreError
         if isinstance(error, OSError) and (error.errno is not None or isinstance(error, refused)):
             raise
         raise DamagedError(f"{uri} is damaged: {error}") from error

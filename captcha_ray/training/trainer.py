@@ -38,7 +38,7 @@ from captcha_ray.runtime.progress_channel import ProgressChannel
 from captcha_ray.runtime.ray_session import Cluster
 from captcha_ray.runtime.ray_train import LOST_WORKER_ERROR, InterruptibleTrainer
 from captcha_ray.runtime.telemetry import Telemetry
-from captcha_ray.storage import filesystem
+from captcha_ray.storage import filesystem, retries
 from captcha_ray.storage.lock import Lease
 from captcha_ray.storage.row_groups import RowGroup
 from captcha_ray.text.visual_order import has_right_to_left
@@ -363,7 +363,7 @@ def epochs(job: WorkerJob, device: torch.device) -> Generator[dict[str, Any]]:
     several workers cannot be read here.
     """
     if job.config.workers[1] == 1:
-        with contextlib.closing(Worker(job, 0, 1, device)) as worker:
+        with retries.patience(), contextlib.closing(Worker(job, 0, 1, device)) as worker:
             yield from worker.epochs
             while worker.wants_epoch:
                 yield worker.run_epoch()

@@ -36,7 +36,7 @@ from captcha_ray.runs.directory import RunDirectory
 from captcha_ray.runs.event_log import EventLog
 from captcha_ray.runtime.blocks import Share
 from captcha_ray.runtime.progress_channel import Sender
-from captcha_ray.storage import filesystem, row_groups
+from captcha_ray.storage import filesystem, retries, row_groups
 from captcha_ray.storage.row_groups import RowGroup
 from captcha_ray.text.charset import Charset
 from captcha_ray.training import loop, schedule
@@ -92,10 +92,12 @@ def train_worker(arguments: dict[str, Any]) -> None:
         torch.set_num_threads(arguments["num_threads"])
     context = ray.train.get_context()
     device = ray.train.torch.get_device() if job.config.use_gpu else torch.device("cpu")
-    with contextlib.closing(Worker(job, context.get_world_rank(), context.get_world_size(), device)) as worker:
-        while worker.wants_epoch:
-            record = worker.run_epoch()
-            ray.train.report({k: v for k, v in record.items() if isinstance(v, (int, float))})
+    with retries.patience():
+        worker = Worker(job, context.get_world_rank(), context.get_world_size(), device)
+        with contextlib.closing(worker):
+            while worker.wants_epoch:
+                record = worker.run_epoch()
+                ray.train.report({k: v for k, v in record.items() if isinstance(v, (int, float))})
     if isinstance(job.send, Sender):
         job.send.flush()
 

@@ -22,7 +22,7 @@ from captcha_ray.inference.block_reader import BlockReader
 from captcha_ray.models import fingerprint
 from captcha_ray.predictions import schema
 from captcha_ray.predictions.table import STAGED_SCHEMA, Counts
-from captcha_ray.storage import filesystem, objectstore, parquet
+from captcha_ray.storage import filesystem, parquet, retries
 from tests.factories import GLYPHS, draw_glyphs, glyph_texts, save_network
 from tests.support.block_tasks import block_task
 from tests.support.fault_proxy import Fault, fault_proxy
@@ -281,7 +281,7 @@ def test_a_bucket_gives_the_rows_that_a_folder_gives_and_a_denied_object_is_one_
 ) -> None:
     """All in batches of four, so that one is fetched while the one before is read."""
     clean_environment.setattr(block_decoder, "BATCH_SIZE", 4)
-    clean_environment.setattr(objectstore, "BACKOFF_S", 0.001)
+    clean_environment.setattr(retries, "BACKOFF_S", 0.001)
 
     def plan(_: str, path: str, __: int) -> Fault | None:
         return {"/images/denied.png": Fault.DENIED, "/images/lost.png": Fault.INTERNAL}.get(path)
@@ -299,7 +299,7 @@ def test_a_bucket_gives_the_rows_that_a_folder_gives_and_a_denied_object_is_one_
     check_predictions_by_uri(rows, network)
     assert requests["GET", "/images/a.png"] == 1
     assert requests["GET", "/images/denied.png"] == 1
-    assert requests["GET", "/images/lost.png"] == objectstore.ATTEMPTS
+    assert requests["GET", "/images/lost.png"] == retries.ATTEMPTS
     for row in rows:
         if row["status"] == "ok":
             data = OBJECTS[row["uri"].removeprefix("s3://images/")][0]

@@ -12,7 +12,7 @@ from captcha_ray.errors import InputError
 from captcha_ray.predictions import keys
 from captcha_ray.predictions.keys import INDEX_SCHEMA, UriRange
 from captcha_ray.storage import filesystem, parquet
-from captcha_ray.storage.objectstore import StoreError
+from captcha_ray.storage.retries import StoreError
 from tests.support.fault_proxy import Fault, FaultProxy, fault_proxy
 from tests.support.prediction_tables import FIVE, MODEL, NOW, Object, Writer, check_whole, objects, once
 from tests.support.s3_server import client_of

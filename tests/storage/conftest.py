@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from captcha_ray.storage import objectstore
+from captcha_ray.storage import objectstore, retries
 from tests.support.buckets import DATA, SHAPES, Plan, client
 from tests.support.fault_proxy import FaultProxy, fault_proxy
 from tests.support.s3_server import create_bucket, serve_s3
@@ -45,7 +45,7 @@ def use(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[..
             monkeypatch.setenv(name, value)
         objectstore.forget_clients()
 
-    monkeypatch.setattr(objectstore, "BACKOFF_S", 0.001)
+    monkeypatch.setattr(retries, "BACKOFF_S", 0.001)
     yield use
     objectstore.forget_clients()
 

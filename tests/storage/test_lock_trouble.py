@@ -9,7 +9,7 @@ import pytest
 
 from captcha_ray import console
 from captcha_ray.errors import InputError
-from captcha_ray.storage import filesystem, lock, objectstore
+from captcha_ray.storage import filesystem, lock, objectstore, retries
 from captcha_ray.storage.lock import Lease
 from tests.support.fault_proxy import Fault, fault_proxy
 from tests.support.leases import found
@@ -27,7 +27,7 @@ def store_away(
     with fault_proxy(moto_server["AWS_ENDPOINT_URL"], lambda *_: Fault.INTERNAL if away.is_set() else None) as proxy:
         for name, value in {**moto_server, "AWS_ENDPOINT_URL": proxy.url}.items():
             monkeypatch.setenv(name, value)
-        monkeypatch.setattr(objectstore, "BACKOFF_S", 0.0001)
+        monkeypatch.setattr(retries, "BACKOFF_S", 0.0001)
         objectstore.forget_clients()
         yield f"s3://bucket/{tmp_path.name}/_lease.json", away
     objectstore.forget_clients()

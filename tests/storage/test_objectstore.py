@@ -17,7 +17,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from captcha_ray.storage import bucket_listing, filesystem, objectstore
-from captcha_ray.storage.objectstore import Entry, StoreError
+from captcha_ray.storage.objectstore import Entry
+from captcha_ray.storage.retries import StoreError
 from tests.support.buckets import DATA, ODD_KEYS, PASSING, SHAPES, client, count, entries, keys
 from tests.support.fault_proxy import Fault, fault_proxy
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from captcha_ray.errors import InputError
-from captcha_ray.storage import objectstore
-from captcha_ray.storage.objectstore import DeniedError, StoreError
+from captcha_ray.storage import objectstore, retries
+from captcha_ray.storage.retries import DeniedError, StoreError
 from tests.support.buckets import CALLS, DATA, check_sentence, client, keys
 from tests.support.s3_server import ACCESS_KEY, SECRET_KEY, create_bucket
 
@@ -83,9 +83,9 @@ def test_an_object_is_replaced_only_if_it_is_what_it_is_thought_to_be(
 @pytest.mark.parametrize("head", ['<?xml version="1.0"?>\n', ""])
 def test_of_a_stores_answer_only_what_is_meant_for_people_is_kept(head: str) -> None:
     answer = f"{head}<Error><Code>Denied</Code><Message>No.</Message><AWSAccessKeyId>AKIA</AWSAccessKeyId></Error>"
-    said = objectstore._sentence(ValueError(f"refused {answer} Debug source: x"))
+    said = retries._sentence(ValueError(f"refused {answer} Debug source: x"))
     assert said == "ValueError: refused Denied No."
-    assert objectstore._sentence(ValueError("plain")) == "ValueError: plain"
+    assert retries._sentence(ValueError("plain")) == "ValueError: plain"
 
 
 @pytest.mark.parametrize("call", CALLS)

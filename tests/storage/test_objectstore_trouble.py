@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from captcha_ray.storage import objectstore
-from captcha_ray.storage.objectstore import ATTEMPTS, DeniedError, StoreError
+from captcha_ray.storage import objectstore, retries
+from captcha_ray.storage.retries import ATTEMPTS, DeniedError, StoreError
 from tests.support.buckets import CALLS, DATA, PASSING, check_sentence, count, entries
 from tests.support.fault_proxy import Fault
 
@@ -116,12 +116,37 @@ def test_waits_grow_to_a_limit_and_are_drawn_at_random(
     behind: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn: list[tuple[float, float]] = []
-    monkeypatch.setattr(objectstore, "BACKOFF_S", 0.001)
-    monkeypatch.setattr(objectstore, "MAX_BACKOFF_S", 0.01)
-    monkeypatch.setattr(objectstore.random, "uniform", lambda low, high: drawn.append((low, high)) or low)
+    monkeypatch.setattr(retries, "BACKOFF_S", 0.001)
+    monkeypatch.setattr(retries, "MAX_BACKOFF_S", 0.01)
+    monkeypatch.setattr(retries.random, "uniform", lambda low, high: drawn.append((low, high)) or low)
     with behind(lambda *_: Fault.INTERNAL), pytest.raises(StoreError):
         objectstore.get("s3://bucket/key")
     assert drawn == [(0, 0.002), (0, 0.004), (0, 0.008), (0, 0.01)]
+
+
+def test_patience_goes_on_asking_and_says_so_once(behind: Callable[..., Any], caplog: pytest.LogCaptureFixture) -> None:
+    def plan(method: str, path: str, attempt: int) -> Fault | None:
+        return Fault.INTERNAL if attempt < 3 * ATTEMPTS else None
+
+    with behind(plan) as proxy, retries.patience():
+        assert objectstore.get("s3://bucket/key")[0] == DATA
+        assert count(proxy, "get") == 3 * ATTEMPTS + 1
+    (said,) = [record.getMessage() for record in caplog.records if "asked again" in record.getMessage()]
+    assert said.endswith("the store is asked again for up to 600 s")
+    with behind(plan), pytest.raises(StoreError):
+        objectstore.get("s3://bucket/key")
+
+
+def test_patience_ends_with_its_time(behind: Callable[..., Any]) -> None:
+    with behind(lambda *_: Fault.INTERNAL) as proxy, retries.patience(0.05), pytest.raises(StoreError):
+        objectstore.get("s3://bucket/key")
+    assert count(proxy, "get") >= ATTEMPTS
+
+
+def test_a_refusal_finds_no_patience(behind: Callable[..., Any]) -> None:
+    with behind(lambda *_: Fault.DENIED) as proxy, retries.patience(), pytest.raises(DeniedError):
+        objectstore.get("s3://bucket/key")
+    assert count(proxy, "get") == 1
 
 
 def test_a_store_that_is_not_there_is_one_sentence(use: Callable[..., None], rclone_server: dict[str, str]) -> None:

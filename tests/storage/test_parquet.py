@@ -10,8 +10,8 @@ import pyarrow as pa
 import pytest
 
 from captcha_ray.storage import objectstore, parquet
-from captcha_ray.storage.objectstore import StoreError
 from captcha_ray.storage.parquet import TAIL_BYTES, RangeReader
+from captcha_ray.storage.retries import StoreError
 from tests.support.fault_proxy import Fault, FaultProxy
 
 URI = "s3://bucket/new"

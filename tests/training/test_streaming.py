@@ -14,11 +14,14 @@ from captcha_ray.datasets.shards import Shards, open_shards
 from captcha_ray.errors import InputError
 from captcha_ray.recipes.config import TrainConfig
 from captcha_ray.runtime import capacity, ray_session
+from captcha_ray.storage import retries
 from captcha_ray.training import batches, trainer
 from captcha_ray.training import worker as training_worker
 from captcha_ray.training.state import save_state
 from captcha_ray.training.worker import WorkerJob
 from tests import factories
+from tests.support.fault_proxy import Fault, fault_proxy
+from tests.support.s3_server import client_of, serve_s3
 from tests.support.trainings import config_for, fit
 
 
@@ -154,6 +157,35 @@ def test_a_run_that_is_continued_streams_if_it_has_streamed(
     assert [bool(job.streamed) for job in jobs] == [True, True]
     fit(dataclasses.replace(config, resume=True, stream="never"), shards, ray_cluster)
     assert not jobs[-1].streamed
+
+
+def test_a_streamed_epoch_waits_for_a_store_that_is_out_of_reach(
+    shards: Shards, ray_cluster: ray_session.Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retries, "BACKOFF_S", 0.001)
+    undisturbed = fit(streamed(shards, tmp_path / "undisturbed"), shards, ray_cluster)
+    folder = Path(shards.uri)
+    num_refused = 0
+
+    def plan(method: str, path: str, attempt: int) -> Fault | None:
+        nonlocal num_refused
+        is_out = method == "GET" and ".parquet" in path and 8 <= attempt < 8 + 2 * retries.ATTEMPTS
+        num_refused += is_out
+        return Fault.INTERNAL if is_out else None
+
+    with serve_s3(folder.parent.parent) as s3, fault_proxy(s3["AWS_ENDPOINT_URL"], plan) as proxy:
+        with client_of(s3 | {"AWS_ENDPOINT_URL": proxy.url}):
+            far = open_shards(f"s3://{folder.parent.name}/{folder.name}")
+            groups = {split: shards.row_groups(split) for split in ("train", "val")}  # tasks know no store of a test
+            monkeypatch.setattr(
+                Shards,
+                "row_groups",
+                lambda self, split: [
+                    group._replace(uri=group.uri.replace(shards.uri, far.uri)) for group in groups[split]
+                ],
+            )
+            assert fit(streamed(far, tmp_path / "far"), far, ray_cluster) == undisturbed
+    assert num_refused >= 2 * retries.ATTEMPTS
 
 
 def test_a_part_that_is_gone_is_named(shards: Shards, ray_cluster: ray_session.Cluster, tmp_path: Path) -> None:

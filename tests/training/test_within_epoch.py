@@ -18,7 +18,7 @@ from captcha_ray.recipes import auto_config
 from captcha_ray.recipes.config import TrainConfig
 from captcha_ray.runs.directory import RunDirectory
 from captcha_ray.runtime import ray_session
-from captcha_ray.storage.objectstore import StoreError
+from captcha_ray.storage.retries import StoreError
 from captcha_ray.training import loop, trainer
 from captcha_ray.training import worker as training_worker
 from captcha_ray.training.progress import EpochTakenUp, Event, WorkersBegan
