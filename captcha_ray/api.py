@@ -214,7 +214,7 @@ def tune(config: TuneConfig) -> TuneResult:
     """Search a better recipe, compare the best trial with the recipe and write the search's report."""
     from captcha_ray.runtime import ray_session  # noqa: PLC0415 -- imports Ray
 
-    recipe = load_recipe(config.recipe)
+    recipe = load_recipe(config.starting_recipe)
     space = search_space.build(recipe, config.space, config.vary, only=config.only)
     run = RunDirectory(config.run)
     with ray_session.connect(meanwhile="captcha_ray.tuning.tuner") as cluster:

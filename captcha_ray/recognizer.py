@@ -42,7 +42,7 @@ class Prediction:
     """The text of one image.
 
     confidence: the least certain character's, 0 to 1. char_confidence: probability of each character. error: why there
-    is no text, as `reason: sentence`; else None.
+    is no text, as `Class: sentence`, with the classes of the table; else None.
     """
 
     text: str
@@ -132,9 +132,7 @@ class Recognizer:
             read += self.predictions(self.log_probabilities(np.stack(good[start : start + batch_size])))
         rest = iter(read)
         return [
-            Prediction("", 0.0, (), f"{item.reason}: {item.detail}")
-            if isinstance(item, decoder.Unreadable)
-            else next(rest)
+            Prediction("", 0.0, (), item.error) if isinstance(item, decoder.Unreadable) else next(rest)
             for item in decoded
         ]
 

@@ -20,13 +20,13 @@ from captcha_ray.errors import InputError, JobError
 from captcha_ray.evaluation import evaluate
 from captcha_ray.models.allocator import keep_freed_memory
 from captcha_ray.recipes.config import RESUME_MAY_DIFFER, TrainConfig
-from captcha_ray.runs.directory import RunDirectory
+from captcha_ray.runs.directory import STATE, RunDirectory
 from captcha_ray.runtime import blocks, capacity
 from captcha_ray.storage import filesystem
 from captcha_ray.training import trainer
 from captcha_ray.training.schedule import has_diverged
 from captcha_ray.training.trainer import model_spec
-from captcha_ray.training.worker import STATE, WorkerJob
+from captcha_ray.training.worker import WorkerJob
 
 PREDICTIONS = "predictions.parquet"
 """File in a training's directory with the predictions of its test part."""

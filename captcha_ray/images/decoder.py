@@ -68,6 +68,11 @@ class Unreadable:
     reason: str
     detail: str
 
+    @property
+    def error(self) -> str:
+        """Return `NotAnImage: sentence`, as the table of predictions has it, for a reason `not_an_image`."""
+        return f"{''.join(word.capitalize() for word in self.reason.split('_'))}: {self.detail}"
+
 
 BLANK = Unreadable("blank", "all pixels have one color, or colors that 8 bits a channel do not tell apart")
 

@@ -101,7 +101,7 @@ class BlockReader:
         for row, item in zip(listed, decoded, strict=True):
             for name in schema.LISTING_SCHEMA.names:
                 columns[name].append(row[name])
-            error = _error(item) if isinstance(item, decoder.Unreadable) else None
+            error = item.error if isinstance(item, decoder.Unreadable) else None
             prediction = next(predictions) if error is None else None
             columns["text"].append(prediction.text if prediction else None)
             columns["confidence"].append(prediction.confidence if prediction else None)
@@ -124,8 +124,3 @@ class BlockReader:
     def _timed(self, stage: str, call: Callable[..., T], *arguments: Any) -> T:
         self._report["stage"] = stage
         return timed(self._report, stage, call, *arguments)
-
-
-def _error(item: decoder.Unreadable) -> str:
-    """Return `TooLarge: sentence` for `too_large`, `sentence`."""
-    return f"{''.join(word.capitalize() for word in item.reason.split('_'))}: {item.detail}"

@@ -30,6 +30,7 @@ from captcha_ray.inference.source import Source, resolve
 from captcha_ray.inference.watchdog import Watch
 from captcha_ray.models import fingerprint
 from captcha_ray.predictions.table import Committed, Counts, PredictionTable, Run
+from captcha_ray.runs.directory import RunDirectory
 from captcha_ray.runs.environment import environment
 from captcha_ray.runtime.telemetry import Telemetry
 from captcha_ray.storage import filesystem, objectstore, parquet
@@ -78,6 +79,14 @@ class NightSummary:
         )
 
 
+def _warn_of_unfinished(run: str) -> None:
+    if fingerprint.shared(run) and RunDirectory(run).is_unfinished:
+        console.warn(
+            f"the training of {run} has not ended: its best network so far recognizes, with confidences that may be "
+            f"far off, and the one that it ends with will recognize all objects again"
+        )
+
+
 def transcribe(config: InferConfig, started: float, reader: str = READER) -> NightSummary:
     """Recognize what is new and commit it, together with what an interrupted job has staged.
 
@@ -106,6 +115,7 @@ def transcribe(config: InferConfig, started: float, reader: str = READER) -> Nig
     spec, whole_id = fingerprint.load_spec_and_fingerprint(config.run)
     model_id = config.restriction.model_id(whole_id, spec)
     choice.check(config.run, config.engine, config.precision, "cuda" if config.use_gpu else "cpu")
+    _warn_of_unfinished(config.run)
     with contextlib.ExitStack() as stack:
         if os.environ.get("RAY_ADDRESS"):  # a cluster says no before a listing of hours; a Ray of our own cannot
             from captcha_ray.runtime import capacity, ray_session  # noqa: PLC0415 -- imports Ray

@@ -17,6 +17,9 @@ from captcha_ray.errors import InputError
 from captcha_ray.runs.environment import environment
 from captcha_ray.storage import filesystem, parquet
 
+STATE, WITHIN_EPOCH = "resume.safetensors", "resume_epoch.safetensors"
+"""Files of what a training continues from after an epoch, and within one; there is no second one between epochs."""
+
 
 class RunDirectory:
     """The files of one run below a folder or an `s3://` URI."""
@@ -96,6 +99,11 @@ class RunDirectory:
     def finished(self) -> bool:
         """Return whether the run is complete."""
         return filesystem.exists(self.path("_SUCCESS"))
+
+    @property
+    def is_unfinished(self) -> bool:
+        """Return whether a training was begun here that goes on, or was interrupted after its first epoch."""
+        return not self.finished and filesystem.exists(self.path(STATE))
 
     def finish(self) -> None:
         """Mark the run as complete."""

@@ -32,7 +32,7 @@ from captcha_ray.models.spec import ModelSpec
 from captcha_ray.models.transfer import check_source
 from captcha_ray.recipes.auto_config import resolve, why_not_builtin
 from captcha_ray.recipes.config import RESUME_MAY_DIFFER, Stream, TrainConfig
-from captcha_ray.runs.directory import RunDirectory
+from captcha_ray.runs.directory import STATE, WITHIN_EPOCH, RunDirectory
 from captcha_ray.runtime import capacity
 from captcha_ray.runtime.progress_channel import ProgressChannel
 from captcha_ray.runtime.ray_session import Cluster
@@ -45,7 +45,7 @@ from captcha_ray.text.visual_order import has_right_to_left
 from captcha_ray.training.progress import Event, TrainingProgress, WaitingNotice, measure
 from captcha_ray.training.schedule import best_epoch, has_diverged
 from captcha_ray.training.state import State
-from captcha_ray.training.worker import STATE, WITHIN_EPOCH, Worker, WorkerJob, train_worker
+from captcha_ray.training.worker import Worker, WorkerJob, train_worker
 
 RESIZE_S = 60.0
 """Seconds after which an elastic training that lacks workers looks for capacity. A change costs the epoch it is at,

@@ -32,7 +32,7 @@ from captcha_ray.models.networks import Network, build_model
 from captcha_ray.models.spec import ModelSpec
 from captcha_ray.models.transfer import begin_with, keep_classes, known_unseen
 from captcha_ray.recipes.config import TrainConfig
-from captcha_ray.runs.directory import RunDirectory
+from captcha_ray.runs.directory import STATE, WITHIN_EPOCH, RunDirectory
 from captcha_ray.runs.event_log import EventLog
 from captcha_ray.runtime.blocks import Share
 from captcha_ray.runtime.progress_channel import Sender
@@ -53,9 +53,6 @@ from captcha_ray.training.progress import (
     WorkersBegan,
 )
 from captcha_ray.training.state import State, load_state, save_state
-
-STATE, WITHIN_EPOCH = "resume.safetensors", "resume_epoch.safetensors"
-"""Files of what a training continues from after an epoch, and within one; there is no second one between epochs."""
 
 EVALUATION_BATCH_SIZE = 256
 ANNOUNCE_INTERVAL_S = 0.25

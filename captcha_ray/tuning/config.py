@@ -10,6 +10,8 @@ from captcha_ray.errors import check
 Scheduler = Literal["asha", "none"]
 
 
+DEMO_SHARDS = f"{DEMO}/shards/digits"
+
 Search = Literal["optuna", "random", "grid"]
 
 
@@ -17,9 +19,10 @@ Search = Literal["optuna", "random", "grid"]
 class TuneConfig(Config):
     """Search a recipe's parameters for a better recipe, and test by validation whether it is better."""
 
-    recipe: str = "demo-digits"
-    """Recipe to start from: a name, or the URI of a best.json or of a run's config.json."""
-    shards: str = f"{DEMO}/shards/digits"
+    recipe: str = ""
+    """Recipe to start from: a name, or the URI of a best.json or of a run's config.json. Empty for auto, as in train,
+    or for demo-digits with the default --shards."""
+    shards: str = DEMO_SHARDS
     """Folder or s3:// URI that jobs/preprocess.py wrote; trials train on images of their size. The default one is made
     on first use."""
     run: str = f"{DEMO}/tune/digits"
@@ -57,6 +60,11 @@ class TuneConfig(Config):
     """Seeds proposals and trainings; the trainings at the end use the seeds after it."""
     resume: bool = False
     """Continue the search in --run after an interruption, or with more --num-trials; start it where there is none."""
+
+    @property
+    def starting_recipe(self) -> str:
+        """Return the name or URI of the recipe to start from."""
+        return self.recipe or ("demo-digits" if self.shards == DEMO_SHARDS else "auto")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -17,8 +17,11 @@ from captcha_ray.reporting.page import text
 class SearchProgress:
     """A table of the trials that run and of the best one, redrawn in place, and one line per trial that has ended.
 
-    num_epochs: of a trial in full. expected_epochs: of all trials. names: of the searched parameters.
+    num_epochs: of a trial in full. expected_epochs: of all trials. names: of the searched parameters. most_s: seconds
+    that there are for all of it.
     """
+
+    most_s = math.inf
 
     def __init__(self, num_trials: int, num_epochs: int, expected_epochs: int, names: Sequence[str]) -> None:
         self._num_trials, self._num_epochs, self._names = num_trials, num_epochs, list(names)
@@ -46,7 +49,7 @@ class SearchProgress:
 
     def begin_no_more(self, num_trials: int, expected_epochs: int) -> None:
         """Say that there is no time for new trials. expected_epochs: of all trials, which are so many now."""
-        self._num_trials, self._expected_epochs = num_trials, expected_epochs
+        self._num_trials, self._expected_epochs, self.most_s = num_trials, expected_epochs, math.inf
         console.say(f"there is no time for more trials; what the best of these {num_trials} still need is trained")
 
     @property
@@ -101,9 +104,12 @@ class SearchProgress:
             self._known_epochs += epochs
 
     def _left(self) -> str:
-        done = self.done_epochs
-        rate = (done - self._known_epochs) / max(time.monotonic() - self._started, 1e-9)
-        return f", {console.time_left(self._expected_epochs - done, rate)} left" if done < self._expected_epochs else ""
+        done, passed = self.done_epochs, time.monotonic() - self._started
+        left = self._expected_epochs - done
+        if left <= 0:
+            return ""
+        rate = (done - self._known_epochs) / max(passed, 1e-9)
+        return f", {console.time_left(left, max(rate, left / max(self.most_s - passed, 1)))} left"
 
     def _draw(self) -> rich.table.Table:
         table = rich.table.Table("trial", "epoch", "strings val", *self._names, caption=self._note or None)

@@ -48,6 +48,11 @@ class Sampler:
         """Return how many trials there are to propose."""
         return math.prod(len(one.points()) for one in self.space.values()) if self.search == "grid" else self.at_most
 
+    @property
+    def missed(self) -> list[str]:
+        """Return the parameters whose space lacks the recipe's value, so that no trial has the recipe's own values."""
+        return [name for name, one in self.space.items() if not _holds(one, self.start.get(name))]
+
     def propose(self, number: int, earlier: Sequence[tuple[Values, float | None]]) -> Values:
         """Return the values of trial `number`, below `num_trials`.
 
@@ -55,7 +60,7 @@ class Sampler:
         """
         if self.search == "grid":
             return next(itertools.islice(grid(self.space), number, None))
-        if number == 0 and all(_holds(one, self.start.get(name)) for name, one in self.space.items()):
+        if number == 0 and not self.missed:
             return {name: self.start[name] for name in self.space}
         seed = int(np.random.SeedSequence([self.seed, number]).generate_state(1)[0])
         sampler: optuna.samplers.BaseSampler = optuna.samplers.RandomSampler(seed=seed)

@@ -29,13 +29,12 @@ from captcha_ray.experiments.parallel_runs import HOLDER, MAX_DEATHS, Training, 
 from captcha_ray.metrics.comparison import Comparison, compare
 from captcha_ray.recipes.auto_config import resolve
 from captcha_ray.recipes.config import TrainConfig
-from captcha_ray.runs.directory import RunDirectory
+from captcha_ray.runs.directory import STATE, RunDirectory
 from captcha_ray.runtime import capacity
 from captcha_ray.runtime.telemetry import Telemetry
 from captcha_ray.storage import filesystem
 from captcha_ray.storage.lock import Lease
 from captcha_ray.training.trainer import check_batches, model_spec
-from captcha_ray.training.worker import STATE
 from captcha_ray.tuning import scheduler, search_space, trials
 from captcha_ray.tuning.config import TuneConfig
 from captcha_ray.tuning.progress import SearchProgress
@@ -133,6 +132,9 @@ def _announce(sampler: Sampler, rungs: list[int], concurrent: int) -> None:
     """Say what the search will do, and warn if trials are stopped too early to be told apart."""
     varied = ", ".join(f"{name} {one}" for name, one in sampler.space.items())
     console.say(f"{sampler.num_trials} trials of up to {rungs[-1]} epochs, {concurrent} at a time, varying {varied}")
+    if sampler.missed and sampler.search != "grid":
+        values = ", ".join(f"{name} {sampler.start.get(name)}" for name in sampler.missed)
+        console.say(f"no trial has the recipe's own values, as these are not searched: {values}")
     if len(rungs) > 1 and rungs[0] < FEW_EPOCHS:
         console.warn(f"asha stops trials after {rungs[0]} epochs, where chance may decide; --scheduler none does not")
 
@@ -238,6 +240,7 @@ class _Searcher(ray.tune.search.Searcher):
         self._refusal = ""
         self._telemetry = Telemetry("tune", directory.uri)
         self._before_s = trials.seconds_searched(begun)
+        progress.most_s = self._seconds - self._before_s
         self._started = time.monotonic()
         for trial in begun:
             if trial.outcome:

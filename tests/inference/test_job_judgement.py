@@ -16,6 +16,7 @@ from captcha_ray.inference.config import InferConfig
 from captcha_ray.inference.job import transcribe
 from captcha_ray.models import fingerprint
 from captcha_ray.recipes.catalog import get
+from captcha_ray.runs.directory import STATE
 from captcha_ray.runtime import ray_session
 from captcha_ray.training.trainer import model_spec
 from tests.factories import GLYPHS, config_for, save_network
@@ -71,6 +72,18 @@ def test_a_store_that_refuses_is_judged_however_few_the_objects(images: Path, tm
     (images / "a.png").write_bytes(noise(24, 16, 0))
     with pytest.raises(JobError, match=r"1 of 1 objects cannot be recognized \(1 StoreError\)"):
         night(tmp_path / "list.csv", run)
+
+
+@pytest.mark.parametrize(("kept", "is_told"), [([STATE], True), ([STATE, "_SUCCESS"], False), ([], False)])
+def test_a_network_whose_training_has_not_ended_is_named(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], kept: list[str], is_told: bool
+) -> None:
+    run = save_network(tmp_path / "run", GLYPHS)
+    for name in kept:
+        (run / name).touch()
+    (images / "a.png").write_bytes(noise(24, 16, 0))
+    night(images, run)
+    assert (f"the training of {run} has not ended: its best network so far" in capsys.readouterr().err) == is_told
 
 
 def test_images_of_all_shapes_that_a_network_was_trained_on_are_taken(

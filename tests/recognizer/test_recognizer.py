@@ -74,7 +74,7 @@ def test_transparent_pixels_are_read_as_white(recognizer: Recognizer) -> None:
 
 def test_an_array_of_one_color_is_an_error_and_no_prediction(recognizer: Recognizer) -> None:
     flat = np.full((12, 20), 255, np.uint8)
-    assert recognizer.predict([flat])[0].error.startswith("blank: ")
+    assert recognizer.predict([flat])[0].error.startswith("Blank: ")
     with pytest.raises(InputError, match="blank: all pixels have one color"):
         recognizer.predict(flat)
 
@@ -153,17 +153,17 @@ def test_losses_are_minus_the_sum_of_the_truths_log_probabilities(recognizer: Re
 
 
 BAD: dict[str, tuple[Any, str]] = {
-    "absent file": ("absent.png", "missing: absent.png does not exist"),
-    "folder": (Path(), "unreadable"),
-    "foreign scheme": ("ftp://host/a.png", "unreadable: ftp://host/a.png"),
-    "zero byte in the path": ("a\0.png", "unreadable"),
-    "empty bytes": (b"", "empty_file"),
-    "no image": (b"hello", "not_an_image"),
-    "half an image": (png(pictures(1)[0])[:60], "truncated|damaged"),
-    "float array": (np.zeros((12, 20), np.float32), "not_an_image.*float32"),
-    "two channels": (np.zeros((12, 20, 2), np.uint8), r"not_an_image.*\(12, 20, 2\)"),
-    "four dimensions": (np.zeros((1, 12, 20, 1), np.uint8), "not_an_image"),
-    "no pixels": (np.zeros((0, 20), np.uint8), "not_an_image.*no pixels"),
+    "absent file": ("absent.png", "Missing: absent.png does not exist"),
+    "folder": (Path(), "Unreadable"),
+    "foreign scheme": ("ftp://host/a.png", "Unreadable: ftp://host/a.png"),
+    "zero byte in the path": ("a\0.png", "Unreadable"),
+    "empty bytes": (b"", "EmptyFile"),
+    "no image": (b"hello", "NotAnImage"),
+    "half an image": (png(pictures(1)[0])[:60], "Truncated|Damaged"),
+    "float array": (np.zeros((12, 20), np.float32), "NotAnImage.*float32"),
+    "two channels": (np.zeros((12, 20, 2), np.uint8), r"NotAnImage.*\(12, 20, 2\)"),
+    "four dimensions": (np.zeros((1, 12, 20, 1), np.uint8), "NotAnImage"),
+    "no pixels": (np.zeros((0, 20), np.uint8), "NotAnImage.*no pixels"),
 }
 
 

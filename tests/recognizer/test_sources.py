@@ -54,7 +54,7 @@ def test_columns_of_paths_or_bytes_are_several_images(recognizer: Recognizer, tm
     data: Any = [Path(path).read_bytes() for path in paths]
     for several in (pa.array(paths), pa.array(data), np.array(paths), np.array(data, object), tuple(data)):
         assert recognizer.predict(several) == expected
-    assert recognizer.predict([np.array("a.png")])[0].error == "missing: a.png does not exist"
+    assert recognizer.predict([np.array("a.png")])[0].error == "Missing: a.png does not exist"
 
 
 @pytest.mark.parametrize(
@@ -85,7 +85,7 @@ def test_a_pillow_image_that_cannot_be_read_is_an_error_of_its_own(recognizer: R
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (12, 20), np.uint8)).save(stream, "PNG")
     bad = Image.new("L", (0, 0)) if kind == "no pixels" else Image.open(io.BytesIO(stream.getvalue()[:-60]))
     first, second = recognizer.predict([bad, stream.getvalue()])
-    assert (first.error or "").startswith(("damaged: ", "truncated: "))
+    assert (first.error or "").startswith(("Damaged: ", "Truncated: "))
     assert second.error is None
 
 

@@ -16,7 +16,7 @@ import pytest
 from captcha_ray.datasets.shards import Shards
 from captcha_ray.recipes import auto_config
 from captcha_ray.recipes.config import TrainConfig
-from captcha_ray.runs.directory import RunDirectory
+from captcha_ray.runs.directory import WITHIN_EPOCH, RunDirectory
 from captcha_ray.runtime import ray_session
 from captcha_ray.storage.retries import StoreError
 from captcha_ray.training import loop, trainer
@@ -24,7 +24,7 @@ from captcha_ray.training import worker as training_worker
 from captcha_ray.training.progress import EpochTakenUp, Event, WorkersBegan
 from captcha_ray.training.state import State, save_state
 from captcha_ray.training.trainer import model_spec
-from captcha_ray.training.worker import WITHIN_EPOCH, WorkerJob
+from captcha_ray.training.worker import WorkerJob
 from tests.support.trainings import TIMINGS, config_for, fit, restless
 from tests.support.waiting import wait_until
 

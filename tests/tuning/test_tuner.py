@@ -22,6 +22,7 @@ from captcha_ray.runtime import ray_session
 from captcha_ray.tuning import report, search_space, trials, tuner
 from captcha_ray.tuning.config import TuneConfig
 from captcha_ray.tuning.progress import SearchProgress
+from captcha_ray.tuning.suggest import Sampler
 from captcha_ray.tuning.trials import SearchResult
 from tests.factories import SHORT_RECIPE
 from tests.support.processes import Job, kill, preprocessed
@@ -144,6 +145,22 @@ def test_asha_stops_the_poor_trials_and_none_stops_nobody(glyph_shards: Shards, 
     losses = [[epoch["val_loss"] for epoch in found.trials[0].epochs] for found in (stopped, every)]
     assert losses[0] == losses[1], "a trial that was let on did not train as one that never stopped"
     assert not list(tmp_path.glob("none/trials/*/resume.safetensors"))
+
+
+def test_a_recipe_that_no_trial_tries_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    space = search_space.build(SHORT_RECIPE, "", ["dropout=0.3..0.5", "optimizer=sgd,adam"], only=True)
+    values = search_space.values_of(SHORT_RECIPE, space)
+    tuner._announce(Sampler("optuna", space, values, 4, 0), [1, 3, 6], 1)
+    assert "no trial has the recipe's own values, as these are not searched: dropout 0.1\n" in capsys.readouterr().out
+    tuner._announce(Sampler("optuna", space, values | {"dropout": 0.3}, 4, 0), [1, 3, 6], 1)
+    assert "no trial has" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("given", "recipe"), [({}, "demo-digits"), ({"shards": "mine"}, "auto"), ({"recipe": "wmail"}, "wmail")]
+)
+def test_a_search_starts_from_the_recipe_that_train_takes_but_for_the_demo(given: dict[str, str], recipe: str) -> None:
+    assert TuneConfig(**given).starting_recipe == recipe
 
 
 @pytest.mark.usefixtures("ray_cluster")
