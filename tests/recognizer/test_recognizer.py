@@ -75,7 +75,7 @@ def test_transparent_pixels_are_read_as_white(recognizer: Recognizer) -> None:
 def test_an_array_of_one_color_is_an_error_and_no_prediction(recognizer: Recognizer) -> None:
     flat = np.full((12, 20), 255, np.uint8)
     assert recognizer.predict([flat])[0].error.startswith("Blank: ")
-    with pytest.raises(InputError, match="blank: all pixels have one color"):
+    with pytest.raises(InputError, match="Blank: all pixels have one color"):
         recognizer.predict(flat)
 
 
