@@ -20,7 +20,7 @@ from captcha_ray.errors import InputError, JobError
 from captcha_ray.evaluation import evaluate
 from captcha_ray.models.allocator import keep_freed_memory
 from captcha_ray.recipes.config import RESUME_MAY_DIFFER, TrainConfig
-from captcha_ray.runs.directory import STATE, RunDirectory
+from captcha_ray.runs.directory import RunDirectory
 from captcha_ray.runtime import blocks, capacity
 from captcha_ray.storage import filesystem
 from captcha_ray.training import trainer
@@ -157,7 +157,7 @@ def _take_finished(
         raise JobError(f"the training {one.name} failed, {again}: {cause}") from error
     directory = RunDirectory(one.config.run)
     directory.write_table(PREDICTIONS, table)
-    filesystem.delete(directory.path(STATE))
+    directory.forget_state()
     if watch:
         watch(one, one.config.epochs)
     return one, table

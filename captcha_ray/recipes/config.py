@@ -16,8 +16,8 @@ Schedule = Literal["constant", "one_cycle", "warmup_stable_decay"]
 Stream = Literal["auto", "always", "never"]
 
 RESUME_MAY_DIFFER = (
-    *("resume", "run", "stream", "num_workers", "cpus_per_worker", "use_gpu", "checkpoint_every_s", "max_failures"),
-)
+    "resume", "run", "stream", "num_workers", "cpus_per_worker", "use_gpu", "checkpoint_every_s", "max_failures",
+)  # fmt: skip
 """Fields that may change between the start of a run and its continuation."""
 
 
@@ -124,8 +124,8 @@ class TrainConfig(Config):
     together are held. auto does so where images take more than half of what Ray's object stores hold: those of all
     nodes, or of as many as there are workers."""
     checkpoint_every_s: Annotated[float, NOT_NEGATIVE] = 300.0
-    """Keep progress within an epoch about as often, seconds, beside that at its end; an interrupted epoch goes on from
-    there with as many workers, and begins again with more or fewer. 0 keeps progress at the ends of epochs alone."""
+    """Seconds between two saves within an epoch; 0 saves at its end alone. An interrupted epoch goes on from the last
+    save with as many workers; with more or fewer it begins again. Several workers save at every sixteenth step only."""
     max_failures: Annotated[int, NOT_NEGATIVE] = 3
     """Replace lost workers so often in a row, with no progress kept between, before the job fails."""
     resume: bool = False

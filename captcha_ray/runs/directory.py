@@ -105,6 +105,11 @@ class RunDirectory:
         """Return whether a training was begun here that goes on, or was interrupted after its first epoch."""
         return not self.finished and filesystem.exists(self.path(STATE))
 
+    def forget_state(self) -> None:
+        """Delete what a training continues from, as it has ended for good."""
+        for name in (STATE, WITHIN_EPOCH):
+            filesystem.delete(self.path(name))
+
     def finish(self) -> None:
         """Mark the run as complete."""
         filesystem.write(self.path("_SUCCESS"), b"")

@@ -110,4 +110,7 @@ class ProgressChannel:
                 heard = time.monotonic()
             else:
                 self._on_silence(time.monotonic() - heard)
+        was_late = self._taken is not None
         self.deliver(FLUSH_S)
+        if was_late:  # what has come since that look is still in the mailbox
+            self.deliver(FLUSH_S)

@@ -88,7 +88,7 @@ class TrainingProgress:
             self._begin(event.num_epochs, event.num_workers)
         elif isinstance(event, EpochTakenUp):
             console.say(
-                f"goes on in epoch {event.epoch}, {event.fraction:.0%} of which are done", **dataclasses.asdict(event)
+                f"goes on in epoch {event.epoch}, {event.fraction:.0%} of which is done", **dataclasses.asdict(event)
             )
         elif isinstance(event, EpochNotKept):
             console.warn(f"what is done of epoch {event.epoch} could not be kept, and training goes on: {event.why}")

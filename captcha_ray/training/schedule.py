@@ -279,3 +279,10 @@ def _read(epoch: dict[str, Any]) -> tuple[float, float]:
 def has_diverged(epoch: dict[str, Any]) -> bool:
     """Return whether a loss of the epoch is not a number."""
     return epoch["train_loss"] is None or epoch.get("val_loss", 0.0) is None
+
+
+def finite(value: Any) -> Any:
+    """Return the value, with None for numbers that JSON cannot hold."""
+    if isinstance(value, list):
+        return [finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

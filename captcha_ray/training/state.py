@@ -1,14 +1,17 @@
 """Save and load what a training resumes from: weights, optimizer, epochs, and how far the next one is."""
 
+import contextlib
 import dataclasses
 import json
 from collections.abc import Mapping
 from typing import Any, Self
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
+from captcha_ray.errors import InputError
 from captcha_ray.storage import filesystem
 
 
@@ -39,11 +42,21 @@ class State:
 
     @classmethod
     def read(cls, uri: str) -> Self:
-        """Read a file."""
+        """Read a file. Raises InputError if it is damaged, and as `filesystem.read` does."""
         data = filesystem.read(uri)
         length = int.from_bytes(data[:8], "little")
-        progress: dict[str, Any] = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["progress"])
-        return cls(progress, load(data))
+        try:
+            progress: dict[str, Any] = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["progress"])
+            return cls(progress, load(data))
+        except (ValueError, KeyError, SafetensorError) as error:
+            raise InputError(f"{uri} is damaged: {error}") from error
+
+    @classmethod
+    def read_if_there(cls, uri: str) -> Self | None:
+        """Read a file that training can do without; return None if it is absent or damaged."""
+        with contextlib.suppress(FileNotFoundError, InputError):
+            return cls.read(uri)
+        return None
 
     @property
     def others(self) -> dict[str, Tensor]:

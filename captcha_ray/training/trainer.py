@@ -1,7 +1,7 @@
 """Train a network data-parallel: on how many workers, and what happens if they are lost.
 
-Progress is kept in the run directory after every epoch; a restarted worker and `--resume` continue from there. Does not
-read corpora, does not evaluate the test split.
+Progress is kept in the run directory, within epochs too; a restarted worker and `--resume` continue from there. Reads
+no corpora, does not evaluate the test split.
 """
 
 import concurrent.futures
@@ -239,6 +239,7 @@ def _train(
         else:
             with ProgressChannel(show, WaitingNotice(config)) as channel:
                 _run_trainer(WorkerJob(config, spec, blocks, channel.sender(), streamed=streamed), local=False)
+    filesystem.delete(run.path(WITHIN_EPOCH))  # a kill may have come between the last epoch's end and its removal
 
 
 def _resolved(config: TrainConfig, manifest: schema.Manifest, run: RunDirectory) -> TrainConfig:
@@ -313,9 +314,8 @@ def _run_trainer(job: WorkerJob, local: bool) -> None:
 
 def _how_far(run: RunDirectory) -> tuple[int, int]:
     """Return the number of epochs that are kept, and of steps that are kept of the next."""
-    uri, done = run.path(WITHIN_EPOCH), len(run.read_metrics())
-    within = State.read(uri).progress if filesystem.exists(uri) else {}
-    return done, within["step"] if within.get("epoch") == done + 1 else 0
+    within, done = State.read_if_there(run.path(WITHIN_EPOCH)), len(run.read_metrics())
+    return done, within.progress["step"] if within and within.progress.get("epoch") == done + 1 else 0
 
 
 def _why_lost(failure: Exception) -> str:

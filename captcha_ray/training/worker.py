@@ -9,7 +9,6 @@ import contextlib
 import dataclasses
 import functools
 import logging
-import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -131,9 +130,8 @@ class Worker:
             self._history, decided, self._kept = state["epochs"], state.get("plan", {}), state.get("kept", [])
             if rank == 0:  # the last try may have ended between state and metrics
                 self._run.write_metrics(self._history)
-        within = self._run.path(WITHIN_EPOCH)
-        self._interrupted = State.read(within) if filesystem.exists(within) else None
-        self._kept_within = self._interrupted is not None
+        self._interrupted = State.read_if_there(self._run.path(WITHIN_EPOCH))
+        self._kept_within = filesystem.exists(self._run.path(WITHIN_EPOCH))
         self._events = EventLog(self._run) if rank == 0 else None
         self._parallel: nn.Module | None = None
         if world_size > 1:
@@ -241,7 +239,7 @@ class Worker:
             "attempt": plan.attempt,
             "seconds": time.perf_counter() - started,
         }
-        self._history.append({name: _finite(value) for name, value in record.items()})
+        self._history.append({name: schedule.finite(value) for name, value in record.items()})
         self._plan = plan.after(self._history)
         if self._rank == 0:
             self._keep()
@@ -297,16 +295,28 @@ class Worker:
 
     def _take_up(self, epoch: int) -> loop.Position:
         """Return where an interrupted try of the epoch was, and restore its weights; or return the epoch's start."""
-        state, self._interrupted = self._interrupted, None
-        if state is None or any(state.progress[name] != value for name, value in self._identity(epoch).items()):
+        state, step = self._interrupted, self._continues(epoch)
+        self._interrupted = None
+        if self._rank == 0 and self._kept_within and not state:
+            self._job.send(EpochNotKept(epoch, f"{WITHIN_EPOCH} is damaged"))
+        if self._world_size > 1:  # workers may have read a folder or a store at different times
+            steps: list[Any] = [None] * self._world_size
+            torch.distributed.all_gather_object(steps, step)
+            step = step if set(steps) == {step} else 0
+        if not state or not step:
             return loop.START
         state.restore(self._network, self._optimizer)
-        step = state.progress["step"]
         if self._rank == 0:
             self._job.send(EpochTakenUp(epoch, step / self._train.num_steps))
         mine = f"{self._rank}."
         own = {name.removeprefix(mine): tensor for name, tensor in state.others.items() if name.startswith(mine)}
         return loop.Position.of(step, own)
+
+    def _continues(self, epoch: int) -> int:
+        """Return the steps of an epoch that an interrupted try has done and this one can go on after."""
+        kept = self._interrupted.progress if self._interrupted else {}
+        is_same = all(kept.get(name) == value for name, value in self._identity(epoch).items())
+        return int(kept["step"]) if is_same else 0
 
     def _keeper(self, epoch: int) -> Callable[[int, Callable[[], loop.Position]], None]:
         """Return what keeps an epoch every `checkpoint_every_s`, at a step on which all workers agree."""
@@ -339,10 +349,10 @@ class Worker:
         if self._rank == 0:
             others = {f"{rank}.{name}": tensor for rank, one in enumerate(everyone) for name, tensor in one.items()}
             progress = self._identity(epoch) | {"step": position.step}
+            self._kept_within = True  # perhaps it is, even where the store says that it is not
             try:
                 save_state(self._run.path(WITHIN_EPOCH), self._network, self._optimizer, progress, others)
-                self._kept_within = True
-            except OSError as error:  # a store may be out of reach; the epoch's end waits for it, this does not
+            except OSError as error:  # the next one may be kept
                 self._job.send(EpochNotKept(epoch, str(error)))
 
     def _share_buffers(self) -> None:
@@ -387,10 +397,3 @@ class Worker:
         """Close the event file."""
         if self._events:
             self._events.close()
-
-
-def _finite(value: Any) -> Any:
-    """Return the value, with None for numbers that JSON cannot hold."""
-    if isinstance(value, list):
-        return [_finite(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

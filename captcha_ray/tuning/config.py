@@ -30,8 +30,8 @@ class TuneConfig(Config):
     num_trials: Annotated[int, at_least(1)] = 20
     """Trials to run; the first has the recipe's own values, if the space holds them. A resumed search may have more."""
     hours: Annotated[float, NOT_NEGATIVE] = 0.0
-    """Search for about so many hours, those before a --resume included: no trial begins that would make it longer, with
-    what the best ones still need. The comparison comes on top. 0 for no limit; --num-trials limits them as well."""
+    """Begin no more trials, of --num-trials at most, once the time left of so many hours is needed to finish the best.
+    Time before a --resume counts up to the last trial that ended; the comparison comes on top. 0 for no limit."""
     epochs: Annotated[int, at_least(0)] = 0
     """Most passes of a trial over the training split; 0 takes the recipe's."""
     search: Search = "optuna"

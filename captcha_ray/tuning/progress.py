@@ -50,7 +50,7 @@ class SearchProgress:
     def begin_no_more(self, num_trials: int, expected_epochs: int) -> None:
         """Say that there is no time for new trials. expected_epochs: of all trials, which are so many now."""
         self._num_trials, self._expected_epochs, self.most_s = num_trials, expected_epochs, math.inf
-        console.say(f"there is no time for more trials; what the best of these {num_trials} still need is trained")
+        console.say(f"there is no time for more trials; the best of these {num_trials} are trained to the end")
 
     @property
     def done_epochs(self) -> int:

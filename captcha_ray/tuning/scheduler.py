@@ -5,6 +5,7 @@ Tune's scheduler of that name lets a trial go on as soon as it is among the best
 nearly every second one once was, and never returns to a stopped one.
 """
 
+import math
 from collections.abc import Sequence
 
 from captcha_ray.tuning import trials
@@ -63,6 +64,23 @@ def expected_epochs(rungs: Sequence[int], num_trials: int) -> int:
         total += num_trials * (rung - before)
         num_trials, before = max(num_trials // REDUCTION, 1), rung
     return total
+
+
+def left_seconds(rungs: Sequence[int], num_trials: int, num_concurrent: int, epoch_s: float) -> float:
+    """Return about how long a search takes from when its last trial begins, if no trial was promoted before.
+
+    Args:
+        rungs: Of the search.
+        num_trials: Of the search, the last one included.
+        num_concurrent: Trials at a time.
+        epoch_s: Seconds of an epoch.
+    """
+    total, before, trials_there = float(rungs[0]), rungs[0], num_trials
+    for rung in rungs[1:]:
+        trials_there = max(trials_there // REDUCTION, 1)
+        total += math.ceil(trials_there / num_concurrent) * (rung - before)
+        before = rung
+    return total * epoch_s
 
 
 def _reached(trial: Trial, rung: int) -> bool:

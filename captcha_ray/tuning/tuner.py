@@ -1,7 +1,7 @@
 """Search a recipe's parameters on Ray Tune: Optuna proposes the trials, ASHA promotes the good ones.
 
 A trial is a training run that keeps every epoch in a directory of its own. What to do next follows from those
-directories alone, so a kill loses nothing: an interrupted trial trains on from its last epoch, as does a stopped one
+directories alone, so a kill loses nothing: an interrupted trial trains on from where it was kept, as does a stopped one
 that is promoted later. Reads the training and validation splits only.
 """
 
@@ -29,7 +29,7 @@ from captcha_ray.experiments.parallel_runs import HOLDER, MAX_DEATHS, Training, 
 from captcha_ray.metrics.comparison import Comparison, compare
 from captcha_ray.recipes.auto_config import resolve
 from captcha_ray.recipes.config import TrainConfig
-from captcha_ray.runs.directory import STATE, RunDirectory
+from captcha_ray.runs.directory import RunDirectory
 from captcha_ray.runtime import capacity
 from captcha_ray.runtime.telemetry import Telemetry
 from captcha_ray.storage import filesystem
@@ -102,7 +102,7 @@ def run(
     with Lease(directory.path("_lease.json")) as lease, display as progress:
         begun = _begun_before(directory)
         state = SearchState(sampler, rungs, begun, MAX_DEATHS)
-        searcher = _Searcher(directory, recipe, state, begun, progress, lease, hours=config.hours)
+        searcher = _Searcher(directory, recipe, state, begun, progress, lease, config.hours, concurrent)
         if searcher.next_step():
             _tune(config, training, searcher, concurrent)
         found, best, winner = _choose_best(directory, recipe)
@@ -144,7 +144,7 @@ def _begun_before(directory: RunDirectory) -> list[Trial]:
     begun = trials.load(directory)
     if begun:
         ended = sum(trial.outcome is not None for trial in begun)
-        console.say(f"{ended} trials are kept; {len(begun) - ended} were cut off and go on after their last epoch")
+        console.say(f"{ended} trials are kept; {len(begun) - ended} were cut off and go on where they were kept")
     return begun
 
 
@@ -229,18 +229,18 @@ class _Searcher(ray.tune.search.Searcher):
         begun: list[Trial],
         progress: SearchProgress,
         lease: Lease,
-        *,
         hours: float,
+        num_concurrent: int,
     ) -> None:
         super().__init__()
-        self._seconds = 3600 * hours or math.inf
+        self._most_s, self._num_concurrent = 3600 * hours or math.inf, num_concurrent
         self._directory, self._recipe, self._state = directory, recipe, state
         self._progress, self._lease = progress, lease
         self._running: dict[str, int] = {}
         self._refusal = ""
         self._telemetry = Telemetry("tune", directory.uri)
         self._before_s = trials.seconds_searched(begun)
-        progress.most_s = self._seconds - self._before_s
+        progress.most_s = self._most_s - self._before_s
         self._started = time.monotonic()
         for trial in begun:
             if trial.outcome:
@@ -286,9 +286,15 @@ class _Searcher(ray.tune.search.Searcher):
     @property
     def _is_late(self) -> bool:
         """Return whether one more trial, and what the best ones then need, would take more than the time."""
-        done = self._progress.done_epochs
-        expected = scheduler.expected_epochs(self._state.rungs, self._state.num_begun + 1)
-        return done > 0 and self._searched_s() / done * expected > self._seconds
+        seconds = [epoch["seconds"] for trial in self._state.ended for epoch in trial.epochs]
+        if not seconds:
+            return False
+        epoch_s = sum(seconds) / len(seconds)
+        number = self._state.num_begun + 1
+        return (
+            self._searched_s() + scheduler.left_seconds(self._state.rungs, number, self._num_concurrent, epoch_s)
+            > self._most_s
+        )
 
     def _searched_s(self) -> float:
         return self._before_s + time.monotonic() - self._started
@@ -318,7 +324,7 @@ class _Searcher(ray.tune.search.Searcher):
         self._telemetry.set("captcha_progress", len(ended_trials) / self._state.num_trials)
         self._telemetry.set("captcha_val_exact_match", max(trial.accuracy for trial in ended_trials))
         if status != "stopped":
-            filesystem.delete(directory.path(STATE))
+            directory.forget_state()
         how = f"{status}: {reason}" if reason else status
         self._progress.end(number, ended.values, len(ended.epochs), ended.accuracy, ended.score, how)
 

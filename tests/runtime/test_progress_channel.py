@@ -99,6 +99,29 @@ def test_a_late_answer_is_awaited_and_a_failed_one_is_asked_for_anew(
     ray.kill(channel._mailbox)
 
 
+@pytest.mark.usefixtures("ray_cluster")
+def test_what_comes_after_a_late_look_is_delivered_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Number] = []
+    get = ray.get
+    is_late = threading.Event()
+
+    def be_late(reference: object, timeout: float) -> Any:
+        found = get(reference, timeout=60)
+        if timeout == progress_channel.TIMEOUT_S and (found or is_late.is_set()):
+            is_late.set()
+            raise GetTimeoutError
+        return found
+
+    with monkeypatch.context() as patch, ProgressChannel(seen.append) as channel:
+        patch.setattr(progress_channel.ray, "get", be_late)
+        send = channel.sender()
+        send(Number(1))
+        assert is_late.wait(60)
+        send(Number(2))
+        send.flush()
+    assert [number.value for number in seen] == [1, 2]
+
+
 @dataclasses.dataclass(frozen=True)
 class Slow:
     """An event that the channel cannot take before a file is there."""

@@ -359,6 +359,29 @@ def test_every_step_is_announced_with_its_number_and_images_and_gets_its_learnin
     assert rates == [0.1, 0.05, 0.1 / 3]
 
 
+def test_an_epoch_that_goes_on_counts_what_was_before() -> None:
+    images, targets = labelled(TINY, 10)
+    model = linear_model(TINY)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    seen: list[loop.Position] = []
+    begin = loop.Position(1, np.arange(3 + 2 * targets.shape[1], dtype=np.float64) + 7, waited_s=50.0, seconds=100.0)
+    counts, waited_s = loop.train_epoch(
+        model,
+        optimizer,
+        EpochFeed(images, targets, [10], 0, 4).epoch(0, 1),
+        FP32,
+        augment=STILL,
+        seed=0,
+        learning_rate=lambda step: 0.1,
+        begin=begin,
+        on_step=lambda step, number, position: seen.append(position()),
+    )
+    assert counts.num_images == 7 + 7, "3, 3 and 4 images a step"
+    assert [position.step for position in seen] == [2, 3]
+    assert waited_s >= seen[-1].waited_s > 50
+    assert 100 < seen[0].seconds < seen[1].seconds
+
+
 def test_the_seed_of_an_epoch_decides_dropout_and_augmentation() -> None:
     def loss(seed: int) -> float:
         model = new_model(TINY)

@@ -125,3 +125,13 @@ def test_a_search_of_it_costs_less_than_a_third_and_finds_a_good_trial(at_once: 
 def test_one_whose_patience_was_spent_counts_at_every_rung() -> None:
     found = [trial(0, 0.25), *(stopped(number, *[number / 8] * 3) for number in range(1, 4))]
     assert choose(found, [1, 3, 9]) == 3
+
+
+@pytest.mark.parametrize(
+    ("num_trials", "num_concurrent", "epochs"),
+    [(1, 1, 12), (7, 1, 12), (8, 1, 2 + 2 * 4 + 6), (32, 1, 2 + 8 * 4 + 2 * 6), (32, 4, 2 + 2 * 4 + 6), (32, 99, 12)],
+)
+def test_what_is_left_when_the_last_trial_begins_depends_on_how_many_run_at_a_time(
+    num_trials: int, num_concurrent: int, epochs: int
+) -> None:
+    assert scheduler.left_seconds([2, 6, 12], num_trials, num_concurrent, 60.0) == 60 * epochs

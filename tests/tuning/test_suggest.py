@@ -22,13 +22,18 @@ def goodness(values: dict[str, Any]) -> float:
     return -abs(math.log10(values["learning_rate"]) + 2) - (values["optimizer"] == "sgd")
 
 
-def search(kind: Any, seed: int, num: int = 40) -> list[dict[str, Any]]:
-    sampler = Sampler(kind, SPACE, START, num, seed)
+def search(kind: Any, seed: int, num: int = 40, of: int = 0) -> list[dict[str, Any]]:
+    sampler = Sampler(kind, SPACE, START, of or num, seed)
     earlier: list[tuple[dict[str, Any], float | None]] = []
     for number in range(num):
         values = sampler.propose(number, earlier)
         earlier.append((values, goodness(values)))
     return [values for values, _ in earlier]
+
+
+def test_a_long_search_is_at_random_for_few_trials_only() -> None:
+    values = [search("optuna", seed=0, num=24, of=of)[20:] for of in (80, 1000)]
+    assert values[0] == values[1], "the estimator proposes from the 21st on"
 
 
 @pytest.mark.parametrize("kind", ["optuna", "random"])

@@ -167,26 +167,27 @@ def test_a_search_starts_from_the_recipe_that_train_takes_but_for_the_demo(given
 def test_a_search_begins_no_trial_for_which_there_is_no_time(
     glyph_shards: Shards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """By a clock on which an epoch takes a minute: 24 trials of up to 12 epochs would take 78 minutes, 11 take 36."""
+    """By a clock on which an epoch takes a minute. Trials are compared after 2, 6 and 12 epochs, so once the last of
+    8 to 11 trials has begun 2 + 2 * 4 + 6 minutes are needed."""
     epochs = [0]
-    noted = SearchProgress.epoch
+    noted, loaded = SearchProgress.epoch, RunDirectory.read_metrics
 
     def note(self: SearchProgress, number: int, epoch: int, accuracy: float) -> None:
         epochs[0] += 1
         noted(self, number, epoch, accuracy)
 
     monkeypatch.setattr(SearchProgress, "epoch", note)
+    monkeypatch.setattr(RunDirectory, "read_metrics", lambda self: [e | {"seconds": 60.0} for e in loaded(self)])
     monkeypatch.setattr(tuner._Searcher, "_searched_s", lambda self: 60.0 * epochs[0])
-    options: dict[str, Any] = {"num_trials": 24, "epochs": 12, "max_concurrent": 1, "hours": 0.66}
-    found = find(glyph_shards, tmp_path / "run", "dropout", only=True, search="random", **options)
-    assert len(found.trials) == 11
-    assert sorted(len(trial.epochs) for trial in found.trials) == [*[2] * 9, 6, 12]
-    assert (
-        "there is no time for more trials; what the best of these 11 still need is trained" in capsys.readouterr().out
-    )
+    options: dict[str, Any] = {"num_trials": 24, "epochs": 12, "max_concurrent": 1}
+    found = find(glyph_shards, tmp_path / "run", "dropout", only=True, search="random", hours=34.5 / 60, **options)
+    assert len(found.trials) == 10, "the tenth begins after 18 minutes, and an eleventh would end after 36"
+    assert sorted(len(trial.epochs) for trial in found.trials) == [*[2] * 8, 6, 12]
+    said = capsys.readouterr().out
+    assert said.count("there is no time for more trials; the best of these 10 are trained to the end") == 1
     options |= {"hours": 1.0, "resume": True}
     again = find(glyph_shards, tmp_path / "run", "dropout", only=True, search="random", **options)
-    assert len(again.trials) > 11, "with more hours it goes on"
+    assert len(again.trials) > 10, "with more hours it goes on"
 
 
 @pytest.mark.usefixtures("ray_cluster")
