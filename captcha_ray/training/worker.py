@@ -101,8 +101,8 @@ def train_worker(arguments: dict[str, Any]) -> None:
 class Worker:
     """State of one worker between epochs.
 
-    Every epoch's random numbers follow from (seed, epoch, rank) alone, so a run that is continued with as many workers
-    draws what an undisturbed one would have drawn.
+    Every epoch's random numbers follow from (seed, epoch, rank) alone, and within one they go on as they were kept. So
+    a run that is continued with as many workers draws what an undisturbed one would have drawn.
     """
 
     def __init__(self, job: WorkerJob, rank: int, world_size: int, device: torch.device) -> None:

@@ -4,7 +4,7 @@
     trials/0007/{trial,config,outcome}.json  trials/0007/{metrics.jsonl,checkpoint/,tensorboard/}
     final/{recipe,trial-0007}-0/  the same, for the trainings in full at the end
 
-A trial has ended when `outcome.json` stands; until then its last epoch is where it goes on. Knows no Ray and no torch.
+A trial has ended when `outcome.json` stands; until then it goes on where it was kept. Knows no Ray and no torch.
 """
 
 import dataclasses
