@@ -39,7 +39,7 @@ OUTAGE_S = 600.0
 
 
 class _Patience:
-    """Of this process. seconds: see `patience`."""
+    """Holds the seconds that `patience` gives this process."""
 
     seconds = 0.0
 

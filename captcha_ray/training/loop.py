@@ -63,7 +63,7 @@ class EpochCounts:
 
 @dataclasses.dataclass(frozen=True)
 class Position:
-    """Where a worker is in an epoch: with weights and optimizer, all that the steps that are left depend on.
+    """Tells where a worker is in an epoch: with weights and optimizer, all that the steps that are left depend on.
 
     step: steps done. sums: of these steps, as in `EpochCounts`; None before the first. waited_s, seconds: so far.
     random: uint8 states of the generators of random numbers, by name.
@@ -162,7 +162,7 @@ def evaluate(model: Network, batches: Iterable[Batch], arithmetic: Arithmetic) -
 
 
 class _Random:
-    """What dropout, torch's own generators, and augmentation, `generator`, draw from. states: to go on from, if any."""
+    """Seeds what dropout (torch's own generators) and augmentation (`generator`) draw from, or sets it to states."""
 
     def __init__(self, device: torch.device, seed: int, states: dict[str, Tensor]) -> None:
         torch.manual_seed(seed)

@@ -23,7 +23,7 @@ class WorkersBegan:
 
 @dataclasses.dataclass(frozen=True)
 class EpochTakenUp:
-    """An epoch that was interrupted goes on. epoch: from 1. fraction: finished part of it, 0 to 1."""
+    """Says that an epoch that was interrupted goes on. epoch: from 1. fraction: finished part of it, 0 to 1."""
 
     epoch: int
     fraction: float
@@ -31,7 +31,7 @@ class EpochTakenUp:
 
 @dataclasses.dataclass(frozen=True)
 class EpochNotKept:
-    """What is done of an epoch could not be kept. why: a sentence."""
+    """Says that what is done of an epoch could not be kept. why: a sentence."""
 
     epoch: int
     why: str

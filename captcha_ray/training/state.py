@@ -35,7 +35,7 @@ def save_state(
 
 @dataclasses.dataclass(frozen=True)
 class State:
-    """What `save_state` wrote. tensors: by their names in the file."""
+    """Holds what `save_state` wrote. tensors: by their names in the file."""
 
     progress: dict[str, Any]
     tensors: dict[str, Tensor]

@@ -238,7 +238,9 @@ def _train(
                 _run_trainer(WorkerJob(config, spec, blocks, show, streamed=streamed), local=True)
         else:
             with ProgressChannel(show, WaitingNotice(config)) as channel:
-                _run_trainer(WorkerJob(config, spec, blocks, channel.sender(), streamed=streamed), local=False)
+                send = channel.sender()
+                job = WorkerJob(config, spec, blocks, send, streamed=streamed, flush=send.flush)
+                _run_trainer(job, local=False)
     filesystem.delete(run.path(WITHIN_EPOCH))  # a kill may have come between the last epoch's end and its removal
 
 

@@ -34,7 +34,6 @@ from captcha_ray.recipes.config import TrainConfig
 from captcha_ray.runs.directory import STATE, WITHIN_EPOCH, RunDirectory
 from captcha_ray.runs.event_log import EventLog
 from captcha_ray.runtime.blocks import Share
-from captcha_ray.runtime.progress_channel import Sender
 from captcha_ray.storage import filesystem, retries, row_groups
 from captcha_ray.storage.row_groups import RowGroup
 from captcha_ray.text.charset import Charset
@@ -65,7 +64,7 @@ class WorkerJob:
     """Job of every worker.
 
     blocks: references of Arrow tables, train and val. until: epoch to stop after, or None. streamed: row groups of
-    splits that are not held in memory, and so have no blocks.
+    splits that are not held in memory, and so have no blocks. flush: waits until what was sent has come.
     """
 
     config: TrainConfig
@@ -74,6 +73,7 @@ class WorkerJob:
     send: Callable[[Event], Any]
     until: int | None = None
     streamed: dict[str, list[RowGroup]] = dataclasses.field(default_factory=dict)
+    flush: Callable[[], Any] = lambda: None
 
 
 def train_worker(arguments: dict[str, Any]) -> None:
@@ -88,14 +88,15 @@ def train_worker(arguments: dict[str, Any]) -> None:
         torch.set_num_threads(arguments["num_threads"])
     context = ray.train.get_context()
     device = ray.train.torch.get_device() if job.config.use_gpu else torch.device("cpu")
-    with retries.patience():
-        worker = Worker(job, context.get_world_rank(), context.get_world_size(), device)
-        with contextlib.closing(worker):
-            while worker.wants_epoch:
-                record = worker.run_epoch()
-                ray.train.report({k: v for k, v in record.items() if isinstance(v, (int, float))})
-    if isinstance(job.send, Sender):
-        job.send.flush()
+    try:
+        with retries.patience():
+            worker = Worker(job, context.get_world_rank(), context.get_world_size(), device)
+            with contextlib.closing(worker):
+                while worker.wants_epoch:
+                    record = worker.run_epoch()
+                    ray.train.report({k: v for k, v in record.items() if isinstance(v, (int, float))})
+    finally:
+        job.flush()
 
 
 class Worker:

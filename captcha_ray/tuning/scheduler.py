@@ -6,7 +6,7 @@ nearly every second one once was, and never returns to a stopped one.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from captcha_ray.tuning import trials
 from captcha_ray.tuning.trials import Trial
@@ -59,11 +59,7 @@ def promotable(rungs: Sequence[int], found: Sequence[Trial], num_trials: int, la
 
 def expected_epochs(rungs: Sequence[int], num_trials: int) -> int:
     """Return the epochs of a search in which no promoted trial is outdone by a later one."""
-    total = before = 0
-    for rung in rungs:
-        total += num_trials * (rung - before)
-        num_trials, before = max(num_trials // REDUCTION, 1), rung
-    return total
+    return sum(trials_there * epochs for trials_there, epochs in _stages(rungs, num_trials))
 
 
 def left_seconds(rungs: Sequence[int], num_trials: int, num_concurrent: int, epoch_s: float) -> float:
@@ -75,12 +71,17 @@ def left_seconds(rungs: Sequence[int], num_trials: int, num_concurrent: int, epo
         num_concurrent: Trials at a time.
         epoch_s: Seconds of an epoch.
     """
-    total, before, trials_there = float(rungs[0]), rungs[0], num_trials
-    for rung in rungs[1:]:
-        trials_there = max(trials_there // REDUCTION, 1)
-        total += math.ceil(trials_there / num_concurrent) * (rung - before)
-        before = rung
-    return total * epoch_s
+    (_, first), *later = _stages(rungs, num_trials)
+    epochs = first + sum(math.ceil(trials_there / num_concurrent) * epochs for trials_there, epochs in later)
+    return epochs * epoch_s
+
+
+def _stages(rungs: Sequence[int], num_trials: int) -> Iterator[tuple[int, int]]:
+    """Yield for each rung how many trials come to it, and the epochs that they train for it."""
+    before = 0
+    for rung in rungs:
+        yield num_trials, rung - before
+        num_trials, before = max(num_trials // REDUCTION, 1), rung
 
 
 def _reached(trial: Trial, rung: int) -> bool:

@@ -16,7 +16,7 @@ from captcha_ray.tuning.search_space import Parameter, Range, Space, grid
 Values = dict[str, Any]
 
 MOST_AT_RANDOM = 20
-"""As in Hyperopt, whose authors devised the estimator."""
+"""Most trials at random before the estimator proposes, as in Hyperopt, whose authors devised it."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -157,20 +157,28 @@ def test_the_last_look_waits_longer_than_others(monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.usefixtures("ray_cluster")
-def test_a_flush_ends_when_all_that_was_sent_has_come(tmp_path: Path) -> None:
+def test_a_flush_ends_when_all_that_was_sent_has_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     channel = ProgressChannel(lambda event: None)
     send = channel.sender()
     send.flush()  # of nothing
     path, was_there = tmp_path / "file", []
+    waits = threading.Event()
+    wait = ray.wait
+
+    def note(*arguments: Any, **named: Any) -> Any:
+        waits.set()
+        return wait(*arguments, **named)
 
     def flush() -> None:
         send.flush()
         was_there.append(path.exists())
 
+    monkeypatch.setattr(progress_channel.ray, "wait", note)
     send(Slow(path))
     flushing = threading.Thread(target=flush)
     flushing.start()
-    flushing.join(0.5)  # time to return too early, if that is what it does
+    assert waits.wait(60)
+    assert was_there == []
     path.touch()
     flushing.join(60)
     assert was_there == [True]

@@ -11,7 +11,6 @@ import ray
 from captcha_ray.datasets import schema
 from captcha_ray.datasets.shards import Shards
 from captcha_ray.runtime import ray_session
-from captcha_ray.runtime.progress_channel import Sender
 from captcha_ray.text.charset import Charset
 from captcha_ray.training import trainer
 from captcha_ray.training.progress import EpochDone
@@ -65,15 +64,14 @@ def test_the_best_epoch_has_most_strings_right_then_most_characters_then_comes_l
 
 
 def test_a_worker_ends_when_its_events_have_come(
-    glyph_shards: Shards, ray_cluster: ray_session.Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    glyph_shards: Shards, ray_cluster: ray_session.Cluster, tmp_path: Path
 ) -> None:
     sent: list[Any] = []
     flushed: list[int] = []
-    monkeypatch.setattr(Sender, "__call__", lambda self, event: sent.append(event))
-    monkeypatch.setattr(Sender, "flush", lambda self: flushed.append(len(sent)))
     config = config_for(glyph_shards, tmp_path / "run", epochs=2)
     blocks = {split: glyph_shards.read(split).materialize().to_arrow_refs() for split in ("train", "val")}
-    job = WorkerJob(config, model_spec(config, glyph_shards.manifest), blocks, Sender(None))
+    spec = model_spec(config, glyph_shards.manifest)
+    job = WorkerJob(config, spec, blocks, sent.append, flush=lambda: flushed.append(len(sent)))
     trainer._run_trainer(job, local=True)
     assert sum(isinstance(event, EpochDone) for event in sent) == 2
     assert flushed == [len(sent)], "once, at the end"
