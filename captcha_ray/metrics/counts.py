@@ -141,6 +141,10 @@ class PredictionCounts:
             self.confusion + other.confusion,
         )
 
+    def _commonest_confusions(self) -> list[tuple[tuple[str, str], int]]:
+        """Return pairs and numbers, equal ones by their characters: counts are added up in any order."""
+        return sorted(self.single_confusions.items(), key=lambda item: (-item[1], item[0]))[:NUM_CONFUSIONS]
+
     def summary(self) -> dict[str, Any]:
         """Return ratios and tables as JSON types; None if nothing was counted.
 
@@ -162,7 +166,7 @@ class PredictionCounts:
             "exact_match_ignoring_case": ratio(self.strings_correct_ignoring_case, self.num_images),
             "exact_match_ci95": None if interval is None else list(interval),
             "num_exact_match": self.strings_correct,
-            "single_confusions": [[*pair, n] for pair, n in self.single_confusions.most_common(NUM_CONFUSIONS)],
+            "single_confusions": [[*pair, n] for pair, n in self._commonest_confusions()],
             "position_accuracy": [
                 ratio(int(c), int(t)) for c, t in zip(self.position_correct, self.position_total, strict=True)
             ],

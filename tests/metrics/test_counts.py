@@ -203,3 +203,9 @@ def test_adding_changes_neither_summand() -> None:
 def test_counts_of_two_alphabets_do_not_add_up() -> None:
     with pytest.raises(AssertionError, match="two alphabets"):
         count("ab", []) + count("ba", [])
+
+
+def test_confusions_of_equal_number_do_not_depend_on_what_was_counted_first() -> None:
+    a, b = count("abcd", [("ab", "ad")]), count("abcd", [("ab", "cb")])
+    assert (a + b).summary()["single_confusions"] == [["a", "c", 1], ["b", "d", 1]]
+    assert (b + a).summary()["single_confusions"] == [["a", "c", 1], ["b", "d", 1]]
