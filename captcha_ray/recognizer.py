@@ -5,6 +5,7 @@ Imports no torch: the engine that computes may need none.
 
 import dataclasses
 import io
+import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, BinaryIO, TypeAlias, overload
@@ -20,7 +21,7 @@ from captcha_ray.errors import InputError
 from captcha_ray.images import decoder
 from captcha_ray.metrics import temperature
 from captcha_ray.models.allocator import keep_freed_memory
-from captcha_ray.models.ctc_decoding import log_softmax, slot_log_probabilities
+from captcha_ray.models.ctc_decoding import log_softmax, text_log_probabilities
 from captcha_ray.models.restriction import WHOLE, Restriction
 from captcha_ray.models.spec import ModelSpec
 from captcha_ray.storage import filesystem
@@ -41,8 +42,9 @@ TAKEN = "path, URI, bytes, file open for reading bytes, uint8 array, Pillow imag
 class Prediction:
     """The text of one image.
 
-    confidence: the least certain character's, 0 to 1. char_confidence: probability of each character. error: why there
-    is no text, as `Class: sentence`, with the classes of the table; else None.
+    confidence: probability of the text, 0 to 1. char_confidence: probability of each character, given those before it
+    if the network reads columns. error: why there is no text, as `Class: sentence`, with the classes of the table; else
+    None.
     """
 
     text: str
@@ -138,20 +140,29 @@ class Recognizer:
 
     def log_probabilities(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         """Map uint8 (N, H, W, C) of the network's size to log-probabilities, float32 (N, max_length, classes)."""
-        return self._at_positions(self._outputs(pixels))
+        return self.at_positions(self.outputs(pixels))
 
-    def _outputs(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+    def outputs(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        """Map such images to what the engine gives: log-probabilities of columns, if the network has some."""
         assert pixels.shape[1:] == self.spec.image.shape, f"{pixels.shape[1:]} is not {self.spec.image.shape}"
         at_once = images_at_once(pixels)
         starts = range(0, max(len(pixels), 1), at_once)
         parts = [self.engine.log_probabilities(pixels[k : k + at_once]) for k in starts]
         return self._restriction.apply(np.concatenate(parts), self._whole)
 
-    def _at_positions(self, outputs: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """Return log-probabilities of the classes at each position from an engine's."""
+    def at_positions(
+        self, outputs: npt.NDArray[np.float32], texts: npt.NDArray[np.int64] | None = None
+    ) -> npt.NDArray[np.float32]:
+        """Return log-probabilities of the classes at each position, float32 (N, max_length, classes).
+
+        Args:
+            outputs: As `outputs` gives them.
+            texts: int64 (N, max_length), what comes before each position; None for the likeliest. Only a network of
+                columns looks at it.
+        """
         if not self.spec.has_columns:
             return outputs
-        return slot_log_probabilities(outputs, self.spec.max_length, variable=self.spec.variable)
+        return text_log_probabilities(outputs, self.spec.max_length, variable=self.spec.variable, texts=texts)
 
     def fit_temperature(self, pixels: npt.NDArray[np.uint8], truths: list[str]) -> float:
         """Return the temperature at which the truths are likeliest, see `temperature.fit`.
@@ -162,24 +173,24 @@ class Recognizer:
         """
         targets = self._encode(truths)
         starts = range(0, len(pixels), 256)
-        outputs = np.concatenate([self._outputs(pixels[start : start + 256]) for start in starts])
+        outputs = np.concatenate([self.outputs(pixels[start : start + 256]) for start in starts])
         logits = outputs * np.float32(self.spec.temperature)  # up to a constant, which the softmax takes away
 
         def log_probabilities(divisor: float) -> npt.NDArray[np.float32]:
-            return self._at_positions(log_softmax(logits / np.float32(divisor)))
+            return self.at_positions(log_softmax(logits / np.float32(divisor)), targets)
 
         return temperature.fit(log_probabilities, targets)
 
     def predictions(self, log_probabilities: npt.NDArray[np.float32]) -> list[Prediction]:
         """Decode log-probabilities, float32 (N, max_length, classes), by each position's likeliest character.
 
-        The probability that the text ends counts for the confidence, but is no character.
+        The confidence is the product of the characters' and of that of the text's end, which is no character.
         """
         seen = self._charset.decode(log_probabilities.argmax(2))
         confidences = np.exp(log_probabilities.max(2)).tolist()
         orders = [visual_order(text) if self.spec.bidirectional else range(len(text)) for text in seen]
         return [
-            Prediction("".join(text[k] for k in order), min(c[: len(text) + 1]), tuple(c[k] for k in order))
+            Prediction("".join(text[k] for k in order), math.prod(c[: len(text) + 1]), tuple(c[k] for k in order))
             for text, c, order in zip(seen, confidences, orders, strict=True)
         ]
 
@@ -187,19 +198,19 @@ class Recognizer:
         spec = self.spec
         return self._charset.encode(truths, spec.max_length, variable=spec.variable, bidirectional=spec.bidirectional)
 
-    def losses(self, log_probabilities: npt.NDArray[np.float32], truths: list[str]) -> list[float]:
-        """Return the cross-entropy of each truth, nats, summed over positions.
+    def losses(self, outputs: npt.NDArray[np.float32], truths: Sequence[str]) -> list[float]:
+        """Return minus the logarithm of each truth's probability, nats; nan for one that the network cannot give.
 
-        It is nan if the network has no such output.
+        Args:
+            outputs: As `outputs` gives them, for N images.
+            truths: N texts.
         """
-        result = []
-        for row, truth in zip(log_probabilities, truths, strict=True):
-            if not self.spec.fits(len(truth), len(truth)) or self._charset.unknown_in(truth):
-                result.append(float("nan"))
-            else:
-                classes = self._encode([truth])[0]
-                result.append(float(-row[np.arange(self.spec.max_length), classes].sum()))
-        return result
+        fits = [self.spec.fits(len(one), len(one)) and not self._charset.unknown_in(one) for one in truths]
+        losses = np.full(len(fits), np.nan)
+        targets = self._encode([one for one, fit in zip(truths, fits, strict=True) if fit])
+        log_probabilities = self.at_positions(outputs[fits], targets)
+        losses[fits] = -np.take_along_axis(log_probabilities, targets[:, :, None], 2).sum((1, 2), dtype=np.float64)
+        return losses.tolist()
 
     def _decode(self, source: Any) -> decoder.Pixels | decoder.Unreadable:
         if isinstance(source, pa.Scalar):

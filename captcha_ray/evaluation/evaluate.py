@@ -68,8 +68,8 @@ class RecognizeImages:
     def _read(self, rows: pa.Table) -> pa.Table:
         images = schema.unpack_images(rows["image"], self._recognizer.spec.image)
         truths = rows["text"].to_pylist()
-        log_probabilities = self._recognizer.log_probabilities(images)
-        predictions = self._recognizer.predictions(log_probabilities)
+        outputs = self._recognizer.outputs(images)
+        predictions = self._recognizer.predictions(self._recognizer.at_positions(outputs))
         wrong = [
             image.tobytes() if r.text != t else None for image, r, t in zip(images, predictions, truths, strict=True)
         ]
@@ -79,7 +79,7 @@ class RecognizeImages:
                 "text": rows["text"],
                 "prediction": pa.array([r.text for r in predictions], pa.string()),
                 "confidence": pa.array([r.confidence for r in predictions], pa.float64()),
-                "loss": pa.array(self._recognizer.losses(log_probabilities, truths), pa.float64()),
+                "loss": pa.array(self._recognizer.losses(outputs, truths), pa.float64()),
                 "wrong_image": pa.array(wrong, pa.binary()),
             }
         )

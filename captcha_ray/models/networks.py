@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from captcha_ray.errors import InputError
 from captcha_ray.images.spec import ImageSpec, columns_for
 from captcha_ray.models.ctc import ctc_losses, uniform_alignment_loss
-from captcha_ray.models.ctc_decoding import slot_log_probabilities
+from captcha_ray.models.ctc_decoding import text_log_probabilities
 from captcha_ray.models.spec import ModelSpec
 
 
@@ -221,7 +221,7 @@ class ColumnCNN(Network):
     def log_probabilities(self, outputs: Tensor) -> Tensor:
         """Return log-probabilities as `Network` does, (N, S, K), or (N, S, K + 1) if the length varies."""
         columns = outputs.float().log_softmax(2).detach().cpu().numpy()
-        found = slot_log_probabilities(columns, self._max_length, variable=self._variable)
+        found = text_log_probabilities(columns, self._max_length, variable=self._variable)
         return torch.from_numpy(found).to(outputs.device)
 
     def greedy(self, outputs: Tensor) -> Tensor:

@@ -34,8 +34,8 @@ PREDICTION_SCHEMA = pa.schema(
 )
 """A row per object, recognized or not.
 
-uri, etag, size, last_modified: the object as listed. text: prediction, null if there is none. confidence: the least
-certain character's probability, 0 to 1. char_confidence: each character's. status: `ok`, `uncertain` (less confidence
-than the job requires) or `error`. error: `<Class>: <sentence>`, null if there is a text. model_id: fingerprint of
+uri, etag, size, last_modified: the object as listed. text: prediction, null if there is none. confidence:
+probability of the text, 0 to 1. char_confidence: of each character. status: `ok`, `uncertain` (less confidence than
+the job requires) or `error`. error: `<Class>: <sentence>`, null if there is a text. model_id: fingerprint of
 weights, charset and preprocessing. run_id: the run that committed the row. predicted_at: UTC.
 """

@@ -118,7 +118,7 @@ def test_an_engine_gets_large_images_a_few_at_a_time(recognizer: Recognizer, mon
 def test_confidence_is_that_of_the_least_certain_character(recognizer: Recognizer) -> None:
     for prediction in recognizer.predict(list(pictures(10))):
         assert len(prediction.text) == len(prediction.char_confidence) == SPEC.max_length
-        assert prediction.confidence == min(prediction.char_confidence)
+        assert prediction.confidence == math.prod(prediction.char_confidence)
         assert all(1 / len(SPEC.charset) <= c <= 1 for c in prediction.char_confidence)
         assert prediction.error is None
 
@@ -140,7 +140,7 @@ def test_predictions_are_made_of_log_probabilities(recognizer: Recognizer) -> No
     (prediction,) = recognizer.predictions(np.log(probabilities))
     assert prediction.text == "éac"
     assert prediction.char_confidence == pytest.approx((0.8, 0.5, 0.8))
-    assert prediction.confidence == pytest.approx(0.5)
+    assert prediction.confidence == pytest.approx(0.8 * 0.5 * 0.8)
 
 
 def test_losses_are_minus_the_sum_of_the_truths_log_probabilities(recognizer: Recognizer) -> None:
