@@ -109,7 +109,8 @@ def train(config: TrainConfig) -> TrainResult:
     """
     run = RunDirectory(config.run)
     if config.resume and run.finished:
-        run.check_config(config.absolute().to_dict(), RESUME_MAY_DIFFER)
+        decided = ("setting",) if config.auto == "thorough" else ()
+        run.check_config(config.absolute().to_dict(), (*RESUME_MAY_DIFFER, *decided))
         console.say(f"{run.uri} is finished already; nothing to do")
         return TrainResult(run.uri, run.read_json("results.json"))
     from captcha_ray.runtime import ray_session  # noqa: PLC0415 -- imports Ray
@@ -128,8 +129,14 @@ def train(config: TrainConfig) -> TrainResult:
         demo.ensure_shards(config.shards)
         shards = open_shards(config.shards)
         val = shards.labeled("val") if shards.manifest.num_images["val"] else None
+        facts: dict[str, Any] = {}
+        if config.auto == "thorough":
+            from captcha_ray.tuning import race  # noqa: PLC0415 -- imports Ray Tune and Optuna
+
+            setting, facts["race"] = race.run(config.absolute(), shards)
+            config = dataclasses.replace(config, auto="rules", setting=setting)
         more = pseudo_labels.prepare(config, shards, val, cluster)
-        facts = trainer.fit(config, shards, cluster, more)
+        facts |= trainer.fit(config, shards, cluster, more)
         sample = val.sample(CALIBRATION_IMAGES) if val else None
         if sample is not None:
             facts["temperature"] = calibrate(sample, run.uri)

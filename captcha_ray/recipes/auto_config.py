@@ -6,6 +6,7 @@ import math
 from captcha_ray.datasets.schema import Manifest
 from captcha_ray.models.fingerprint import load_spec
 from captcha_ray.models.spec import BUILTIN
+from captcha_ray.recipes import settings
 from captcha_ray.recipes.config import TrainConfig
 
 # Figures were measured on 856 real captchas and 6,802 digits, see LOG.md, 2026-11-21.
@@ -56,7 +57,7 @@ def resolve(config: TrainConfig, manifest: Manifest) -> TrainConfig:
     if config.schedule != "warmup_stable_decay":
         longest = 0
     init = _init(config, manifest.charset)
-    return dataclasses.replace(
+    resolved = dataclasses.replace(
         config,
         learning_rate=config.learning_rate or learning_rate(manifest, begun=bool(init)),
         network="column_cnn" if open_ else config.network,
@@ -68,6 +69,7 @@ def resolve(config: TrainConfig, manifest: Manifest) -> TrainConfig:
         # A line over a single character can make another character of it.
         lines_fraction=config.lines_fraction if manifest.max_length > 1 else 0.0,
     )
+    return settings.changed(resolved)
 
 
 def _init(config: TrainConfig, charset: str) -> str:

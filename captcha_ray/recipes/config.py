@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 from captcha_ray.config import DEMO, NOT_NEGATIVE, SHARE, SHARE_BELOW_1, Config, Limit, at_least
 from captcha_ray.errors import InputError, check
 from captcha_ray.models.spec import BUILTIN, FILTERS, Network, Precision
+from captcha_ray.recipes.settings import Setting
 
 Optimizer = Literal["sgd", "rmsprop", "adam", "adamw"]
 
@@ -15,8 +16,11 @@ Schedule = Literal["constant", "one_cycle", "warmup_stable_decay"]
 
 Stream = Literal["auto", "always", "never"]
 
+Auto = Literal["rules", "thorough"]
+
 RESUME_MAY_DIFFER = (
     "resume", "run", "stream", "num_workers", "cpus_per_worker", "use_gpu", "checkpoint_every_s", "max_failures",
+    "auto", "race_hours",
 )  # fmt: skip
 """Fields that may change between the start of a run and its continuation."""
 
@@ -35,6 +39,16 @@ class TrainConfig(Config):
     texts, and predictions with a confidence of 90 % or more count as labels. Empty for none."""
     run: str = f"{DEMO}/runs/digits"
     """Folder or s3:// URI for checkpoints, metrics and report; must not hold another run."""
+    auto: Auto = "rules"
+    """rules: what the recipe leaves open follows from the shards. thorough: the settings below race each other by
+    validation first, in a folder beside the run whose name ends in -race, and the winner is trained."""
+    race_hours: Annotated[float, NOT_NEGATIVE] = 1.0
+    """Hours of such a race, in which no setting begins that would not end in time; trainings with two seeds of the
+    winner and of the rules, that confirm it, come on top. 0 for no limit."""
+    setting: Setting = "rules"
+    """Changes to the recipe, worth a trial where it does not do: begin with random weights, or with those and 32
+    filters (wide); half or twice the distortions (gentle, strong); more noise and contrast (noisy); dropout .1
+    (low-dropout); a third of the learning rate (slow)."""
     network: Network = "auto"
     """Architecture; auto is column_cnn."""
     height: Annotated[int, NOT_NEGATIVE] = 0
@@ -180,6 +194,10 @@ class TrainConfig(Config):
         check(
             self.stream != "always" or not self.unlabeled,
             "images from --unlabeled are held in memory, so --stream always cannot be had with them",
+        )
+        check(
+            self.auto == "rules" or self.setting == "rules",
+            f"setting is {self.setting}, and auto thorough says to find one by trial; leave one of them out",
         )
         check(self.run != BUILTIN, f"run is {BUILTIN!r}, the name of the network of this package; name another folder")
         check(bool(self.shards) and bool(self.run), "shards and run must each name a folder or a URI")

@@ -40,6 +40,8 @@ def write(run: RunDirectory, results: Mapping[str, Any], mistakes: Mapping[str, 
     parts = [_sentences("Warning", said)] if (said := rest.pop("warnings", None)) else []
     parts += [_sentences("What next?", said)] if (said := rest.pop("next_steps", None)) else []
     parts += [_split(run, name, summary, mistakes.get(name)) for name, summary in splits.items()]
+    if race := rest.pop("race", None):
+        parts.append(_race(race))
     if curve := rest.pop("learning_curve", None):
         parts.append(_learning_curve(run, curve))
     if epochs:
@@ -54,6 +56,18 @@ def write(run: RunDirectory, results: Mapping[str, Any], mistakes: Mapping[str, 
 def _sentences(title: str, sentences: Sequence[str]) -> page.Block:
     """Say what makes the network useless, or what may make it better, before any figure."""
     return page.section(title, *(page.paragraph(sentence) for sentence in sentences))
+
+
+def _race(race: Mapping[str, Any]) -> page.Block:
+    """Say which setting won a race by how much, and how far each came."""
+    rows = [
+        [one["setting"], page.percent(one["exact_match"]), str(one["epochs"]), one["status"]] for one in race["tried"]
+    ]
+    return page.section(
+        "Race of settings",
+        page.paragraph(f"Setting {race['setting']} was trained: {race['verdict']}. More in {race['report']}."),
+        page.table(["Setting", "Whole strings right in validation", "Epochs", "How it ended"], rows, numbers=True),
+    )
 
 
 def _split(run: RunDirectory, name: str, summary: Mapping[str, Any], rows: Sequence[Mistake] | None) -> page.Block:

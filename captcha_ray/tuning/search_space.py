@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, get_args, get_origin, get_type_hints
 
 from captcha_ray.errors import InputError, check, check_keys
+from captcha_ray.recipes import settings
 from captcha_ray.recipes.config import TrainConfig
 from captcha_ray.storage import filesystem
 
@@ -82,6 +83,7 @@ OFFERED: Space = {
     "shift_fraction": Range(0.0, 0.15),
     "shear_degrees": Range(0.0, 15.0),
     "zoom_fraction": Range(0.0, 0.25),
+    "setting": Choice(get_args(settings.Setting)),
 }
 """Every parameter that a search can vary, and its values if no others are given."""
 
@@ -124,7 +126,7 @@ def apply(recipe: TrainConfig, values: dict[str, Any]) -> TrainConfig:
     if AUGMENTATION in fields:
         strength = fields.pop(AUGMENTATION)
         fields |= {name: amount * strength for name, amount in FULL_AUGMENTATION.items()}
-    return dataclasses.replace(recipe, **fields)
+    return settings.changed(dataclasses.replace(recipe, **fields))
 
 
 def values_of(recipe: TrainConfig, space: Space) -> dict[str, Any]:

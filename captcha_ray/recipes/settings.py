@@ -1,0 +1,55 @@
+"""Name changes to a recipe whose worth no rule can tell beforehand; a race tries them, see `tuning.race`."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+if TYPE_CHECKING:
+    from captcha_ray.recipes.config import TrainConfig
+
+Setting = Literal["rules", "random-weights", "wide", "gentle", "strong", "noisy", "low-dropout", "slow"]
+"""rules: change nothing. random-weights: do not begin with weights. wide: 32 filters and random weights. gentle,
+strong: half and twice the distortions. noisy: much more noise, and changes of contrast. low-dropout: .1. slow: a third
+of the learning rate.
+"""
+
+DISTORTIONS = ("rotation_degrees", "shift_fraction", "shear_degrees", "zoom_fraction", "elastic_fraction")
+"""Fields that gentle and strong multiply."""
+
+WIDE = 32
+"""Filters of wide, four times the operations of 16."""
+
+NOISE, CONTRAST = 0.2, 0.3
+"""Amounts of noisy."""
+
+DROPOUT = 0.1
+"""Dropout of low-dropout."""
+
+
+def changed(config: "TrainConfig") -> "TrainConfig":
+    """Return a resolved config with what its setting changes, and the setting `rules`."""
+    return dataclasses.replace(config, **_CHANGES[config.setting](config), setting="rules")
+
+
+def worth_a_trial(config: "TrainConfig") -> list[Setting]:
+    """Return the settings that give different trainings; config: resolved, with the setting `rules`."""
+    found: dict[TrainConfig, Setting] = {}
+    for setting in get_args(Setting):
+        found.setdefault(changed(dataclasses.replace(config, setting=setting)), setting)
+    return list(found.values())
+
+
+def _distorted(config: "TrainConfig", factor: float) -> dict[str, float]:
+    return {name: factor * getattr(config, name) for name in DISTORTIONS}
+
+
+_CHANGES: dict[Setting, Callable[["TrainConfig"], Mapping[str, Any]]] = {
+    "rules": lambda _: {},
+    "random-weights": lambda _: {"init": ""},
+    "wide": lambda config: {"init": "", "filters": WIDE} if config.network == "column_cnn" else {},
+    "gentle": lambda config: _distorted(config, 0.5),
+    "strong": lambda config: _distorted(config, 2.0),
+    "noisy": lambda _: {"noise_fraction": NOISE, "contrast_fraction": CONTRAST},
+    "low-dropout": lambda _: {"dropout": DROPOUT},
+    "slow": lambda config: {"learning_rate": config.learning_rate / 3},
+}
