@@ -6,7 +6,6 @@ from typing import Annotated, Any, Literal
 from captcha_ray.config import DEMO, NOT_NEGATIVE, SHARE, SHARE_BELOW_1, Config, Limit, at_least
 from captcha_ray.errors import InputError, check
 from captcha_ray.models.spec import BUILTIN, FILTERS, Network, Precision
-from captcha_ray.recipes.settings import Setting
 
 Optimizer = Literal["sgd", "rmsprop", "adam", "adamw"]
 
@@ -17,6 +16,8 @@ Schedule = Literal["constant", "one_cycle", "warmup_stable_decay"]
 Stream = Literal["auto", "always", "never"]
 
 Auto = Literal["rules", "thorough"]
+
+Setting = Literal["rules", "random-weights", "wide", "gentle", "strong", "noisy", "low-dropout", "slow"]
 
 RESUME_MAY_DIFFER = (
     "resume", "run", "stream", "num_workers", "cpus_per_worker", "use_gpu", "checkpoint_every_s", "max_failures",

@@ -2,16 +2,9 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, get_args
 
-if TYPE_CHECKING:
-    from captcha_ray.recipes.config import TrainConfig
-
-Setting = Literal["rules", "random-weights", "wide", "gentle", "strong", "noisy", "low-dropout", "slow"]
-"""rules: change nothing. random-weights: do not begin with weights. wide: 32 filters and random weights. gentle,
-strong: half and twice the distortions. noisy: much more noise, and changes of contrast. low-dropout: .1. slow: a third
-of the learning rate.
-"""
+from captcha_ray.recipes.config import Setting, TrainConfig
 
 DISTORTIONS = ("rotation_degrees", "shift_fraction", "shear_degrees", "zoom_fraction", "elastic_fraction")
 """Fields that gentle and strong multiply."""
@@ -26,12 +19,12 @@ DROPOUT = 0.1
 """Dropout of low-dropout."""
 
 
-def changed(config: "TrainConfig") -> "TrainConfig":
+def changed(config: TrainConfig) -> TrainConfig:
     """Return a resolved config with what its setting changes, and the setting `rules`."""
     return dataclasses.replace(config, **_CHANGES[config.setting](config), setting="rules")
 
 
-def worth_a_trial(config: "TrainConfig") -> list[Setting]:
+def worth_a_trial(config: TrainConfig) -> list[Setting]:
     """Return the settings that give different trainings; config: resolved, with the setting `rules`."""
     found: dict[TrainConfig, Setting] = {}
     for setting in get_args(Setting):
@@ -39,11 +32,11 @@ def worth_a_trial(config: "TrainConfig") -> list[Setting]:
     return list(found.values())
 
 
-def _distorted(config: "TrainConfig", factor: float) -> dict[str, float]:
+def _distorted(config: TrainConfig, factor: float) -> dict[str, float]:
     return {name: factor * getattr(config, name) for name in DISTORTIONS}
 
 
-_CHANGES: dict[Setting, Callable[["TrainConfig"], Mapping[str, Any]]] = {
+_CHANGES: dict[Setting, Callable[[TrainConfig], Mapping[str, Any]]] = {
     "rules": lambda _: {},
     "random-weights": lambda _: {"init": ""},
     "wide": lambda config: {"init": "", "filters": WIDE} if config.network == "column_cnn" else {},

@@ -6,8 +6,8 @@ from typing import Any, get_args
 from captcha_ray import console
 from captcha_ray.datasets.shards import Shards
 from captcha_ray.recipes.auto_config import resolve
-from captcha_ray.recipes.config import RESUME_MAY_DIFFER, TrainConfig
-from captcha_ray.recipes.settings import Setting, worth_a_trial
+from captcha_ray.recipes.config import RESUME_MAY_DIFFER, Setting, TrainConfig
+from captcha_ray.recipes.settings import worth_a_trial
 from captcha_ray.runs.directory import RunDirectory
 from captcha_ray.tuning import report, search_space, tuner
 from captcha_ray.tuning.config import TuneConfig

@@ -13,7 +13,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from captcha_ray.errors import InputError, check, check_keys
 from captcha_ray.recipes import settings
-from captcha_ray.recipes.config import TrainConfig
+from captcha_ray.recipes.config import Setting, TrainConfig
 from captcha_ray.storage import filesystem
 
 GRID_POINTS = 3
@@ -83,7 +83,7 @@ OFFERED: Space = {
     "shift_fraction": Range(0.0, 0.15),
     "shear_degrees": Range(0.0, 15.0),
     "zoom_fraction": Range(0.0, 0.25),
-    "setting": Choice(get_args(settings.Setting)),
+    "setting": Choice(get_args(Setting)),
 }
 """Every parameter that a search can vary, and its values if no others are given."""
 

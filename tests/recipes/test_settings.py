@@ -8,8 +8,7 @@ import pytest
 from captcha_ray.errors import InputError
 from captcha_ray.recipes import auto_config, settings
 from captcha_ray.recipes.catalog import get
-from captcha_ray.recipes.config import TrainConfig
-from captcha_ray.recipes.settings import Setting
+from captcha_ray.recipes.config import Setting, TrainConfig
 from tests import factories
 
 RESOLVED = auto_config.resolve(get("auto"), factories.manifest())
