@@ -230,6 +230,7 @@ def new_model(config: TrainConfig, device: torch.device) -> Network:
             charset=CHARSET,
             max_length=config.max_length,
             filters=config.filters,
+            head="deep" if config.head == "auto" else config.head,
             dropout=config.dropout,
         )
     )

@@ -102,7 +102,9 @@ def test_trainings_begin_with_it_unless_they_say_otherwise_or_it_does_not_fit() 
     assert init(filters=32) == ""
     assert init(from_scratch=True) == ""
     assert init(network="multi_head_cnn") == ""
-    assert init(init="runs/old", filters=32) == "runs/old"
+    other = "light" if fingerprint.load_spec(BUILTIN).head == "deep" else "deep"
+    assert init(head=other) == ""
+    assert init(init="runs/old", filters=32, head="light") == "runs/old"
     assert resolve(get("isfahan"), manifest()).init == ""
     with pytest.raises(InputError, match="run is 'builtin', the name of the network of this package"):
         TrainConfig(run=BUILTIN)

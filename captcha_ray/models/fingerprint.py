@@ -25,8 +25,9 @@ def fingerprint(spec: ModelSpec, weights: bytes, *, earlier: bool = False) -> st
     decisive = spec.to_dict()
     del decisive["dropout"], decisive["aspect_ratios"]  # neither changes what is recognized
     # Left out at their defaults, so that older checkpoints keep their fingerprint.
-    for name, before in (("variable", False), ("temperature", 1.0), ("bidirectional", False), ("filters", 32)):
-        if decisive[name] == before:
+    before = {"variable": False, "temperature": 1.0, "bidirectional": False, "filters": 32, "head": "light"}
+    for name, value in before.items():
+        if decisive[name] == value:
             del decisive[name]
     for name in ("pad", "crop", "two_lines"):
         if not decisive["image"][name]:

@@ -11,7 +11,7 @@ from captcha_ray.errors import InputError
 from captcha_ray.images.spec import ImageSpec, columns_for
 from captcha_ray.models.ctc import ctc_losses, uniform_alignment_loss
 from captcha_ray.models.ctc_decoding import text_log_probabilities
-from captcha_ray.models.spec import ModelSpec
+from captcha_ray.models.spec import Head, ModelSpec
 
 
 class Network(nn.Module):
@@ -153,17 +153,34 @@ class MultiHeadCNN(Network):
         return torch.stack([head(flat) for head in self.heads], dim=1)
 
 
+class BatchNorm(nn.BatchNorm2d):
+    """Batch normalization that does not count its batches, as no one asks: an operation less a step."""
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """Normalize (N, C, H, W) by the batch in training, else by the running mean and variance."""
+        statistics = (self.running_mean, self.running_var, self.weight, self.bias)
+        return F.batch_norm(maps, *statistics, self.training, self.momentum or 0.0, self.eps)
+
+
 class ColumnCNN(Network):
     """A network for any number of characters: convolutions to a row of columns, each a character or blank.
 
     All columns share the last layers and see little more than one character, so the network learns characters and not
     strings, from few images. Trained by CTC; predicts by the probability of each character at each position over all
     alignments. Outputs: logits (N, T, K + 1), the blank last. `variable`: an image holds 1 to S characters; class K at
-    a position means that the text has ended. `filters`: F, those of the first convolution.
+    a position means that the text has ended. `filters`: F, those of the first convolution. `head`: see `ModelSpec`.
     """
 
     def __init__(
-        self, image: ImageSpec, num_classes: int, max_length: int, dropout: float, *, variable: bool, filters: int
+        self,
+        image: ImageSpec,
+        num_classes: int,
+        max_length: int,
+        dropout: float,
+        *,
+        variable: bool,
+        filters: int,
+        head: Head,
     ) -> None:
         super().__init__(num_classes)
         self._max_length, self._variable = max_length, variable
@@ -182,11 +199,12 @@ class ColumnCNN(Network):
             nn.Dropout2d(dropout / 3),
         )
         height = (image.height + 1) // 2 // 2 // 2
+        width, depth = (10 * filters, 2) if head == "deep" else (most, 1)
         self.columns = nn.Sequential(
-            *_convolution(most, most, (height, 1), padding=0),
-            *_convolution(most, most, (1, 3), padding=(0, 1)),
+            *_convolution(most, width, (height, 1), padding=0),
+            *(layer for _ in range(depth) for layer in _convolution(width, width, (1, 3), padding=(0, 1))),
             nn.Dropout(dropout),
-            nn.Conv2d(most, num_classes + 1, 1),
+            nn.Conv2d(width, num_classes + 1, 1),
         )
 
     def forward(self, images: Tensor) -> Tensor:
@@ -252,7 +270,7 @@ def _convolution(
         padding = size // 2
     return [
         nn.Conv2d(channels, width, size, stride, padding, bias=False),
-        nn.BatchNorm2d(width),
+        BatchNorm(width),
         nn.ReLU(inplace=True),
     ]
 
@@ -292,5 +310,6 @@ def build_model(spec: ModelSpec) -> Network:
             spec.dropout,
             variable=spec.variable,
             filters=spec.filters,
+            head=spec.head,
         )
     return MultiHeadCNN(spec.image, len(spec.charset), spec.max_length, spec.dropout)

@@ -12,6 +12,8 @@ from captcha_ray.text.charset import Charset
 Network = Literal["auto", "glyph_vgg", "multi_head_cnn", "column_cnn"]
 
 
+Head = Literal["light", "deep"]
+
 Precision = Literal["auto", "fp32", "bf16"]
 
 
@@ -41,6 +43,9 @@ class ModelSpec(Config):
     """Allow fewer characters than `max_length` in an image, down to one."""
     filters: Annotated[int, FILTERS] = 32
     """Filters of the first convolution of column_cnn; the later ones have one, two and four times as many."""
+    head: Head = "light"
+    """Convolutions of column_cnn along the columns: light, one of four times as many filters as the first has; deep,
+    two of ten times as many."""
     dropout: Annotated[float, SHARE_BELOW_1] = 0.5
     """Rate before the last layer; only training uses it."""
     temperature: Annotated[float, POSITIVE] = 1.0

@@ -12,10 +12,8 @@ from captcha_ray.models import fingerprint
 from captcha_ray.models.networks import Network
 from captcha_ray.models.spec import ModelSpec
 
-FIRST, HEIGHT, LAST = "features.0.weight", "columns.0.weight", "columns.7."
-"""Parameters of `column_cnn` that depend on the images or the characters: the first convolution, the one over the whole
-height, and weight and bias of the last one.
-"""
+FIRST, HEIGHT = "features.0.weight", "columns.0.weight"
+"""Parameters of `column_cnn` that depend on the images: the first convolution, and the one over the whole height."""
 
 
 def check_source(spec: ModelSpec, uri: str) -> None:
@@ -31,6 +29,10 @@ def _check_fits(spec: ModelSpec, source: ModelSpec, uri: str) -> None:
     check(
         spec.filters == source.filters,
         f"{uri} has {source.filters} filters; pass --filters {source.filters} to begin with its weights",
+    )
+    check(
+        spec.head == source.head,
+        f"{uri} has a {source.head} head; pass --head {source.head} to begin with its weights",
     )
 
 
@@ -50,7 +52,7 @@ def begin_with(network: Network, spec: ModelSpec, uri: str) -> None:
     theirs[HEIGHT] = _for_height(theirs[HEIGHT], ours[HEIGHT].shape[2])
     shared = [k for k, character in enumerate(spec.charset) if character in source.charset]
     from_ = [source.charset.index(spec.charset[k]) for k in shared]
-    for name in (f"{LAST}weight", f"{LAST}bias"):
+    for name in _last_layer(network):
         last = ours[name].clone()
         last[[*shared, -1]] = theirs[name][[*from_, -1]].to(last.device)  # the blank is the last class of both
         theirs[name] = last
@@ -79,7 +81,8 @@ def keep_classes(network: Network, classes: Sequence[int]) -> Callable[[], None]
     def mask(gradient: Tensor) -> Tensor:
         return gradient.index_fill(0, torch.tensor(classes, dtype=torch.int64, device=gradient.device), 0)
 
-    last = [parameter for name, parameter in network.named_parameters() if name.startswith(LAST)]
+    parameters = dict(network.named_parameters())
+    last = [parameters[name] for name in _last_layer(network)]
     handles = [parameter.register_hook(mask) for parameter in last]  # type: ignore[no-untyped-call]
 
     def end() -> None:
@@ -87,6 +90,12 @@ def keep_classes(network: Network, classes: Sequence[int]) -> Callable[[], None]
             handle.remove()
 
     return end
+
+
+def _last_layer(network: Network) -> tuple[str, str]:
+    """Return the names of weight and bias of the last layer of a `column_cnn`, which depend on the characters."""
+    *_, weight, bias = (name for name, _ in network.named_parameters())
+    return weight, bias
 
 
 def _for_channels(weight: Tensor, channels: int) -> Tensor:

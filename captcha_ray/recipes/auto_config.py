@@ -2,10 +2,11 @@
 
 import dataclasses
 import math
+from typing import Literal
 
 from captcha_ray.datasets.schema import Manifest
 from captcha_ray.models.fingerprint import load_spec
-from captcha_ray.models.spec import BUILTIN
+from captcha_ray.models.spec import BUILTIN, Head
 from captcha_ray.recipes import settings
 from captcha_ray.recipes.config import TrainConfig
 
@@ -62,6 +63,7 @@ def resolve(config: TrainConfig, manifest: Manifest) -> TrainConfig:
         learning_rate=config.learning_rate or learning_rate(manifest, begun=bool(init)),
         network="column_cnn" if open_ else config.network,
         init=init,
+        head=_head(config, init),
         variable_length=config.variable_length or (open_ and manifest.min_length < manifest.max_length),
         batch_size=config.batch_size or max(batch_size(manifest.num_images["train"]) // config.workers[1], 2),
         epochs=min(chosen, config.max_epochs or chosen),
@@ -79,6 +81,13 @@ def _init(config: TrainConfig, charset: str) -> str:
     return "" if why_not_builtin(config, charset) else BUILTIN
 
 
+def _head(config: TrainConfig, init: str) -> Literal["auto"] | Head:
+    """Return the head of a `column_cnn`: that of the weights to begin with if none was requested."""
+    if config.head != "auto" or config.network not in ("auto", "column_cnn"):
+        return config.head
+    return load_spec(init).head if init else "deep"
+
+
 def why_not_builtin(config: TrainConfig, charset: str) -> str:
     """Return why the built-in weights do not fit: another kind of network, or a charset less than half known to it.
 
@@ -89,6 +98,8 @@ def why_not_builtin(config: TrainConfig, charset: str) -> str:
         return f"they are for column_cnn, not {config.network}"
     if config.filters != builtin.filters:
         return f"they are for {builtin.filters} filters, not {config.filters}"
+    if config.head not in ("auto", builtin.head):
+        return f"they are for a {builtin.head} head, not a {config.head} one"
     num_known = sum(character in builtin.charset for character in charset)
     if 2 * num_known < len(charset):
         return f"they know {num_known:,} of the {len(charset):,} characters"

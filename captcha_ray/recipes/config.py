@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from captcha_ray.config import DEMO, NOT_NEGATIVE, SHARE, SHARE_BELOW_1, Config, Limit, at_least
 from captcha_ray.errors import InputError, check
-from captcha_ray.models.spec import BUILTIN, FILTERS, Network, Precision
+from captcha_ray.models.spec import BUILTIN, FILTERS, Head, Network, Precision
 
 Optimizer = Literal["sgd", "rmsprop", "adam", "adamw"]
 
@@ -61,6 +61,10 @@ class TrainConfig(Config):
     filters: Annotated[int, FILTERS] = 32
     """Filters of column_cnn's first convolution; later ones have up to four times as many. 32 take four times the
     operations of 16 and begin with random weights."""
+    head: Literal["auto"] | Head = "auto"
+    """Convolutions of column_cnn along the columns: light, one of four times --filters, as in earlier versions; deep,
+    two of ten times as many, which take a quarter more operations. auto: as the weights have that training begins
+    with, or deep."""
     init: str = ""
     """Folder or URI of a run whose weights column_cnn begins with, and which has as many --filters; or builtin, for the
     weights that come with the package. Characters that both know keep what was learned of them. Empty for random

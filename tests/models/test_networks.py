@@ -185,12 +185,24 @@ def test_column_cnn_takes_as_many_characters_as_an_image_is_said_to_hold(width: 
             build_model(dataclasses.replace(spec, max_length=most + 1))
 
 
-def test_half_the_filters_take_a_quarter_of_the_work_and_are_part_of_the_identity() -> None:
-    def work(spec: ModelSpec) -> int:
-        with FlopCounterMode(display=False) as counter, torch.no_grad():
-            build_model(spec).eval()(torch.zeros(1, 1, spec.image.height, spec.image.width))
-        return int(counter.get_total_flops())
+def work(spec: ModelSpec) -> int:
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        build_model(spec).eval()(torch.zeros(1, 1, spec.image.height, spec.image.width))
+    return int(counter.get_total_flops())
 
+
+def test_a_deep_head_takes_a_quarter_more_work_and_is_part_of_the_identity() -> None:
+    light = dataclasses.replace(COLUMNS, filters=16)
+    deep = dataclasses.replace(light, head="deep")
+    assert work(deep) / work(light) == pytest.approx(1.27, abs=0.01)
+    assert work(deep) < 90e6
+    assert num_parameters(build_model(deep)) == 291_492
+    assert fingerprint(deep, b"") != fingerprint(light, b"")
+    before = {name: value for name, value in light.to_dict().items() if name != "head"}
+    assert ModelSpec.from_dict(before) == light, "a checkpoint from before there was a choice"
+
+
+def test_half_the_filters_take_a_quarter_of_the_work_and_are_part_of_the_identity() -> None:
     half = dataclasses.replace(COLUMNS, filters=16)
     assert work(half) / work(COLUMNS) == pytest.approx(0.25, abs=0.01)
     assert fingerprint(half, b"") != fingerprint(COLUMNS, b"")

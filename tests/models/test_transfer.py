@@ -49,6 +49,17 @@ def test_shared_characters_and_the_blank_keep_their_outputs_in_another_alphabet(
     assert not torch.isclose(outputs[:, :, 1:2], network(images)).all(1).any()  # x is new
 
 
+def test_a_deep_head_begins_with_a_deep_one(tmp_path: Path) -> None:
+    spec = dataclasses.replace(SOURCE, head="deep")
+    network = build_model(spec).eval()
+    checkpoint.save_model(str(tmp_path), network, spec)
+    images = torch.rand(2, 1, 48, 96)
+    outputs = begun(str(tmp_path), dataclasses.replace(spec, charset="3xb0", max_length=2, variable=False))(images)
+    assert torch.equal(outputs[:, :, [0, 2, 3, 4]], network(images)[:, :, [3, 5, 0, 6]])
+    with pytest.raises(InputError, match="has a deep head; pass --head deep to begin with its weights"):
+        check_source(SOURCE, str(tmp_path))
+
+
 def test_colors_of_gray_images_give_the_same_outputs(source: tuple[str, Network]) -> None:
     uri, network = source
     images = torch.rand(2, 1, 48, 96)

@@ -1,12 +1,16 @@
 """What follows from a manifest where a config leaves it open."""
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from captcha_ray.datasets.schema import Manifest
+from captcha_ray.images.spec import ImageSpec
+from captcha_ray.models.fingerprint import load_spec
 from captcha_ray.models.networks import build_model, num_columns
+from captcha_ray.models.spec import BUILTIN, ModelSpec
 from captcha_ray.recipes import auto_config
 from captcha_ray.recipes.catalog import get
 from captcha_ray.training.trainer import model_spec
@@ -113,7 +117,7 @@ def test_any_size_gives_every_character_columns_enough_and_a_small_network(
         (10, {"learning_rate": 2e-3}, 2e-3),
         (10, {"from_scratch": True}, 3e-3),
         (10, {"filters": 32}, 3e-3),
-        (10, {"init": "runs/old"}, 3e-3 * 50 / 190),
+        (10, {"init": "runs/old", "head": "light"}, 3e-3 * 50 / 190),
     ],
 )
 def test_few_images_change_weights_to_begin_with_more_slowly(num_images: int, change: Any, rate: float) -> None:
@@ -124,3 +128,17 @@ def test_few_images_change_weights_to_begin_with_more_slowly(num_images: int, ch
     assert auto_config.resolve(config, shown).learning_rate == pytest.approx(rate)
     more = dataclasses.replace(shown, charset=shown.charset + "XYZ")  # which no image shows
     assert auto_config.resolve(config, more).learning_rate == pytest.approx(rate)
+
+
+def test_the_head_is_that_of_the_weights_to_begin_with(tmp_path: Path) -> None:
+    spec = ModelSpec(network="column_cnn", image=ImageSpec(height=24, width=48), charset="ab", max_length=2, filters=16)
+    run = str(factories.save_network(tmp_path / "old", spec))
+
+    def head(**changes: Any) -> str:
+        return auto_config.resolve(dataclasses.replace(get("auto"), **changes), manifest()).head
+
+    assert head(init=run) == "light"
+    assert head(init=run, head="deep") == "deep"
+    assert head() == load_spec(BUILTIN).head
+    assert head(from_scratch=True) == head(filters=32) == "deep"
+    assert head(network="multi_head_cnn", init="") == "auto"

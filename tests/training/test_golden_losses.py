@@ -27,6 +27,7 @@ rate below, AVX-512, AVX2 and SSE differ by a seventh of this; at 1e-3 they diff
 CONFIG = TrainConfig(
     recipe="test",
     filters=32,
+    head="light",
     epochs=2,
     batch_size=16,
     learning_rate=2e-5,

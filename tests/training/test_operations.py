@@ -32,6 +32,7 @@ SPEC = ModelSpec(
     charset="2345678bcdefgmnpwxy",
     max_length=5,
     dropout=0.3,
+    head="deep",
 )
 
 BATCH_SIZE, NUM_STEPS = 16, 2
