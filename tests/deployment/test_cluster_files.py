@@ -25,7 +25,10 @@ def test_job_lines_are_found_where_they_are() -> None:
     assert {name: count for name, count in found.items() if count} == {
         "README.md": 2,
         "crontab": 1,
+        "kuberay-cronjob-infer-gpu.yaml": 1,
         "kuberay-cronjob-infer.yaml": 1,
+        "kuberay-job-infer.yaml": 1,
+        "kuberay-job-train-gpu.yaml": 1,
         "kuberay-job-train.yaml": 1,
         "kuberay-job-tune.yaml": 1,
     }
@@ -101,7 +104,11 @@ def test_the_crontab_is_one_nightly_command() -> None:
 
 
 def test_the_crontab_and_the_cronjob_do_the_same() -> None:
-    assert job_lines_of(CLUSTER / "crontab") == job_lines_of(CLUSTER / "kuberay-cronjob-infer.yaml")
+    night = job_lines_of(CLUSTER / "crontab")
+    assert night == job_lines_of(CLUSTER / "kuberay-cronjob-infer.yaml")
+    assert night == job_lines_of(CLUSTER / "kuberay-job-infer.yaml")
+    ((name, arguments),) = job_lines_of(CLUSTER / "kuberay-cronjob-infer-gpu.yaml")
+    assert (name, arguments) == (night[0][0], [*night[0][1], "--use-gpu"])
 
 
 def test_the_runtime_environment_goes_with_that_of_the_jobs() -> None:

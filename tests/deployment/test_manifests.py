@@ -85,25 +85,37 @@ def check_resources(document: Any) -> None:
     for pod in pods_of(document):
         for container in pod["containers"]:
             assert container["resources"]["requests"] == container["resources"]["limits"]
-            assert {"cpu", "memory"} <= set(container["resources"]["limits"])
+            assert {"cpu", "memory", "ephemeral-storage"} <= set(container["resources"]["limits"])
 
 
 def check_gpus(document: Any) -> None:
     for pod in pods_of(document):
         gpu = "nvidia.com/gpu" in pod["containers"][0]["resources"]["limits"]
+        assert pod["containers"][0]["resources"]["limits"].get("nvidia.com/gpu", "1") == "1", "a worker a GPU"
         assert gpu == pod["containers"][0]["image"].endswith("-cuda")
         assert gpu == any(toleration["key"] == "nvidia.com/gpu" for toleration in pod.get("tolerations", []))
     for group in cluster_of(document)["workerGroupSpecs"]:
         if "nvidia.com/gpu" in group["template"]["spec"]["containers"][0]["resources"]["limits"]:
-            assert group["minReplicas"] == 0
+            assert job_of(document) or group["minReplicas"] == 0, "GPUs of a cluster that stays would idle"
+    job = job_of(document)
+    if job:
+        wants = "--use-gpu" in job["entrypoint"]
+        has = ["nvidia.com/gpu" in pod["containers"][0]["resources"]["limits"] for pod in pods_of(document)]
+        assert any(has) == wants, "GPUs and --use-gpu come together"
 
 
 def check_workers(document: Any) -> None:
-    for pod in (group["template"]["spec"] for group in cluster_of(document)["workerGroupSpecs"]):
+    for group in cluster_of(document)["workerGroupSpecs"]:
+        pod = group["template"]["spec"]
+        assert 16 < pod["terminationGracePeriodSeconds"] < 30  # from what `ray stop` takes to a spot node's notice
+        if "resources" in group["rayStartParams"]:
+            assert json.loads(json.loads(group["rayStartParams"]["resources"])) == {"driver": 8}
+            assert group["rayStartParams"]["num-cpus"] == "0", "drivers alone"
+            assert "tolerations" not in pod, "drivers must not be on a spot node"
+            continue
         assert {"cloud.google.com/gke-spot", "kubernetes.azure.com/scalesetpriority", "spot"} <= {
             toleration["key"] for toleration in pod["tolerations"]
         }
-        assert 16 < pod["terminationGracePeriodSeconds"] < 30  # from what `ray stop` takes to a spot node's notice
 
 
 def check_life(document: Any) -> None:
@@ -186,7 +198,8 @@ BROKEN = [
     (check_rights, (*WORKER, *IN_POD, "automountServiceAccountToken"), ...),
     (check_rights, (*WORKER, *IN_CONTAINER, "securityContext", "allowPrivilegeEscalation"), True),
     (check_resources, (*WORKER, *IN_CONTAINER, "resources", "requests", "memory"), "1Gi"),
-    (check_gpus, (*WORKER, *IN_CONTAINER, "resources", "limits", "nvidia.com/gpu"), "1"),
+    (check_gpus, (*WORKER, *IN_CONTAINER, "resources", "limits", "nvidia.com/gpu"), "2"),
+    (check_resources, (*WORKER, *IN_CONTAINER, "resources", "limits", "ephemeral-storage"), ...),
     (check_workers, (*WORKER, *IN_POD, "terminationGracePeriodSeconds"), 120),
     (check_workers, (*WORKER, *IN_POD, "tolerations"), []),
 ]

@@ -34,6 +34,7 @@ def test_what_the_readme_says_of_submitting(nodes: Nodes, glyph_shards: Shards, 
     submitted, listed, logged, stopped, night = lines
     assert [line.split()[2] for line in lines[:4]] == ["submit", "list", "logs", "stop"]
     names = {
+        '{"driver":1}': "{}",  # no node of this cluster is for drivers
         "s3://captcha-data/shards/captchas": glyph_shards.uri,
         "s3://captcha-data/runs/captchas": f"{tmp_path}/run",
         "1:8": "1:2",
@@ -60,6 +61,16 @@ def test_what_the_readme_says_of_submitting(nodes: Nodes, glyph_shards: Shards, 
         "s3://captcha-data/tables/captchas": f"{tmp_path}/out",
     }
     assert "20 of 20 objects done" in said(night)
+
+
+def test_a_driver_that_asks_for_resources_runs_on_the_node_that_has_them(nodes: Nodes) -> None:
+    asked = ("--entrypoint-resources", '{"driver":1}', "--entrypoint-memory", "1000000000")
+    name = f"driver-{os.getpid()}"
+    with nodes.add(0, "", (), "--resources", '{"driver": 8}') as node:
+        nodes.await_alive(len(nodes.started))
+        submit(nodes, "submit", "--submission-id", name, *asked, "--", "echo", "here")
+        log = Path(node.temporary, "session_latest/logs", f"job-driver-{name}.log")
+        wait_until(lambda: log.exists() and "here" in log.read_text(), None)
 
 
 def test_a_job_that_ray_stops_leaves_a_run_to_resume_and_nothing_on_the_cluster(
