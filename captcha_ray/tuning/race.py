@@ -9,7 +9,7 @@ from captcha_ray.recipes.auto_config import resolve
 from captcha_ray.recipes.config import RESUME_MAY_DIFFER, Setting, TrainConfig
 from captcha_ray.recipes.settings import worth_a_trial
 from captcha_ray.runs.directory import RunDirectory
-from captcha_ray.tuning import report, search_space, tuner
+from captcha_ray.tuning import report, scheduler, search_space, tuner
 from captcha_ray.tuning.config import TuneConfig
 
 CONFIRMING_SEEDS = 2
@@ -29,7 +29,8 @@ def run(config: TrainConfig, shards: Shards) -> tuple[Setting, dict[str, Any]]:
         RunDirectory(config.run).check_free()
     defaults = TrainConfig()  # of what may differ where a race goes on
     recipe = dataclasses.replace(config, **{name: getattr(defaults, name) for name in RESUME_MAY_DIFFER})
-    raced = worth_a_trial(resolve(recipe, shards.manifest))
+    resolved = resolve(recipe, shards.manifest)
+    raced = worth_a_trial(resolved)
     search = TuneConfig(
         recipe=config.recipe,
         shards=config.shards,
@@ -37,6 +38,7 @@ def run(config: TrainConfig, shards: Shards) -> tuple[Setting, dict[str, Any]]:
         num_trials=len(raced),
         hours=config.race_hours,
         search="grid",
+        scheduler="asha" if scheduler.rungs(resolved.epochs)[0] >= tuner.FEW_EPOCHS else "none",
         only=True,
         vary=(f"setting={','.join(raced)}",),
         final_seeds=CONFIRMING_SEEDS,
