@@ -105,7 +105,7 @@ class BlockDecoder:
         uri, limit = row["uri"], self._task.max_bytes
         try:
             if not filesystem.is_known(uri):
-                return decoder.Unreadable("unknown_scheme", "only paths, s3:// and gs:// are read")
+                return decoder.Unreadable("unknown_scheme", "only paths, s3://, gs:// and az:// are read")
             if (row["size"] or 0) > limit:
                 return decoder.Unreadable("too_large", f"{row['size']} bytes are more than {limit}")
             data, entry = filesystem.fetch(uri, limit)

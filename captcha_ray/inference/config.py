@@ -16,7 +16,7 @@ class InferConfig(Config):
     """Recognize whatever is new below a folder or in a bucket, and append a row per object to a Parquet table."""
 
     images: str = f"{DEMO}/corpus/text5"
-    """Folder, s3:// or gs:// URI, single image, or a listing: a .csv, .tsv, .jsonl or .parquet table of URIs or
+    """Folder, s3://, gs:// or az:// URI, single image, or a listing: a .csv, .tsv, .jsonl or .parquet table of URIs or
     paths, perhaps gzipped, or the manifest.json of an S3 inventory. With --date it holds {date:FORMAT}, as in
     s3://scans/{date:%Y/%m/%d}, with FORMAT in the words of strftime."""
     run: str = f"{DEMO}/runs/text5"

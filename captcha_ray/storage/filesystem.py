@@ -1,9 +1,9 @@
-"""Read and write bytes behind a URI: a local path, `s3://bucket/key` or `gs://bucket/key`.
+"""Read and write bytes behind a URI: a local path, or `s3://bucket/key`, `gs://bucket/key` or `az://container/key`.
 
 Every write is atomic: a reader sees the old bytes or the new. Nothing is cached. Local files are read with the standard
 library, object stores through `objectstore`. Credentials and endpoints come from the environment, a profile or the
 machine's role (`AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`, `AWS_PROFILE`, `AWS_REGION`, `AWS_ENDPOINT_URL`,
-`GOOGLE_APPLICATION_CREDENTIALS`, ...).
+`GOOGLE_APPLICATION_CREDENTIALS`, `AZURE_STORAGE_ACCOUNT_NAME`, `AZURE_STORAGE_ACCOUNT_KEY`, ...).
 """
 
 import contextlib
@@ -26,7 +26,7 @@ try:
 except ImportError:  # not a POSIX system
     fcntl = None  # type: ignore[assignment]
 
-REMOTE = ("s3://", "gs://")
+REMOTE = ("s3://", "gs://", "az://", "abfss://")
 
 PAGE_FILES = 1000
 """Local files per page of a listing, as many as S3 gives."""
@@ -92,14 +92,14 @@ def absolute(uri: str) -> str:
     """Return the URI as another process needs it: local paths absolute, without `file://`.
 
     Raises:
-        InputError: The scheme is not s3, gs or file.
+        InputError: The scheme is none of `REMOTE`, and not file.
     """
     if is_remote(uri):
         return uri.rstrip("/")
     if uri.startswith("file://"):
         uri = uri.removeprefix("file://")
     elif "://" in uri:
-        raise InputError(f"{uri} has a scheme this project does not read; use a path, s3:// or gs://")
+        raise InputError(f"{uri} has a scheme this project does not read; use a path, s3://, gs:// or az://")
     return os.path.abspath(os.path.expanduser(uri))
 
 

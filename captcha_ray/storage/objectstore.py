@@ -1,4 +1,6 @@
-"""Read and write objects in `s3://` and `gs://` buckets. Knows credentials, but no local file.
+"""Read and write objects in buckets of S3, Google and Azure. Knows credentials, but no local file.
+
+`abfss://container@account.dfs.core.windows.net` names an account, `az://container` that of the environment.
 
 Keys are data. obstore, the fast client, cannot name some keys that S3 allows (`a//b`, `..`, control characters); one of
 them ends its listing of a bucket. S3 is therefore listed with botocore, which also reads those keys.
@@ -253,7 +255,8 @@ def forget_clients() -> None:
 @functools.cache
 def store_client(root: str, patient: bool = False, retried: bool = False) -> Any:
     """Return a client of a bucket. patient: for large objects. retried: by obstore itself, as listings' pages are."""
-    plain = endpoint().startswith("http://")  # obstore refuses it unless told
+    address = endpoint() if root.startswith("s3://") else os.environ.get("AZURE_STORAGE_ENDPOINT", "")
+    plain = address.startswith("http://")  # obstore refuses it unless told
     return from_url(
         root,
         client_options={

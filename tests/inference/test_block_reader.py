@@ -180,7 +180,7 @@ def test_a_block_of_good_and_broken_files_gives_every_row_in_its_place(
     (folder / "folder.png").mkdir()
     expected = {str(folder / name): error for name, (_, error) in OBJECTS.items()}
     expected |= {
-        "http://images/a.png": "UnknownScheme: only paths, s3:// and gs:// are read",
+        "http://images/a.png": "UnknownScheme: only paths, s3://, gs:// and az:// are read",
         f"file://{folder}/a.png": "UnknownScheme: ",
         str(folder / "folder.png"): "NotAnImage: Is a directory",
         str(folder / "a.png/b.png"): "StoreError: Not a directory",
