@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import math
 import shutil
 import zlib
 from collections import Counter
@@ -73,7 +74,8 @@ def check_table_of_three_nights(table: Path, bucket: Path, network: Path) -> Non
     row = next(row for row in found if row["uri"] == "s3://images/2026-11-22/ab.png")
     expected = predictions.predict(path)
     assert row["text"] == expected.text
-    assert row["confidence"] == pytest.approx(expected.confidence, rel=1e-5) == min(row["char_confidence"])
+    assert row["confidence"] == pytest.approx(expected.confidence, rel=1e-5)
+    assert row["confidence"] == pytest.approx(math.prod(row["char_confidence"]), rel=1e-5)
     assert (row["size"], row["status"], row["error"]) == (path.stat().st_size, "ok", None)
     manifest = json.loads((table / "date=2026-11-22/run=000001/_manifest.json").read_text())
     assert manifest["counts"] == {"objects": 2, "ok": 2, "uncertain": 0, "errors": {}}
