@@ -129,13 +129,14 @@ def train(config: TrainConfig) -> TrainResult:
         demo.ensure_shards(config.shards)
         shards = open_shards(config.shards)
         val = shards.labeled("val") if shards.manifest.num_images["val"] else None
+        more = pseudo_labels.prepare(config, shards, val, cluster)
         facts: dict[str, Any] = {}
         if config.auto == "thorough":
             from captcha_ray.tuning import race  # noqa: PLC0415 -- imports Ray Tune and Optuna
 
-            setting, facts["race"] = race.run(config.absolute(), shards)
+            setting, raced = race.run(config.absolute(), shards)
+            facts |= {"race": raced} if raced else {}
             config = dataclasses.replace(config, auto="rules", setting=setting)
-        more = pseudo_labels.prepare(config, shards, val, cluster)
         facts |= trainer.fit(config, shards, cluster, more)
         sample = val.sample(CALIBRATION_IMAGES) if val else None
         if sample is not None:

@@ -43,8 +43,8 @@ class Prediction:
     """The text of one image.
 
     confidence: probability of the text, 0 to 1. char_confidence: probability of each character, given those before it
-    if the network reads columns. error: why there is no text, as `Class: sentence`, with the classes of the table; else
-    None.
+    if the network's outputs are columns. error: why there is no text, as `Class: sentence`, with the classes of the
+    table; else None.
     """
 
     text: str

@@ -41,9 +41,10 @@ def text_probabilities(
 ) -> npt.NDArray[np.float64]:
     """Return the probability of each character at each position, given the characters before it.
 
-    Of a text's characters the product is the text's probability over all alignments, among texts of all lengths that
-    are allowed. Without `texts`, each position's likeliest class is what comes before the next: the prefix search of
-    A. Graves et al., "Connectionist Temporal Classification" (2006), that keeps one prefix.
+    The product of a text's characters is its probability, over all alignments, among the texts whose lengths are
+    allowed; if all of these are less likely than others by 1e-15, rounding drowns them. Without `texts`, the likeliest
+    class of each position is what comes before the next: the prefix search of A. Graves et al., "Connectionist Temporal
+    Classification" (2006), that keeps one prefix.
 
     Args:
         columns: Log-probabilities, float32 (N, T, K + 1), the blank last.
@@ -81,8 +82,9 @@ def _of_chunk(
         classes = found[position]
         masses = classes[:k]
         np.einsum("tn,tkn->kn", going[:-1] + ended[:-1], entering[:, position], out=masses)
-        masses[last, images] -= np.einsum("tn,tn->n", going[:-1], entering[rows, position, last, images])
-        np.maximum(masses, 0, out=masses)  # the same character needs a blank between; rounding leaves less than 0
+        # The same character once more needs a blank between.
+        masses[last, images] = np.einsum("tn,tn->n", ended[:-1], entering[rows, position, last, images])
+        np.maximum(masses, 0, out=masses)  # by rounding some are below
         if variable and position:
             classes[k] = going[-1] + ended[-1]
             classes[:, over] = 0

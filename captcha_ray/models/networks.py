@@ -154,7 +154,7 @@ class MultiHeadCNN(Network):
 
 
 class BatchNorm(nn.BatchNorm2d):
-    """Batch normalization that does not count its batches, as no one asks: an operation less a step."""
+    """Batch normalization that does not count its batches: nobody reads the count, and it costs an operation a step."""
 
     def forward(self, maps: Tensor) -> Tensor:
         """Normalize (N, C, H, W) by the batch in training, else by the running mean and variance."""
@@ -166,9 +166,10 @@ class ColumnCNN(Network):
     """A network for any number of characters: convolutions to a row of columns, each a character or blank.
 
     All columns share the last layers and see little more than one character, so the network learns characters and not
-    strings, from few images. Trained by CTC; predicts by the probability of each character at each position over all
-    alignments. Outputs: logits (N, T, K + 1), the blank last. `variable`: an image holds 1 to S characters; class K at
-    a position means that the text has ended. `filters`: F, those of the first convolution. `head`: see `ModelSpec`.
+    strings, from few images. Trained by CTC; predicts the characters of a text one after another, by their probability
+    over all alignments. Outputs: logits (N, T, K + 1), the blank last. `variable`: an image holds 1 to S characters;
+    class K at a position means that the text has ended. `filters`: F, those of the first convolution. `head`: see
+    `ModelSpec`.
     """
 
     def __init__(

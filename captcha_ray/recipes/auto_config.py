@@ -9,6 +9,7 @@ from captcha_ray.models.fingerprint import load_spec
 from captcha_ray.models.spec import BUILTIN, Head
 from captcha_ray.recipes import settings
 from captcha_ray.recipes.config import TrainConfig
+from captcha_ray.recipes.settings import LEARNING_RATE
 
 # Figures were measured on 856 real captchas and 6,802 digits, see LOG.md, 2026-11-21.
 
@@ -26,9 +27,6 @@ CLASS_SEEN = 4_000
 
 MAX_EPOCHS = 400
 """Most planned epochs, however few the images: more add nothing."""
-
-LEARNING_RATE = 3e-3
-"""Learning rate that nobody set."""
 
 LEAST_RATE = 5e-4
 """Least of such rates: ten captchas are recognized worse after training at 2e-4."""

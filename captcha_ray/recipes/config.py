@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from captcha_ray.config import DEMO, NOT_NEGATIVE, SHARE, SHARE_BELOW_1, Config, Limit, at_least
 from captcha_ray.errors import InputError, check
-from captcha_ray.models.spec import BUILTIN, FILTERS, Head, Network, Precision
+from captcha_ray.models.spec import BUILTIN, FILTERS, Network, Precision
 
 Optimizer = Literal["sgd", "rmsprop", "adam", "adamw"]
 
@@ -47,9 +47,9 @@ class TrainConfig(Config):
     """Hours of such a race, in which no setting begins that would not end in time; trainings with two seeds of the
     winner and of the rules, that confirm it, come on top. 0 for no limit."""
     setting: Setting = "rules"
-    """Changes to the recipe, worth a trial where it does not do: begin with random weights, or with those and 32
-    filters (wide); half or twice the distortions (gentle, strong); more noise and contrast (noisy); dropout .1
-    (low-dropout); a third of the learning rate (slow)."""
+    """Changes to the recipe: begin with random weights, or with those and 32 filters (wide); half or twice the
+    distortions (gentle, strong); more noise and contrast (noisy); dropout .1 (low-dropout); a third of the learning
+    rate (slow)."""
     network: Network = "auto"
     """Architecture; auto is column_cnn."""
     height: Annotated[int, NOT_NEGATIVE] = 0
@@ -61,7 +61,7 @@ class TrainConfig(Config):
     filters: Annotated[int, FILTERS] = 32
     """Filters of column_cnn's first convolution; later ones have up to four times as many. 32 take four times the
     operations of 16 and begin with random weights."""
-    head: Literal["auto"] | Head = "auto"
+    head: Literal["auto", "light", "deep"] = "auto"
     """Convolutions of column_cnn along the columns: light, one of four times --filters, as in earlier versions; deep,
     two of ten times as many, which take a quarter more operations. auto: as the weights have that training begins
     with, or deep."""

@@ -65,7 +65,10 @@ def _race(race: Mapping[str, Any]) -> page.Block:
     ]
     return page.section(
         "Race of settings",
-        page.paragraph(f"Setting {race['setting']} was trained: {race['verdict']}. More in {race['report']}."),
+        page.paragraph(
+            f"Setting {race['best']} was the best, and {race['setting']} was trained: {race['verdict']}. More in "
+            f"{race['report']}."
+        ),
         page.table(["Setting", "Whole strings right in validation", "Epochs", "How it ended"], rows, numbers=True),
     )
 

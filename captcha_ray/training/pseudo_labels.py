@@ -29,7 +29,8 @@ from captcha_ray.storage import filesystem
 from captcha_ray.training.trainer import MoreImages, fit
 
 MIN_CONFIDENCE = 0.9
-"""Least confidence of a pseudo-label. From 50 captchas, 98 to 99 % of those are right."""
+"""Least confidence of a pseudo-label. From 50 captchas, 98 to 99 % of those were right when a text's confidence was its
+least certain character's; it is less now, so fewer texts have it."""
 
 TEACHER = "teacher"
 """Folder in the run's directory: the run of the network that predicts the unlabeled images."""

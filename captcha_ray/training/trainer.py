@@ -28,7 +28,7 @@ from captcha_ray.datasets.splits import Split
 from captcha_ray.errors import InputError, JobError, check
 from captcha_ray.models import fingerprint
 from captcha_ray.models.networks import build_model
-from captcha_ray.models.spec import ModelSpec
+from captcha_ray.models.spec import BUILTIN, ModelSpec
 from captcha_ray.models.transfer import check_source
 from captcha_ray.recipes.auto_config import resolve, why_not_builtin
 from captcha_ray.recipes.config import RESUME_MAY_DIFFER, Stream, TrainConfig
@@ -171,10 +171,9 @@ def _check_and_begin(config: TrainConfig, manifest: schema.Manifest, run: RunDir
     spec = model_spec(resolved, manifest)
     if resolved.init and not filesystem.exists(run.path(STATE)):
         check_source(spec, resolved.init)
-    if config.init and not resolved.init and not config.from_scratch:
-        console.say(
-            f"begins with random weights, as the built-in ones do not fit: {why_not_builtin(config, manifest.charset)}"
-        )
+    wanted = config.init == BUILTIN and not config.from_scratch
+    if wanted and (why := why_not_builtin(config, manifest.charset)):
+        console.say(f"begins with random weights, as the built-in ones do not fit: {why}")
     check_batches(resolved, manifest)
     if not config.resume:
         run.check_free()
@@ -249,7 +248,8 @@ def _resolved(config: TrainConfig, manifest: schema.Manifest, run: RunDirectory)
     """Return the config with nothing left open; a run that is continued keeps what it was begun with."""
     if not config.resume or not filesystem.exists(run.path("resolved_config.json")):
         return resolve(config, manifest)
-    begun = TrainConfig.from_dict(run.read_json("resolved_config.json"))
+    earlier = {"head": "light"}  # of runs that were begun before there was a choice
+    begun = TrainConfig.from_dict(earlier | run.read_json("resolved_config.json"))
     changed = {name: getattr(config, name) for name in RESUME_MAY_DIFFER}
     if config.stream == "auto":  # what it was when the run began: there may be more memory now
         del changed["stream"]

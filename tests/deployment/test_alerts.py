@@ -26,7 +26,9 @@ def test_alerts_ask_for_metrics_that_are_exported() -> None:
     asked = {name for alert in ALERTS for name in re.findall(r"\b(?:ray|kube\w*)_\w+", alert["expr"])}
     assert asked <= OURS | OTHERS
     assert {"ray_captcha_objects_total", "ray_captcha_errors_total"} <= asked
-    assert MONITOR["spec"]["podMetricsEndpoints"][0]["port"] == "metrics"
+    (endpoint,) = MONITOR["spec"]["podMetricsEndpoints"]
+    assert endpoint["port"] == "metrics"
+    assert endpoint["honorLabels"] is True, "else Prometheus renames our label `job`"
     assert MONITOR["metadata"]["labels"] == RULES["metadata"]["labels"]
 
 

@@ -199,6 +199,7 @@ BROKEN = [
     (check_rights, (*WORKER, *IN_CONTAINER, "securityContext", "allowPrivilegeEscalation"), True),
     (check_resources, (*WORKER, *IN_CONTAINER, "resources", "requests", "memory"), "1Gi"),
     (check_gpus, (*WORKER, *IN_CONTAINER, "resources", "limits", "nvidia.com/gpu"), "2"),
+    (check_gpus, (*HEAD, *IN_CONTAINER, "resources", "limits", "nvidia.com/gpu"), "1"),
     (check_resources, (*WORKER, *IN_CONTAINER, "resources", "limits", "ephemeral-storage"), ...),
     (check_workers, (*WORKER, *IN_POD, "terminationGracePeriodSeconds"), 120),
     (check_workers, (*WORKER, *IN_POD, "tolerations"), []),
@@ -219,6 +220,7 @@ BROKEN_JOBS = [
     (check_entrypoint, ("entrypoint",), f"sh -c '{ONLY} --resume"),
     (check_entrypoint, ("entrypoint",), f"{ONLY} --num-workers 4 --resume"),
     (check_entrypoint, ("rayClusterSpec", *WORKER, "replicas"), 3),
+    (check_gpus, ("entrypoint",), f"{ONLY} --resume --use-gpu"),
 ]
 """Places below a RayJobSpec, with values that are wrong there."""
 

@@ -18,8 +18,8 @@ RESOLVED = auto_config.resolve(get("auto"), factories.manifest())
     ("setting", "changes"),
     [
         ("rules", {}),
-        ("random-weights", {"init": ""}),
-        ("wide", {"init": "", "filters": 32}),
+        ("random-weights", {"init": "", "head": "deep"}),
+        ("wide", {"init": "", "head": "deep", "filters": 32}),
         ("noisy", {"noise_fraction": 0.2, "contrast_fraction": 0.3}),
         ("low-dropout", {"dropout": 0.1}),
         ("slow", {"learning_rate": RESOLVED.learning_rate / 3}),
@@ -39,6 +39,27 @@ def test_every_setting_is_tried_that_changes_something() -> None:
     ]  # fmt: skip
     other = auto_config.resolve(get("isfahan"), factories.manifest())
     assert settings.worth_a_trial(other) == ["rules", "noisy", "low-dropout", "slow"]
+
+
+@pytest.mark.parametrize("setting", ["random-weights", "wide"])
+def test_random_weights_have_the_learning_rate_that_they_have_without_a_race(setting: Setting) -> None:
+    few = factories.manifest(num_images={"train": 10, "val": 0, "test": 0}, num_characters={"train": {"a": 40}})
+    rules = auto_config.resolve(get("auto"), few)
+    scratch = auto_config.resolve(dataclasses.replace(get("auto"), from_scratch=True), few)
+    found = auto_config.resolve(dataclasses.replace(get("auto"), setting=setting), few)
+    assert rules.learning_rate < found.learning_rate == scratch.learning_rate
+    assert found.head == scratch.head
+
+
+def test_a_setting_that_cannot_be_is_not_tried() -> None:
+    assert "strong" not in settings.worth_a_trial(dataclasses.replace(RESOLVED, zoom_fraction=0.5))
+
+
+def test_the_fields_that_settings_change_are_known() -> None:
+    for setting in settings.worth_a_trial(RESOLVED):
+        found = settings.changed(dataclasses.replace(RESOLVED, setting=setting)).to_dict()
+        differ = {name for name, value in RESOLVED.to_dict().items() if found[name] != value}
+        assert differ - {"init", "head"} <= settings.CHANGED
 
 
 def test_a_setting_is_named_or_found_but_not_both() -> None:

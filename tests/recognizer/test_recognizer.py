@@ -115,7 +115,7 @@ def test_an_engine_gets_large_images_a_few_at_a_time(recognizer: Recognizer, mon
     assert len(recognizer.log_probabilities(pixels[:0])) == 0
 
 
-def test_confidence_is_that_of_the_least_certain_character(recognizer: Recognizer) -> None:
+def test_confidence_is_the_product_of_the_characters(recognizer: Recognizer) -> None:
     for prediction in recognizer.predict(list(pictures(10))):
         assert len(prediction.text) == len(prediction.char_confidence) == SPEC.max_length
         assert prediction.confidence == math.prod(prediction.char_confidence)

@@ -341,3 +341,15 @@ def test_images_that_lines_may_cross_bring_along_their_colors(
     monkeypatch.setattr(loop, "train_epoch", note_colors)
     fit(config_for(glyph_shards, tmp_path / "run", lines_fraction=fraction, epochs=1), glyph_shards, ray_cluster)
     assert set(found) == {fraction > 0}
+
+
+def test_a_run_that_was_begun_before_there_were_heads_goes_on_with_a_light_one(
+    glyph_shards: Shards, tmp_path: Path
+) -> None:
+    run = RunDirectory(str(tmp_path / "run"))
+    config = dataclasses.replace(get("auto"), shards=glyph_shards.uri, run=run.uri, from_scratch=True, resume=True)
+    assert trainer._resolved(config, glyph_shards.manifest, run).head == "deep"
+    before = auto_config.resolve(config, glyph_shards.manifest).to_dict()
+    del before["head"]
+    run.write_json("resolved_config.json", before)
+    assert trainer._resolved(config, glyph_shards.manifest, run).head == "light"

@@ -125,12 +125,22 @@ def test_an_absent_file_is_named(tmp_path: Path) -> None:
 
 
 def test_every_parameter_on_offer_fits_every_recipe() -> None:
-    singles = [name for name in search_space.OFFERED if name not in search_space.FULL_AUGMENTATION]
+    singles = [name for name in search_space.OFFERED if name not in (*search_space.FULL_AUGMENTATION, "setting")]
     for name in RECIPES:
         assert set(search_space.build(get(name), "", singles)) == set(singles)
     assert set(search_space.build(RECIPE, "", ["augmentation=off", *search_space.FULL_AUGMENTATION])) >= set(
         search_space.FULL_AUGMENTATION
     )
+
+
+def test_settings_are_not_searched_beside_what_they_change() -> None:
+    with pytest.raises(InputError, match="setting changes learning_rate, dropout, augmentation too; vary it"):
+        search_space.build(RECIPE, "", ["setting"])
+    assert set(search_space.build(RECIPE, "", ["setting=rules,slow", "batch_size"], only=True)) == {
+        "setting",
+        "batch_size",
+    }
+    assert search_space.apply(RECIPE, {"setting": "slow"}).learning_rate == pytest.approx(RECIPE.learning_rate / 3)
 
 
 def test_values_become_fields_and_augmentation_becomes_four_of_them() -> None:
