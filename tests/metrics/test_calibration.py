@@ -73,3 +73,12 @@ def test_a_long_curve_keeps_its_ends_and_not_all_between() -> None:
     assert points[-1]["coverage"] == 1.0
     assert points[-1]["risk"] == pytest.approx(1 - found.right.mean())
     assert points[0]["threshold"] == found.confidence.max()
+
+
+def test_the_order_of_predictions_changes_nothing() -> None:
+    rng = np.random.default_rng(0)
+    confidence, right = rng.random(1000), rng.random(1000) < 0.5
+    expected = Confidences.of(confidence.tolist(), right.tolist()).summary()
+    for _ in range(5):
+        order = rng.permutation(1000)
+        assert Confidences.of(confidence[order].tolist(), right[order].tolist()).summary() == expected
