@@ -37,6 +37,7 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Hide the session's Ray, as from a process that has not started one, and has one core of two to itself."""
     monkeypatch.setattr(pipeline, "_num_cpus", lambda: 2)
     monkeypatch.setattr(pipeline, "MAX_THREADS_HERE", 1)
+    monkeypatch.setattr(pipeline, "RAY_S", 3600.0)  # however busy the machine is
     monkeypatch.setattr(pipeline, "is_connected", lambda: False)
     monkeypatch.setattr(job, "is_connected", lambda: False)
 

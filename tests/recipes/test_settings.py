@@ -43,7 +43,7 @@ def test_every_setting_is_tried_that_changes_something() -> None:
 
 @pytest.mark.parametrize("setting", ["random-weights", "wide"])
 def test_random_weights_have_the_learning_rate_that_they_have_without_a_race(setting: Setting) -> None:
-    few = factories.manifest(num_images={"train": 10, "val": 0, "test": 0}, num_characters={"train": {"a": 40}})
+    few = factories.manifest(num_images={"train": 2, "val": 0, "test": 0}, num_characters={"train": {"a": 8}})
     rules = auto_config.resolve(get("auto"), few)
     scratch = auto_config.resolve(dataclasses.replace(get("auto"), from_scratch=True), few)
     found = auto_config.resolve(dataclasses.replace(get("auto"), setting=setting), few)

@@ -129,7 +129,7 @@ def test_what_would_fail_after_the_race_is_refused_before(glyph_shards: Shards, 
         race.run(dataclasses.replace(config, num_workers=150), glyph_shards)
 
 
-def interrupt(*_: object) -> None:
+def interrupt(*_: object, **__: object) -> None:
     raise KeyboardInterrupt
 
 
