@@ -154,7 +154,7 @@ class MultiHeadCNN(Network):
 
 
 class BatchNorm(nn.BatchNorm2d):
-    """Batch normalization that does not count its batches: nobody reads the count, and it costs an operation a step."""
+    """Normalizes batches without counting them: nobody reads the count, and it costs an operation a step."""
 
     def forward(self, maps: Tensor) -> Tensor:
         """Normalize (N, C, H, W) by the batch in training, else by the running mean and variance."""

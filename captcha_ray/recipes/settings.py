@@ -29,6 +29,11 @@ def changed(config: TrainConfig) -> TrainConfig:
     return dataclasses.replace(config, **_CHANGES[config.setting](config), setting="rules")
 
 
+def fields(config: TrainConfig) -> set[str]:
+    """Return the names of the fields that some setting changes in a config."""
+    return {name for change in _CHANGES.values() for name in change(config)}
+
+
 def worth_a_trial(config: TrainConfig) -> list[Setting]:
     """Return the settings that give different trainings; config: resolved, with the setting `rules`."""
     found: dict[TrainConfig, Setting] = {}
@@ -62,6 +67,3 @@ _CHANGES: dict[Setting, Callable[[TrainConfig], Mapping[str, Any]]] = {
     "low-dropout": lambda _: {"dropout": DROPOUT},
     "slow": lambda config: {"learning_rate": config.learning_rate / 3},
 }
-
-CHANGED = {"filters", "dropout", "learning_rate", "noise_fraction", "contrast_fraction", *DISTORTIONS}
-"""Fields that some setting changes."""

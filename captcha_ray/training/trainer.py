@@ -94,7 +94,7 @@ def model_spec(config: TrainConfig, manifest: schema.Manifest) -> ModelSpec:
         max_length=config.max_length or manifest.max_length,
         variable=config.variable_length,
         filters=config.filters,
-        head="deep" if config.head == "auto" else config.head,
+        head="light" if config.head == "auto" else config.head,  # auto: of a network that has none
         dropout=config.dropout,
         bidirectional=has_right_to_left(manifest.charset),
         aspect_ratios=manifest.aspect_ratios,

@@ -116,7 +116,8 @@ def build(recipe: TrainConfig, toml: str, vary: Sequence[str], *, only: bool = F
     check(bool(space), "the space is empty; vary at least one parameter, such as --vary learning_rate")
     double = [name for name in FULL_AUGMENTATION if AUGMENTATION in space and name in space]
     check(not double, f"augmentation sets {', '.join(double)} too; vary either of them")
-    both = [name for name in space if name in settings.CHANGED or name == AUGMENTATION] if "setting" in space else []
+    also = settings.fields(recipe) | {AUGMENTATION} if "setting" in space else set()
+    both = [name for name in space if name in also]
     check(not both, f"setting changes {', '.join(both)} too; vary it with --only, or turn those off")
     _check_fits(recipe, space)
     return space

@@ -1,4 +1,4 @@
-"""What Prometheus reads and alerts on: metrics that exist, and rules that fire when they should."""
+"""Checks what Prometheus reads and alerts on: that the metrics exist, and that rules fire when they should."""
 
 import re
 import shutil
@@ -64,7 +64,7 @@ def test_alerts_ask_for_metrics_that_are_exported() -> None:
     ],
 )
 def test_alerts_fire_when_they_should(tmp_path: Path, series: dict[str, str], at: str, firing: set[str]) -> None:
-    """By Prometheus' own tool, where it is installed (Debian: the package `prometheus`)."""
+    """Asks Prometheus' own tool, where it is installed (Debian: the package `prometheus`)."""
     promtool = shutil.which("promtool")
     if not promtool:
         pytest.skip("promtool is not installed")

@@ -1,4 +1,4 @@
-"""The Kubernetes job that creates a RayJob every night: its rights, its script, which a kubectl of ours answers."""
+"""Checks the Kubernetes job that creates a RayJob every night: its rights, and its script, with a kubectl of ours."""
 
 import re
 import subprocess

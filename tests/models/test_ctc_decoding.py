@@ -1,4 +1,4 @@
-"""A character's probability is that of all alignments with the characters before it."""
+"""Compare the probability of each character with the sum over all paths that have the characters before it."""
 
 import itertools
 
@@ -81,7 +81,7 @@ def test_the_characters_of_a_given_text_have_its_probability_as_their_product(
 
 
 def test_a_text_is_one_that_the_columns_hold() -> None:
-    """The likeliest character of each position alone would give a text of probability zero."""
+    """Take columns of which the likeliest character of each position alone would give a text of probability zero."""
     a, b, c, d, e, f, blank = range(7)
     said = np.full((1, 4, 7), 1e-9)
     said[0, 0, [a, blank]] = 0.4, 0.6

@@ -1,4 +1,4 @@
-"""Containers of Azure, by its emulator Azurite, a program of npm that is looked for on the PATH and in node_modules."""
+"""Use containers of Azure's emulator Azurite, a program of npm that is looked for on the PATH and in node_modules."""
 
 import base64
 import contextlib
@@ -32,7 +32,7 @@ KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """The environment of a client of an emulator with the containers `box` and `tables`."""
+    """Runs an emulator with the containers `box` and `tables`; gives the environment of a client."""
     here = Path(__file__).parents[2] / "node_modules/.bin"
     program = shutil.which("azurite-blob", path=f"{os.environ['PATH']}{os.pathsep}{here}")
     if not program:

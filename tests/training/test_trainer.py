@@ -21,6 +21,7 @@ from captcha_ray.datasets.shards import Shards, open_shards
 from captcha_ray.errors import InputError
 from captcha_ray.evaluation import evaluate
 from captcha_ray.models import checkpoint
+from captcha_ray.models.fingerprint import fingerprint
 from captcha_ray.recipes import auto_config
 from captcha_ray.recipes.catalog import get
 from captcha_ray.recipes.file import load_recipe
@@ -353,3 +354,9 @@ def test_a_run_that_was_begun_before_there_were_heads_goes_on_with_a_light_one(
     del before["head"]
     run.write_json("resolved_config.json", before)
     assert trainer._resolved(config, glyph_shards.manifest, run).head == "light"
+
+
+def test_a_network_without_columns_has_no_head_in_its_fingerprint(glyph_shards: Shards) -> None:
+    config = dataclasses.replace(get("isfahan"), height=0, width=0, max_length=0)
+    spec = model_spec(auto_config.resolve(config, glyph_shards.manifest), glyph_shards.manifest)
+    assert fingerprint(spec, b"") == fingerprint(dataclasses.replace(spec, head="light"), b"")

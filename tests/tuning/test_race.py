@@ -1,4 +1,4 @@
-"""`train --auto thorough` on a real Ray: settings are tried, the winner is trained, and nothing is tried twice."""
+"""Run `train --auto thorough` on a real Ray: settings are tried, the winner is trained, and nothing is tried twice."""
 
 import dataclasses
 import json
