@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 
 from captcha_ray import Prediction, Recognizer
@@ -309,3 +310,22 @@ def test_probabilities_are_those_at_the_temperature_of_the_checkpoint(tmp_path: 
 def test_a_batch_size_below_one_is_refused(recognizer: Recognizer, batch_size: int) -> None:
     with pytest.raises(ValueError, match=f"batch_size is {batch_size}; it must be at least 1"):
         recognizer.predict([b"x"], batch_size=batch_size)
+
+
+def test_losses_of_columns_are_those_of_ctc_among_all_texts_that_are_allowed() -> None:
+    image = ImageSpec(height=16, width=24)
+    spec = ModelSpec(network="column_cnn", image=image, charset="ab", max_length=2, variable=True, dropout=0.0)
+    torch.manual_seed(4)
+    columns = Recognizer(TorchEngine(build_model(spec), spec, precision="fp32"), spec)
+    (outputs,) = columns.outputs(np.random.default_rng(0).integers(0, 256, (1, 16, 24, 1), np.uint8)) * 4
+    outputs = outputs - np.log(np.exp(outputs).sum(1, keepdims=True))
+    texts = ["a", "b", "aa", "ab", "ba", "bb"]
+    repeated = torch.from_numpy(outputs)[None].expand(len(texts), -1, -1)
+    targets = torch.tensor(["ab".index(character) for text in texts for character in text])
+    lengths = torch.tensor([len(text) for text in texts])
+    alone = F.ctc_loss(
+        repeated.transpose(0, 1), targets, torch.full((len(texts),), len(outputs)), lengths, blank=2, reduction="none"
+    )
+    expected = -torch.log_softmax(-alone, 0)
+    found = columns.losses(np.repeat(outputs[None], len(texts), 0), texts)
+    assert found == pytest.approx(expected.tolist(), abs=1e-4)
